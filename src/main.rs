@@ -1,1 +1,2 @@
+//! The `walcast` command.
 fn main() {}

@@ -1,0 +1,211 @@
+//! The unit that crosses to the sinks: rows in stream order, their texts in one arena, and the mark that
+//! whoever holds the batch may claim.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::lsn::{Mark, Position};
+use crate::model::content::Content;
+pub use crate::transform::enrich::{Event, Span};
+
+/// One thing for the sinks to know, at its place in the stream.
+#[derive(Debug, Clone)]
+pub enum Row {
+    /// An engagement event.
+    Event(Event),
+    /// A content row came, changed or went.
+    Content(ContentChange),
+    /// A row that no sink can take.
+    DeadLetter(Box<DeadLetter>),
+}
+
+impl Row {
+    /// The row's place in the stream. Rows of one batch never go down; an update that changes a content
+    /// id, and a truncation, give several rows of one position.
+    pub fn position(&self) -> Position {
+        match self {
+            Row::Event(event) => event.position,
+            Row::Content(change) => change.position,
+            Row::DeadLetter(letter) => letter.position,
+        }
+    }
+}
+
+/// The state of one content row after a change.
+#[derive(Debug, Clone)]
+pub struct ContentChange {
+    /// The change's place in the stream.
+    pub position: Position,
+    /// When the transaction committed, microseconds since 1970.
+    pub commit_ts: i64,
+    /// `content.id`.
+    pub id: Uuid,
+    /// The row as it is now; `None` when it was deleted.
+    pub after: Option<Arc<Content>>,
+}
+
+/// A row refused before the sinks: undecodable, or against a rule.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// The row's place in the stream.
+    pub position: Position,
+    /// When the transaction committed, microseconds since 1970.
+    pub commit_ts: i64,
+    /// The table, `schema.name`.
+    pub table: String,
+    /// A short code for metrics, such as `negative_duration`.
+    pub reason: &'static str,
+    /// One sentence: field, shape found, shape wanted.
+    pub message: String,
+    /// The row as received: a JSON object of column name to text (binary values in base64 under `$base64`).
+    pub row_json: String,
+}
+
+/// Rows in stream order, and the mark of whoever holds them and all before them.
+#[derive(Debug)]
+pub struct Batch {
+    rows: Vec<Row>,
+    text: String,
+    mark: Mark,
+    urgent: bool,
+    created: Instant,
+}
+
+impl Batch {
+    /// A batch without rows that only moves the mark.
+    pub fn empty(mark: Mark, urgent: bool) -> Self {
+        Batch { rows: Vec::new(), text: String::new(), mark, urgent, created: Instant::now() }
+    }
+
+    /// The rows, in stream order.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The engagement events among the rows.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.rows.iter().filter_map(|row| match row {
+            Row::Event(event) => Some(event),
+            _ => None,
+        })
+    }
+
+    /// The text behind a span of one of this batch's events.
+    pub fn text(&self, span: Span) -> &str {
+        let start = span.start as usize;
+        self.text.get(start..start + span.len as usize).unwrap_or_default()
+    }
+
+    /// What holding this batch and all before it amounts to.
+    pub fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    /// Whether the sinks shall make it durable at once rather than at their own pace (the server waits).
+    pub fn urgent(&self) -> bool {
+        self.urgent
+    }
+
+    /// When the first row was put in.
+    pub fn created(&self) -> Instant {
+        self.created
+    }
+
+    /// About what the batch occupies in memory; never 0, so that it can be a queue's measure.
+    pub fn bytes(&self) -> usize {
+        512 + self.rows.len() * size_of::<Row>() + self.text.len()
+    }
+
+    /// The part that somebody who already has `held` still needs: `None` when that is nothing, not even
+    /// the mark. Costs a copy only where a restart cuts a batch.
+    pub fn beyond(self: &Arc<Self>, held: &Mark) -> Option<Arc<Batch>> {
+        if held.covers(&self.mark) && self.rows.last().is_none_or(|row| held.holds(row.position())) {
+            return None;
+        }
+        let skip = self.rows.partition_point(|row| held.holds(row.position()));
+        if skip == 0 {
+            return Some(Arc::clone(self));
+        }
+        Some(Arc::new(Batch {
+            rows: self.rows.get(skip..).unwrap_or_default().to_vec(),
+            text: self.text.clone(),
+            mark: self.mark,
+            urgent: self.urgent,
+            created: self.created,
+        }))
+    }
+}
+
+/// Collects rows until a bound is reached, then gives them as a [`Batch`].
+#[derive(Debug)]
+pub struct BatchBuilder {
+    rows: Vec<Row>,
+    text: String,
+    mark: Mark,
+    first_row_at: Option<Instant>,
+}
+
+impl BatchBuilder {
+    /// An empty builder; its first batch starts after `mark`.
+    pub fn new(mark: Mark) -> Self {
+        BatchBuilder { rows: Vec::new(), text: String::new(), mark, first_row_at: None }
+    }
+
+    /// Copies a text into the arena.
+    pub fn intern(&mut self, text: &str) -> Span {
+        let start = self.text.len() as u32;
+        self.text.push_str(text);
+        Span { start, len: text.len() as u32 }
+    }
+
+    /// Adds a row; rows come in stream order.
+    pub fn push(&mut self, row: Row) {
+        debug_assert!(self.mark.position.is_none_or(|last| last <= row.position()));
+        self.mark.position = Some(row.position());
+        self.first_row_at.get_or_insert_with(Instant::now);
+        self.rows.push(row);
+    }
+
+    /// Says that everything up to `end_lsn`, the end of a commit or the idle WAL end, is in.
+    pub fn hold(&mut self, end_lsn: crate::lsn::Lsn) {
+        self.mark.held = self.mark.held.max(end_lsn);
+    }
+
+    /// The mark that the batch would have if it ended here.
+    pub fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    /// Rows so far.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Bytes so far, as [`Batch::bytes`] counts them.
+    pub fn bytes(&self) -> usize {
+        self.rows.len() * size_of::<Row>() + self.text.len()
+    }
+
+    /// When the first row came; `None` while there is none.
+    pub fn first_row_at(&self) -> Option<Instant> {
+        self.first_row_at
+    }
+
+    /// Ends the batch here and starts the next.
+    pub fn finish(&mut self, urgent: bool) -> Batch {
+        Batch {
+            rows: std::mem::take(&mut self.rows),
+            text: std::mem::take(&mut self.text),
+            mark: self.mark,
+            urgent,
+            created: self.first_row_at.take().unwrap_or_else(Instant::now),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Places in the WAL: [`Lsn`], the event name [`Position`], and [`Mark`], what a sink says it holds.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Version of the rule by which ordinals are counted (see [`Position`]). Stored with every mark: a
+/// build with another rule may go on from such a mark only when it lies at a commit boundary.
+pub const ORDINAL_RULE: u32 = 1;
+
+/// A byte address in the WAL, printed the way PostgreSQL prints it: `16/B374D848`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// "No place": lower than any real LSN.
+    pub const ZERO: Lsn = Lsn(0);
+
+    /// Bytes from `earlier` to here, 0 when `earlier` is ahead.
+    pub fn bytes_since(self, earlier: Lsn) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+/// The text was not an LSN of the form `16/B374D848`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an LSN: two hexadecimal numbers with a slash between them are expected, such as 16/B374D848")]
+pub struct ParseLsnError;
+
+impl FromStr for Lsn {
+    type Err = ParseLsnError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (high, low) = text.split_once('/').ok_or(ParseLsnError)?;
+        let half = |digits: &str| match digits.len() {
+            1..=8 if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                u64::from_str_radix(digits, 16).map_err(|_| ParseLsnError)
+            }
+            _ => Err(ParseLsnError),
+        };
+        Ok(Lsn(half(high)? << 32 | half(low)?))
+    }
+}
+
+impl Serialize for Lsn {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Lsn {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The name of an event: which commit, and which change within it.
+///
+/// `ordinal` is the 0-based index among the insert, update, delete and truncate messages of the
+/// committed transaction in protocol 1 order, before any filter of ours, dead letters included,
+/// logical messages excluded. The LSN of the change's own record is neither unique nor monotonic and
+/// is used for nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// Where the commit record begins (`final_lsn` of Begin).
+    pub commit_lsn: Lsn,
+    /// Index within the transaction.
+    pub ordinal: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.commit_lsn, self.ordinal)
+    }
+}
+
+/// How far a sink (or a batch) reaches.
+///
+/// Both parts only ever grow. A batch may end inside a transaction: then `position` moves and `held`
+/// stays at the end of the last whole transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Mark {
+    /// The last event covered; `None` before the first.
+    pub position: Option<Position>,
+    /// The end of the last commit (or the idle WAL end) up to which everything is covered.
+    pub held: Lsn,
+}
+
+impl Mark {
+    /// A mark at a commit boundary, before any event.
+    pub fn at(held: Lsn) -> Self {
+        Mark { position: None, held }
+    }
+
+    /// Whether the event at `position` is already covered.
+    pub fn holds(&self, position: Position) -> bool {
+        position.commit_lsn < self.held || self.position.is_some_and(|last| position <= last)
+    }
+
+    /// Whether `self` covers all that `other` covers.
+    pub fn covers(&self, other: &Mark) -> bool {
+        self.held >= other.held && other.position.is_none_or(|position| self.holds(position))
+    }
+
+    /// The mark of somebody who had `self` and now also has all up to `to`.
+    #[must_use]
+    pub fn advanced(self, to: Mark) -> Mark {
+        Mark { position: self.position.max(to.position), held: self.held.max(to.held) }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.position {
+            Some(position) => write!(f, "{} (last event {position})", self.held),
+            None => write!(f, "{}", self.held),
+        }
+    }
+}
+
+/// The line of history that LSNs belong to. Marks of different epochs are never compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Drawn at random when the slot was made: a slot made again is another epoch.
+    pub epoch: Uuid,
+    /// PostgreSQL's system identifier.
+    pub system_id: String,
+    /// PostgreSQL's timeline: a new one after a failover.
+    pub timeline: u32,
+    /// The replication slot's name.
+    pub slot: String,
+}
+
+/// A mark as a target stores it, in the same atomic act as the data it speaks of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredMark {
+    /// Which history the mark belongs to.
+    #[serde(flatten)]
+    pub epoch: Epoch,
+    /// See [`ORDINAL_RULE`].
+    pub ordinal_rule: u32,
+    /// How far the target reaches.
+    #[serde(flatten)]
+    pub mark: Mark,
+}
+
+impl StoredMark {
+    /// The mark to store at a target.
+    pub fn new(epoch: &Epoch, mark: Mark) -> Self {
+        StoredMark { epoch: epoch.clone(), ordinal_rule: ORDINAL_RULE, mark }
+    }
+
+    /// The stored form: one JSON object, the same text for the same mark.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads the stored form back.
+    pub fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(json)
+    }
+}
+
+/// What one running instance knows itself by; every target checks the token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// The history this instance reads.
+    pub epoch: Epoch,
+    /// Taken from PostgreSQL at start, greater than that of every earlier instance. A target that has
+    /// seen a greater one refuses us: an older instance can change nothing.
+    pub token: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn position(commit_lsn: u64, ordinal: u64) -> Position {
+        Position { commit_lsn: Lsn(commit_lsn), ordinal }
+    }
+
+    proptest! {
+        #[test]
+        fn an_lsn_reads_back_as_printed(value: u64) {
+            prop_assert_eq!(Lsn(value).to_string().parse(), Ok(Lsn(value)));
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_lsn_is_refused() {
+        for text in ["", "/", "0", "0/", "/0", "0/123456789", "+1/2", "1/+2", "g/0", " 0/0"] {
+            assert_eq!(text.parse::<Lsn>(), Err(ParseLsnError), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_holds_whole_commits_below_held_and_events_up_to_its_position() {
+        let mark = Mark { position: Some(position(200, 3)), held: Lsn(150) };
+        assert!(mark.holds(position(149, 99)));
+        assert!(mark.holds(position(200, 3)));
+        assert!(!mark.holds(position(200, 4)));
+        assert!(!Mark::at(Lsn(150)).holds(position(150, 0)), "a commit record at held is the next one");
+    }
+
+    #[test]
+    fn a_stored_mark_reads_back() {
+        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
+        let stored = StoredMark::new(&epoch, Mark { position: Some(position(1 << 33, 7)), held: Lsn(9) });
+        assert_eq!(StoredMark::from_json(stored.to_json().as_bytes()).ok(), Some(stored.clone()));
+        insta::assert_snapshot!(stored.to_json(), @r#"{"epoch":"00000000-0000-0000-0000-000000000000","system_id":"7","timeline":1,"slot":"walcast","ordinal_rule":1,"position":{"commit_lsn":"2/0","ordinal":7},"held":"0/9"}"#);
+    }
+}

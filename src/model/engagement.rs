@@ -1,0 +1,1 @@
+//! The `engagement_events` table.

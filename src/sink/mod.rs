@@ -1,0 +1,103 @@
+//! What a sink is, and the list of them.
+//!
+//! A sink stores rows and its [`Mark`] in one atomic act, and asks its target where it stands instead of
+//! remembering. Queue, retry, skipping of what is held already, metrics and dead letters live once, in
+//! [`driver`]. A new sink is one file, one `mod` line and one entry in [`SINKS`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::lsn::{Mark, Session, StoredMark};
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// The target has the rows but may still lose them; a later `tick` or `flush` makes them durable.
+    /// The driver releases them from memory: when the target loses them after all, the sink answers
+    /// with an error of kind `Lost` and the slot is read again.
+    Accepted,
+    /// The rows and this mark are durable.
+    Durable(Mark),
+}
+
+/// How the driver is to feed a sink.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// How long to collect batches after the first before `write`; an urgent batch ends the wait.
+    pub linger: Duration,
+    /// How many bytes of batches (as [`Batch::bytes`] counts) to collect at most for one `write`.
+    pub write_bytes_max: usize,
+    /// How often to call `tick`; `None` for never.
+    pub tick_every: Option<Duration>,
+}
+
+/// One line of `walcast check`.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Finding {
+    /// What was looked at, such as `kafka topic engagement.events`.
+    pub subject: String,
+    /// What was found.
+    pub verdict: Verdict,
+    /// One sentence: what is so.
+    pub message: String,
+    /// The statement or command that mends it, when it is not `Ok`.
+    pub fix: Option<String>,
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, but the operator should know.
+    Warn,
+    /// walcast cannot run like this.
+    Fail,
+}
+
+/// A place where events go.
+///
+/// Calls come one at a time, from the sink's own task. After any error the driver calls `recover` before
+/// it writes again, and then writes only what the answer does not cover: so an unknown outcome needs no
+/// care of its own in `write`, it is an error of class `Transient`.
+#[async_trait]
+pub trait Sink: Send {
+    /// The name in configuration, metrics and `walcast.sink`.
+    fn name(&self) -> &'static str;
+
+    /// How to feed it.
+    fn pace(&self) -> Pace;
+
+    /// Looks whether the target is as it must be; changes nothing.
+    async fn check(&mut self) -> Vec<Finding>;
+
+    /// Creates what is missing at the target (topics, tables) and refuses what is there in another
+    /// shape (kind `Setup`). Run again it does nothing.
+    async fn prepare(&mut self) -> Result<()>;
+
+    /// Shuts older instances out (`session.token`), settles what an earlier run left open, and asks the
+    /// target how far it reaches; `None` when it holds no mark.
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>>;
+
+    /// Takes batches, in stream order, without gaps, never one that the target already holds. A batch
+    /// may be without rows: its mark is to be made durable all the same.
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written>;
+
+    /// Work on the sink's own clock; `Some` when it made a mark durable.
+    async fn tick(&mut self) -> Result<Option<Mark>> {
+        Ok(None)
+    }
+
+    /// Makes all accepted rows durable now; `Some` when that moved the mark.
+    async fn flush(&mut self) -> Result<Option<Mark>> {
+        Ok(None)
+    }
+
+    /// Ends connections in good order. Accepted rows may be dropped: the slot still has them.
+    async fn close(&mut self) {}
+}

@@ -1,0 +1,98 @@
+//! walcast's state in PostgreSQL (schema `walcast`): who may write, and the marks and intents of sinks
+//! whose target cannot keep them. Every write is guarded by the token.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_postgres::types::Json;
+use tokio_postgres::{Client, Transaction};
+
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Session, StoredMark};
+use crate::source::{PostgresConfig, sql};
+
+/// One session to the state schema, opened again when it was lost. Each user has its own.
+pub struct State {
+    config: PostgresConfig,
+    client: Option<Client>,
+}
+
+impl State {
+    /// A state that connects at first use.
+    pub fn new(config: PostgresConfig) -> Self {
+        State { config, client: None }
+    }
+
+    /// The session, opened when there is none.
+    pub async fn client(&mut self) -> Result<&mut Client> {
+        let open = match self.client.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => sql::connect(&self.config).await?,
+        };
+        Ok(self.client.insert(open))
+    }
+
+    /// A transaction in which nobody can become a newer instance than `session`; an error of kind
+    /// `Fenced` when somebody has.
+    pub async fn guarded(&mut self, session: &Session) -> Result<Transaction<'_>> {
+        let transaction = self.client().await?.transaction().await.map_err(sql::error)?;
+        let newest = transaction
+            .query_opt(
+                "SELECT token FROM walcast.epoch WHERE slot = $1 AND epoch = $2 FOR SHARE",
+                &[&session.epoch.slot, &session.epoch.epoch],
+            )
+            .await
+            .map_err(sql::error)?
+            .map(|row| row.get::<_, i64>(0));
+        match newest {
+            Some(token) if token == session.token => Ok(transaction),
+            Some(_) => Err(Error::new(Kind::Fenced, "a newer walcast has taken over this slot")),
+            None => Err(Error::new(Kind::Resync, "walcast.epoch no longer knows this slot's epoch")),
+        }
+    }
+
+    /// What is kept for a sink: its mark and its open intent.
+    pub async fn progress<I: DeserializeOwned>(
+        &mut self,
+        session: &Session,
+        sink: &str,
+    ) -> Result<(Option<StoredMark>, Option<I>)> {
+        let row = self
+            .client()
+            .await?
+            .query_opt(
+                "SELECT mark, intent FROM walcast.progress WHERE epoch = $1 AND sink = $2",
+                &[&session.epoch.epoch, &sink],
+            )
+            .await
+            .map_err(sql::error)?;
+        let Some(row) = row else { return Ok((None, None)) };
+        let unreadable = |error| {
+            Error::new(Kind::Protocol, format!("walcast.progress of {sink} has another shape")).because(error)
+        };
+        let mark = row.try_get::<_, Option<Json<StoredMark>>>(0).map_err(unreadable)?;
+        let intent = row.try_get::<_, Option<serde_json::Value>>(1).map_err(unreadable)?;
+        let intent = intent.map(serde_json::from_value).transpose().map_err(|error| {
+            Error::new(Kind::Protocol, format!("the intent of {sink} has another shape")).because(error)
+        })?;
+        Ok((mark.map(|Json(mark)| mark), intent))
+    }
+}
+
+/// Stores a sink's mark and intent, inside a guarded transaction.
+pub async fn store_progress<I: Serialize + std::fmt::Debug + Sync>(
+    transaction: &Transaction<'_>,
+    session: &Session,
+    sink: &str,
+    mark: Option<&StoredMark>,
+    intent: Option<&I>,
+) -> Result<()> {
+    transaction
+        .execute(
+            "INSERT INTO walcast.progress (epoch, sink, mark, intent) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (epoch, sink) DO UPDATE SET mark = $3, intent = $4, updated_at = now()",
+            &[&session.epoch.epoch, &sink, &mark.map(Json), &intent.map(Json)],
+        )
+        .await
+        .map_err(sql::error)?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! From decoded rows to enriched events.
+
+pub mod enrich;
