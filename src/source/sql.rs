@@ -4,6 +4,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::error::{Error, Kind, Result};
 use crate::source::PostgresConfig;
+use crate::source::server_error::ServerError;
 
 /// Opens a session for ordinary SQL. The session ends when the client is dropped.
 pub async fn connect(config: &PostgresConfig) -> Result<Client> {
@@ -26,17 +27,9 @@ pub async fn connect(config: &PostgresConfig) -> Result<Client> {
 
 /// Sorts an error of an SQL session by what can be done about it.
 pub fn error(error: tokio_postgres::Error) -> Error {
-    let kind = match error.code().map(|state| state.code()) {
-        None => Kind::Unavailable,
-        Some(state) => match state.get(..2) {
-            // connection exceptions, insufficient resources, operator intervention, transaction rollback
-            Some("08" | "53" | "57" | "40") => Kind::Unavailable,
-            _ => Kind::Setup,
-        },
+    let sorted = match error.as_db_error() {
+        Some(refusal) => ServerError::from(refusal).into_error(),
+        None => Error::new(Kind::Unavailable, "PostgreSQL cannot be reached"),
     };
-    let message = match error.as_db_error() {
-        Some(db) => format!("PostgreSQL: {} ({})", db.message(), db.code().code()),
-        None => "PostgreSQL cannot be reached".to_owned(),
-    };
-    Error::new(kind, message).because(error)
+    sorted.because(error)
 }

@@ -1,0 +1,70 @@
+//! What the integration tests share: the servers' addresses, a database of one's own, waiting for a
+//! condition.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+use uuid::Uuid;
+use walcast::source::{PostgresConfig, sql};
+
+/// How long anything may take that a test waits for.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A variable of `scripts/services env`, or what the servers have when nobody has changed it.
+pub fn env(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// The main PostgreSQL server, as its superuser.
+pub fn postgres() -> PostgresConfig {
+    PostgresConfig {
+        host: env("POSTGRES_HOST", "127.0.0.1"),
+        port: env("POSTGRES_PORT", "25432").parse().unwrap(),
+        db: env("POSTGRES_DB", "engagement"),
+        user: env("POSTGRES_USER", "postgres"),
+        password: env("POSTGRES_PASSWORD", "walcast").into(),
+        ..Default::default()
+    }
+}
+
+/// A name that no other test has.
+pub fn fresh_name(prefix: &str) -> String {
+    format!("{prefix}_{}", Uuid::new_v4().simple())
+}
+
+/// Makes an empty database on the server; slot and publication get names of their own too.
+pub async fn fresh_database(server: PostgresConfig) -> PostgresConfig {
+    let db = fresh_name("test");
+    let admin = sql::connect(&server).await.unwrap();
+    admin.batch_execute(&format!("CREATE DATABASE {db}")).await.unwrap();
+    PostgresConfig { slot: db.clone(), publication: fresh_name("publication"), db, ..server }
+}
+
+/// Drops what [`fresh_database`] made, and the slots in it.
+pub async fn drop_database(config: &PostgresConfig) {
+    let server = PostgresConfig { db: "postgres".into(), ..config.clone() };
+    let admin = sql::connect(&server).await.unwrap();
+    let slots = "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE database = $1 AND NOT active";
+    wait_until("the database's slots are gone", async || {
+        let _ = admin.query(slots, &[&config.db]).await;
+        let left = "SELECT count(*) FROM pg_replication_slots WHERE database = $1";
+        admin.query_one(left, &[&config.db]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
+    admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", config.db)).await.unwrap();
+}
+
+/// Runs statements; a failing one fails the test.
+pub async fn run(client: &Client, statements: &str) {
+    client.batch_execute(statements).await.unwrap();
+}
+
+/// Asks again and again until the answer is yes.
+pub async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
