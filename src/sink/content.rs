@@ -55,8 +55,14 @@ impl ContentSink {
         let mark = self.stored.advanced(self.accepted);
         let transaction = self.state.guarded(session).await?;
         insert_versions(&transaction, session, &self.changes).await?;
-        store_progress(&transaction, session, NAME, Some(&StoredMark::new(&session.epoch, mark)), None::<&()>)
-            .await?;
+        store_progress(
+            &transaction,
+            session,
+            NAME,
+            Some(&StoredMark::new(&session.epoch, mark)),
+            None::<&()>,
+        )
+        .await?;
         if self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES) {
             prune(&transaction, session).await?;
         }
@@ -145,7 +151,10 @@ async fn insert_versions(
         &column(changes, |change| after(change, |content| content.length_seconds)),
         &column(changes, |change| after(change, |content| content.publish_ts)),
     ];
-    transaction.execute(include_str!("../../sql/insert_content_versions.sql"), &columns).await.map_err(sql::error)?;
+    transaction
+        .execute(include_str!("../../sql/insert_content_versions.sql"), &columns)
+        .await
+        .map_err(sql::error)?;
     Ok(())
 }
 
@@ -164,13 +173,11 @@ async fn prune(transaction: &Transaction<'_>, session: &Session) -> Result<()> {
 /// The content rows as the stream saw them at `start`, the end of a commit.
 pub async fn load(client: &Client, session: &Session, start: Lsn) -> Result<ContentCache> {
     let rows = client
-        .query(
-            include_str!("../../sql/load_content.sql"),
-            &[&session.epoch.epoch, &PgLsn::from(start.0)],
-        )
+        .query(include_str!("../../sql/load_content.sql"), &[&session.epoch.epoch, &PgLsn::from(start.0)])
         .await
         .map_err(sql::error)?;
-    let unreadable = |error| Error::new(Kind::Protocol, "walcast.content_version has another shape").because(error);
+    let unreadable =
+        |error| Error::new(Kind::Protocol, "walcast.content_version has another shape").because(error);
     rows.iter()
         .map(|row| {
             Ok(Content {

@@ -14,11 +14,11 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::error::{Class, Error, Kind, Result};
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::queue::{Queued, QueueReceiver};
+use crate::sink::queue::{QueueReceiver, Queued};
 use crate::sink::retry::Backoff;
 use crate::sink::{Sink, Written};
 use crate::state::State;
-use crate::web::status::SinkStatus;
+use crate::telemetry::status::SinkStatus;
 
 /// A sink at work.
 pub struct Driver {
@@ -30,8 +30,10 @@ pub struct Driver {
     pub session: Session,
     /// Where the sink stood when it was recovered.
     pub held: Mark,
-    /// Where the pipeline sees how far the sink is.
-    pub marks: watch::Sender<Mark>,
+    /// Where the pipeline sees how far each sink is.
+    pub marks: watch::Sender<Vec<Mark>>,
+    /// This sink's place in `marks`.
+    pub index: usize,
     /// The sink's line in `walcast.sink` is still to be written.
     pub unregistered: Option<State>,
     /// What the operator sees.
@@ -42,7 +44,8 @@ impl Driver {
     /// Runs until the queue is closed and drained (`Ok`), or until an error that only a new start of the
     /// pipeline (`Lost`) or nobody (`Definite`) can mend.
     pub async fn run(self) -> Result<()> {
-        let mut work = Work { accepted: self.held, pending: Vec::new(), next_tick: Instant::now(), driver: self };
+        let mut work =
+            Work { accepted: self.held, pending: Vec::new(), next_tick: Instant::now(), driver: self };
         let mut backoff = Backoff::default();
         loop {
             match work.step().await {
@@ -53,6 +56,16 @@ impl Driver {
         }
         work.driver.sink.close().await;
         Ok(())
+    }
+
+    fn publish(&mut self, held: Mark) {
+        self.held = held;
+        self.status.held(held);
+        self.marks.send_modify(|marks| {
+            if let Some(mark) = marks.get_mut(self.index) {
+                *mark = held;
+            }
+        });
     }
 }
 
@@ -141,9 +154,7 @@ impl Work {
             state.register_sink(&driver.session, driver.sink.name(), mark).await?;
             driver.unregistered = None;
         }
-        driver.held = driver.held.advanced(mark);
-        driver.status.held(driver.held);
-        driver.marks.send_replace(driver.held);
+        driver.publish(driver.held.advanced(mark));
         Ok(())
     }
 
@@ -176,17 +187,20 @@ impl Work {
         let name = self.driver.sink.name();
         let mark = match stored {
             Some(stored) if stored.epoch == self.driver.session.epoch => stored.mark,
-            Some(_) => return Err(Error::new(Kind::Lost, format!("{name} came back with a mark of another epoch"))),
+            Some(_) => {
+                return Err(Error::new(Kind::Lost, format!("{name} came back with a mark of another epoch")));
+            }
             None if self.driver.unregistered.is_some() => self.driver.held,
             None => return Err(Error::new(Kind::Lost, format!("{name} came back without a mark"))),
         };
         if !mark.covers(&self.accepted) {
-            return Err(Error::new(Kind::Lost, format!("{name} holds {mark} and had taken {}", self.accepted)));
+            return Err(Error::new(
+                Kind::Lost,
+                format!("{name} holds {mark} and had taken {}", self.accepted),
+            ));
         }
         self.accepted = mark;
-        self.driver.held = mark;
-        self.driver.status.held(mark);
-        self.driver.marks.send_replace(mark);
+        self.driver.publish(mark);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ pub struct Queued {
 
 /// The pipeline's end.
 pub struct QueueSender {
-    items: UnboundedSender<Queued>,
+    items: Option<UnboundedSender<Queued>>,
     room: Arc<Semaphore>,
     bytes_max: usize,
 }
@@ -33,19 +33,25 @@ pub struct Closed;
 pub fn queue(bytes_max: usize) -> (QueueSender, QueueReceiver) {
     let bytes_max = bytes_max.clamp(1, u32::MAX as usize);
     let (items, receiver) = unbounded_channel();
-    (QueueSender { items, room: Arc::new(Semaphore::new(bytes_max)), bytes_max }, receiver)
+    (QueueSender { items: Some(items), room: Arc::new(Semaphore::new(bytes_max)), bytes_max }, receiver)
 }
 
 impl QueueSender {
     /// Waits for room and puts the batch in. Cancel safe: when it is dropped nothing was put in.
     pub async fn send(&self, batch: Arc<Batch>) -> Result<(), Closed> {
+        let Some(items) = &self.items else { return Err(Closed) };
         let bytes = batch.bytes().min(self.bytes_max) as u32;
         let room = tokio::select! {
             biased;
-            () = self.items.closed() => return Err(Closed),
+            () = items.closed() => return Err(Closed),
             room = Arc::clone(&self.room).acquire_many_owned(bytes) => room.map_err(|_| Closed)?,
         };
-        self.items.send(Queued { batch, _room: room }).map_err(|_| Closed)
+        items.send(Queued { batch, _room: room }).map_err(|_| Closed)
+    }
+
+    /// Nothing more will come: the driver ends once it has written what is in.
+    pub fn close(&mut self) {
+        self.items = None;
     }
 
     /// Bytes now waiting or being written.

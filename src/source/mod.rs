@@ -1,6 +1,16 @@
 //! PostgreSQL: the replication connection, ordinary SQL, the slot and its snapshot.
 
+pub mod dial;
+pub mod frame;
+pub mod server_error;
+mod wire;
+pub mod auth;
+pub mod connection;
+pub mod stream;
+pub mod quote;
 pub mod sql;
+pub mod slot;
+pub mod heartbeat;
 
 use serde::{Deserialize, Serialize};
 

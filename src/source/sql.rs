@@ -1,12 +1,19 @@
 //! Ordinary SQL sessions.
 
+use tokio::sync::oneshot;
 use tokio_postgres::{Client, NoTls};
 
 use crate::error::{Error, Kind, Result};
 use crate::source::PostgresConfig;
+use crate::source::server_error::ServerError;
 
 /// Opens a session for ordinary SQL. The session ends when the client is dropped.
 pub async fn connect(config: &PostgresConfig) -> Result<Client> {
+    connect_watched(config).await.map(|(client, _)| client)
+}
+
+/// As [`connect`], with a receiver that gives the reason when the session ends.
+pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot::Receiver<Error>)> {
     let mut options = tokio_postgres::Config::new();
     options
         .host(&config.host)
@@ -16,27 +23,23 @@ pub async fn connect(config: &PostgresConfig) -> Result<Client> {
         .password(config.password.expose())
         .application_name("walcast");
     let (client, connection) = options.connect(NoTls).await.map_err(error)?;
+    let (ended, watched) = oneshot::channel();
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = %error, "SQL session ended");
-        }
+        let reason = match connection.await {
+            Ok(()) => Error::new(Kind::Unavailable, "the SQL session was closed"),
+            Err(reason) => error(reason),
+        };
+        // Most sessions are not watched: their users see the next statement fail.
+        let _ = ended.send(reason);
     });
-    Ok(client)
+    Ok((client, watched))
 }
 
 /// Sorts an error of an SQL session by what can be done about it.
 pub fn error(error: tokio_postgres::Error) -> Error {
-    let kind = match error.code().map(|state| state.code()) {
-        None => Kind::Unavailable,
-        Some(state) => match state.get(..2) {
-            // connection exceptions, insufficient resources, operator intervention, transaction rollback
-            Some("08" | "53" | "57" | "40") => Kind::Unavailable,
-            _ => Kind::Setup,
-        },
+    let sorted = match error.as_db_error() {
+        Some(refusal) => ServerError::from(refusal).into_error(),
+        None => Error::new(Kind::Unavailable, "PostgreSQL cannot be reached"),
     };
-    let message = match error.as_db_error() {
-        Some(db) => format!("PostgreSQL: {} ({})", db.message(), db.code().code()),
-        None => "PostgreSQL cannot be reached".to_owned(),
-    };
-    Error::new(kind, message).because(error)
+    sorted.because(error)
 }

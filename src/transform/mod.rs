@@ -3,7 +3,6 @@
 
 pub mod content_cache;
 pub mod enrich;
-pub mod record;
 
 use std::time::{Duration, Instant};
 
@@ -68,11 +67,15 @@ impl Transform {
         let message = Message::parse(payload).map_err(broken_stream)?;
         let position = self.transaction.advance(&message).map_err(broken_stream)?;
         match message {
-            Message::Begin { commit_ts, .. } => self.commit_ts = commit_ts.unix_micros(),
+            Message::Begin { commit_ts, .. } => {
+                self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts)
+            }
             Message::Commit { end_lsn, .. } => self.builder.hold(end_lsn),
             Message::Relation(relation) => self.tables.describe(relation)?,
             Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
-            Message::Logical { prefix, .. } => self.heartbeat_seen |= prefix == crate::source::HEARTBEAT_PREFIX,
+            Message::Logical { prefix, .. } => {
+                self.heartbeat_seen |= prefix == crate::source::heartbeat::PREFIX
+            }
             Message::Origin { .. } => {}
             change => {
                 if let Some(position) = position {
@@ -110,7 +113,8 @@ impl Transform {
 
     /// Whether no more rows fit.
     pub fn is_full(&self) -> bool {
-        self.builder.len() >= self.bounds.batch_rows_max || self.builder.bytes() >= self.bounds.batch_bytes_max
+        self.builder.len() >= self.bounds.batch_rows_max
+            || self.builder.bytes() >= self.bounds.batch_bytes_max
     }
 
     /// What is in so far as a last batch; `None` when the sinks have been sent all of it.
@@ -143,7 +147,7 @@ impl Transform {
                 match table.read(new) {
                     Ok(row) => self.event(position, &row),
                     Err(error) => {
-                        let letter = table.columns.dead_letter(new, error);
+                        let letter = table.dead_letter(new, error);
                         self.dead_letter(position, letter);
                     }
                 }
@@ -153,7 +157,7 @@ impl Transform {
                 match table.read(new, None) {
                     Ok(content) => self.content_is(position, content),
                     Err(error) => {
-                        let letter = table.columns.dead_letter(new, error);
+                        let letter = table.dead_letter(new, error);
                         self.dead_letter(position, letter);
                     }
                 }
@@ -218,7 +222,7 @@ impl Transform {
                 self.content_is(position, content);
             }
             Err(error) => {
-                let letter = table.columns.dead_letter(new, error);
+                let letter = table.dead_letter(new, error);
                 self.dead_letter(position, letter);
             }
         }
@@ -234,7 +238,7 @@ impl Transform {
         match table.id(&old.tuple) {
             Ok(id) => self.content_gone(position, id),
             Err(error) => {
-                let letter = table.columns.dead_letter(&old.tuple, error);
+                let letter = table.dead_letter(&old.tuple, error);
                 self.dead_letter(position, letter);
             }
         }
@@ -264,7 +268,12 @@ impl Transform {
 
     fn content_gone(&mut self, position: Position, id: uuid::Uuid) {
         self.cache.remove(&id);
-        self.builder.push(Row::Content(ContentChange { position, commit_ts: self.commit_ts, id, after: None }));
+        self.builder.push(Row::Content(ContentChange {
+            position,
+            commit_ts: self.commit_ts,
+            id,
+            after: None,
+        }));
     }
 
     fn dead_letter(&mut self, position: Position, (error, table, row_json): (RowError, String, String)) {
