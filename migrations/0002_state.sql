@@ -48,7 +48,7 @@ CREATE TABLE walcast.content_version (
   title TEXT,
   content_type TEXT,
   length_seconds INTEGER,
-  publish_ts TIMESTAMPTZ,
+  publish_ts_us BIGINT,                 -- microseconds since 1970; NULL outside the years 1 to 9999
   PRIMARY KEY (epoch, content_id, commit_lsn, ordinal)
 );
 

@@ -3,10 +3,16 @@
 pub mod lsn;
 pub mod error;
 pub mod secret;
+pub mod shutdown;
+pub mod telemetry;
 pub mod pgoutput;
 pub mod model;
 pub mod source;
 pub mod state;
 pub mod transform;
 pub mod batch;
+pub mod watermark;
 pub mod sink;
+pub mod config;
+pub mod pipeline;
+pub mod ops;

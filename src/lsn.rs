@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::error::{Error, Kind, Result};
+
 /// Version of the rule by which ordinals are counted (see [`Position`]). Stored with every mark: a
 /// build with another rule may go on from such a mark only when it lies at a commit boundary.
 pub const ORDINAL_RULE: u32 = 1;
@@ -38,7 +40,7 @@ pub struct ParseLsnError;
 impl FromStr for Lsn {
     type Err = ParseLsnError;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
         let (high, low) = text.split_once('/').ok_or(ParseLsnError)?;
         let half = |digits: &str| match digits.len() {
             1..=8 if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
@@ -51,13 +53,13 @@ impl FromStr for Lsn {
 }
 
 impl Serialize for Lsn {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
 impl<'de> Deserialize<'de> for Lsn {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
     }
@@ -140,6 +142,16 @@ pub struct Epoch {
     pub slot: String,
 }
 
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "epoch {} of slot {}, system {}, timeline {}",
+            self.epoch, self.slot, self.system_id, self.timeline
+        )
+    }
+}
+
 /// A mark as a target stores it, in the same atomic act as the data it speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredMark {
@@ -159,13 +171,42 @@ impl StoredMark {
         StoredMark { epoch: epoch.clone(), ordinal_rule: ORDINAL_RULE, mark }
     }
 
+    /// The mark to go on from in `epoch`, whose slot begins at `confirmed`. Kind `Resync` when the slot can no
+    /// longer deliver what `sink` lacks.
+    pub fn go_on(&self, sink: &str, epoch: &Epoch, confirmed: Lsn) -> Result<Mark> {
+        let mark = self.mark;
+        if self.epoch != *epoch {
+            return Err(Error::new(
+                Kind::Resync,
+                format!("{sink} holds {mark} of another history ({}), the slot is of {epoch}", self.epoch),
+            )
+            .hint(format!("rebuild {sink} from PostgreSQL, or give it fresh targets, then start again")));
+        }
+        if mark.held < confirmed {
+            return Err(Error::new(
+                Kind::Resync,
+                format!("{sink} holds everything up to {}, the slot begins at {confirmed}: what lies between is gone from the slot", mark.held),
+            )
+            .hint(format!("fill {sink} from PostgreSQL for what lies between, or restore the slot from before it was moved")));
+        }
+        if self.ordinal_rule != ORDINAL_RULE && mark.position.is_some_and(|last| last.commit_lsn >= mark.held)
+        {
+            return Err(Error::new(
+                Kind::Resync,
+                format!("{sink} stopped inside a transaction under ordinal rule {}, this build counts by rule {ORDINAL_RULE}", self.ordinal_rule),
+            )
+            .hint("run the former version until it has stopped in good order, then this one"));
+        }
+        Ok(mark)
+    }
+
     /// The stored form: one JSON object, the same text for the same mark.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
     /// Reads the stored form back.
-    pub fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
+    pub fn from_json(json: &[u8]) -> std::result::Result<Self, serde_json::Error> {
         serde_json::from_slice(json)
     }
 }

@@ -1,2 +1,103 @@
 //! The `walcast` command.
-fn main() {}
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use walcast::config::{Config, Loaded};
+use walcast::error::{Error, Result};
+use walcast::shutdown::Shutdown;
+use walcast::{ops, telemetry};
+
+/// Engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Cli {
+    /// TOML file with settings; the environment wins over it.
+    #[arg(long, global = true, env = "WALCAST_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What to log, such as `info` or `walcast=debug`.
+    #[arg(long, global = true, env = "WALCAST_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 a prerequisite is wrong (see `walcast check`), \
+4 a sink and the slot do not meet: resync, 5 another instance took over, 64 usage, 78 configuration.
+
+Example: POSTGRES_HOST=db REDIS_HOST=cache KAFKA_BROKERS=kafka:9092 BIGQUERY_PROJECT_ID=acme walcast run";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Stream from PostgreSQL to the sinks until SIGTERM or Ctrl-C.
+    #[command(after_help = "Example: walcast --config walcast.toml run")]
+    Run,
+    /// Make what walcast needs: state schema, publication, slot, topics, tables. Run again it does nothing.
+    #[command(after_help = "Example: POSTGRES_USER=postgres walcast init")]
+    Init,
+    /// Look whether everything is as walcast needs it; changes nothing. Exit code 2 when something is not.
+    #[command(after_help = "Example: walcast check --json | jq '.[] | select(.verdict == \"fail\")'")]
+    Check {
+        /// Print the findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how the running walcast is doing. Exit code 1 when it is not ready.
+    #[command(after_help = "Example: walcast status --json | jq .problem")]
+    Status {
+        /// Print the state as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write realistic engagement events into the source tables, for trials and load tests.
+    #[command(
+        after_help = "Examples: GENERATION_RATE=200000 walcast generate\n          BURST_MODE=true BURST_COUNT=100000 walcast generate"
+    )]
+    Generate,
+    /// See the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print every setting, its value and where it came from; secrets are hidden.
+    #[command(after_help = "Example: walcast config show | grep -v '# default'")]
+    Show,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            let _ = usage.print();
+            return ExitCode::from(if usage.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let ended = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(walcast::error::Kind::Setup, "no runtime").because(error))
+        .and_then(|runtime| runtime.block_on(dispatch(cli)));
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}\n  what to do: {}", error.chain(), error.advice());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<ExitCode> {
+    telemetry::init_logging(&cli.log)?;
+    let loaded = Loaded::load(cli.config.as_deref(), std::env::vars())?;
+    let config: &Config = &loaded.config;
+    match cli.command {
+        Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
+        Command::Init => ops::init::init(config).await?,
+        _ => {}
+        Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -4,12 +4,19 @@
 //! remembering. Queue, retry, skipping of what is held already, metrics and dead letters live once, in
 //! [`driver`]. A new sink is one file, one `mod` line and one entry in [`SINKS`].
 
+pub mod queue;
+pub mod retry;
+pub mod driver;
+pub mod content;
+pub mod null;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::batch::Batch;
+use crate::config::Config;
 use crate::error::Result;
 use crate::lsn::{Mark, Session, StoredMark};
 
@@ -100,4 +107,21 @@ pub trait Sink: Send {
 
     /// Ends connections in good order. Accepted rows may be dropped: the slot still has them.
     async fn close(&mut self) {}
+}
+
+/// A sink that configuration can name.
+pub struct Entry {
+    /// The name in `pipeline.sinks`.
+    pub name: &'static str,
+    build: fn(&Config) -> Box<dyn Sink>,
+}
+
+/// The sinks that there are.
+pub const SINKS: &[Entry] = &[Entry { name: "null", build: |_| Box::new(null::NullSink::default()) }];
+
+/// The sinks that the configuration asks for, after the content versions that joins need.
+pub fn build(config: &Config) -> Vec<Box<dyn Sink>> {
+    let wanted = |entry: &&Entry| config.pipeline.sinks.iter().any(|name| name == entry.name);
+    let content: Box<dyn Sink> = Box::new(content::ContentSink::new(&config.postgres));
+    std::iter::once(content).chain(SINKS.iter().filter(wanted).map(|entry| (entry.build)(config))).collect()
 }

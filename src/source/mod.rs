@@ -9,6 +9,8 @@ pub mod connection;
 pub mod stream;
 pub mod quote;
 pub mod sql;
+pub mod slot;
+pub mod heartbeat;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,3 +1,296 @@
-//! From decoded rows to enriched events.
+//! From the payloads of the stream to batches of enriched events. Synchronous and without IO: the whole
+//! way from socket buffer to batch is this one call chain.
 
+pub mod content_cache;
 pub mod enrich;
+
+use std::time::{Duration, Instant};
+
+use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Row};
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Lsn, Mark, Position};
+use crate::model::content::Content;
+use crate::model::{RowError, Table, Tables, engagement};
+use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
+use crate::telemetry::metrics;
+use content_cache::ContentCache;
+
+/// Bounds of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Rows at most.
+    pub batch_rows_max: usize,
+    /// Bytes at most, as [`Batch::bytes`] counts.
+    pub batch_bytes_max: usize,
+    /// How long the first row may wait for company.
+    pub batch_age_max: Duration,
+    /// How often, at most, a batch without rows is sent to move the marks.
+    pub idle_every: Duration,
+    /// A row larger than this goes on without its `raw_payload`.
+    pub row_bytes_max: usize,
+}
+
+/// The state between the stream and the batches.
+pub struct Transform {
+    bounds: Bounds,
+    tables: Tables,
+    transaction: Transaction,
+    commit_ts: i64,
+    cache: ContentCache,
+    builder: BatchBuilder,
+    sent: Mark,
+    sent_at: Instant,
+    heartbeat_seen: bool,
+    urgent: bool,
+}
+
+impl Transform {
+    /// A transform for a stream that starts at `start`, with the content rows as of there. `schema` is
+    /// where `content` and `engagement_events` live.
+    pub fn new(schema: &str, start: Lsn, cache: ContentCache, bounds: Bounds) -> Self {
+        Transform {
+            bounds,
+            tables: Tables::new(schema),
+            transaction: Transaction::default(),
+            commit_ts: 0,
+            cache,
+            builder: BatchBuilder::new(Mark::at(start)),
+            sent: Mark::at(start),
+            sent_at: Instant::now(),
+            heartbeat_seen: false,
+            urgent: false,
+        }
+    }
+
+    /// Takes the payload of the next XLogData frame.
+    pub fn apply(&mut self, payload: &[u8]) -> Result<()> {
+        let message = Message::parse(payload).map_err(broken_stream)?;
+        let position = self.transaction.advance(&message).map_err(broken_stream)?;
+        match message {
+            Message::Begin { commit_ts, .. } => {
+                self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts)
+            }
+            Message::Commit { end_lsn, .. } => self.builder.hold(end_lsn),
+            Message::Relation(relation) => self.tables.describe(relation)?,
+            Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
+            Message::Logical { prefix, .. } => {
+                self.heartbeat_seen |= prefix == crate::source::heartbeat::PREFIX
+            }
+            Message::Origin { .. } => {}
+            change => {
+                if let Some(position) = position {
+                    self.change(position, change)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The server has no committed transaction below `wal_end` that it has not sent. `waiting`: it asks for
+    /// an answer, so whatever is in is to be made durable at once.
+    pub fn keepalive(&mut self, wal_end: Lsn, waiting: bool) {
+        if !self.transaction.is_open() {
+            self.builder.hold(wal_end);
+            self.urgent |= waiting;
+        }
+    }
+
+    /// When the batch must go although it is not full.
+    pub fn due_at(&self) -> Option<Instant> {
+        let by_age = self.builder.first_row_at().map(|first| first + self.bounds.batch_age_max);
+        let idle = self.builder.mark() != self.sent && !self.transaction.is_open();
+        let by_idleness = idle.then(|| self.sent_at + self.bounds.idle_every);
+        by_age.into_iter().chain(by_idleness).min()
+    }
+
+    /// The next batch, if one is full or due.
+    pub fn take_batch(&mut self, now: Instant) -> Option<Batch> {
+        let at_commit = !self.transaction.is_open();
+        let asked = at_commit && (self.urgent || self.heartbeat_seen && self.builder.mark() != self.sent);
+        let due = self.due_at().is_some_and(|due| due <= now);
+        (self.is_full() || asked || due).then(|| self.end_batch(now))
+    }
+
+    /// Whether no more rows fit.
+    pub fn is_full(&self) -> bool {
+        self.builder.len() >= self.bounds.batch_rows_max
+            || self.builder.bytes() >= self.bounds.batch_bytes_max
+    }
+
+    /// What is in so far as a last batch; `None` when the sinks have been sent all of it.
+    pub fn take_rest(&mut self) -> Option<Batch> {
+        (self.builder.mark() != self.sent).then(|| self.end_batch(Instant::now()))
+    }
+
+    fn end_batch(&mut self, now: Instant) -> Batch {
+        self.sent = self.builder.mark();
+        self.sent_at = now;
+        self.heartbeat_seen = false;
+        self.builder.finish(std::mem::take(&mut self.urgent))
+    }
+
+    fn change(&mut self, position: Position, message: Message<'_>) -> Result<()> {
+        match message {
+            Message::Insert { relation_id, new } => self.insert(position, relation_id, &new),
+            Message::Update { relation_id, old, new } => self.update(position, relation_id, old, &new),
+            Message::Delete { relation_id, old } => self.delete(position, relation_id, &old),
+            Message::Truncate { relations, .. } => self.truncate(position, relations),
+            _ => Ok(()),
+        }
+    }
+
+    fn insert(&mut self, position: Position, relation_id: u32, new: &Tuple<'_>) -> Result<()> {
+        let table = self.tables.get(relation_id).map_err(broken_stream)?;
+        match table {
+            Table::Engagement(table) => {
+                metrics::event_received("engagement_events", "insert");
+                match table.read(new) {
+                    Ok(row) => self.event(position, &row),
+                    Err(error) => {
+                        let letter = table.dead_letter(new, error);
+                        self.dead_letter(position, letter);
+                    }
+                }
+            }
+            Table::Content(table) => {
+                metrics::event_received("content", "insert");
+                match table.read(new, None) {
+                    Ok(content) => self.content_is(position, content),
+                    Err(error) => {
+                        let letter = table.dead_letter(new, error);
+                        self.dead_letter(position, letter);
+                    }
+                }
+            }
+            Table::Other => metrics::change_skipped("other", "insert"),
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, position: Position, row: &engagement::Engagement<'_>) {
+        let text_bytes = row.text_bytes();
+        let oversized = text_bytes > self.bounds.row_bytes_max;
+        if oversized {
+            metrics::oversized_row();
+            tracing::warn!(%position, row_bytes = text_bytes, "row above row_bytes_max goes on without its raw_payload");
+        }
+        let content = row.content_id.and_then(|id| self.cache.get(&id).cloned());
+        if content.is_none() {
+            metrics::unknown_content();
+        }
+        let raw_payload = row.raw_payload.filter(|_| !oversized);
+        let event = Event {
+            position,
+            commit_ts: self.commit_ts,
+            id: row.id,
+            content_id: row.content_id,
+            user_id: row.user_id,
+            event_type: row.event_type.map(|text| self.builder.intern(text)),
+            event_ts: row.event_ts,
+            duration_ms: row.duration_ms,
+            device: row.device.map(|text| self.builder.intern(text)),
+            raw_payload: raw_payload.map(|text| self.builder.intern(text)),
+            raw_payload_bytes: row.raw_payload.map(|text| text.len() as u32),
+            content,
+        };
+        self.builder.push(Row::Event(event));
+    }
+
+    fn update(
+        &mut self,
+        position: Position,
+        relation_id: u32,
+        old: Option<OldTuple<'_>>,
+        new: &Tuple<'_>,
+    ) -> Result<()> {
+        let Table::Content(table) = self.tables.get(relation_id).map_err(broken_stream)? else {
+            metrics::change_skipped("engagement_events", "update");
+            return Ok(());
+        };
+        metrics::event_received("content", "update");
+        let known_as = match &old {
+            Some(old) => table.id(&old.tuple),
+            None => table.id(new),
+        };
+        let before = known_as.as_ref().ok().and_then(|id| self.cache.get(id).cloned());
+        let content = known_as.and_then(|id| Ok((id, table.read(new, before.as_deref())?)));
+        match content {
+            Ok((old_id, content)) => {
+                if old_id != content.id {
+                    self.content_gone(position, old_id);
+                }
+                self.content_is(position, content);
+            }
+            Err(error) => {
+                let letter = table.dead_letter(new, error);
+                self.dead_letter(position, letter);
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, position: Position, relation_id: u32, old: &OldTuple<'_>) -> Result<()> {
+        let Table::Content(table) = self.tables.get(relation_id).map_err(broken_stream)? else {
+            metrics::change_skipped("engagement_events", "delete");
+            return Ok(());
+        };
+        metrics::event_received("content", "delete");
+        match table.id(&old.tuple) {
+            Ok(id) => self.content_gone(position, id),
+            Err(error) => {
+                let letter = table.dead_letter(&old.tuple, error);
+                self.dead_letter(position, letter);
+            }
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, position: Position, relations: RelationIds<'_>) -> Result<()> {
+        for relation_id in relations.iter() {
+            match self.tables.get(relation_id).map_err(broken_stream)? {
+                Table::Content(_) => {
+                    metrics::event_received("content", "truncate");
+                    for id in self.cache.clear() {
+                        self.content_gone(position, id);
+                    }
+                }
+                _ => metrics::change_skipped("engagement_events", "truncate"),
+            }
+        }
+        Ok(())
+    }
+
+    fn content_is(&mut self, position: Position, content: Content) {
+        let id = content.id;
+        let after = Some(self.cache.put(content));
+        self.builder.push(Row::Content(ContentChange { position, commit_ts: self.commit_ts, id, after }));
+    }
+
+    fn content_gone(&mut self, position: Position, id: uuid::Uuid) {
+        self.cache.remove(&id);
+        self.builder.push(Row::Content(ContentChange {
+            position,
+            commit_ts: self.commit_ts,
+            id,
+            after: None,
+        }));
+    }
+
+    fn dead_letter(&mut self, position: Position, (error, table, row_json): (RowError, String, String)) {
+        metrics::dead_letter(error.reason);
+        tracing::warn!(%position, table, reason = error.reason, "dead letter: {}", error.message);
+        self.builder.push(Row::DeadLetter(Box::new(DeadLetter {
+            position,
+            commit_ts: self.commit_ts,
+            table,
+            reason: error.reason,
+            message: error.message,
+            row_json,
+        })));
+    }
+}
+
+/// What the server sent is not the protocol: going on would be guessing.
+fn broken_stream(error: crate::pgoutput::DecodeError) -> Error {
+    Error::new(Kind::Protocol, "the replication stream cannot be decoded").because(error)
+}

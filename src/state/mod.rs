@@ -1,13 +1,15 @@
 //! walcast's state in PostgreSQL (schema `walcast`): who may write, and the marks and intents of sinks
 //! whose target cannot keep them. Every write is guarded by the token.
 
+pub mod epoch;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_postgres::types::Json;
 use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Error, Kind, Result};
-use crate::lsn::{Session, StoredMark};
+use crate::lsn::{Epoch, Mark, Session, StoredMark};
 use crate::source::{PostgresConfig, sql};
 
 /// One session to the state schema, opened again when it was lost. Each user has its own.
@@ -48,6 +50,47 @@ impl State {
             Some(_) => Err(Error::new(Kind::Fenced, "a newer walcast has taken over this slot")),
             None => Err(Error::new(Kind::Resync, "walcast.epoch no longer knows this slot's epoch")),
         }
+    }
+
+    /// Makes this process the newest instance: from here on no older one can change any target.
+    pub async fn take_token(&mut self, epoch: Epoch) -> Result<Session> {
+        let row = self
+            .client()
+            .await?
+            .query_one(
+                "UPDATE walcast.epoch SET token = token + 1 WHERE slot = $1 AND epoch = $2 RETURNING token",
+                &[&epoch.slot, &epoch.epoch],
+            )
+            .await
+            .map_err(sql::error)?;
+        Ok(Session { token: row.get(0), epoch })
+    }
+
+    /// Whether a sink has ever made a mark of this epoch durable.
+    pub async fn is_registered(&mut self, session: &Session, sink: &str) -> Result<bool> {
+        let row = self
+            .client()
+            .await?
+            .query_opt(
+                "SELECT 1 FROM walcast.sink WHERE epoch = $1 AND name = $2",
+                &[&session.epoch.epoch, &sink],
+            )
+            .await
+            .map_err(sql::error)?;
+        Ok(row.is_some())
+    }
+
+    /// Remembers that a sink has made its first mark durable.
+    pub async fn register_sink(&mut self, session: &Session, sink: &str, first: Mark) -> Result<()> {
+        let transaction = self.guarded(session).await?;
+        transaction
+            .execute(
+                "INSERT INTO walcast.sink (epoch, name, first_mark) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                &[&session.epoch.epoch, &sink, &Json(first)],
+            )
+            .await
+            .map_err(sql::error)?;
+        transaction.commit().await.map_err(sql::error)
     }
 
     /// What is kept for a sink: its mark and its open intent.

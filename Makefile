@@ -1,0 +1,38 @@
+# make demo   the whole stream on this machine, live, until Ctrl-C (make demo SECONDS=40: ends by itself)
+# make test   everything that is checked
+# Both install and start what they need: see scripts/services.
+
+SHELL := /bin/bash
+# outside the tree, so that a fresh clone need not build all again
+export CARGO_TARGET_DIR ?= $(shell scripts/services home)/target
+SECONDS ?=
+unexport SECONDS
+
+.PHONY: demo test bench fmt lint services clean-services compose-config
+
+demo: services
+	@cargo build --release --locked
+	@scripts/services run "$$(scripts/services home)/venv/bin/python" scripts/demo $(SECONDS)
+
+test: services lint
+	@scripts/services run cargo test --locked
+
+bench: services
+	@scripts/services run cargo bench --locked
+
+fmt:
+	@cargo fmt
+
+lint:
+	@bash -n scripts/services scripts/services.d/*.sh
+	@cargo fmt --check
+	@cargo clippy --locked --all-targets --quiet -- -D warnings
+
+services:
+	@scripts/services up
+
+clean-services:
+	@scripts/services wipe
+
+compose-config:
+	@scripts/compose config --quiet && echo "docker-compose.yml: accepted"

@@ -1,0 +1,47 @@
+# shellcheck shell=bash
+# Debian's packages: what the servers, the tests and the Rust build need besides Rust, Java 17, Maven and Python 3.13.
+
+install_packages() {
+  local missing
+  missing=$(missing_packages)
+  [ -n "$missing" ] || return 0
+  say "installing: $missing"
+  apt_install "$missing" || die "these packages are missing; install them, then run this again: apt-get install $missing"
+}
+
+# redis-tools and not redis-server: it holds the server's binary too, and installing it starts no daemon.
+missing_packages() {
+  local tool package out=
+  while read -r tool package; do
+    command -v "$tool" >/dev/null || out="$out $package"
+  done <<T
+redis-check-rdb redis-tools
+kcat kcat
+psql postgresql-client
+unzip unzip
+xz xz-utils
+openssl openssl
+setpriv util-linux
+cmake cmake
+gcc gcc
+g++ g++
+make make
+pkg-config pkg-config
+T
+  pkg-config --exists openssl 2>/dev/null || out="$out libssl-dev"
+  pkg-config --exists zlib 2>/dev/null || out="$out zlib1g-dev"
+  echo "${out# }"
+}
+
+apt_install() {
+  local sudo=()
+  command -v apt-get >/dev/null || return 1
+  if [ "$EUID" != 0 ]; then
+    sudo -n true 2>/dev/null || return 1
+    sudo=(sudo -n)
+  fi
+  # shellcheck disable=SC2206  # the list is to be split
+  local install=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $1)
+  "${install[@]}" </dev/null >/dev/null 2>&1 && return # the lists on the machine may do
+  "${sudo[@]}" apt-get update -q </dev/null >&2 && "${install[@]}" </dev/null >&2
+}

@@ -1,0 +1,9 @@
+-- $1 the epoch, $2 the start: each row's newest version below it.
+SELECT content_id, slug, title, content_type, length_seconds, publish_ts_us
+FROM (
+  SELECT DISTINCT ON (content_id) *
+  FROM walcast.content_version
+  WHERE epoch = $1 AND commit_lsn < $2
+  ORDER BY content_id, commit_lsn DESC, ordinal DESC
+) AS newest
+WHERE NOT deleted

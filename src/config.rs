@@ -1,0 +1,230 @@
+//! Configuration: a TOML file, then the environment, over defaults.
+//!
+//! Every setting `[section] name` has the environment name `SECTION_NAME` (`POSTGRES_HOST`, `KAFKA_BROKERS`);
+//! `SECTION_NAME_FILE` names a file to read the value from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::source::PostgresConfig;
+use crate::transform::Bounds;
+
+/// All settings.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What runs between source and sinks.
+    pub pipeline: PipelineConfig,
+    /// Where events come from.
+    pub postgres: PostgresConfig,
+}
+
+/// `[pipeline]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// The sinks to write to: kafka, redis, bigquery.
+    pub sinks: Vec<String>,
+    /// Rows in a batch at most.
+    pub batch_rows_max: usize,
+    /// Bytes in a batch at most.
+    pub batch_bytes_max: usize,
+    /// How long, in milliseconds, a row waits for company before its batch goes to the sinks.
+    pub batch_age_ms_max: u64,
+    /// Bytes of batches that may wait before each sink. When a sink's queue is full, reading stops.
+    pub queue_bytes_max: usize,
+    /// A row with more text than this goes on without its raw_payload.
+    pub row_bytes_max: usize,
+    /// How long, in seconds, the sinks have at the end to write what they were given.
+    pub drain_seconds: u64,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        PipelineConfig {
+            sinks: vec!["kafka".into(), "redis".into(), "bigquery".into()],
+            batch_rows_max: 4096,
+            batch_bytes_max: 1 << 20,
+            batch_age_ms_max: 2,
+            queue_bytes_max: 16 << 20,
+            row_bytes_max: 900_000,
+            drain_seconds: 30,
+        }
+    }
+}
+
+impl PipelineConfig {
+    /// The bounds of a batch.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            batch_rows_max: self.batch_rows_max,
+            batch_bytes_max: self.batch_bytes_max,
+            batch_age_max: Duration::from_millis(self.batch_age_ms_max),
+            idle_every: Duration::from_secs(10),
+            row_bytes_max: self.row_bytes_max,
+        }
+    }
+}
+
+/// Environment names that are not made of section and setting.
+const OTHER_NAMES: [(&str, &str); 2] =
+    [("BURST_MODE", "generate.burst_mode"), ("BURST_COUNT", "generate.burst_count")];
+
+/// What was loaded, and where each setting came from.
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    origins: BTreeMap<String, String>,
+}
+
+impl Loaded {
+    /// Loads `file` (which must exist when it is given), then `environment`.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Loaded> {
+        let defaults = flatten(&Config::default());
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        let mut origins = BTreeMap::new();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                Error::new(Kind::Config, format!("{} cannot be read", path.display())).because(error)
+            })?;
+            figment = figment.merge(Toml::string(&text));
+            for key in defaults.keys().filter(|key| Figment::from(Toml::string(&text)).contains(key)) {
+                origins.insert(key.clone(), path.display().to_string());
+            }
+        }
+        let environment: BTreeMap<String, String> = environment.into_iter().collect();
+        for (key, default) in &defaults {
+            if let Some((name, text)) = from_environment(key, &environment)? {
+                figment = figment.merge((key.as_str(), typed(default, &text, &name)?));
+                origins.insert(key.clone(), name);
+            }
+        }
+        let config: Config = figment.extract().map_err(|error| explain(error, &defaults))?;
+        config.validate()?;
+        Ok(Loaded { config, origins })
+    }
+
+    /// Every setting with its value and origin, secrets hidden, a line each: `walcast config show`.
+    pub fn show(&self) -> String {
+        let mut text = String::new();
+        for (key, value) in flatten(&self.config) {
+            let origin = self.origins.get(&key).map_or("default", String::as_str);
+            let setting = format!("{key} = {value}");
+            text.push_str(&format!("{setting:<64} # {origin}\n"));
+        }
+        text
+    }
+}
+
+impl Config {
+    fn validate(&self) -> Result<()> {
+        for sink in &self.pipeline.sinks {
+            if !crate::sink::SINKS.iter().any(|entry| entry.name == sink) {
+                let names: Vec<&str> = crate::sink::SINKS.iter().map(|entry| entry.name).collect();
+                return Err(Error::new(Kind::Config, format!("pipeline.sinks: there is no sink {sink:?}"))
+                    .hint(format!("the sinks are {}", names.join(", "))));
+            }
+        }
+        let bounds = [
+            ("pipeline.batch_rows_max", self.pipeline.batch_rows_max),
+            ("pipeline.batch_bytes_max", self.pipeline.batch_bytes_max),
+            ("pipeline.queue_bytes_max", self.pipeline.queue_bytes_max),
+            ("pipeline.row_bytes_max", self.pipeline.row_bytes_max),
+        ];
+        for (name, value) in bounds {
+            if value == 0 {
+                return Err(Error::new(Kind::Config, format!("{name} is 0: nothing could ever pass"))
+                    .hint("give it a number above 0"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Settings as `section.name` → value.
+fn flatten(config: &Config) -> BTreeMap<String, Value> {
+    fn walk(prefix: &str, value: Value, into: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(map) if prefix.matches('.').count() < 1 => {
+                for (name, value) in map {
+                    let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+                    walk(&key, value, into);
+                }
+            }
+            value => {
+                into.insert(prefix.to_owned(), value);
+            }
+        }
+    }
+    let mut settings = BTreeMap::new();
+    walk("", serde_json::to_value(config).unwrap_or_default(), &mut settings);
+    settings
+}
+
+/// The environment's value for a setting, with the name it came under.
+fn from_environment(key: &str, environment: &BTreeMap<String, String>) -> Result<Option<(String, String)>> {
+    let name = match OTHER_NAMES.iter().find(|(_, other)| *other == key) {
+        Some((name, _)) => (*name).to_owned(),
+        None => match key {
+            "generate.rate" => "GENERATION_RATE".to_owned(),
+            _ => key.replace('.', "_").to_uppercase(),
+        },
+    };
+    if let Some(text) = environment.get(&name) {
+        return Ok(Some((name, text.clone())));
+    }
+    let name = name + "_FILE";
+    let Some(path) = environment.get(&name) else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::new(Kind::Config, format!("{name}: {path} cannot be read")).because(error))?;
+    Ok(Some((name, text.trim_end_matches(['\r', '\n']).to_owned())))
+}
+
+/// The text as the type that the setting's default has: a password of digits stays text.
+fn typed(default: &Value, text: &str, name: &str) -> Result<Value> {
+    let wrong = |shape: &str| {
+        Error::new(Kind::Config, format!("{name} is not {shape}"))
+            .hint(format!("set {name} to {shape}, or unset it"))
+    };
+    Ok(match default {
+        Value::Bool(_) => Value::Bool(text.parse().map_err(|_| wrong("true or false"))?),
+        Value::Number(_) => Value::Number(text.parse().map_err(|_| wrong("a number"))?),
+        Value::Array(_) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect(),
+        _ => Value::String(text.to_owned()),
+    })
+}
+
+/// Adds the nearest known name to an error about an unknown one.
+fn explain(error: figment::Error, known: &BTreeMap<String, Value>) -> Error {
+    let unknown = match &error.kind {
+        figment::error::Kind::UnknownField(name, _) => Some(name.clone()),
+        _ => None,
+    };
+    let explained = Error::new(Kind::Config, error.to_string());
+    let Some(unknown) = unknown else { return explained };
+    let section = error.path.first().cloned();
+    let names = known.keys().flat_map(|key| key.split_once('.').map(|(section, name)| (Some(section), name)));
+    let sections = known.keys().filter_map(|key| Some((None, key.split_once('.')?.0)));
+    let nearest = names
+        .chain(sections)
+        .filter(|(within, _)| *within == section.as_deref() || section.is_none())
+        .map(|(within, name)| (strsim::damerau_levenshtein(name, &unknown), within, name))
+        .min_by_key(|(distance, ..)| *distance);
+    match nearest {
+        Some((distance, Some(section), name)) if distance <= 4 => {
+            explained.hint(format!("did you mean {name} in [{section}]?"))
+        }
+        Some((distance, None, name)) if distance <= 4 => explained.hint(format!("did you mean [{name}]?")),
+        _ => explained,
+    }
+}

@@ -1,0 +1,79 @@
+//! `walcast init`: state schema, publication, slot with the content versions at its snapshot, and the
+//! targets. The order matters: a slot can never read past the making of its publication.
+
+use tokio_postgres::Client;
+
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::sink;
+use crate::source::{PostgresConfig, quote, slot, sql};
+use crate::state::{State, epoch};
+
+const MIGRATIONS: [(i32, &str, &str); 3] = [
+    (1, "source", include_str!("../../migrations/0001_source.sql")),
+    (2, "state", include_str!("../../migrations/0002_state.sql")),
+    (3, "role", include_str!("../../migrations/0003_role.sql")),
+];
+
+/// Makes what is missing, touches nothing that is there.
+pub async fn init(config: &Config) -> Result<()> {
+    let mut state = State::new(config.postgres.clone());
+    let client = state.client().await?;
+    slot::check_server(client).await?;
+    migrate(client, &config.postgres).await?;
+    publish(client, &config.postgres).await?;
+    let epoch = epoch::open(&config.postgres, &mut state).await?;
+    tracing::info!(slot = epoch.slot, epoch = %epoch.epoch, "slot ready");
+    for mut sink in sink::build(config) {
+        sink.prepare().await?;
+        tracing::info!(sink = sink.name(), "target ready");
+    }
+    Ok(())
+}
+
+/// Applies the migrations that this database does not have yet, each in a transaction.
+pub async fn migrate(client: &mut Client, config: &PostgresConfig) -> Result<()> {
+    let transaction = client.transaction().await.map_err(sql::error)?;
+    let first = format!(
+        "SET LOCAL search_path TO {}; SET LOCAL client_min_messages TO warning;
+         SELECT pg_advisory_xact_lock(hashtext('walcast migrations'));
+         CREATE SCHEMA IF NOT EXISTS walcast;
+         CREATE TABLE IF NOT EXISTS walcast.migration (
+           number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TIMESTAMPTZ NOT NULL DEFAULT now())",
+        quote::identifier(&config.schema)
+    );
+    transaction.batch_execute(&first).await.map_err(sql::error)?;
+    for (number, name, statements) in MIGRATIONS {
+        let fresh = transaction
+            .execute(
+                "INSERT INTO walcast.migration (number, name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                &[&number, &name],
+            )
+            .await
+            .map_err(sql::error)?;
+        if fresh == 1 {
+            transaction.batch_execute(statements).await.map_err(|error| {
+                Error::new(Kind::Setup, format!("migration {number:04}_{name} failed: {}", sql::error(error)))
+                    .hint("mend the cause and run `walcast init` again: nothing of the migration was kept")
+            })?;
+            tracing::info!("migration {number:04}_{name} applied");
+        }
+    }
+    transaction.commit().await.map_err(sql::error)
+}
+
+/// Makes the publication when there is none.
+async fn publish(client: &Client, config: &PostgresConfig) -> Result<()> {
+    if slot::publication(client, config).await?.is_some() {
+        return Ok(());
+    }
+    let (name, schema) = (quote::identifier(&config.publication), quote::identifier(&config.schema));
+    client
+        .batch_execute(&format!(
+            "CREATE PUBLICATION {name} FOR TABLE {schema}.content, {schema}.engagement_events"
+        ))
+        .await
+        .map_err(sql::error)?;
+    tracing::info!(publication = config.publication, "publication made");
+    Ok(())
+}

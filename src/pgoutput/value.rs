@@ -1,0 +1,223 @@
+//! A column's value, and its readers for the types that walcast's tables use.
+//!
+//! A reader takes the value in either wire form and wants the column's type to be one of its own, so that
+//! both forms accept the same. `None` is NULL. An unchanged TOAST value is an error: match on
+//! [`Value::Unchanged`] first wherever one may come.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::cursor::Cursor;
+use super::timestamp::{self, Timestamp};
+use super::{Column, DecodeError, Found};
+
+/// A value as it stands in a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// SQL NULL; also a column that is left out of an old row's key.
+    Null,
+    /// A large value (TOAST) that an update did not touch and the stream leaves out. Not a NULL.
+    Unchanged,
+    /// The type's text form, in UTF-8.
+    Text(&'a [u8]),
+    /// The type's binary form. Types without one come as text, also where binary was asked for.
+    Binary(&'a [u8]),
+}
+
+impl<'a> Value<'a> {
+    /// Reads an `int2`, `int4` or `int8` column.
+    pub fn int8(self, column: &Column) -> Result<Option<i64>, DecodeError> {
+        self.read_as(column, INTEGER, is_integer, integer)
+    }
+
+    /// Reads an `int2`, `int4` or `int8` column whose value has to fit into 32 bits.
+    pub fn int4(self, column: &Column) -> Result<Option<i32>, DecodeError> {
+        self.read_as(column, INTEGER, is_integer, narrow)
+    }
+
+    /// Reads an `int2`, `int4` or `int8` column whose value has to fit into 16 bits.
+    pub fn int2(self, column: &Column) -> Result<Option<i16>, DecodeError> {
+        self.read_as(column, INTEGER, is_integer, narrow)
+    }
+
+    /// Reads a `uuid` column.
+    pub fn uuid(self, column: &Column) -> Result<Option<Uuid>, DecodeError> {
+        self.read_as(column, "uuid", |oid| oid == oid::UUID, uuid)
+    }
+
+    /// Reads a `text`, `varchar`, `char(n)` or `name` column, or one of a type that is not built in: an enum
+    /// gives its label.
+    pub fn text(self, column: &Column) -> Result<Option<&'a str>, DecodeError> {
+        self.read_as(column, "text, varchar or an enum", is_text, text)
+    }
+
+    /// Reads a `timestamptz` column.
+    pub fn timestamptz(self, column: &Column) -> Result<Option<Timestamp>, DecodeError> {
+        self.read_as(column, "timestamptz", |oid| oid == oid::TIMESTAMPTZ, timestamptz)
+    }
+
+    /// Reads a `json` or `jsonb` column as JSON text.
+    pub fn json(self, column: &Column) -> Result<Option<&'a str>, DecodeError> {
+        match column.type_oid {
+            oid::JSONB => self.read_as(column, JSON, |_| true, jsonb),
+            _ => self.read_as(column, JSON, |oid| oid == oid::JSON, text),
+        }
+    }
+
+    #[inline]
+    fn read_as<T>(
+        self,
+        column: &Column,
+        wanted: &'static str,
+        fits: impl FnOnce(u32) -> bool,
+        read: impl FnOnce(Form<'a>) -> Result<T, Found>,
+    ) -> Result<Option<T>, DecodeError> {
+        let read = match self {
+            _ if !fits(column.type_oid) => Err(Found::Type(column.type_oid)),
+            Value::Null => return Ok(None),
+            Value::Unchanged => Err(Found::Unchanged),
+            Value::Text(bytes) => read(Form::Text(bytes)),
+            Value::Binary(bytes) => read(Form::Binary(bytes)),
+        };
+        read.map(Some).map_err(|found| wrong_value(column, wanted, found))
+    }
+
+    #[inline]
+    pub(super) fn read(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        match cursor.u8("value kind")? {
+            b't' => cursor.counted("text value").map(Value::Text),
+            b'b' => cursor.counted("binary value").map(Value::Binary),
+            b'n' => Ok(Value::Null),
+            b'u' => Ok(Value::Unchanged),
+            other => Err(cursor.wrong_byte("value kind", other)),
+        }
+    }
+}
+
+/// The shape alone: values are not for logs.
+impl fmt::Debug for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Null => f.write_str("Null"),
+            Value::Unchanged => f.write_str("Unchanged"),
+            Value::Text(bytes) => write!(f, "Text({} bytes)", bytes.len()),
+            Value::Binary(bytes) => write!(f, "Binary({} bytes)", bytes.len()),
+        }
+    }
+}
+
+/// OIDs of the built-in types that have a reader (`pg_type.dat`; they never change).
+pub(super) mod oid {
+    pub const NAME: u32 = 19;
+    pub const INT8: u32 = 20;
+    pub const INT2: u32 = 21;
+    pub const INT4: u32 = 23;
+    pub const TEXT: u32 = 25;
+    pub const JSON: u32 = 114;
+    pub const BPCHAR: u32 = 1042;
+    pub const VARCHAR: u32 = 1043;
+    pub const TIMESTAMPTZ: u32 = 1184;
+    pub const UUID: u32 = 2950;
+    pub const JSONB: u32 = 3802;
+    /// The first OID that a type made by users can have (`FirstNormalObjectId`).
+    pub const FIRST_USER: u32 = 16384;
+
+    /// The OID of the type that `pg_catalog` holds under this name.
+    pub fn by_name(name: &str) -> Option<u32> {
+        Some(match name {
+            "name" => NAME,
+            "int8" => INT8,
+            "int2" => INT2,
+            "int4" => INT4,
+            "text" => TEXT,
+            "json" => JSON,
+            "bpchar" => BPCHAR,
+            "varchar" => VARCHAR,
+            "timestamptz" => TIMESTAMPTZ,
+            "uuid" => UUID,
+            "jsonb" => JSONB,
+            _ => return None,
+        })
+    }
+}
+
+const INTEGER: &str = "int2, int4 or int8";
+const JSON: &str = "json or jsonb";
+
+/// A value that is there.
+enum Form<'a> {
+    Text(&'a [u8]),
+    Binary(&'a [u8]),
+}
+
+fn is_integer(oid: u32) -> bool {
+    matches!(oid, oid::INT2 | oid::INT4 | oid::INT8)
+}
+
+fn is_text(oid: u32) -> bool {
+    matches!(oid, oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME) || oid >= oid::FIRST_USER
+}
+
+fn integer(form: Form<'_>) -> Result<i64, Found> {
+    match form {
+        Form::Text(text) => {
+            let digits = utf8(text)?;
+            digits.parse().map_err(|_| Found::Text(text.len()))
+        }
+        Form::Binary(bytes) => match *bytes {
+            [a, b] => Ok(i16::from_be_bytes([a, b]).into()),
+            [a, b, c, d] => Ok(i32::from_be_bytes([a, b, c, d]).into()),
+            _ => bytes.try_into().map(i64::from_be_bytes).map_err(|_| Found::Binary(bytes.len())),
+        },
+    }
+}
+
+fn narrow<T: TryFrom<i64>>(form: Form<'_>) -> Result<T, Found> {
+    integer(form)?.try_into().map_err(|_| Found::OutOfRange)
+}
+
+fn uuid(form: Form<'_>) -> Result<Uuid, Found> {
+    match form {
+        Form::Text(text) => Uuid::try_parse_ascii(text).map_err(|_| Found::Text(text.len())),
+        Form::Binary(bytes) => Uuid::from_slice(bytes).map_err(|_| Found::Binary(bytes.len())),
+    }
+}
+
+fn timestamptz(form: Form<'_>) -> Result<Timestamp, Found> {
+    match form {
+        Form::Text(text) => timestamp::from_text(text).ok_or(Found::Text(text.len())),
+        Form::Binary(bytes) => {
+            let micros = bytes.try_into().map_err(|_| Found::Binary(bytes.len()))?;
+            timestamp::from_wire(i64::from_be_bytes(micros)).ok_or(Found::OutOfRange)
+        }
+    }
+}
+
+/// The binary form of text is the text. What is not text but came for it (the binary form of a composite or
+/// range type) shows itself by zero bytes, which text in PostgreSQL never has.
+fn text(form: Form<'_>) -> Result<&str, Found> {
+    let (Form::Text(bytes) | Form::Binary(bytes)) = form;
+    if bytes.contains(&0) {
+        return Err(Found::ZeroByte);
+    }
+    utf8(bytes)
+}
+
+fn jsonb(form: Form<'_>) -> Result<&str, Found> {
+    match form {
+        Form::Text(_) => text(form),
+        Form::Binary([1, json @ ..]) => text(Form::Binary(json)),
+        Form::Binary([version, ..]) => Err(Found::Byte(*version)),
+        Form::Binary([]) => Err(Found::Binary(0)),
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, Found> {
+    std::str::from_utf8(bytes).map_err(|_| Found::NotUtf8(bytes.len()))
+}
+
+#[cold]
+fn wrong_value(column: &Column, wanted: &'static str, found: Found) -> DecodeError {
+    DecodeError::Value { column: column.name.clone(), wanted, found }
+}

@@ -1,0 +1,194 @@
+//! The content versions in PostgreSQL: what lets a replayed event see its content as it saw it at first.
+//!
+//! A sink like the others: its mark counts for the confirmed LSN, so no version that the stream has
+//! brought is ever lost, and a start can load the state at its own start position.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_postgres::types::{PgLsn, ToSql};
+use tokio_postgres::{Client, Transaction};
+use uuid::Uuid;
+
+use crate::batch::{Batch, ContentChange, Row};
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Lsn, Mark, Session, StoredMark};
+use crate::model::content::Content;
+use crate::sink::{Finding, Pace, Sink, Written};
+use crate::source::{PostgresConfig, sql};
+use crate::state::{State, store_progress};
+use crate::transform::content_cache::ContentCache;
+
+const NAME: &str = "content";
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+const PRUNE_EVERY_FLUSHES: u32 = 60;
+const CHANGES_MAX: usize = 2_000;
+
+/// Keeps `walcast.content_version`.
+pub struct ContentSink {
+    state: State,
+    session: Option<Session>,
+    stored: Mark,
+    accepted: Mark,
+    changes: Vec<ContentChange>,
+    flushes: u32,
+}
+
+impl ContentSink {
+    /// The sink for this database.
+    pub fn new(postgres: &PostgresConfig) -> Self {
+        ContentSink {
+            state: State::new(postgres.clone()),
+            session: None,
+            stored: Mark::default(),
+            accepted: Mark::default(),
+            changes: Vec::new(),
+            flushes: 0,
+        }
+    }
+
+    async fn store(&mut self) -> Result<Option<Mark>> {
+        let Some(session) = self.session.as_ref().filter(|_| self.accepted != self.stored) else {
+            return Ok(None);
+        };
+        let mark = self.stored.advanced(self.accepted);
+        let transaction = self.state.guarded(session).await?;
+        insert_versions(&transaction, session, &self.changes).await?;
+        store_progress(
+            &transaction,
+            session,
+            NAME,
+            Some(&StoredMark::new(&session.epoch, mark)),
+            None::<&()>,
+        )
+        .await?;
+        if self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES) {
+            prune(&transaction, session).await?;
+        }
+        transaction.commit().await.map_err(sql::error)?;
+        self.flushes = self.flushes.wrapping_add(1);
+        self.changes.clear();
+        self.stored = mark;
+        Ok(Some(mark))
+    }
+}
+
+#[async_trait]
+impl Sink for ContentSink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn pace(&self) -> Pace {
+        Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: Some(FLUSH_EVERY) }
+    }
+
+    async fn check(&mut self) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        let (stored, _) = self.state.progress::<()>(session, NAME).await?;
+        self.changes.clear();
+        self.stored = stored.as_ref().map(|stored| stored.mark).unwrap_or_default();
+        self.accepted = self.stored;
+        self.session = Some(session.clone());
+        Ok(stored)
+    }
+
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+        for batch in batches {
+            self.changes.extend(batch.rows().iter().filter_map(|row| match row {
+                Row::Content(change) => Some(change.clone()),
+                _ => None,
+            }));
+            self.accepted = self.accepted.advanced(batch.mark());
+        }
+        if self.changes.len() < CHANGES_MAX {
+            return Ok(Written::Accepted);
+        }
+        Ok(self.store().await?.map_or(Written::Accepted, Written::Durable))
+    }
+
+    async fn tick(&mut self) -> Result<Option<Mark>> {
+        self.store().await
+    }
+
+    async fn flush(&mut self) -> Result<Option<Mark>> {
+        self.store().await
+    }
+}
+
+/// One statement for all changes; a change that is there already (the mark was behind it) stays.
+async fn insert_versions(
+    transaction: &Transaction<'_>,
+    session: &Session,
+    changes: &[ContentChange],
+) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    fn column<'a, T>(changes: &'a [ContentChange], read: impl Fn(&'a ContentChange) -> T) -> Vec<T> {
+        changes.iter().map(read).collect()
+    }
+    fn after<'a, T>(change: &'a ContentChange, read: impl Fn(&'a Content) -> Option<T>) -> Option<T> {
+        change.after.as_deref().and_then(read)
+    }
+    let columns: [&(dyn ToSql + Sync); 10] = [
+        &session.epoch.epoch,
+        &column(changes, |change| change.id),
+        &column(changes, |change| PgLsn::from(change.position.commit_lsn.0)),
+        &column(changes, |change| change.position.ordinal as i64),
+        &column(changes, |change| change.after.is_none()),
+        &column(changes, |change| after(change, |content| Some(content.slug.as_str()))),
+        &column(changes, |change| after(change, |content| Some(content.title.as_str()))),
+        &column(changes, |change| after(change, |content| content.content_type.as_deref())),
+        &column(changes, |change| after(change, |content| content.length_seconds)),
+        &column(changes, |change| after(change, |content| content.publish_ts)),
+    ];
+    transaction
+        .execute(include_str!("../../sql/insert_content_versions.sql"), &columns)
+        .await
+        .map_err(sql::error)?;
+    Ok(())
+}
+
+/// Below the confirmed LSN only each id's newest version can still be asked for.
+async fn prune(transaction: &Transaction<'_>, session: &Session) -> Result<()> {
+    transaction
+        .execute(
+            include_str!("../../sql/prune_content_versions.sql"),
+            &[&session.epoch.epoch, &session.epoch.slot],
+        )
+        .await
+        .map_err(sql::error)?;
+    Ok(())
+}
+
+/// The content rows as the stream saw them at `start`, the end of a commit.
+pub async fn load(client: &Client, session: &Session, start: Lsn) -> Result<ContentCache> {
+    let rows = client
+        .query(include_str!("../../sql/load_content.sql"), &[&session.epoch.epoch, &PgLsn::from(start.0)])
+        .await
+        .map_err(sql::error)?;
+    let unreadable =
+        |error| Error::new(Kind::Protocol, "walcast.content_version has another shape").because(error);
+    rows.iter()
+        .map(|row| {
+            Ok(Content {
+                id: row.try_get::<_, Uuid>(0)?,
+                slug: row.try_get(1)?,
+                title: row.try_get(2)?,
+                content_type: row.try_get(3)?,
+                length_seconds: row.try_get(4)?,
+                publish_ts: row.try_get(5)?,
+            })
+        })
+        .collect::<Result<ContentCache, tokio_postgres::Error>>()
+        .map_err(unreadable)
+}

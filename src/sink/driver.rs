@@ -1,0 +1,213 @@
+//! The one loop under every sink: queue, collecting, skipping what is held, retry, registration.
+//!
+//! Three marks keep it honest. `held` is durable at the target. `accepted` is what left our memory: equal
+//! to `held`, or ahead of it for a sink that answers [`Written::Accepted`]. What the queue has is beyond
+//! both. After an error the target is asked; an answer below `accepted` means that rows are gone that we
+//! cannot send again, and only the slot can: `Lost`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::batch::Batch;
+use crate::error::{Class, Error, Kind, Result};
+use crate::lsn::{Mark, Session, StoredMark};
+use crate::sink::queue::{QueueReceiver, Queued};
+use crate::sink::retry::Backoff;
+use crate::sink::{Sink, Written};
+use crate::state::State;
+use crate::telemetry::status::SinkStatus;
+
+/// A sink at work.
+pub struct Driver {
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+    /// Where its batches come from.
+    pub queue: QueueReceiver,
+    /// Who we are.
+    pub session: Session,
+    /// Where the sink stood when it was recovered.
+    pub held: Mark,
+    /// Where the pipeline sees how far each sink is.
+    pub marks: watch::Sender<Vec<Mark>>,
+    /// This sink's place in `marks`.
+    pub index: usize,
+    /// The sink's line in `walcast.sink` is still to be written.
+    pub unregistered: Option<State>,
+    /// What the operator sees.
+    pub status: SinkStatus,
+}
+
+impl Driver {
+    /// Runs until the queue is closed and drained (`Ok`), or until an error that only a new start of the
+    /// pipeline (`Lost`) or nobody (`Definite`) can mend.
+    pub async fn run(self) -> Result<()> {
+        let mut work =
+            Work { accepted: self.held, pending: Vec::new(), next_tick: Instant::now(), driver: self };
+        let mut backoff = Backoff::default();
+        loop {
+            match work.step().await {
+                Ok(true) => backoff.reset(),
+                Ok(false) => break,
+                Err(error) => work.retry(error, &mut backoff).await?,
+            }
+        }
+        work.driver.sink.close().await;
+        Ok(())
+    }
+
+    fn publish(&mut self, held: Mark) {
+        self.held = held;
+        self.status.held(held);
+        self.marks.send_modify(|marks| {
+            if let Some(mark) = marks.get_mut(self.index) {
+                *mark = held;
+            }
+        });
+    }
+}
+
+struct Work {
+    driver: Driver,
+    accepted: Mark,
+    pending: Vec<Queued>,
+    next_tick: Instant,
+}
+
+impl Work {
+    /// One write, one tick, or the end (`false`).
+    async fn step(&mut self) -> Result<bool> {
+        let open = self.collect().await;
+        self.write().await?;
+        self.tick().await?;
+        if !open && self.pending.is_empty() {
+            let mark = self.driver.sink.flush().await?;
+            self.durable(mark).await?;
+        }
+        Ok(open)
+    }
+
+    /// Takes batches until the sink's pace is met or a tick is due. `false` when the queue has ended.
+    async fn collect(&mut self) -> bool {
+        let pace = self.driver.sink.pace();
+        let mut bytes: usize = self.pending.iter().map(|queued| queued.batch.bytes()).sum();
+        let mut until = (!self.pending.is_empty()).then(Instant::now);
+        while bytes < pace.write_bytes_max {
+            let tick = pace.tick_every.map(|_| self.next_tick);
+            let deadline = until.into_iter().chain(tick).min();
+            let queued = tokio::select! {
+                biased;
+                queued = self.driver.queue.recv() => queued,
+                () = sleep_until(deadline) => return true,
+            };
+            let Some(queued) = queued else { return false };
+            bytes += queued.batch.bytes();
+            let urgent = queued.batch.urgent();
+            self.pending.push(queued);
+            if urgent {
+                return true;
+            }
+            until.get_or_insert(Instant::now() + pace.linger);
+        }
+        true
+    }
+
+    async fn write(&mut self) -> Result<()> {
+        let batches: Vec<Arc<Batch>> =
+            self.pending.iter().filter_map(|queued| queued.batch.beyond(&self.accepted)).collect();
+        let urgent = self.pending.iter().any(|queued| queued.batch.urgent());
+        if let Some(last) = batches.last() {
+            let end = self.accepted.advanced(last.mark());
+            let written = self.driver.sink.write(&batches).await?;
+            self.accepted = end;
+            self.driver.status.wrote(&batches);
+            if let Written::Durable(mark) = written {
+                self.durable(Some(mark)).await?;
+            }
+        }
+        if urgent {
+            let mark = self.driver.sink.flush().await?;
+            self.durable(mark).await?;
+        }
+        self.pending.clear();
+        Ok(())
+    }
+
+    async fn tick(&mut self) -> Result<()> {
+        let Some(every) = self.driver.sink.pace().tick_every else { return Ok(()) };
+        if Instant::now() < self.next_tick {
+            return Ok(());
+        }
+        self.next_tick = Instant::now() + every;
+        let mark = self.driver.sink.tick().await?;
+        self.durable(mark).await
+    }
+
+    /// Tells the pipeline of a durable mark. A sink is registered before its first mark can count: from
+    /// then on a target without a mark has lost its data.
+    async fn durable(&mut self, mark: Option<Mark>) -> Result<()> {
+        let Some(mark) = mark else { return Ok(()) };
+        let driver = &mut self.driver;
+        if let Some(state) = &mut driver.unregistered {
+            state.register_sink(&driver.session, driver.sink.name(), mark).await?;
+            driver.unregistered = None;
+        }
+        driver.publish(driver.held.advanced(mark));
+        Ok(())
+    }
+
+    /// Waits, asks the target where it stands, and goes on from there; returns what cannot be retried.
+    async fn retry(&mut self, error: Error, backoff: &mut Backoff) -> Result<()> {
+        let mut error = error;
+        loop {
+            if error.class() != Class::Transient {
+                return Err(error);
+            }
+            let wait = backoff.next_wait();
+            self.driver.status.failed(&error);
+            if backoff.attempts() <= 1 || wait >= Duration::from_secs(5) {
+                tracing::warn!(
+                    sink = self.driver.sink.name(),
+                    error = error.chain(),
+                    "trying again in {wait:.1?}: {}",
+                    error.advice()
+                );
+            }
+            tokio::time::sleep(wait).await;
+            match self.driver.sink.recover(&self.driver.session).await {
+                Ok(stored) => return self.resume(stored),
+                Err(again) => error = again,
+            }
+        }
+    }
+
+    fn resume(&mut self, stored: Option<StoredMark>) -> Result<()> {
+        let name = self.driver.sink.name();
+        let mark = match stored {
+            Some(stored) if stored.epoch == self.driver.session.epoch => stored.mark,
+            Some(_) => {
+                return Err(Error::new(Kind::Lost, format!("{name} came back with a mark of another epoch")));
+            }
+            None if self.driver.unregistered.is_some() => self.driver.held,
+            None => return Err(Error::new(Kind::Lost, format!("{name} came back without a mark"))),
+        };
+        if !mark.covers(&self.accepted) {
+            return Err(Error::new(
+                Kind::Lost,
+                format!("{name} holds {mark} and had taken {}", self.accepted),
+            ));
+        }
+        self.accepted = mark;
+        self.driver.publish(mark);
+        Ok(())
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

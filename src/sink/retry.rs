@@ -1,0 +1,48 @@
+//! How long to wait before trying again.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Exponential backoff with jitter: about 0.1 s, 0.2 s, 0.4 s … 10 s, each between half and all of it.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    attempts: u32,
+}
+
+impl Backoff {
+    /// The wait before the next try.
+    pub fn next_wait(&mut self) -> Duration {
+        let full = FIRST.saturating_mul(1 << self.attempts.min(16)).min(LONGEST);
+        self.attempts += 1;
+        full.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+
+    /// How often it was tried in a row.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// It worked: the next failure is a first one.
+    pub fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_bound_and_start_over() {
+        let mut backoff = Backoff::default();
+        assert!(backoff.next_wait() <= FIRST);
+        let late = (0..40).map(|_| backoff.next_wait()).last().unwrap_or_default();
+        assert!(late >= LONGEST / 2 && late <= LONGEST, "{late:?}");
+        backoff.reset();
+        assert!(backoff.next_wait() <= FIRST);
+    }
+}

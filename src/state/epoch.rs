@@ -1,0 +1,219 @@
+//! The epoch: a slot, the content rows at its snapshot, and the row in `walcast.epoch` that ties them
+//! together. Made once; never made again silently.
+
+use tokio_postgres::types::PgLsn;
+use uuid::Uuid;
+
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Epoch, Lsn};
+use crate::source::PostgresConfig;
+use crate::source::connection::{Connection, SystemIdentity};
+use crate::source::{quote, slot, sql};
+use crate::state::State;
+
+struct Known {
+    epoch: Uuid,
+    system_id: String,
+    timeline: i32,
+    publication_oid: u32,
+    ready: bool,
+}
+
+/// The epoch of the configured slot. Makes slot and epoch when there are neither; kind `Resync` when they do
+/// not belong together.
+pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<Epoch> {
+    let mut replication = Connection::connect(config).await?;
+    let identity = replication.identify_system().await?;
+    let client = state.client().await?;
+    // One process at a time makes a slot; the lock ends with this session at the latest.
+    client
+        .execute("SELECT pg_advisory_lock(hashtext('walcast'), hashtext($1))", &[&config.slot])
+        .await
+        .map_err(sql::error)?;
+    let opened = open_alone(config, state, replication, &identity).await;
+    let unlock = "SELECT pg_advisory_unlock(hashtext('walcast'), hashtext($1))";
+    state.client().await?.execute(unlock, &[&config.slot]).await.map_err(sql::error)?;
+    opened
+}
+
+async fn open_alone(
+    config: &PostgresConfig,
+    state: &mut State,
+    replication: Connection,
+    identity: &SystemIdentity,
+) -> Result<Epoch> {
+    let client = state.client().await?;
+    let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
+    let facts = slot::facts(client, &config.slot).await?;
+    let known = known(client, &config.slot).await?;
+    match (known, facts) {
+        (Some(known), Some(facts)) if known.ready => {
+            facts.check_usable(config)?;
+            check_same(&known, identity, publication, config)?;
+            Ok(Epoch {
+                epoch: known.epoch,
+                system_id: known.system_id,
+                timeline: identity.timeline,
+                slot: config.slot.clone(),
+            })
+        }
+        (Some(known), None) if known.ready => Err(slot_gone(config)),
+        (None, Some(facts)) => {
+            facts.check_usable(config)?;
+            Err(slot_not_ours(config))
+        }
+        (known, facts) => {
+            if known.is_some() && facts.is_some() {
+                tracing::warn!(
+                    slot = config.slot,
+                    "an earlier start died while it made the slot; nothing was read from it, making it again"
+                );
+                slot::drop(client, &config.slot).await?;
+            }
+            let publication = publication.ok_or_else(|| no_publication(config))?;
+            create(config, state, replication, identity, publication).await
+        }
+    }
+}
+
+async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Known>> {
+    let row = client
+        .query_opt(
+            "SELECT epoch, system_id, timeline, publication_oid, state = 'ready' FROM walcast.epoch WHERE slot = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(sql::error)?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Known {
+        epoch: row.get(0),
+        system_id: row.get(1),
+        timeline: row.get(2),
+        publication_oid: row.get(3),
+        ready: row.get(4),
+    }))
+}
+
+fn check_same(
+    known: &Known,
+    identity: &SystemIdentity,
+    publication: Option<u32>,
+    config: &PostgresConfig,
+) -> Result<()> {
+    let resync = |message: String, hint: &str| Err(Error::new(Kind::Resync, message).hint(hint));
+    if known.system_id != identity.system_id {
+        return resync(
+            format!("walcast.epoch is of system {}, this server is {}", known.system_id, identity.system_id),
+            "this database was restored from another cluster: drop the slot and the schema walcast, then `walcast init`",
+        );
+    }
+    if known.timeline != identity.timeline as i32 {
+        return resync(
+            format!(
+                "walcast.epoch is of timeline {}, this server is on {}",
+                known.timeline, identity.timeline
+            ),
+            "after a failover the sinks must be compared with the new primary first",
+        );
+    }
+    if publication != Some(known.publication_oid) {
+        return resync(
+            format!(
+                "publication {} was dropped (and perhaps made again) after slot {} was made",
+                config.publication, config.slot
+            ),
+            "the slot cannot read past that place: rebuild, then drop the slot and its row in walcast.epoch, and run `walcast init`",
+        );
+    }
+    Ok(())
+}
+
+fn no_publication(config: &PostgresConfig) -> Error {
+    Error::new(Kind::Setup, format!("publication {} does not exist", config.publication))
+        .hint("run `walcast init`")
+}
+
+fn slot_gone(config: &PostgresConfig) -> Error {
+    Error::new(Kind::Resync, format!("replication slot {} is gone, and with it the WAL that was not delivered", config.slot))
+        .hint("bring the sinks level with PostgreSQL, then delete the slot's row from walcast.epoch and run `walcast init`")
+}
+
+fn slot_not_ours(config: &PostgresConfig) -> Error {
+    Error::new(
+        Kind::Resync,
+        format!(
+            "replication slot {} exists, but walcast did not make it: what it has delivered is unknown",
+            config.slot
+        ),
+    )
+    .hint(format!(
+        "choose another postgres.slot, or drop it: SELECT pg_drop_replication_slot('{}')",
+        config.slot
+    ))
+}
+
+/// Marks the epoch "in progress", makes the slot, fills the content versions under the slot's snapshot, marks
+/// the epoch "ready". A crash at any point leaves "in progress", which the next start clears away.
+async fn create(
+    config: &PostgresConfig,
+    state: &mut State,
+    mut replication: Connection,
+    identity: &SystemIdentity,
+    publication_oid: u32,
+) -> Result<Epoch> {
+    let client = state.client().await?;
+    let epoch = Epoch {
+        epoch: Uuid::new_v4(),
+        system_id: identity.system_id.clone(),
+        timeline: identity.timeline,
+        slot: config.slot.clone(),
+    };
+    client
+        .execute(
+            "INSERT INTO walcast.epoch (slot, epoch, system_id, timeline, publication, publication_oid, state)
+             VALUES ($1, $2, $3, $4, $5, $6, 'in progress')
+             ON CONFLICT (slot) DO UPDATE SET epoch = $2, system_id = $3, timeline = $4, publication = $5,
+               publication_oid = $6, state = 'in progress', consistent_point = NULL, snapshot = NULL",
+            &[&epoch.slot, &epoch.epoch, &epoch.system_id, &(epoch.timeline as i32), &config.publication, &publication_oid],
+        )
+        .await
+        .map_err(sql::error)?;
+    let failover = slot::server_version_num(client).await? >= 170_000;
+    let created = replication.create_slot(&config.slot, failover).await?;
+    fill(config, state, &epoch, &created.snapshot, created.consistent_point).await?;
+    tracing::info!(slot = config.slot, consistent_point = %created.consistent_point, "slot made");
+    Ok(epoch)
+}
+
+async fn fill(
+    config: &PostgresConfig,
+    state: &mut State,
+    epoch: &Epoch,
+    snapshot: &str,
+    consistent_point: Lsn,
+) -> Result<()> {
+    let transaction = state
+        .client()
+        .await?
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .start()
+        .await
+        .map_err(sql::error)?;
+    transaction
+        .batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote::literal(snapshot)))
+        .await
+        .map_err(sql::error)?;
+    let fill = include_str!("../../sql/snapshot_content.sql")
+        .replace("{schema}", &quote::identifier(&config.schema));
+    transaction.execute(&fill, &[&epoch.epoch]).await.map_err(sql::error)?;
+    transaction
+        .execute(
+            "UPDATE walcast.epoch SET state = 'ready', consistent_point = $2, snapshot = pg_current_snapshot()
+             WHERE slot = $1",
+            &[&epoch.slot, &PgLsn::from(consistent_point.0)],
+        )
+        .await
+        .map_err(sql::error)?;
+    transaction.commit().await.map_err(sql::error)
+}
