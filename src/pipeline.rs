@@ -87,9 +87,9 @@ async fn start(config: &Config, board: &Board) -> Result<Streaming> {
         sink.prepare().await?;
     }
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
-    let session = state.take_token(epoch).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
-    let recovered = recover(sinks, &session, &mut state, confirmed).await?;
+    let session = state.take_token(epoch, confirmed).await?;
+    let recovered = recover(sinks, &session, &mut state).await?;
 
     let watermark =
         Watermark::new(confirmed, recovered.iter().map(|(sink, held, _)| (sink.name(), held.held)));
@@ -108,27 +108,22 @@ type Recovered = Vec<(Box<dyn Sink>, Mark, bool)>;
 
 /// Asks every sink where it stands: the sink, its mark, and whether it is registered. A sink below the slot,
 /// of another epoch, or registered and without a mark can never be made whole by streaming.
-async fn recover(
-    sinks: Vec<Box<dyn Sink>>,
-    session: &Session,
-    state: &mut State,
-    confirmed: Lsn,
-) -> Result<Recovered> {
+async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State) -> Result<Recovered> {
     let mut recovered = Recovered::new();
     for mut sink in sinks {
         let name = sink.name();
         let stored = sink.recover(session).await?;
         let registered = state.is_registered(session, name).await?;
         let mark = match stored {
-            Some(stored) => stored.go_on(name, &session.epoch, confirmed)?,
+            Some(stored) => stored.go_on(name, session)?,
             None if registered => {
                 return Err(Error::new(
                     Kind::Resync,
                     format!("{name} held a mark once and holds none now: it has lost its data"),
                 )
-                .hint(format!("rebuild {name} from PostgreSQL, then delete its row from walcast.sink to start it at the slot's confirmed LSN {confirmed}")));
+                .hint(format!("rebuild {name} from PostgreSQL, then delete its row from walcast.sink to start it at the slot's confirmed LSN {}", session.start)));
             }
-            None => Mark::at(confirmed),
+            None => Mark::at(session.start),
         };
         tracing::info!(sink = name, %mark, "sink recovered");
         recovered.push((sink, mark, registered));
