@@ -2,6 +2,7 @@
 
 pub mod lsn;
 pub mod error;
+pub mod finding;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;

@@ -96,6 +96,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init => ops::init::init(config).await?,
+        Command::Check { json } => return ops::check::check(config, json).await,
         _ => {}
         Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
     }

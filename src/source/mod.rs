@@ -10,6 +10,7 @@ pub mod stream;
 pub mod quote;
 pub mod sql;
 pub mod slot;
+pub mod check;
 pub mod heartbeat;
 
 use serde::{Deserialize, Serialize};
