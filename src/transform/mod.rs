@@ -2,7 +2,6 @@
 //! way from socket buffer to batch is this one call chain.
 
 pub mod content_cache;
-pub mod enrich;
 
 use std::time::{Duration, Instant};
 
