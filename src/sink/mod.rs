@@ -4,6 +4,8 @@
 //! remembering. Queue, retry, skipping of what is held already, metrics and dead letters live once, in
 //! [`driver`]. A new sink is one file, one `mod` line and one entry in [`SINKS`].
 
+pub mod record;
+
 use std::sync::Arc;
 use std::time::Duration;
 
