@@ -10,3 +10,4 @@ pub mod state;
 pub mod transform;
 pub mod batch;
 pub mod sink;
+pub mod ops;
