@@ -3,3 +3,4 @@
 pub mod run;
 pub mod init;
 pub mod check;
+pub mod generate;
