@@ -82,11 +82,12 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
     let mut sinks = sink::build(config);
     for sink in &mut sinks {
         sink.prepare().await?;
     }
+    // Last, when nothing else is in the way: from here on the server keeps WAL for us.
+    let epoch = epoch::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
     let session = state.take_token(epoch, confirmed).await?;
