@@ -171,9 +171,10 @@ impl StoredMark {
         StoredMark { epoch: epoch.clone(), ordinal_rule: ORDINAL_RULE, mark }
     }
 
-    /// The mark to go on from in `epoch`, whose slot begins at `confirmed`. Kind `Resync` when the slot can no
-    /// longer deliver what `sink` lacks.
-    pub fn go_on(&self, sink: &str, epoch: &Epoch, confirmed: Lsn) -> Result<Mark> {
+    /// The mark to go on from in this session. Kind `Resync` when the slot can no longer deliver what `sink`
+    /// lacks.
+    pub fn go_on(&self, sink: &str, session: &Session) -> Result<Mark> {
+        let Session { epoch, start, .. } = session;
         let mark = self.mark;
         if self.epoch != *epoch {
             return Err(Error::new(
@@ -182,10 +183,10 @@ impl StoredMark {
             )
             .hint(format!("rebuild {sink} from PostgreSQL, or give it fresh targets, then start again")));
         }
-        if mark.held < confirmed {
+        if mark.held < *start {
             return Err(Error::new(
                 Kind::Resync,
-                format!("{sink} holds everything up to {}, the slot begins at {confirmed}: what lies between is gone from the slot", mark.held),
+                format!("{sink} holds everything up to {}, the slot begins at {start}: what lies between is gone from the slot", mark.held),
             )
             .hint(format!("fill {sink} from PostgreSQL for what lies between, or restore the slot from before it was moved")));
         }
@@ -219,6 +220,9 @@ pub struct Session {
     /// Taken from PostgreSQL at start, greater than that of every earlier instance. A target that has
     /// seen a greater one refuses us: an older instance can change nothing.
     pub token: i64,
+    /// The slot's confirmed LSN at start: where a sink that holds no mark yet begins. A mark inside a
+    /// transaction needs it for its `held` before the first commit is whole.
+    pub start: Lsn,
 }
 
 #[cfg(test)]

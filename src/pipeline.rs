@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
+use crate::finding;
 use crate::lsn::{Lsn, Mark, Session};
 use crate::shutdown::Shutdown;
 use crate::sink::driver::Driver;
@@ -26,7 +27,7 @@ use crate::sink::{self, Sink};
 use crate::source::connection::Connection;
 use crate::source::frame::Frame;
 use crate::source::stream::ReplicationStream;
-use crate::source::{heartbeat, slot};
+use crate::source::{check, heartbeat, slot};
 use crate::state::{State, epoch};
 use crate::telemetry::status::Board;
 use crate::transform::Transform;
@@ -80,16 +81,16 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
 async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
-    slot::check_server(state.client().await?).await?;
+    finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
     let epoch = epoch::open(&config.postgres, &mut state).await?;
     let mut sinks = sink::build(config);
     for sink in &mut sinks {
         sink.prepare().await?;
     }
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
-    let session = state.take_token(epoch).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
-    let recovered = recover(sinks, &session, &mut state, confirmed).await?;
+    let session = state.take_token(epoch, confirmed).await?;
+    let recovered = recover(sinks, &session, &mut state).await?;
 
     let watermark =
         Watermark::new(confirmed, recovered.iter().map(|(sink, held, _)| (sink.name(), held.held)));
@@ -108,27 +109,22 @@ type Recovered = Vec<(Box<dyn Sink>, Mark, bool)>;
 
 /// Asks every sink where it stands: the sink, its mark, and whether it is registered. A sink below the slot,
 /// of another epoch, or registered and without a mark can never be made whole by streaming.
-async fn recover(
-    sinks: Vec<Box<dyn Sink>>,
-    session: &Session,
-    state: &mut State,
-    confirmed: Lsn,
-) -> Result<Recovered> {
+async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State) -> Result<Recovered> {
     let mut recovered = Recovered::new();
     for mut sink in sinks {
         let name = sink.name();
         let stored = sink.recover(session).await?;
         let registered = state.is_registered(session, name).await?;
         let mark = match stored {
-            Some(stored) => stored.go_on(name, &session.epoch, confirmed)?,
+            Some(stored) => stored.go_on(name, session)?,
             None if registered => {
                 return Err(Error::new(
                     Kind::Resync,
                     format!("{name} held a mark once and holds none now: it has lost its data"),
                 )
-                .hint(format!("rebuild {name} from PostgreSQL, then delete its row from walcast.sink to start it at the slot's confirmed LSN {confirmed}")));
+                .hint(format!("rebuild {name} from PostgreSQL, then delete its row from walcast.sink to start it at the slot's confirmed LSN {}", session.start)));
             }
-            None => Mark::at(confirmed),
+            None => Mark::at(session.start),
         };
         tracing::info!(sink = name, %mark, "sink recovered");
         recovered.push((sink, mark, registered));

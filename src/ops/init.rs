@@ -5,8 +5,9 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::finding;
 use crate::sink;
-use crate::source::{PostgresConfig, quote, slot, sql};
+use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, epoch};
 
 const MIGRATIONS: [(i32, &str, &str); 3] = [
@@ -19,7 +20,7 @@ const MIGRATIONS: [(i32, &str, &str); 3] = [
 pub async fn init(config: &Config) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let client = state.client().await?;
-    slot::check_server(client).await?;
+    finding::refuse(&check::check_server(client, &config.postgres).await?)?;
     migrate(client, &config.postgres).await?;
     publish(client, &config.postgres).await?;
     let epoch = epoch::open(&config.postgres, &mut state).await?;

@@ -9,7 +9,7 @@ use tokio_postgres::types::Json;
 use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Error, Kind, Result};
-use crate::lsn::{Epoch, Mark, Session, StoredMark};
+use crate::lsn::{Epoch, Lsn, Mark, Session, StoredMark};
 use crate::source::{PostgresConfig, sql};
 
 /// One session to the state schema, opened again when it was lost. Each user has its own.
@@ -53,7 +53,7 @@ impl State {
     }
 
     /// Makes this process the newest instance: from here on no older one can change any target.
-    pub async fn take_token(&mut self, epoch: Epoch) -> Result<Session> {
+    pub async fn take_token(&mut self, epoch: Epoch, start: Lsn) -> Result<Session> {
         let row = self
             .client()
             .await?
@@ -63,7 +63,7 @@ impl State {
             )
             .await
             .map_err(sql::error)?;
-        Ok(Session { token: row.get(0), epoch })
+        Ok(Session { token: row.get(0), epoch, start })
     }
 
     /// Whether a sink has ever made a mark of this epoch durable.
