@@ -1,5 +1,6 @@
 //! PostgreSQL: the replication connection, ordinary SQL, the slot and its snapshot.
 
+pub mod tls;
 pub mod dial;
 pub mod frame;
 pub mod server_error;
