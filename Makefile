@@ -16,6 +16,7 @@ demo: services
 	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/demo $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/demo $(SECONDS)
 
 test: services lint
+	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run cargo test --locked
 
 bench: services
