@@ -2,10 +2,14 @@
 //! nothing made by accident.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/services.rs"]
+mod services;
 mod support;
+#[path = "support/world.rs"]
+mod world;
 
-use support::world::World;
-use support::{fresh_database, run, services};
+use world::World;
+use support::{fresh_database, run};
 use walcast::source::sql;
 
 #[tokio::test]
