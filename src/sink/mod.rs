@@ -9,6 +9,7 @@ pub mod retry;
 pub mod driver;
 pub mod content;
 pub mod null;
+pub mod redis;
 
 use std::sync::Arc;
 use std::time::Duration;
