@@ -168,6 +168,7 @@ impl Streaming {
         for (index, (sink, held, registered)) in recovered.into_iter().enumerate() {
             let (sender, receiver) = queue(config.pipeline.queue_bytes_max);
             let name = sink.name();
+            let unregistered = !registered && sink.keeps_mark();
             queues.push((name, sender));
             let driver = Driver {
                 sink,
@@ -176,7 +177,7 @@ impl Streaming {
                 held,
                 marks: marks.clone(),
                 index,
-                unregistered: (!registered).then(|| State::new(config.postgres.clone())),
+                unregistered: unregistered.then(|| State::new(config.postgres.clone())),
                 status: board.sink(name, held),
             };
             drivers.spawn(driver.run());

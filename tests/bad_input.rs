@@ -8,9 +8,9 @@ mod support;
 #[path = "support/world.rs"]
 mod world;
 
-use world::World;
 use support::{fresh_database, run};
 use walcast::source::sql;
+use world::World;
 
 #[tokio::test]
 async fn an_unknown_key_is_named_with_its_neighbour() {
@@ -32,7 +32,10 @@ async fn a_wrong_password_is_told_at_once() {
 async fn wal_level_replica_is_refused_before_anything_is_made() {
     let server = services::postgres("18:replica", &["wal_level=replica"]);
     let world = World::new(fresh_database(server).await).await;
-    world.walcast(["init"]).await.expect(2, &["wal_level is replica", "ALTER SYSTEM SET wal_level = logical"]);
+    world
+        .walcast(["init"])
+        .await
+        .expect(2, &["wal_level is replica", "ALTER SYSTEM SET wal_level = logical"]);
     let client = sql::connect(&world.postgres).await.unwrap();
     let made = "SELECT count(*) FROM pg_namespace WHERE nspname = 'walcast'";
     assert_eq!(client.query_one(made, &[]).await.unwrap().get::<_, i64>(0), 0);
@@ -50,7 +53,14 @@ async fn without_its_publication_nothing_starts() {
         world.walcast(["run"]).await.expect(4, &["publication", "dropped"]);
         assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
 
-        run(&client, &format!("CREATE PUBLICATION {} FOR TABLE content, engagement_events", world.postgres.publication)).await;
+        run(
+            &client,
+            &format!(
+                "CREATE PUBLICATION {} FOR TABLE content, engagement_events",
+                world.postgres.publication
+            ),
+        )
+        .await;
         world.walcast(["run"]).await.expect(4, &["made again", "walcast init"]);
         assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
     }
@@ -60,7 +70,11 @@ async fn without_its_publication_nothing_starts() {
 async fn a_slot_older_than_its_publication_is_refused() {
     let world = World::new(fresh_database(support::postgres()).await).await;
     let client = sql::connect(&world.postgres).await.unwrap();
-    run(&client, &format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", world.postgres.slot)).await;
+    run(
+        &client,
+        &format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", world.postgres.slot),
+    )
+    .await;
     world.walcast(["init"]).await.expect(4, &["walcast did not make it", "pg_drop_replication_slot"]);
 }
 
@@ -115,7 +129,8 @@ async fn a_slot_moved_by_hand_is_a_gap_and_said_so() {
     running.stop().await;
     world.insert_events(1).await;
     let client = sql::connect(&world.postgres).await.unwrap();
-    let moved = format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", world.postgres.slot);
+    let moved =
+        format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", world.postgres.slot);
     run(&client, &moved).await;
     world.walcast(["run"]).await.expect(4, &["holds everything up to", "the slot begins at"]);
 }

@@ -10,10 +10,10 @@ mod world;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use world::World;
 use support::{fresh_database, run, wait_until};
 use walcast::lsn::Lsn;
 use walcast::source::sql;
+use world::World;
 
 #[tokio::test]
 async fn every_event_reaches_every_sink_once_over_restarts_and_kills() {
@@ -43,7 +43,10 @@ async fn the_sinks_show_the_joined_record() {
         let content = event["content_id"].as_str().unwrap();
         let number = content.chars().last().unwrap();
         assert_eq!(event["title"], format!("title {number}"));
-        assert_eq!((event["engagement_seconds"].as_f64(), event["engagement_pct"].as_f64()), (Some(1.0), Some(1.0)));
+        assert_eq!(
+            (event["engagement_seconds"].as_f64(), event["engagement_pct"].as_f64()),
+            (Some(1.0), Some(1.0))
+        );
         assert_eq!(event["raw_payload"]["i"].as_i64(), event["event_id"].as_i64());
     }
     let query = format!(
@@ -53,7 +56,8 @@ async fn the_sinks_show_the_joined_record() {
     let rows = world.bigquery(&query).await;
     assert_eq!((rows[0][0].as_str(), rows[0][1].as_str()), (Some("podcast"), Some("1.0")));
     let mut redis = world.redis().await;
-    let range = || redis::cmd("ZRANGE").arg("top_engagement:10min").arg(0).arg(-1).arg("WITHSCORES").to_owned();
+    let range =
+        || redis::cmd("ZRANGE").arg("top_engagement:10min").arg(0).arg(-1).arg("WITHSCORES").to_owned();
     wait_until("the board shows all three", async || {
         let mut redis = world.redis().await;
         let board: Vec<(String, f64)> = range().query_async(&mut redis).await.unwrap();
@@ -116,7 +120,8 @@ async fn the_slot_is_never_ahead_of_a_sink_while_under_load() {
         // The slot first: whatever is below it must be in the sinks already.
         let confirmed = world.confirmed_lsn().await;
         let below = |(end, _): &&(Lsn, usize)| *end <= confirmed;
-        let wanted = committed.lock().unwrap().iter().filter(below).map(|(_, events)| *events).max().unwrap_or(0);
+        let wanted =
+            committed.lock().unwrap().iter().filter(below).map(|(_, events)| *events).max().unwrap_or(0);
         world.check_all_hold_at_least(wanted).await;
         samples_with_events += usize::from(wanted > 0);
     }
@@ -137,7 +142,8 @@ async fn foreign_wal_while_idle_moves_the_slot() {
     let begun = Instant::now();
     let mut end = world.wal_end().await;
     while begun.elapsed() < Duration::from_secs(30) {
-        run(&client, "INSERT INTO foreign_table SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
+        run(&client, "INSERT INTO foreign_table SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+            .await;
         end = world.wal_end().await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -169,7 +175,8 @@ async fn a_fast_shutdown_of_postgresql_is_not_held_up() {
     load.await.unwrap();
     services::command(&["postgres", "17:shutdown", "up"]);
     let client = sql::connect(&world.postgres).await.unwrap();
-    let count = client.query_one("SELECT count(*) FROM engagement_events", &[]).await.unwrap().get::<_, i64>(0);
+    let count =
+        client.query_one("SELECT count(*) FROM engagement_events", &[]).await.unwrap().get::<_, i64>(0);
     wait_until("every event is in Kafka", async || world.kafka_events().await.len() as i64 >= count).await;
     assert_eq!(world.kafka_events().await.len() as i64, count);
     running.stop().await;

@@ -189,7 +189,11 @@ impl World {
 
     /// The values of the events topic, in order within each partition, as a `read_committed` reader sees them.
     pub async fn kafka_events(&self) -> Vec<Value> {
-        self.kafka_topic("events").await.into_iter().map(|value| serde_json::from_slice(&value).unwrap()).collect()
+        self.kafka_topic("events")
+            .await
+            .into_iter()
+            .map(|value| serde_json::from_slice(&value).unwrap())
+            .collect()
     }
 
     async fn kafka_ids(&self) -> Vec<i64> {
@@ -222,7 +226,8 @@ impl World {
         let keys: Vec<String> = redis::cmd("KEYS").arg("engagement:*").query_async(&mut redis).await.unwrap();
         let mut plays = 0;
         for key in keys {
-            let count: Option<i64> = redis::cmd("HGET").arg(key).arg("plays").query_async(&mut redis).await.unwrap();
+            let count: Option<i64> =
+                redis::cmd("HGET").arg(key).arg("plays").query_async(&mut redis).await.unwrap();
             plays += count.unwrap_or_default();
         }
         plays
@@ -237,7 +242,8 @@ impl World {
         let answer: Value = answer.json().await.unwrap();
         assert!(answer.get("error").is_none(), "{query}: {answer}");
         let rows = answer["rows"].as_array().cloned().unwrap_or_default();
-        let values = |row: Value| row["f"].as_array().unwrap().iter().map(|field| field["v"].clone()).collect();
+        let values =
+            |row: Value| row["f"].as_array().unwrap().iter().map(|field| field["v"].clone()).collect();
         rows.into_iter().map(values).collect()
     }
 
@@ -293,7 +299,13 @@ impl Running {
 
     async fn signal(mut self, signal: &str) -> Option<i32> {
         let pid = self.pid().to_string();
-        assert!(std::process::Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        assert!(
+            std::process::Command::new("kill")
+                .args([&format!("-{signal}"), &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
         self.ended().await
     }
 
@@ -360,7 +372,8 @@ async fn own_redis_database() -> i64 {
     let first = std::process::id() as usize * 17;
     for _ in 0..255 {
         let db = 1 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 255;
-        let claim = redis::cmd("SET").arg(format!("claimed:{db}")).arg(1).arg("NX").arg("EX").arg(600).to_owned();
+        let claim =
+            redis::cmd("SET").arg(format!("claimed:{db}")).arg(1).arg("NX").arg("EX").arg(600).to_owned();
         let claimed: Option<String> = claim.query_async(&mut claims).await.unwrap();
         if claimed.is_some() {
             let mut redis = redis_connection(db as i64).await;
