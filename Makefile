@@ -8,7 +8,7 @@ export CARGO_TARGET_DIR ?= $(shell scripts/services home)/target
 SECONDS ?=
 unexport SECONDS
 
-.PHONY: demo test bench fmt lint services clean-services compose-config
+.PHONY: demo test bench record-wire fmt lint services clean-services compose-config
 
 demo: services
 	@cargo build --release --locked
@@ -20,11 +20,15 @@ test: services lint
 bench: services
 	@scripts/services run cargo bench --locked
 
+# the decoder's test data, from real servers of every version
+record-wire:
+	@scripts/record-wire
+
 fmt:
 	@cargo fmt
 
 lint:
-	@bash -n scripts/services scripts/services.d/*.sh
+	@bash -n scripts/services scripts/services.d/*.sh scripts/record-wire
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --quiet -- -D warnings
 
