@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
+pub use crate::event::{Event, Span};
 use crate::lsn::{Mark, Position};
 use crate::model::content::Content;
-pub use crate::transform::enrich::{Event, Span};
 
 /// One thing for the sinks to know, at its place in the stream.
 #[derive(Debug, Clone)]

@@ -96,8 +96,17 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init => ops::init::init(config).await?,
+        Command::Generate => generate(config).await?,
+        Command::Check { json } => return ops::check::check(config, json).await,
         _ => {}
         Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn generate(config: &Config) -> Result<()> {
+    let mut shutdown = Shutdown::on_signals()?;
+    let summary = ops::generate::run(&config.postgres, &config.generate, shutdown.wait()).await?;
+    println!("{summary}");
+    Ok(())
 }

@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
+use crate::finding;
 use crate::lsn::{Lsn, Mark, Session};
 use crate::shutdown::Shutdown;
 use crate::sink::driver::Driver;
@@ -26,7 +27,7 @@ use crate::sink::{self, Sink};
 use crate::source::connection::Connection;
 use crate::source::frame::Frame;
 use crate::source::stream::ReplicationStream;
-use crate::source::{heartbeat, slot};
+use crate::source::{check, heartbeat, slot};
 use crate::state::{State, epoch};
 use crate::telemetry::status::Board;
 use crate::transform::Transform;
@@ -80,12 +81,13 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
 async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
-    slot::check_server(state.client().await?).await?;
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
+    finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
     let mut sinks = sink::build(config);
     for sink in &mut sinks {
         sink.prepare().await?;
     }
+    // Last, when nothing else is in the way: from here on the server keeps WAL for us.
+    let epoch = epoch::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
     let session = state.take_token(epoch, confirmed).await?;

@@ -122,7 +122,7 @@ impl Work {
             let end = self.accepted.advanced(last.mark());
             let written = self.driver.sink.write(&batches).await?;
             self.accepted = end;
-            self.driver.status.wrote(&batches);
+            self.driver.status.wrote(batches.iter().map(|batch| batch.rows().len()).sum());
             if let Written::Durable(mark) = written {
                 self.durable(Some(mark)).await?;
             }

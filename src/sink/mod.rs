@@ -9,6 +9,7 @@ pub mod retry;
 pub mod driver;
 pub mod content;
 pub mod null;
+pub mod record;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::error::Result;
+pub use crate::finding::{Finding, Verdict};
 use crate::lsn::{Mark, Session, StoredMark};
 
 /// What became of a write.
@@ -40,31 +42,6 @@ pub struct Pace {
     pub write_bytes_max: usize,
     /// How often to call `tick`; `None` for never.
     pub tick_every: Option<Duration>,
-}
-
-/// One line of `walcast check`.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Finding {
-    /// What was looked at, such as `kafka topic engagement.events`.
-    pub subject: String,
-    /// What was found.
-    pub verdict: Verdict,
-    /// One sentence: what is so.
-    pub message: String,
-    /// The statement or command that mends it, when it is not `Ok`.
-    pub fix: Option<String>,
-}
-
-/// How a check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// Works, but the operator should know.
-    Warn,
-    /// walcast cannot run like this.
-    Fail,
 }
 
 /// A place where events go.

@@ -1,4 +1,4 @@
-//! Proving who we are, and with SCRAM who the server is.
+//! Proving who we are, and by SCRAM who the server is.
 
 use bytes::Bytes;
 use postgres_protocol::authentication::md5_hash;
@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::source::PostgresConfig;
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text};
 use crate::source::server_error::ServerError;
-use crate::source::wire::{Wire, unexpected};
+use crate::source::wire::{Wire, nul, unexpected};
 
 /// What lies under the packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,53 +44,61 @@ pub(crate) async fn authenticate<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (request, mut body) = request(wire).await?;
-    match request {
-        OK => return Ok(()),
-        SASL => scram(wire, config, security, body).await?,
-        MD5 | CLEARTEXT => {
-            permit(request, config.allow_md5, security)?;
-            let password = password(config)?;
-            let answer = match request {
-                MD5 => {
-                    let salt = take_bytes(&mut body, 4)?.as_ref().try_into().unwrap_or_default();
-                    md5_hash(config.user.as_bytes(), password, salt)
-                }
-                _ => String::from_utf8_lossy(password).into_owned(),
-            };
-            frontend::password_message(answer.as_bytes(), wire.output()).map_err(nul)?;
-            wire.flush().await?;
-        }
-        other => return Err(unsupported(other)),
-    }
-    match self::request(wire).await? {
-        (OK, _) => Ok(()),
-        (other, _) => Err(unsupported(other)),
-    }
-}
-
-/// Refuses to show the password to somebody who should not see it.
-pub(crate) fn permit(request: i32, allow_md5: bool, security: &Security) -> Result<()> {
-    let (method, allowed) = match request {
-        MD5 => ("an MD5 password", allow_md5),
-        CLEARTEXT => ("the password in clear text", allow_md5 && *security != Security::Plain),
-        _ => return Ok(()),
-    };
-    if allowed {
+    let mut body = request(wire).await?;
+    if LoginRules::new(config, security).permit(&mut body.clone())? {
         return Ok(());
     }
-    Err(Error::new(Kind::Setup, format!("PostgreSQL asks for {method}, which is refused")).hint(
-        "SET password_encryption = 'scram-sha-256', set the role's password anew and write scram-sha-256 in \
-         pg_hba.conf; or set `postgres.allow_md5` (clear text never without TLS)",
-    ))
+    let password = config.password.expose().as_bytes();
+    match take_i32(&mut body)? {
+        SASL => scram(wire, password, security, body).await?,
+        MD5 => {
+            let salt = take_bytes(&mut body, 4)?.as_ref().try_into().unwrap_or_default();
+            let answer = md5_hash(config.user.as_bytes(), password, salt);
+            send_password(wire, answer.as_bytes()).await?;
+        }
+        CLEARTEXT => send_password(wire, password).await?,
+        step => return Err(malformed(format!("authentication step {step} first"))),
+    }
+    expect(wire, OK).await.map(drop)
 }
 
-/// The next Authentication packet: what is asked, and the rest of it.
-async fn request<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> Result<(i32, Bytes)> {
+/// To whom the password may be shown, and how.
+pub(crate) struct LoginRules {
+    has_password: bool,
+    allow_md5: bool,
+    encrypted: bool,
+}
+
+impl LoginRules {
+    pub fn new(config: &PostgresConfig, security: &Security) -> Self {
+        LoginRules {
+            has_password: !config.password.expose().is_empty(),
+            allow_md5: config.allow_md5,
+            encrypted: *security != Security::Plain,
+        }
+    }
+
+    /// Refuses what the server may not ask for in this Authentication packet; true when it lets us in.
+    pub fn permit(&self, body: &mut Bytes) -> Result<bool> {
+        match take_i32(body)? {
+            OK => return Ok(true),
+            SASL | SASL_CONTINUE | SASL_FINAL => {}
+            MD5 if self.allow_md5 => {}
+            CLEARTEXT if self.allow_md5 && self.encrypted => {}
+            MD5 => return Err(weak("an MD5 password")),
+            CLEARTEXT => return Err(weak("the password in clear text")),
+            method => return Err(unsupported(method)),
+        }
+        if self.has_password { Ok(false) } else { Err(no_password()) }
+    }
+}
+
+/// The next Authentication packet's body.
+async fn request<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> Result<Bytes> {
     loop {
-        let mut packet = wire.next().await?;
+        let packet = wire.next().await?;
         match packet.tag {
-            b'R' => return Ok((take_i32(&mut packet.body)?, packet.body)),
+            b'R' => return Ok(packet.body),
             b'E' => return Err(ServerError::parse(packet.body)?.into_error()),
             b'N' => {}
             _ => return Err(unexpected(&packet, "before it let us in")),
@@ -98,17 +106,25 @@ async fn request<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> Resul
     }
 }
 
-async fn scram<S>(
-    wire: &mut Wire<S>,
-    config: &PostgresConfig,
-    security: &Security,
-    mut body: Bytes,
-) -> Result<()>
+async fn expect<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, wanted: i32) -> Result<Bytes> {
+    let mut body = request(wire).await?;
+    match take_i32(&mut body)? {
+        asked if asked == wanted => Ok(body),
+        asked => Err(malformed(format!("authentication step {asked} where {wanted} was due"))),
+    }
+}
+
+async fn send_password<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, password: &[u8]) -> Result<()> {
+    frontend::password_message(password, wire.output()).map_err(nul)?;
+    wire.flush().await
+}
+
+async fn scram<S>(wire: &mut Wire<S>, password: &[u8], security: &Security, mut body: Bytes) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mechanism, binding) = mechanism(&mechanisms(&mut body)?, security)?;
-    let mut scram = ScramSha256::new(password(config)?, binding);
+    let mut scram = ScramSha256::new(password, binding);
     frontend::sasl_initial_response(mechanism, scram.message(), wire.output()).map_err(nul)?;
     wire.flush().await?;
 
@@ -121,13 +137,6 @@ where
     scram.finish(&proof).map_err(scram_failed)
 }
 
-async fn expect<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, wanted: i32) -> Result<Bytes> {
-    match request(wire).await? {
-        (asked, body) if asked == wanted => Ok(body),
-        (asked, _) => Err(malformed(format!("authentication step {asked} where {wanted} was due"))),
-    }
-}
-
 fn mechanisms(body: &mut Bytes) -> Result<Vec<String>> {
     let mut names = Vec::new();
     loop {
@@ -138,8 +147,8 @@ fn mechanisms(body: &mut Bytes) -> Result<Vec<String>> {
     }
 }
 
-/// The channel is bound wherever both sides can; "the server cannot" is told to it under the signature,
-/// so that somebody in between who took -PLUS off the list is found out.
+/// The channel is bound wherever both sides can. Where the server says that it cannot, we tell it so under
+/// our signature: somebody in between who took -PLUS off the list is found out.
 fn mechanism(offered: &[String], security: &Security) -> Result<(&'static str, ChannelBinding)> {
     let offers = |name: &str| offered.iter().any(|mechanism| mechanism == name);
     match security {
@@ -150,38 +159,33 @@ fn mechanism(offered: &[String], security: &Security) -> Result<(&'static str, C
             Ok((SCRAM_SHA_256, ChannelBinding::unrequested()))
         }
         _ if offers(SCRAM_SHA_256) => Ok((SCRAM_SHA_256, ChannelBinding::unsupported())),
-        _ => Err(Error::new(
-            Kind::Setup,
-            format!("PostgreSQL offers no SASL mechanism that walcast has, only {}", offered.join(", ")),
-        )
-        .hint("let the role log in by scram-sha-256")),
+        _ => {
+            let offered = offered.join(", ");
+            Err(Error::new(Kind::Setup, format!("PostgreSQL offers only {offered} to log in by"))
+                .hint(USE_SCRAM))
+        }
     }
 }
 
-fn password(config: &PostgresConfig) -> Result<&[u8]> {
-    match config.password.expose() {
-        "" => Err(Error::new(Kind::Setup, "PostgreSQL asks for a password and none is configured")
-            .hint("set `postgres.password`, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE")),
-        password => Ok(password.as_bytes()),
-    }
+const USE_SCRAM: &str = "SET password_encryption = 'scram-sha-256'; set the role's password anew, and write \
+    scram-sha-256 in pg_hba.conf";
+
+fn weak(what: &str) -> Error {
+    Error::new(Kind::Setup, format!("PostgreSQL asks for {what}, which walcast does not show"))
+        .hint(format!("{USE_SCRAM}; or set `postgres.allow_md5` = true (clear text goes over TLS only)"))
+}
+
+fn unsupported(method: i32) -> Error {
+    Error::new(Kind::Setup, format!("PostgreSQL asks for the authentication method {method}")).hint(USE_SCRAM)
+}
+
+fn no_password() -> Error {
+    Error::new(Kind::Setup, "PostgreSQL asks for a password, and none is set")
+        .hint("set `postgres.password`, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE")
 }
 
 fn scram_failed(error: std::io::Error) -> Error {
-    Error::new(Kind::Setup, "the SCRAM exchange with PostgreSQL failed")
-        .hint("the server does not know the password, or somebody stands between: see `postgres.host`")
+    Error::new(Kind::Setup, "the server did not prove that it knows the password")
+        .hint("see `postgres.host`: somebody may stand between walcast and PostgreSQL")
         .because(error)
-}
-
-fn nul(error: std::io::Error) -> Error {
-    Error::new(Kind::Config, "`postgres` has a setting with a NUL character in it")
-        .hint("take the NUL character out of the user, password, database or slot name")
-        .because(error)
-}
-
-fn unsupported(request: i32) -> Error {
-    Error::new(
-        Kind::Setup,
-        format!("PostgreSQL asks for authentication method {request}, which walcast lacks"),
-    )
-    .hint("let the role log in by scram-sha-256 in pg_hba.conf")
 }

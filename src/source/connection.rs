@@ -8,11 +8,11 @@ use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::source::PostgresConfig;
 use crate::source::auth::{Security, authenticate};
-use crate::source::dial::{CONNECT_DEADLINE, dial};
+use crate::source::dial::{dial, in_time};
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text, take_u16};
 use crate::source::quote::{identifier, literal};
 use crate::source::server_error::ServerError;
-use crate::source::wire::{Wire, unexpected};
+use crate::source::wire::{Wire, nul, unexpected};
 
 pub use crate::source::dial::Stream;
 pub use crate::source::stream::ReplicationStream;
@@ -53,15 +53,12 @@ pub struct CreatedSlot {
 impl Connection {
     /// Connects and logs in, within ten seconds.
     pub async fn connect(config: &PostgresConfig) -> Result<Connection> {
-        let connect = async {
+        in_time(config, async {
             let stream = dial(config).await?;
             let security = stream.security().clone();
             Connection::over(stream, config, &security).await
-        };
-        tokio::time::timeout(CONNECT_DEADLINE, connect).await.unwrap_or_else(|_| {
-            let place = format!("{}:{}", config.host, config.port);
-            Err(Error::new(Kind::Unavailable, format!("PostgreSQL at {place} does not answer")))
         })
+        .await
     }
 }
 
@@ -228,10 +225,4 @@ fn field(row: &[Option<String>], column: usize) -> Result<&str> {
 
 fn parsed<T: std::str::FromStr>(row: &[Option<String>], column: usize) -> Result<T> {
     field(row, column)?.parse().map_err(|_| malformed("an answer that is no number"))
-}
-
-fn nul(error: std::io::Error) -> Error {
-    Error::new(Kind::Config, "`postgres` has a setting with a NUL character in it")
-        .hint("take the NUL character out of the user, database, slot or publication name")
-        .because(error)
 }

@@ -1,5 +1,6 @@
 //! PostgreSQL: the replication connection, ordinary SQL, the slot and its snapshot.
 
+pub mod tls;
 pub mod dial;
 pub mod frame;
 pub mod server_error;
@@ -10,6 +11,7 @@ pub mod stream;
 pub mod quote;
 pub mod sql;
 pub mod slot;
+pub mod check;
 pub mod heartbeat;
 
 use serde::{Deserialize, Serialize};

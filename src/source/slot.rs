@@ -31,21 +31,6 @@ pub struct Publication {
     pub oid: u32,
 }
 
-/// Refuses a server that cannot decode its WAL, or is too old.
-pub async fn check_server(client: &Client) -> Result<()> {
-    let version = server_version_num(client).await?;
-    if version < 140_000 {
-        return Err(Error::new(Kind::Setup, format!("PostgreSQL {} is too old", version / 10_000))
-            .hint("walcast needs PostgreSQL 14 or newer"));
-    }
-    let wal_level: String = client.query_one("SHOW wal_level", &[]).await.map_err(sql::error)?.get(0);
-    if wal_level != "logical" {
-        return Err(Error::new(Kind::Setup, format!("wal_level is {wal_level}"))
-            .hint("ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL"));
-    }
-    Ok(())
-}
-
 /// Such as 180006.
 pub async fn server_version_num(client: &Client) -> Result<i32> {
     let row = client

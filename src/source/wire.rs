@@ -4,7 +4,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::{Error, Kind, Result};
-use crate::source::frame::{Packet, malformed, packet_bytes};
+use crate::source::dial::hung_up;
+use crate::source::frame::{Packet, malformed, packet_bytes, shown};
 
 /// What the read buffer has without a huge row.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -86,11 +87,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 }
 
-fn hung_up() -> Error {
-    Error::new(Kind::Unavailable, "PostgreSQL closed the connection")
-}
-
 /// The error of a packet that has no business where it came.
 pub(crate) fn unexpected(packet: &Packet, place: &str) -> Error {
-    malformed(format!("a message {} {place}", crate::source::frame::shown(packet.tag)))
+    malformed(format!("a message {} {place}", shown(packet.tag)))
+}
+
+/// The error of a text that cannot be sent.
+pub(crate) fn nul(error: std::io::Error) -> Error {
+    Error::new(Kind::Config, "a setting of `postgres` has a NUL character in it")
+        .hint("take the NUL character out of the user, password, database, slot or publication name")
+        .because(error)
 }

@@ -1,5 +1,5 @@
 //! stub
-use crate::batch::Batch;
+
 use crate::error::Error;
 use crate::lsn::{Lsn, Mark};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ impl Board {
     pub fn source(&self, _r: Lsn, _c: Lsn, _q: impl Iterator<Item = (&'static str, usize)>) {}
 }
 impl SinkStatus {
-    pub fn wrote(&self, _: &[Arc<Batch>]) {}
+    pub fn wrote(&self, _rows: usize) {}
     pub fn held(&self, _: Mark) {}
     pub fn failed(&self, _: &Error) {}
 }
