@@ -5,6 +5,7 @@
 //! [`driver`]. A new sink is one file, one `mod` line and one entry in [`SINKS`].
 
 pub mod record;
+pub mod kafka;
 
 use std::sync::Arc;
 use std::time::Duration;

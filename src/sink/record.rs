@@ -129,7 +129,8 @@ impl Serialize for Micros {
 }
 
 fn fill_time(micros: i64, text: &mut [u8; 27]) -> Option<()> {
-    let at = DateTime::constant(1970, 1, 1, 0, 0, 0, 0).checked_add(SignedDuration::from_micros(micros)).ok()?;
+    let at =
+        DateTime::constant(1970, 1, 1, 0, 0, 0, 0).checked_add(SignedDuration::from_micros(micros)).ok()?;
     let year = u32::try_from(at.year()).ok().filter(|year| *year >= 1)?;
     fill_digits(&mut text[0..4], year);
     fill_digits(&mut text[5..7], at.month() as u32);
