@@ -200,7 +200,10 @@ fn an_event_sees_the_content_of_its_own_place() {
         play(1, 50_000),
     ]);
     let none = (None, None);
-    assert_eq!(stream.joined(), [joined("before", 50.0), joined("after", 25.0), none, joined("again", 100.0)]);
+    assert_eq!(
+        stream.joined(),
+        [joined("before", 50.0), joined("after", 25.0), none, joined("again", 100.0)]
+    );
 }
 
 #[test]
@@ -255,11 +258,7 @@ fn a_changed_id_moves_the_content() {
 #[test]
 fn percent_is_null_never_infinite_and_may_pass_a_hundred() {
     let mut stream = Stream::new(BOUNDS, [content(1, "zero", 0), content(2, "short", 10)]);
-    stream.transaction([
-        play(1, 1000),
-        play(2, 25_000),
-        event(text(id(2)), Cell::Null, Cell::Null),
-    ]);
+    stream.transaction([play(1, 1000), play(2, 25_000), event(text(id(2)), Cell::Null, Cell::Null)]);
     let short = Some("short".to_owned());
     assert_eq!(stream.joined(), [(Some("zero".into()), None), (short.clone(), Some(250.0)), (short, None)]);
 }
@@ -305,7 +304,8 @@ fn a_row_above_the_bound_goes_on_without_its_payload() {
     let payload = format!("\"{}\"", "x".repeat(10_000));
     stream.transaction([event(Cell::Null, text(1), text(&payload)), event(Cell::Null, text(1), text("[]"))]);
     let batch = stream.batch();
-    let events: Vec<_> = batch.events().map(|event| (event.raw_payload.is_some(), event.raw_payload_bytes)).collect();
+    let events: Vec<_> =
+        batch.events().map(|event| (event.raw_payload.is_some(), event.raw_payload_bytes)).collect();
     assert_eq!(events, [(false, Some(10_002)), (true, Some(2))]);
 }
 
@@ -370,7 +370,8 @@ fn inside_a_transaction_a_keepalive_moves_nothing() {
 #[test]
 fn a_heartbeat_goes_at_once_and_so_does_a_server_that_waits() {
     let mut stream = Stream::new(BOUNDS, []);
-    let logical = Sent::Logical { transactional: true, lsn: Lsn(99), prefix: "walcast".into(), content: vec![] };
+    let logical =
+        Sent::Logical { transactional: true, lsn: Lsn(99), prefix: "walcast".into(), content: vec![] };
     stream.transaction([logical]);
     let batch = stream.transform.take_batch(Instant::now()).expect("a heartbeat goes");
     assert_eq!((batch.mark().held, batch.urgent()), (Lsn(110), false));
