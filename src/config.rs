@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::ops::generate::GenerateConfig;
+use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::transform::Bounds;
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub pipeline: PipelineConfig,
     /// Where events come from.
     pub postgres: PostgresConfig,
+    /// The Redis sink.
+    pub redis: RedisConfig,
     /// `walcast generate`.
     pub generate: GenerateConfig,
 }

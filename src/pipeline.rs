@@ -82,11 +82,12 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
     let mut sinks = sink::build(config);
     for sink in &mut sinks {
         sink.prepare().await?;
     }
+    // Last, when nothing else is in the way: from here on the server keeps WAL for us.
+    let epoch = epoch::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
     let session = state.take_token(epoch, confirmed).await?;
@@ -167,6 +168,7 @@ impl Streaming {
         for (index, (sink, held, registered)) in recovered.into_iter().enumerate() {
             let (sender, receiver) = queue(config.pipeline.queue_bytes_max);
             let name = sink.name();
+            let unregistered = !registered && sink.keeps_mark();
             queues.push((name, sender));
             let driver = Driver {
                 sink,
@@ -175,7 +177,7 @@ impl Streaming {
                 held,
                 marks: marks.clone(),
                 index,
-                unregistered: (!registered).then(|| State::new(config.postgres.clone())),
+                unregistered: unregistered.then(|| State::new(config.postgres.clone())),
                 status: board.sink(name, held),
             };
             drivers.spawn(driver.run());

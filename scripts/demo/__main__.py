@@ -44,15 +44,17 @@ def main():
 
         begun = time.monotonic()
         watch(walcast, generator, stop, begun, seconds)
-        generator.end()
+        if generator.end():
+            generator.fail()
         probes.end_sending()
         seconds_taken = time.monotonic() - begun
 
         held = drain(walcast, source, {"kafka": KafkaEvents(), "redis": RedisEvents(), "bigquery": BigQueryEvents()})
         probes.end_watching()
         board = top_five()
-        walcast.end()
-        sys.exit(0 if summary(source, seconds_taken, held, probes, board) else 1)
+        exit_code = walcast.end()
+        summary(source, seconds_taken, held, probes, board)
+        sys.exit(0 if verdict(held, exit_code, walcast.log) else 1)
 
 
 def arguments():
@@ -151,10 +153,15 @@ def summary(source, seconds, held, probes, board):
         print(f"  {place}  {title:<50.50}{engaged:>12,.0f} s")
     if not board:
         print("  nobody has engaged with anything")
+
+
+def verdict(held, exit_code, log):
     whole = all(h.whole for h in held.values())
     print("\n" + (green("Every sink holds every event, none twice.") if whole else red("Not every sink holds every event once.")))
+    if exit_code:
+        print(red(f"walcast did not stop in good order: exit code {exit_code}; its log: {log}"))
     print(f"The servers stay up: {bold('scripts/services env')} says where; {bold('make clean-services')} stops and wipes them.")
-    return whole
+    return whole and exit_code == 0
 
 
 if __name__ == "__main__":

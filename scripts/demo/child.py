@@ -8,6 +8,7 @@ import sys
 from screen import red
 
 END_SECONDS_MAX = 60
+BREAK_OFF_SECONDS_MAX = 10
 LOG_LINES = 12
 PR_SET_PDEATHSIG = 1
 
@@ -27,7 +28,7 @@ class Child:
         """Reached with the process alive only when the demo fails or is broken off."""
         if self.process.poll() is None:
             self.process.terminate()
-            self.wait()
+            self.wait(BREAK_OFF_SECONDS_MAX)
 
     def has_ended(self):
         """True once it ended well; a failure ends the demo."""
@@ -40,14 +41,14 @@ class Child:
             self.fail()
 
     def end(self):
-        """SIGTERM: it is to finish its work and to exit with 0."""
-        self.process.terminate()
-        if self.wait() != 0:
-            self.fail()
+        """SIGTERM: it is to finish its work. Returns its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.wait()
 
-    def wait(self):
+    def wait(self, seconds=END_SECONDS_MAX):
         try:
-            return self.process.wait(END_SECONDS_MAX)
+            return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()

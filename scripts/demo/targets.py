@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import time
 import urllib.request
 
 import confluent_kafka
@@ -14,6 +15,7 @@ import redis
 ENV = os.environ
 TOPIC = "engagement.events"
 DAY_KEY = re.compile(r"engagement:[0-9a-f-]{36}:(\d{4}-\d\d-\d\d)$")
+READ_SECONDS_MAX = 60  # of one look: an open transaction hides the end of its partition
 DAY_FIELDS = ("plays", "pauses", "finishes", "clicks")
 
 
@@ -81,7 +83,8 @@ class KafkaEvents:
         self.shortened = any(self.consumer.get_watermark_offsets(p, timeout=10)[0] > 0 for p in partitions)
         self.consumer.assign([confluent_kafka.TopicPartition(p.topic, p.partition, confluent_kafka.OFFSET_BEGINNING)
                               for p in partitions])
-        self.partitions = len(partitions)
+        self.partitions = partitions
+        self.read_up_to = {}  # partition -> the offset at which it had no more to give
         self.seen = bytearray()
         self.twice = 0
 
@@ -93,14 +96,14 @@ class KafkaEvents:
         return Held(sum(self.seen[first:]), due.this_run if self.shortened else due.all, self.twice, note)
 
     def read_to_end(self):
-        ended = set()
-        while len(ended) < self.partitions:
-            for message in self.consumer.consume(5000, timeout=1):
+        ends = {p.partition: self.consumer.get_watermark_offsets(p, timeout=10)[1] for p in self.partitions}
+        deadline = time.monotonic() + READ_SECONDS_MAX
+        while any(self.read_up_to.get(p, -1) < end for p, end in ends.items()) and time.monotonic() < deadline:
+            for message in self.consumer.consume(5000, timeout=0.2):
                 if message.error() is None:
-                    ended.discard(message.partition())
                     self.count(json.loads(message.value())["event_id"])
                 elif message.error().code() == confluent_kafka.KafkaError._PARTITION_EOF:
-                    ended.add(message.partition())
+                    self.read_up_to[message.partition()] = message.offset()
                 else:
                     raise confluent_kafka.KafkaException(message.error())
 

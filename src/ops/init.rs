@@ -1,5 +1,6 @@
-//! `walcast init`: state schema, publication, slot with the content versions at its snapshot, and the
-//! targets. The order matters: a slot can never read past the making of its publication.
+//! `walcast init`: state schema, publication, targets, and the slot with the content versions at its
+//! snapshot. The order matters: a slot can never read past the making of its publication, and from its own
+//! making on the server keeps WAL for it.
 
 use tokio_postgres::Client;
 
@@ -23,12 +24,12 @@ pub async fn init(config: &Config) -> Result<()> {
     finding::refuse(&check::check_server(client, &config.postgres).await?)?;
     migrate(client, &config.postgres).await?;
     publish(client, &config.postgres).await?;
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
-    tracing::info!(slot = epoch.slot, epoch = %epoch.epoch, "slot ready");
     for mut sink in sink::build(config) {
         sink.prepare().await?;
         tracing::info!(sink = sink.name(), "target ready");
     }
+    let epoch = epoch::open(&config.postgres, &mut state).await?;
+    tracing::info!(slot = epoch.slot, epoch = %epoch.epoch, "slot ready");
     Ok(())
 }
 

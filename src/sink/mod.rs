@@ -10,6 +10,7 @@ pub mod driver;
 pub mod content;
 pub mod null;
 pub mod record;
+pub mod redis;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,11 @@ pub trait Sink: Send {
     /// How to feed it.
     fn pace(&self) -> Pace;
 
+    /// Whether its target keeps a mark over restarts: then a target without one has lost its data.
+    fn keeps_mark(&self) -> bool {
+        true
+    }
+
     /// Looks whether the target is as it must be; changes nothing.
     async fn check(&mut self) -> Vec<Finding>;
 
@@ -94,7 +100,10 @@ pub struct Entry {
 }
 
 /// The sinks that there are.
-pub const SINKS: &[Entry] = &[Entry { name: "null", build: |_| Box::new(null::NullSink::default()) }];
+pub const SINKS: &[Entry] = &[
+    Entry { name: "redis", build: |config| Box::new(redis::RedisSink::new(config.redis.clone())) },
+    Entry { name: "null", build: |_| Box::new(null::NullSink::default()) },
+];
 
 /// The sinks that the configuration asks for, after the content versions that joins need.
 pub fn build(config: &Config) -> Vec<Box<dyn Sink>> {

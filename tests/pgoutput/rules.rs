@@ -157,6 +157,40 @@ fn a_domain_is_read_as_its_base_type() {
 }
 
 #[test]
+fn every_built_in_type_with_a_reader_may_have_domains() {
+    let types = [
+        ("name", 19),
+        ("int8", 20),
+        ("int2", 21),
+        ("int4", 23),
+        ("text", 25),
+        ("json", 114),
+        ("bpchar", 1042),
+        ("varchar", 1043),
+        ("timestamptz", 1184),
+        ("uuid", 2950),
+        ("jsonb", 3802),
+    ];
+    for (name, type_oid) in types {
+        let mut relations = Relations::default();
+        relations.insert_type(20001, "", name);
+        relations.insert(table("t", vec![column(20001)]));
+        assert_eq!(relations.get(1).unwrap().columns, [column(type_oid)], "{name}");
+        let (null, column) = (Value::Null, column(type_oid));
+        let readers = [
+            null.int8(&column).is_ok(),
+            null.int4(&column).is_ok(),
+            null.int2(&column).is_ok(),
+            null.text(&column).is_ok(),
+            null.json(&column).is_ok(),
+            null.uuid(&column).is_ok(),
+            null.timestamptz(&column).is_ok(),
+        ];
+        assert!(readers.contains(&true), "{name} has a reader");
+    }
+}
+
+#[test]
 fn a_value_of_another_shape_is_an_error_that_names_its_column() {
     let int = |value: Value<'_>| value.int4(&column(23)).unwrap_err();
     assert_snapshot!(int(Value::Unchanged), @"column column: int2, int4 or int8 is wanted, found an unchanged TOAST value, which the stream leaves out");
@@ -190,6 +224,7 @@ fn times_are_refused_that_iso_does_not_print() {
     let at = |text: &str| Value::Text(text.as_bytes()).timestamptz(&column(1184)).ok().flatten();
     assert_eq!(at("1970-01-01 00:00:00+00"), Some(Timestamp::At(0)));
     assert_eq!(at("1970-01-01 05:41:16+05:41:16"), Some(Timestamp::At(0)));
+    assert_eq!(at("2000-02-29 00:00:00+00"), Some(Timestamp::At(951_782_400_000_000)));
     assert_eq!(at("-infinity"), Some(Timestamp::NegativeInfinity));
     for text in [
         "",

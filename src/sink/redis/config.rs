@@ -1,0 +1,91 @@
+//! `[redis]`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::secret::Secret;
+
+/// `[redis]`: where boards and counters are kept. walcast wants a database (`db`) of its own there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisConfig {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// ACL user; empty for the default user.
+    pub username: String,
+    /// Its password; empty for a server that asks for none.
+    pub password: Secret,
+    /// Database number.
+    pub db: u16,
+    /// Whether to speak TLS.
+    pub tls: bool,
+    /// PEM file of the certificate authorities to trust; empty for the system's.
+    pub tls_ca_file: String,
+    /// Name of the master that the sentinels watch; empty to connect to `host` itself.
+    pub sentinel_master: String,
+    /// The sentinels, `host:port` each.
+    pub sentinel_addrs: Vec<String>,
+    /// The sentinels' own password; empty when they ask for none.
+    pub sentinel_password: Secret,
+    /// What a crash of Redis may cost.
+    pub durability: Durability,
+    /// How often, in milliseconds, the boards are refreshed while something changes.
+    pub refresh_ms: u64,
+}
+
+/// What a crash of Redis may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: the server must have `appendonly yes` and `appendfsync always`.
+    Aof,
+    /// Whatever the server's own settings let it lose. The promise does not cover a crash of Redis then.
+    None,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        RedisConfig {
+            host: "127.0.0.1".into(),
+            port: 6379,
+            username: String::new(),
+            password: Secret::default(),
+            db: 0,
+            tls: false,
+            tls_ca_file: String::new(),
+            sentinel_master: String::new(),
+            sentinel_addrs: Vec::new(),
+            sentinel_password: Secret::default(),
+            durability: Durability::Aof,
+            refresh_ms: 100,
+        }
+    }
+}
+
+impl RedisConfig {
+    /// How messages name this database: `redis 127.0.0.1:6379/0`.
+    pub fn address(&self) -> String {
+        if self.sentinel_master.is_empty() {
+            format!("redis {}:{}/{}", self.host, self.port, self.db)
+        } else {
+            format!("redis master {}/{}", self.sentinel_master, self.db)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_setting_is_refused_and_the_password_is_not_shown() {
+        let error = serde_json::from_str::<RedisConfig>(r#"{"hosts": "x"}"#).unwrap_err();
+        assert!(error.to_string().contains("hosts"), "{error}");
+        let config: RedisConfig =
+            serde_json::from_str(r#"{"password": "swordfish", "durability": "none"}"#).unwrap();
+        assert_eq!(config.durability, Durability::None);
+        let shown = format!("{config:?}{}", serde_json::to_string(&config).unwrap());
+        assert!(!shown.contains("swordfish"), "{shown}");
+    }
+}

@@ -1,0 +1,319 @@
+//! One connection to Redis, the scripts, and what Redis's errors mean.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline,
+    RedisConnectionInfo, RedisError, RedisResult, Script, TlsCertificates, TlsMode, Value,
+};
+
+use super::config::RedisConfig;
+use crate::error::{Error, Kind, Result};
+
+/// How long opening a connection may take, the sentinels' answer included.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// How long an answer may take: a slow disk under `appendfsync always`, or the rewrite of the file.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// The scripts. Each begins with `fence.lua`: an instance or a connection that has been replaced changes
+/// nothing.
+macro_rules! script {
+    ($file:literal) => {
+        LazyLock::new(|| {
+            Script::new(concat!(include_str!("scripts/fence.lua"), include_str!(concat!("scripts/", $file))))
+        })
+    };
+}
+
+/// Takes the fence and tells the mark.
+pub static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/claim.lua")));
+/// Writes a flush and its mark.
+pub static FLUSH: LazyLock<Script> = script!("flush.lua");
+/// Brings the boards up to date.
+pub static BOARDS: LazyLock<Script> = script!("boards.lua");
+/// Packs a bucket.
+pub static PACK: LazyLock<Script> = script!("pack.lua");
+/// Lets keys live longer.
+pub static RENEW: LazyLock<Script> = script!("renew.lua");
+
+/// A connection. After any error it is to be dropped: what was sent on it may still arrive, and the fence
+/// that the next one takes keeps it out.
+pub struct Connection {
+    inner: MultiplexedConnection,
+    address: String,
+}
+
+/// The keys and arguments of a script call, in two buffers rather than one for each.
+#[derive(Debug, Default)]
+pub struct Call {
+    keys: Words,
+    args: Words,
+}
+
+#[derive(Debug, Default)]
+struct Words {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Connection {
+    /// Connects, authenticates and selects the database.
+    pub async fn open(config: &RedisConfig) -> Result<Connection> {
+        let address = config.address();
+        let opened = tokio::time::timeout(CONNECT_MAX, connect(config)).await;
+        match opened {
+            Ok(Ok(inner)) => Ok(Connection { inner, address }),
+            Ok(Err(error)) => Err(failed(&address, error)),
+            Err(_) => Err(Error::new(
+                Kind::Unavailable,
+                format!("{address} does not answer within {CONNECT_MAX:?}"),
+            )),
+        }
+    }
+
+    /// Runs a script; gives what it answers after `ok`.
+    pub async fn run(&mut self, script: &Script, call: &Call) -> Result<Vec<String>> {
+        let command = call.command(script);
+        let answer: RedisResult<Vec<String>> = match command.query_async(&mut self.inner).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                script.load_async(&mut self.inner).await.map_err(|error| failed(&self.address, error))?;
+                command.query_async(&mut self.inner).await
+            }
+            answer => answer,
+        };
+        let answer = answer.map_err(|error| failed(&self.address, error))?;
+        match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["ok", rest @ ..] => Ok(rest.iter().map(|text| (*text).to_owned()).collect()),
+            ["type", key, kind] => Err(wrong_type(&self.address, key, kind)),
+            ["fenced", token] => Err(Error::new(
+                Kind::Fenced,
+                format!("{}: a newer walcast (token {token}) writes here", self.address),
+            )),
+            ["lost", what] => Err(Error::new(Kind::Unavailable, format!("{}: {what}", self.address))),
+            _ => Err(Error::new(Kind::Protocol, format!("{}: a script gave another answer", self.address))),
+        }
+    }
+
+    /// Runs one command.
+    pub async fn ask<T: redis::FromRedisValue>(&mut self, command: &Cmd) -> Result<T> {
+        command.query_async(&mut self.inner).await.map_err(|error| failed(&self.address, error))
+    }
+
+    /// Runs one command that the server may not know or not allow; `None` then.
+    pub async fn ask_if_allowed<T: redis::FromRedisValue>(&mut self, command: &Cmd) -> Result<Option<T>> {
+        match command.query_async(&mut self.inner).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => Ok(None),
+            Err(error) => Err(failed(&self.address, error)),
+        }
+    }
+
+    /// Runs commands that read one key each, in one round trip.
+    pub async fn read(&mut self, pipeline: &mut Pipeline) -> Result<Vec<Value>> {
+        let answers: Vec<RedisResult<Value>> = pipeline
+            .ignore_errors()
+            .query_async(&mut self.inner)
+            .await
+            .map_err(|error| failed(&self.address, error))?;
+        let answers = answers.into_iter().zip(pipeline.cmd_iter());
+        answers
+            .map(|(answer, command)| {
+                answer.map_err(|error| match error.code() {
+                    Some("WRONGTYPE") => wrong_type(&self.address, &key_of(command), "something else"),
+                    _ => failed(&self.address, error),
+                })
+            })
+            .collect()
+    }
+
+    /// The error of a key that holds what walcast has not written.
+    pub fn unreadable(&self, key: &str, what: &str) -> Error {
+        Error::new(Kind::Protocol, format!("{}: {key} holds {what}", self.address))
+            .hint("something else writes to walcast's keys: give walcast a database of its own (redis.db), and rebuild redis")
+    }
+}
+
+impl Call {
+    /// Adds a key.
+    pub fn key(&mut self, key: impl AsRef<[u8]>) -> &mut Self {
+        self.keys.push(key.as_ref());
+        self
+    }
+
+    /// Adds an argument.
+    pub fn arg(&mut self, arg: impl AsRef<[u8]>) -> &mut Self {
+        self.args.push(arg.as_ref());
+        self
+    }
+
+    /// Adds a number as an argument.
+    pub fn number(&mut self, number: impl std::fmt::Display) -> &mut Self {
+        self.args.push_text(number);
+        self
+    }
+
+    /// Adds all keys and arguments of another.
+    pub fn append(&mut self, other: &Call) {
+        other.keys.iter().for_each(|key| self.keys.push(key));
+        other.args.iter().for_each(|arg| self.args.push(arg));
+    }
+
+    fn command(&self, script: &Script) -> Cmd {
+        let words = 3 + self.keys.ends.len() + self.args.ends.len();
+        let mut command = Cmd::with_capacity(words, 64 + self.keys.bytes.len() + self.args.bytes.len());
+        command.arg("EVALSHA").arg(script.get_hash()).arg(self.keys.ends.len());
+        for word in self.keys.iter().chain(self.args.iter()) {
+            command.arg(word);
+        }
+        command
+    }
+}
+
+impl Words {
+    fn push(&mut self, word: &[u8]) {
+        self.bytes.extend_from_slice(word);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn push_text(&mut self, word: impl std::fmt::Display) {
+        // writing into a Vec cannot fail
+        let _ = std::io::Write::write_fmt(&mut self.bytes, format_args!("{word}"));
+        self.ends.push(self.bytes.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| self.bytes.get(start..*end).unwrap_or_default())
+    }
+}
+
+async fn connect(config: &RedisConfig) -> RedisResult<MultiplexedConnection> {
+    let client = match config.sentinel_master.is_empty() {
+        true => direct(config)?,
+        false => of_sentinels(config).await?,
+    };
+    let timeouts = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_MAX))
+        .set_response_timeout(Some(ANSWER_MAX));
+    client.get_multiplexed_async_connection_with_config(&timeouts).await
+}
+
+fn direct(config: &RedisConfig) -> RedisResult<Client> {
+    let mut settings = RedisConnectionInfo::default().set_db(i64::from(config.db));
+    if !config.username.is_empty() {
+        settings = settings.set_username(&config.username);
+    }
+    if !config.password.expose().is_empty() {
+        settings = settings.set_password(config.password.expose());
+    }
+    let address = address(config, &config.host, config.port);
+    let info = address.into_connection_info()?.set_redis_settings(settings);
+    match certificates(config)? {
+        Some(certificates) => Client::build_with_tls(info, certificates),
+        None => Client::open(info),
+    }
+}
+
+/// Asks the sentinels which server is the master now.
+async fn of_sentinels(config: &RedisConfig) -> RedisResult<Client> {
+    let addresses: Vec<ConnectionAddr> = config
+        .sentinel_addrs
+        .iter()
+        .map(|text| host_and_port(text).map(|(host, port)| address(config, host, port)))
+        .collect::<Option<_>>()
+        .ok_or((ErrorKind::InvalidClientConfig, "redis.sentinel_addrs: host:port is expected of each"))?;
+    let master = SentinelServerType::Master;
+    let mut builder = SentinelClientBuilder::new(addresses, &config.sentinel_master, master)?
+        .set_client_to_redis_db(i64::from(config.db));
+    if !config.username.is_empty() {
+        builder = builder.set_client_to_redis_username(&config.username);
+    }
+    if !config.password.expose().is_empty() {
+        builder = builder.set_client_to_redis_password(config.password.expose());
+    }
+    if !config.sentinel_password.expose().is_empty() {
+        builder = builder.set_client_to_sentinel_password(config.sentinel_password.expose());
+    }
+    if config.tls {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let Some(certificates) = certificates(config)? {
+        builder = builder
+            .set_client_to_redis_certificates(certificates.clone())
+            .set_client_to_sentinel_certificates(certificates);
+    }
+    builder.build()?.async_get_client().await
+}
+
+fn host_and_port(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.trim().rsplit_once(':')?;
+    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+}
+
+fn address(config: &RedisConfig, host: &str, port: u16) -> ConnectionAddr {
+    let host = host.to_owned();
+    match config.tls {
+        true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+        false => ConnectionAddr::Tcp(host, port),
+    }
+}
+
+fn certificates(config: &RedisConfig) -> RedisResult<Option<TlsCertificates>> {
+    if !config.tls || config.tls_ca_file.is_empty() {
+        return Ok(None);
+    }
+    let pem = std::fs::read(&config.tls_ca_file).map_err(|error| {
+        let text = format!("{}: {error}", config.tls_ca_file);
+        (ErrorKind::InvalidClientConfig, "redis.tls_ca_file cannot be read", text)
+    })?;
+    Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(pem) }))
+}
+
+fn key_of(command: &Cmd) -> String {
+    let key = command.args_iter().nth(1);
+    match key {
+        Some(redis::Arg::Simple(key)) => String::from_utf8_lossy(key).into_owned(),
+        _ => String::new(),
+    }
+}
+
+fn wrong_type(address: &str, key: &str, kind: &str) -> Error {
+    Error::new(
+        Kind::Setup,
+        format!("{address}: the key {key} is of another type ({kind}) than walcast keeps there"),
+    )
+    .hint(format!(
+        "rename or delete {key}, or give walcast a database of its own (redis.db); nothing was written"
+    ))
+}
+
+/// What an error of Redis means.
+fn failed(address: &str, error: RedisError) -> Error {
+    let told = |kind, message: &str| Error::new(kind, format!("{address} {message}"));
+    let mapped = match (error.kind(), error.code()) {
+        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS")) => {
+            told(Kind::Setup, "refuses the password").hint(
+                "set REDIS_PASSWORD (redis.password) to what the server's requirepass says, or with redis.username the ACL user's; leave it empty for a server that has none",
+            )
+        }
+        (_, Some("NOAUTH")) => told(Kind::Setup, "asks for a password")
+            .hint("set REDIS_PASSWORD (redis.password) to what the server's requirepass says"),
+        (_, Some("NOPERM")) => told(Kind::Setup, "does not allow this user what walcast does").hint(
+            "ACL SETUSER <user> ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
+        ),
+        (_, Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN")) => super::check::cluster(address),
+        (_, Some("OOM")) => told(Kind::Unavailable, "is full")
+            .hint("raise the server's maxmemory: walcast's state must not be evicted"),
+        (_, Some("MISCONF")) => told(Kind::Unavailable, "cannot write to its disk")
+            .hint("look into the server's log: it refuses writes until its append-only file or snapshot can be written"),
+        (_, Some("READONLY")) => told(Kind::Unavailable, "is a replica")
+            .hint("connect to the master, or name the sentinels in redis.sentinel_addrs"),
+        (ErrorKind::InvalidClientConfig, _) => told(Kind::Config, "cannot be connected to as configured"),
+        _ => told(Kind::Unavailable, "does not answer as it should"),
+    };
+    mapped.because(error)
+}

@@ -1,0 +1,387 @@
+//! One life of the sink, from `recover` to the first error: a connection, the fence it took, and the memory
+//! that is only true while that fence holds.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use redis::{Cmd, FromRedisValue, Pipeline, Value};
+use uuid::Uuid;
+
+use super::connection::{self, Call, Connection};
+use super::flush::{Flush, Flushes};
+use super::memory::{Memory, Wanted};
+use super::tally::{DAY_FIELDS, Day};
+use super::window::{Step, Sums, WINDOWS, Window};
+use super::{keys, packed};
+use crate::batch::Batch;
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Epoch, Mark, Session, StoredMark};
+
+/// Boards are refreshed at least this often, so that they do not expire.
+const REFRESH_MICROS: i64 = 1_000_000;
+
+/// How often the rows of the leaders of all time are renewed.
+const LEADERS_MICROS: i64 = 86_400_000_000;
+
+/// Buckets, or rows, read in one round trip.
+const BUCKETS_AT_ONCE: usize = 10;
+const ROWS_AT_ONCE: usize = 1_000;
+
+/// A recovered sink at work.
+pub struct Live {
+    connection: Connection,
+    fence: Fence,
+    epoch: Epoch,
+    /// The mark as Redis has it, and its text there; empty while there is none.
+    mark: Mark,
+    mark_text: String,
+    memory: Memory,
+    refreshed_at: i64,
+    leaders_renewed_at: i64,
+}
+
+struct Fence {
+    key: String,
+    token: i64,
+    session: String,
+}
+
+impl Live {
+    /// Takes the fence, and reads what Redis holds.
+    pub async fn recover(
+        mut connection: Connection,
+        session: &Session,
+        now: i64,
+    ) -> Result<(Live, Option<StoredMark>)> {
+        let fence = Fence {
+            key: keys::mark(&session.epoch.slot),
+            token: session.token,
+            session: Uuid::new_v4().simple().to_string(),
+        };
+        let answer = connection.run(&connection::CLAIM, &fence.call()).await?;
+        let mark_text = answer.into_iter().next().unwrap_or_default();
+        let stored = match mark_text.is_empty() {
+            true => {
+                refuse_remains(&mut connection, &fence.key).await?;
+                None
+            }
+            false => Some(StoredMark::from_json(mark_text.as_bytes()).map_err(|error| {
+                connection.unreadable(&fence.key, "a mark that cannot be read").because(error)
+            })?),
+        };
+        let mut live = Live {
+            connection,
+            fence,
+            epoch: session.epoch.clone(),
+            mark: stored.as_ref().map_or(Mark::at(session.start), |stored| stored.mark),
+            mark_text,
+            memory: Memory::new(now),
+            refreshed_at: 0,
+            leaders_renewed_at: 0,
+        };
+        live.load(now).await?;
+        Ok((live, stored))
+    }
+
+    /// Writes all batches, flush by flush; gives the mark of the last.
+    pub async fn write(&mut self, batches: &[Arc<Batch>], now: i64) -> Result<Mark> {
+        self.advance(now).await?;
+        let mut flushes = Flushes::new(batches, self.mark);
+        while let Some(flush) = flushes.next(&self.memory.rings, now) {
+            self.flush(flush, now).await?;
+        }
+        Ok(self.mark)
+    }
+
+    /// Lets time pass: windows move, one idle bucket is packed, boards are refreshed.
+    pub async fn tick(&mut self, now: i64) -> Result<()> {
+        self.advance(now).await?;
+        self.pack_one(now).await?;
+        let changed = self.memory.boards.follow(&mut self.memory.rings);
+        if changed || now - self.refreshed_at >= REFRESH_MICROS {
+            self.refresh_boards(now).await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self, flush: Flush<'_>, now: i64) -> Result<()> {
+        self.read(&flush, now).await?;
+        count_expired(&flush);
+        let mark = flush.mark;
+        let mark_text = StoredMark::new(&self.epoch, mark).to_json();
+        let mut call = self.fence.call();
+        call.arg(&self.mark_text).arg(&mark_text);
+        self.memory.apply(flush, now, &mut call);
+        self.connection.run(&connection::FLUSH, &call).await?;
+        self.mark = mark;
+        self.mark_text = mark_text;
+        Ok(())
+    }
+
+    /// Moves the windows to `now`.
+    async fn advance(&mut self, now: i64) -> Result<()> {
+        for (at, window) in WINDOWS.iter().enumerate() {
+            let Some(ring) = self.memory.rings.get_mut(at) else { continue };
+            let Some(Step { leaving, coming }) = ring.step(now) else { continue };
+            for (bucket, is_packed) in leaving {
+                let gone = match is_packed {
+                    true => read_packed(&mut self.connection, window, bucket).await?,
+                    false => Vec::new(),
+                };
+                ring.leave(bucket, &gone);
+            }
+            ring.advance(now);
+            ring.forget_idle(now);
+            self.load_buckets(at, &coming, now).await?;
+        }
+        self.load_types().await
+    }
+
+    async fn pack_one(&mut self, now: i64) -> Result<()> {
+        for (ring, window) in self.memory.rings.iter_mut().zip(&WINDOWS) {
+            let Some((bucket, fresh)) = ring.to_pack(now) else { continue };
+            let mut records = Vec::with_capacity(20 * fresh.len());
+            fresh.iter().for_each(|(id, ms)| packed::write(id, *ms, &mut records));
+            let mut call = self.fence.call();
+            call.key(keys::packed(window, bucket)).key(keys::bucket(window, bucket));
+            call.arg(records).number(keys::bucket_expires_at(window, bucket));
+            self.connection.run(&connection::PACK, &call).await?;
+            ring.packed(bucket);
+            break;
+        }
+        Ok(())
+    }
+
+    async fn refresh_boards(&mut self, now: i64) -> Result<()> {
+        let mut refresh = self.memory.boards.refresh();
+        self.fence.put_before(&mut refresh.call);
+        let doubtful = self.connection.run(&connection::BOARDS, &refresh.call).await?;
+        self.memory.boards.doubt(&refresh, &doubtful);
+        self.refreshed_at = now;
+        if now - self.leaders_renewed_at >= LEADERS_MICROS {
+            refresh.leaders = self.memory.boards.leaders();
+            self.leaders_renewed_at = now;
+        }
+        self.renew_leaders(&refresh.leaders, now).await
+    }
+
+    /// The rows of contents on the board of all time outlive the 48 h of others.
+    async fn renew_leaders(&mut self, ids: &[Uuid], now: i64) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let expires_at = now / 1_000_000 + keys::LEADER_SECONDS;
+        let mut call = self.fence.call();
+        ids.iter().for_each(|id| {
+            call.key(keys::content(id));
+        });
+        call.number(expires_at);
+        self.connection.run(&connection::RENEW, &call).await?;
+        self.memory.renewed(ids, expires_at);
+        Ok(())
+    }
+
+    /// Reads all that must be whole: the windows and the board of all time.
+    async fn load(&mut self, now: i64) -> Result<()> {
+        for at in 0..WINDOWS.len() {
+            let Some(ring) = self.memory.rings.get(at) else { continue };
+            let buckets: Vec<i64> = ring.buckets().collect();
+            self.load_buckets(at, &buckets, now).await?;
+        }
+        self.load_types().await?;
+        let mut cursor: u64 = 0;
+        loop {
+            let mut scan = redis::cmd("HSCAN");
+            scan.arg(keys::TOTALS).arg(cursor).arg("COUNT").arg(1_000);
+            let (next, totals): (u64, Vec<(Vec<u8>, u64)>) = self.connection.ask(&scan).await?;
+            for (id, ms) in totals {
+                let id = Uuid::from_slice(&id).map_err(|_| self.foreign_field(keys::TOTALS))?;
+                self.memory.boards.total(id, ms);
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn load_buckets(&mut self, at: usize, buckets: &[i64], now: i64) -> Result<()> {
+        let (Some(window), Some(ring)) = (WINDOWS.get(at), self.memory.rings.get_mut(at)) else {
+            return Ok(());
+        };
+        for some in buckets.chunks(BUCKETS_AT_ONCE) {
+            let mut pipeline = Pipeline::new();
+            for bucket in some {
+                pipeline.cmd("HGETALL").arg(keys::bucket(window, *bucket));
+                pipeline.cmd("GET").arg(keys::packed(window, *bucket));
+            }
+            let mut answers = self.connection.read(&mut pipeline).await?.into_iter();
+            for bucket in some {
+                let fresh = sums(&self.connection, &keys::bucket(window, *bucket), answers.next())?;
+                let key = keys::packed(window, *bucket);
+                let packed: Option<Vec<u8>> = parse(&self.connection, &key, answers.next())?;
+                let packed = packed.map(|bytes| unpack(&self.connection, &key, &bytes)).transpose()?;
+                ring.load(*bucket, fresh, packed, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the types of contents that came into the first window otherwise than by an event of ours.
+    async fn load_types(&mut self) -> Result<()> {
+        let Memory { rings, boards, .. } = &mut self.memory;
+        let [first, ..] = rings;
+        let ids: Vec<(Uuid, u64)> = match first.take_loaded() {
+            true => first.sums().filter(|(id, _)| !boards.knows_type_of(id)).collect(),
+            false => return Ok(()),
+        };
+        for some in ids.chunks(ROWS_AT_ONCE) {
+            let mut pipeline = Pipeline::new();
+            for (id, _) in some {
+                pipeline.cmd("HGET").arg(keys::content(id)).arg("content_type");
+            }
+            let answers = self.connection.read(&mut pipeline).await?;
+            for ((id, sum), answer) in some.iter().zip(answers) {
+                let content_type: Option<String> = parse(&self.connection, &keys::content(id), Some(answer))?;
+                boards.of_type(*id, content_type.as_deref(), *sum);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what a flush changes and memory does not know.
+    async fn read(&mut self, flush: &Flush<'_>, now: i64) -> Result<()> {
+        let wanted = self.memory.wanted(flush);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut pipeline = Pipeline::new();
+        wanted.iter().for_each(|wanted| wanted.ask(&mut pipeline));
+        let mut answers = self.connection.read(&mut pipeline).await?.into_iter();
+        for wanted in wanted {
+            self.learn(wanted, &mut answers, now)?;
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, wanted: Wanted, answers: &mut impl Iterator<Item = Value>, now: i64) -> Result<()> {
+        let Live { connection, memory, .. } = self;
+        match wanted {
+            Wanted::Day(id, day) => {
+                let key = keys::engagement(&id, day);
+                let texts: Vec<Option<String>> = parse(connection, &key, answers.next())?;
+                let counted = Day::from_texts(&texts)
+                    .map_err(|field| connection.unreadable(&key, &format!("something else in {field}")))?;
+                memory.learn_day(id, day, counted);
+            }
+            Wanted::Minute(minute) => {
+                let counted: HashMap<String, u64> = parse(connection, &keys::minute(minute), answers.next())?;
+                memory.learn_minute(minute, counted);
+            }
+            Wanted::Total(id) => {
+                let ms: Option<u64> = parse(connection, keys::TOTALS, answers.next())?;
+                memory.learn_total(id, ms.unwrap_or_default());
+            }
+            Wanted::Row(id) => {
+                let seconds: i64 = parse(connection, &keys::content(&id), answers.next())?;
+                memory.learn_row(id, now / 1_000_000 + seconds.max(0));
+            }
+            Wanted::Bucket(at, bucket) => {
+                let (Some(window), Some(ring)) = (WINDOWS.get(at), memory.rings.get_mut(at)) else {
+                    return Ok(());
+                };
+                let fresh = sums(connection, &keys::bucket(window, bucket), answers.next())?;
+                let is_packed: bool = parse(connection, &keys::packed(window, bucket), answers.next())?;
+                ring.load(bucket, fresh, is_packed.then(Vec::new), now);
+            }
+        }
+        Ok(())
+    }
+
+    fn foreign_field(&self, key: &str) -> Error {
+        self.connection.unreadable(key, "a field that is no content id")
+    }
+}
+
+impl Fence {
+    fn call(&self) -> Call {
+        let mut call = Call::default();
+        call.key(&self.key).number(self.token).arg(&self.session);
+        call
+    }
+
+    fn put_before(&self, call: &mut Call) {
+        let rest = std::mem::replace(call, self.call());
+        call.append(&rest);
+    }
+}
+
+impl Wanted {
+    fn ask(&self, pipeline: &mut Pipeline) {
+        match *self {
+            Wanted::Day(id, day) => {
+                pipeline.cmd("HMGET").arg(keys::engagement(&id, day)).arg(&DAY_FIELDS);
+            }
+            Wanted::Minute(minute) => {
+                pipeline.cmd("HGETALL").arg(keys::minute(minute));
+            }
+            Wanted::Total(id) => {
+                pipeline.cmd("HGET").arg(keys::TOTALS).arg(id.as_bytes());
+            }
+            Wanted::Row(id) => {
+                pipeline.cmd("TTL").arg(keys::content(&id));
+            }
+            Wanted::Bucket(at, bucket) => {
+                let Some(window) = WINDOWS.get(at) else { return };
+                pipeline.cmd("HGETALL").arg(keys::bucket(window, bucket));
+                pipeline.cmd("EXISTS").arg(keys::packed(window, bucket));
+            }
+        }
+    }
+}
+
+/// Counters without a mark of ours are somebody else's, or what is left of a mark that was deleted: adding to
+/// them would count twice.
+async fn refuse_remains(connection: &mut Connection, mark_key: &str) -> Result<()> {
+    let remains: bool = connection.ask(redis::cmd("EXISTS").arg(keys::TOTALS)).await?;
+    if !remains {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Resync,
+        format!("redis holds counters of walcast ({}) and no {mark_key}: they belong to another slot, or their mark was deleted", keys::TOTALS),
+    )
+    .hint("give walcast a database of its own (redis.db), or empty this one with FLUSHDB and rebuild redis"))
+}
+
+async fn read_packed(connection: &mut Connection, window: &Window, bucket: i64) -> Result<Vec<(Uuid, u64)>> {
+    let key = keys::packed(window, bucket);
+    let bytes: Option<Vec<u8>> = connection.ask(Cmd::new().arg("GET").arg(&key)).await?;
+    // Gone before its time: this process slept, or the key was deleted. Memory cannot be mended by itself.
+    let bytes = bytes.ok_or_else(|| Error::new(Kind::Unavailable, format!("{key} is gone")))?;
+    unpack(connection, &key, &bytes)
+}
+
+fn unpack(connection: &Connection, key: &str, bytes: &[u8]) -> Result<Vec<(Uuid, u64)>> {
+    packed::read(bytes).ok_or_else(|| connection.unreadable(key, "something else than packed sums"))
+}
+
+fn sums(connection: &Connection, key: &str, answer: Option<Value>) -> Result<Sums> {
+    let fields: Vec<(Vec<u8>, u64)> = parse(connection, key, answer)?;
+    let sums = fields.into_iter().map(|(id, ms)| Ok((Uuid::from_slice(&id)?, ms)));
+    sums.collect::<Result<_, uuid::Error>>()
+        .map_err(|error| connection.unreadable(key, "a field that is no content id").because(error))
+}
+
+fn parse<T: FromRedisValue>(connection: &Connection, key: &str, answer: Option<Value>) -> Result<T> {
+    redis::from_redis_value(answer.unwrap_or(Value::Nil))
+        .map_err(|error| connection.unreadable(key, "something else than walcast keeps there").because(error))
+}
+
+fn count_expired(flush: &Flush<'_>) {
+    for (key, count) in [("engagement", flush.expired_days), ("stats:events", flush.expired_minutes)] {
+        if count > 0 {
+            metrics::counter!("walcast_redis_expired_events_total", "key" => key).increment(count);
+        }
+    }
+}

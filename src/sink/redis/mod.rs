@@ -1,0 +1,148 @@
+//! Redis: boards over sliding windows, and counters for each content.
+//!
+//! # The story of a flush
+//!
+//! [`flush`] cuts the event sequence into prefixes and adds each up. What memory does not know of the keys it
+//! changes is read ([`memory`]), the sums are added, and one script writes the *results*, not the increments,
+//! together with the mark. The script first checks that nobody has taken over (token), that no earlier
+//! connection of ours speaks (session), that the mark is the one we go on from, and that every key is of its
+//! type; only then it writes. So a flush happens wholly or not at all, once.
+//!
+//! Whatever else happens (a lost answer, a lost connection, a refusal) drops memory and connection; `recover`
+//! takes a new fence, which shuts out all that is still on its way, reads mark and windows, and goes on from
+//! the mark it finds. There is no other repair.
+//!
+//! Boards are for show: [`boards`] writes only what differs from what Redis shows, and rewrites a board that
+//! it finds otherwise. They vanish when walcast stops, rather than be stale.
+//!
+//! Every key is named in [`keys`].
+
+mod board;
+mod boards;
+mod check;
+mod config;
+mod connection;
+mod flush;
+mod keys;
+mod live;
+mod memory;
+mod packed;
+mod recent;
+mod tally;
+mod window;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+
+pub use config::{Durability, RedisConfig};
+use connection::Connection;
+use live::Live;
+
+use crate::batch::Batch;
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Mark, Session, StoredMark};
+use crate::sink::{Finding, Pace, Sink, Verdict, Written};
+
+/// Gives the time, microseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// Keeps boards and counters at Redis.
+pub struct RedisSink {
+    config: RedisConfig,
+    clock: Clock,
+    live: Option<Live>,
+}
+
+impl RedisSink {
+    /// A sink that connects at first use.
+    pub fn new(config: RedisConfig) -> Self {
+        RedisSink::with_clock(config, Arc::new(system_micros))
+    }
+
+    /// A sink for which it is the time that `clock` says.
+    pub fn with_clock(config: RedisConfig, clock: Clock) -> Self {
+        RedisSink { config, clock, live: None }
+    }
+
+    async fn inspect(&self) -> Result<Vec<Finding>> {
+        let mut connection = Connection::open(&self.config).await?;
+        check::inspect(&mut connection, &self.config).await
+    }
+}
+
+#[async_trait]
+impl Sink for RedisSink {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            linger: Duration::ZERO,
+            write_bytes_max: 4 << 20,
+            tick_every: Some(Duration::from_millis(self.config.refresh_ms)),
+        }
+    }
+
+    async fn check(&mut self) -> Vec<Finding> {
+        self.inspect().await.unwrap_or_else(|error| {
+            vec![Finding {
+                subject: self.config.address(),
+                verdict: Verdict::Fail,
+                message: error.chain(),
+                fix: Some(error.advice().to_owned()),
+            }]
+        })
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        for Finding { subject, verdict, message, fix } in self.inspect().await? {
+            let fix = fix.unwrap_or_default();
+            match verdict {
+                Verdict::Ok => {}
+                Verdict::Warn => tracing::warn!("{subject} {message}: {fix}"),
+                Verdict::Fail => {
+                    return Err(Error::new(Kind::Setup, format!("{subject} {message}")).hint(fix));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        self.live = None;
+        let connection = Connection::open(&self.config).await?;
+        let (live, mark) = Live::recover(connection, session, (self.clock)()).await?;
+        self.live = Some(live);
+        Ok(mark)
+    }
+
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+        // Taken out, and put back only after success: any error leaves nothing to go on with.
+        let Some(mut live) = self.live.take() else {
+            return Err(Error::new(Kind::Unavailable, "redis is to be recovered first"));
+        };
+        let mark = live.write(batches, (self.clock)()).await?;
+        self.live = Some(live);
+        Ok(Written::Durable(mark))
+    }
+
+    async fn tick(&mut self) -> Result<Option<Mark>> {
+        if let Some(mut live) = self.live.take() {
+            live.tick((self.clock)()).await?;
+            self.live = Some(live);
+        }
+        Ok(None)
+    }
+
+    async fn close(&mut self) {
+        self.live = None;
+    }
+}
+
+fn system_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,228 @@
+//! Sliding windows over event time: a ring of 60 buckets each, and the sum of every content in it.
+//!
+//! At any time a window is the bucket of now and the 59 before it; it moves by one bucket at once, so what a
+//! reader sees is at most one bucket (1.7 % of the window) away from the exact span. An event counts in
+//! the bucket of its own time, however late it comes; one whose bucket has left the window does not count,
+//! and one from the future waits for its bucket.
+//!
+//! Memory holds the sums and, of each bucket, only what is not packed: a bucket that is no longer written is
+//! packed into one string at Redis ([`super::packed`]) and read again, once, when it leaves the window. So
+//! 100,000 contents that are active all day cost a few megabytes here, not 60 times that.
+//!
+//! Pure: no IO, no clock. Who owns a [`Ring`] brings what Redis has ([`Ring::load`], [`Ring::leave`]) and
+//! writes what [`Ring::add`] answers.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use uuid::Uuid;
+
+/// A window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Its name in keys.
+    pub name: &'static str,
+    /// The length of a bucket.
+    pub bucket_seconds: i64,
+}
+
+/// The windows there are; the first is the one with a board for each content type.
+pub const WINDOWS: [Window; 3] = [
+    Window { name: "10min", bucket_seconds: 10 },
+    Window { name: "1h", bucket_seconds: 60 },
+    Window { name: "24h", bucket_seconds: 24 * 60 },
+];
+
+/// Buckets of a window.
+pub const BUCKETS: i64 = 60;
+
+/// A bucket with fewer contents than this is not worth packing.
+const PACK_MIN: usize = 64;
+
+/// More contents than this in the unpacked buckets of one window: the largest is packed at once.
+const FRESH_MAX: usize = 400_000;
+
+/// A bucket that nobody has written for so long is packed.
+const PACK_AFTER_MICROS: i64 = 5_000_000;
+
+/// A bucket of the future that nobody has written for so long is forgotten until its time.
+const FORGET_AFTER_MICROS: i64 = 60_000_000;
+
+/// Milliseconds of engagement by content.
+pub type Sums = HashMap<Uuid, u64>;
+
+/// One window: its buckets and the sum of every content in it.
+pub struct Ring {
+    bucket_micros: i64,
+    /// The newest bucket of the window: that of now.
+    current: i64,
+    buckets: BTreeMap<i64, Bucket>,
+    sums: Sums,
+    changed: HashSet<Uuid>,
+    /// Contents have come in by [`Ring::load`] since [`Ring::take_loaded`].
+    loaded: bool,
+}
+
+/// A bucket whose fresh part is known.
+#[derive(Debug, Default)]
+struct Bucket {
+    fresh: Sums,
+    packed: bool,
+    written_at: i64,
+}
+
+/// What a step of time asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Buckets that leave the window, and whether a part of them is packed.
+    pub leaving: Vec<(i64, bool)>,
+    /// Buckets that come into it and are to be loaded, perhaps empty.
+    pub coming: Vec<i64>,
+}
+
+impl Ring {
+    /// An empty window at `now`; its buckets are still to be loaded.
+    pub fn new(window: &Window, now: i64) -> Self {
+        let bucket_micros = window.bucket_seconds * 1_000_000;
+        Ring {
+            bucket_micros,
+            current: now.div_euclid(bucket_micros),
+            buckets: BTreeMap::new(),
+            sums: Sums::new(),
+            changed: HashSet::new(),
+            loaded: false,
+        }
+    }
+
+    /// The buckets of the window now.
+    pub fn buckets(&self) -> std::ops::RangeInclusive<i64> {
+        self.current - BUCKETS + 1..=self.current
+    }
+
+    /// The bucket of a time; `None` when it has left the window.
+    pub fn place(&self, micros: i64) -> Option<i64> {
+        let bucket = micros.div_euclid(self.bucket_micros);
+        (bucket > self.current - BUCKETS).then_some(bucket)
+    }
+
+    /// Whether the bucket's fresh part is known, so that [`Ring::add`] may be called.
+    pub fn knows(&self, bucket: i64) -> bool {
+        self.buckets.contains_key(&bucket)
+    }
+
+    /// Takes what Redis has of a bucket: what is not packed, and what is. The packed part may be left out
+    /// for a bucket of the future, when `packed` tells whether there is one.
+    pub fn load(&mut self, bucket: i64, fresh: Sums, packed: Option<Vec<(Uuid, u64)>>, now: i64) {
+        if self.buckets().contains(&bucket) {
+            for (id, ms) in fresh.iter().map(|(id, ms)| (*id, *ms)).chain(packed.iter().flatten().copied()) {
+                self.grow(id, ms);
+                self.loaded = true;
+            }
+        }
+        self.buckets.insert(bucket, Bucket { fresh, packed: packed.is_some(), written_at: now });
+    }
+
+    /// Adds milliseconds to a known bucket. Gives the content's whole fresh part of it: what Redis is to
+    /// hold.
+    pub fn add(&mut self, bucket: i64, id: Uuid, ms: u64, now: i64) -> u64 {
+        if self.buckets().contains(&bucket) {
+            self.grow(id, ms);
+        }
+        let known = self.buckets.entry(bucket).or_default();
+        known.written_at = now;
+        let fresh = known.fresh.entry(id).or_default();
+        *fresh = fresh.saturating_add(ms);
+        *fresh
+    }
+
+    /// What to do before the window can move to `now`; `None` while it is still in its bucket. Time
+    /// never goes back here.
+    pub fn step(&self, now: i64) -> Option<Step> {
+        let next = now.div_euclid(self.bucket_micros);
+        if next <= self.current {
+            return None;
+        }
+        let left = self.buckets.range(..=next - BUCKETS);
+        Some(Step {
+            leaving: left.filter(|(at, _)| **at <= self.current).map(|(at, b)| (*at, b.packed)).collect(),
+            coming: (self.current.max(next - BUCKETS) + 1..=next).collect(),
+        })
+    }
+
+    /// A bucket leaves the window; `packed` is its packed part.
+    pub fn leave(&mut self, bucket: i64, packed: &[(Uuid, u64)]) {
+        let fresh = self.buckets.remove(&bucket).map(|bucket| bucket.fresh).unwrap_or_default();
+        for (id, ms) in fresh.iter().chain(packed.iter().map(|(id, ms)| (id, ms))) {
+            self.shrink(*id, *ms);
+        }
+    }
+
+    /// Moves the window to `now`, after the leaving buckets have left. What was known of the coming
+    /// ones is forgotten: they are to be loaded.
+    pub fn advance(&mut self, now: i64) {
+        self.current = self.current.max(now.div_euclid(self.bucket_micros));
+        let from = *self.buckets().start();
+        self.buckets.retain(|at, _| *at >= from);
+    }
+
+    /// A bucket to pack now, if there is one: its number and its fresh part.
+    pub fn to_pack(&self, now: i64) -> Option<(i64, &Sums)> {
+        let crowded = self.buckets.values().map(|bucket| bucket.fresh.len()).sum::<usize>() > FRESH_MAX;
+        let idle = |bucket: &Bucket| now - bucket.written_at >= PACK_AFTER_MICROS;
+        self.buckets
+            .iter()
+            .filter(|(at, bucket)| crowded || **at != self.current && idle(bucket))
+            .max_by_key(|(_, bucket)| bucket.fresh.len())
+            .filter(|(_, bucket)| bucket.fresh.len() >= PACK_MIN)
+            .map(|(at, bucket)| (*at, &bucket.fresh))
+    }
+
+    /// The bucket's fresh part is packed now.
+    pub fn packed(&mut self, bucket: i64) {
+        if let Some(bucket) = self.buckets.get_mut(&bucket) {
+            bucket.fresh = Sums::new();
+            bucket.packed = true;
+        }
+    }
+
+    /// Forgets buckets of the future that nobody has written lately: Redis has them.
+    pub fn forget_idle(&mut self, now: i64) {
+        let current = self.current;
+        self.buckets.retain(|at, bucket| *at <= current || now - bucket.written_at < FORGET_AFTER_MICROS);
+    }
+
+    /// Milliseconds of engagement with the content in the window.
+    pub fn sum(&self, id: &Uuid) -> u64 {
+        self.sums.get(id).copied().unwrap_or_default()
+    }
+
+    /// Every content in the window; none with 0.
+    pub fn sums(&self) -> impl Iterator<Item = (Uuid, u64)> {
+        self.sums.iter().map(|(id, ms)| (*id, *ms))
+    }
+
+    /// The contents whose sum has changed since the last call.
+    pub fn take_changed(&mut self) -> HashSet<Uuid> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether contents came into the window by [`Ring::load`] since the last call.
+    pub fn take_loaded(&mut self) -> bool {
+        std::mem::take(&mut self.loaded)
+    }
+
+    fn grow(&mut self, id: Uuid, ms: u64) {
+        let sum = self.sums.entry(id).or_default();
+        *sum = sum.saturating_add(ms);
+        self.changed.insert(id);
+    }
+
+    fn shrink(&mut self, id: Uuid, ms: u64) {
+        if let Some(sum) = self.sums.get_mut(&id) {
+            *sum = sum.saturating_sub(ms);
+            if *sum == 0 {
+                self.sums.remove(&id);
+            }
+            self.changed.insert(id);
+        }
+    }
+}
