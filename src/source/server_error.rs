@@ -43,7 +43,7 @@ const SLOT_MISSING: &str = "run `walcast init` to make the slot; where one was t
     section on resynchronising first";
 const NO_REPLICATION_RIGHT: &str = "let the role replicate: ALTER ROLE <user> REPLICATION";
 const WAL_LEVEL: &str =
-    "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL (managed services have a switch for it)";
+    "ALTER SYSTEM SET wal_level = logical, then restart PostgreSQL (managed services have a switch for it)";
 const PASSWORD: &str = "see `postgres.user` and `postgres.password` (POSTGRES_PASSWORD), or set the password anew: \
     ALTER ROLE <user> PASSWORD '…'";
 const PG_HBA: &str = "see `postgres.user` and `postgres.sslmode`, and let it in by pg_hba.conf, for example: \
