@@ -82,7 +82,7 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
-    let mut sinks = sink::build(config);
+    let mut sinks = sink::build(config)?;
     for sink in &mut sinks {
         sink.prepare().await?;
     }
