@@ -47,8 +47,11 @@ async fn the_slot_is_told(server: PostgresConfig) {
         .await;
         wait_until("its idleness is told", async || slot(board).inactive_seconds > 0.0).await;
         let advance = "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())::text";
+        let behind = slot(board);
         client.query_one(advance, &[&postgres.slot]).await.unwrap();
-        wait_until("the lag is gone", async || slot(board).confirmed_lag_bytes < 1_000_000).await;
+        wait_until("its step is seen", async || slot(board).confirmed_lsn >= behind.wal_lsn).await;
+        let now = slot(board);
+        assert_eq!(now.confirmed_lag_bytes, now.wal_lsn.bytes_since(now.confirmed_lsn));
     })
     .await;
 }
