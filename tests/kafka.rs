@@ -434,7 +434,7 @@ async fn writes_cut_off_at_random_leave_every_event_once_and_in_order() {
         next = all.iter().take_while(|batch| batch.beyond(&held).is_none()).count();
         while next < all.len() {
             let until = (next + random.random_range(1..4)).min(all.len());
-            let patience = Duration::from_micros(random.random_range(0..60_000));
+            let patience = Duration::from_micros(random.random_range(0..25_000));
             match tokio::time::timeout(patience, sink.write(&all[next..until])).await {
                 Ok(written) => drop(written.unwrap()),
                 Err(_) => break,
@@ -456,6 +456,33 @@ async fn writes_cut_off_at_random_leave_every_event_once_and_in_order() {
     assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>().len() as u64, WRITES * 50, "seed {seed}");
     assert!(by_key.values().all(|ids| ids.is_sorted()), "seed {seed}");
     assert!(fixture.marks().is_sorted_by_key(|stored| stored.mark.held), "seed {seed}");
+    fixture.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_dropped_must_be_asked_after() {
+    let fixture = Fixture::new("dropped").await;
+    let session = fixture.session().await;
+    let mut sink = fixture.ready().await;
+    assert!(tokio::time::timeout(Duration::ZERO, sink.write(&[events(100, 500)])).await.is_err());
+    assert_eq!(sink.write(&[events(100, 500)]).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(sink.recover(&session).await.unwrap_err().kind(), Kind::Fenced, "an older session");
+    if sink.recover(&fixture.session().await).await.unwrap().is_none() {
+        sink.write(&[events(100, 500)]).await.unwrap();
+    }
+    assert_eq!(ids(&fixture.committed(&fixture.topics.events)).len(), 500);
+    fixture.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_larger_than_the_producers_queue_passes() {
+    const ROWS: u64 = 120_000;
+    let fixture = Fixture::new("queue").await;
+    let mut sink = fixture.ready().await;
+    sink.write(&[events(1000, ROWS)]).await.unwrap();
+    let records = fixture.committed(&fixture.topics.events);
+    assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>().len() as u64, ROWS);
+    assert_eq!(records.len() as u64, ROWS);
     fixture.close().await;
 }
 
