@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::ops::generate::GenerateConfig;
+use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::transform::Bounds;
@@ -26,6 +27,8 @@ pub struct Config {
     pub pipeline: PipelineConfig,
     /// Where events come from.
     pub postgres: PostgresConfig,
+    /// The Kafka sink.
+    pub kafka: KafkaConfig,
     /// The Redis sink.
     pub redis: RedisConfig,
     /// `walcast generate`.

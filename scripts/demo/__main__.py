@@ -39,7 +39,7 @@ def main():
         walcast = children.enter_context(Child([binary, "run"], logs / "run.log"))
         wait_ready(walcast)
         generator = children.enter_context(Child([binary, "generate"], logs / "generate.log"))
-        probes = Probes()
+        probes = Probes(source)
         say(f"walcast and its generator run; logs: {logs}, page: {metrics.WEB}. Ctrl-C ends the demo.")
 
         begun = time.monotonic()

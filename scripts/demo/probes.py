@@ -14,8 +14,10 @@ LAST_LOOK_SECONDS_MAX = 5
 
 
 class Probes:
-    def __init__(self):
-        self.content = str(uuid.uuid4())
+    def __init__(self, source):
+        self.first_id_of_run = source.first_id_of_run
+        # The highest of ids: the generator takes the lowest that are there, so none but the probes engage with it.
+        self.content = f"ffffffff-ffff-4fff-bfff-{uuid.uuid4().hex[:12]}"
         self.days = {today()}
         self.sent = {}  # event id -> when its COMMIT was sent
         self.seen = {"kafka": {}, "redis": {}, "bigquery": {}}  # sink -> event id -> when a reader found it
@@ -51,6 +53,7 @@ class Probes:
 
     def send(self):
         with targets.connect() as connection:
+            self.wait_for_generator(connection)
             connection.execute(
                 "INSERT INTO content VALUES (%s, %s, 'A probe of the demo', 'video', 60, now())",
                 [self.content, f"demo-probe-{self.content}"])
@@ -63,6 +66,12 @@ class Probes:
                         [self.content, now]).fetchone()
                     self.sent[event] = time.monotonic()
                 time.sleep(EVERY_SECONDS)
+
+    def wait_for_generator(self, connection):
+        """Until its first event: by then it has chosen its content."""
+        newest = "SELECT coalesce(max(id), 0) FROM engagement_events"
+        while connection.execute(newest).fetchone()[0] < self.first_id_of_run and self.sending.is_set():
+            time.sleep(0.05)
 
     def watch_kafka(self):
         consumer = targets.kafka_consumer()

@@ -30,6 +30,11 @@ pub fn postgres() -> PostgresConfig {
     }
 }
 
+/// A database of the main server.
+pub fn database(db: &str) -> PostgresConfig {
+    PostgresConfig { db: db.to_owned(), ..postgres() }
+}
+
 /// A name that no other test has.
 pub fn fresh_name(prefix: &str) -> String {
     format!("{prefix}_{}", Uuid::new_v4().simple())

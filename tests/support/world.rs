@@ -80,6 +80,8 @@ impl World {
             .env("POSTGRES_SLOT", &postgres.slot)
             .env("POSTGRES_PUBLICATION", &postgres.publication)
             .env("KAFKA_BROKERS", brokers())
+            .env("KAFKA_REPLICATION_FACTOR", "1")
+            .env("KAFKA_MIN_INSYNC_REPLICAS", "1")
             .env("KAFKA_TOPIC_PREFIX", &self.topic_prefix)
             .env("REDIS_HOST", env("REDIS_HOST", "127.0.0.1"))
             .env("REDIS_PORT", env("REDIS_PORT", "26379"))
