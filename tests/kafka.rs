@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -308,6 +308,30 @@ async fn a_write_is_its_rows_and_one_mark_in_one_transaction() {
         .map(|p| offsets.iter().filter(|(q, _)| q == p).map(|(_, o)| o + 1).max().unwrap())
         .sum();
     assert_eq!(last, 33, "a marker lies between the records");
+    fixture.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_which_one_record_is_refused_leaves_nothing() {
+    let mut fixture = Fixture::new("refused").await;
+    fixture.config.timeout_ms = 2_000;
+    let Topics { events: rows, progress, .. } = fixture.topics.clone();
+    for (topic, policy) in [(&rows, "delete"), (&progress, "compact")] {
+        let mut sink = fixture.ready().await;
+        let limit = |bytes| {
+            let topic = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("cleanup.policy", policy);
+            topic.set("max.message.bytes", bytes)
+        };
+        let options = AdminOptions::new();
+        admin(&fixture.config).alter_configs([&limit("10")], &options).await.unwrap().remove(0).unwrap();
+        let error = sink.write(&[events(100, 20)]).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Setup, "{error:?}");
+        assert!(error.advice().contains("max.message.bytes"), "{error:?}");
+        admin(&fixture.config).alter_configs([&limit("1100000")], &options).await.unwrap().remove(0).unwrap();
+        assert_eq!(fixture.sink().recover(&fixture.session().await).await.unwrap(), None, "{topic}");
+        assert!(fixture.committed(&rows).is_empty(), "{topic}");
+        assert!(fixture.marks().is_empty(), "{topic}");
+    }
     fixture.close().await;
 }
 
