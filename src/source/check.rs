@@ -43,7 +43,7 @@ fn wal_level(server: &ServerFacts) -> Finding {
         _ => Finding::fail(
             subject,
             format!("is {level}, logical decoding needs logical"),
-            "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL (managed services have a switch for it)",
+            "ALTER SYSTEM SET wal_level = logical, then restart PostgreSQL (managed services have a switch for it)",
         ),
     }
 }

@@ -73,12 +73,17 @@ impl Transform {
             Message::Begin { commit_ts, .. } => {
                 self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts)
             }
-            Message::Commit { end_lsn, .. } => self.builder.hold(end_lsn),
+            Message::Commit { end_lsn, .. } => {
+                metrics::commit_received(self.commit_ts);
+                self.builder.hold(end_lsn);
+            }
             Message::Relation(relation) => self.tables.describe(relation)?,
             Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
-            Message::Logical { prefix, .. } => {
-                self.heartbeat_seen |= prefix == crate::source::heartbeat::PREFIX
+            Message::Logical { prefix, .. } if prefix == crate::source::heartbeat::PREFIX => {
+                metrics::heartbeat_received();
+                self.heartbeat_seen = true;
             }
+            Message::Logical { .. } => {}
             Message::Origin { .. } => {}
             change => {
                 if let Some(position) = position {
