@@ -18,6 +18,7 @@ use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::transform::Bounds;
+use crate::web::WebConfig;
 
 /// All settings.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub struct Config {
     pub kafka: KafkaConfig,
     /// The Redis sink.
     pub redis: RedisConfig,
+    /// Health, metrics and status over HTTP.
+    pub web: WebConfig,
     /// `walcast generate`.
     pub generate: GenerateConfig,
 }
