@@ -3,7 +3,7 @@
 //! Every setting `[section] name` has the environment name `SECTION_NAME` (`POSTGRES_HOST`, `KAFKA_BROKERS`);
 //! `SECTION_NAME_FILE` names a file to read the value from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -229,20 +229,22 @@ fn explain(error: figment::Error, known: &BTreeMap<String, Value>) -> Error {
     };
     let explained = Error::new(Kind::Config, error.to_string());
     let Some(unknown) = unknown else { return explained };
-    let section = error.path.first().cloned();
-    let names = known.keys().flat_map(|key| key.split_once('.').map(|(section, name)| (Some(section), name)));
-    let sections = known.keys().filter_map(|key| Some((None, key.split_once('.')?.0)));
-    let nearest = names
-        .chain(sections)
-        .filter(|(within, _)| *within == section.as_deref() || section.is_none())
-        .map(|(within, name)| (strsim::damerau_levenshtein(name, &unknown), within, name))
-        .min_by_key(|(distance, ..)| *distance);
-    match nearest {
-        Some((distance, Some(section), name)) if distance <= 4 => {
-            explained.hint(format!("did you mean {name} in [{section}]?"))
+    let sections: BTreeSet<&str> = known.keys().filter_map(|key| Some(key.split_once('.')?.0)).collect();
+    let within = error.path.first().and_then(|first| sections.get(first.as_str()));
+    let nearest = |names: &mut dyn Iterator<Item = &str>| {
+        let close = names.map(|name| (strsim::damerau_levenshtein(name, &unknown), name.to_owned()));
+        close.filter(|(distance, _)| *distance <= 4).min().map(|(_, name)| name)
+    };
+    let meant = match within {
+        Some(section) => {
+            let mut names = known.keys().filter_map(|key| key.strip_prefix(*section)?.strip_prefix('.'));
+            nearest(&mut names).map(|name| format!("{name} in [{section}]"))
         }
-        Some((distance, None, name)) if distance <= 4 => explained.hint(format!("did you mean [{name}]?")),
-        _ => explained,
+        None => nearest(&mut sections.iter().copied()).map(|name| format!("[{name}]")),
+    };
+    match meant {
+        Some(meant) => explained.hint(format!("did you mean {meant}?")),
+        None => explained,
     }
 }
 
