@@ -7,12 +7,12 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use redis::Client;
+use redis::{AsyncConnectionConfig, Client};
 use redis::aio::MultiplexedConnection;
 use uuid::Uuid;
 use walcast::sink::redis::RedisConfig;
 
-use crate::support::{env, fresh_name, wait_until};
+use crate::support::{DEADLINE, env, fresh_name, wait_until};
 
 /// Databases of the main server that tests may use; the one before them keeps account of who has which.
 const DATABASES: std::ops::Range<u16> = 32..256;
@@ -65,7 +65,9 @@ pub async fn fresh_database() -> Database {
 
 /// A connection of the test's own.
 pub async fn connect(config: &RedisConfig) -> MultiplexedConnection {
-    Client::open(url(config, config.db)).unwrap().get_multiplexed_async_connection().await.unwrap()
+    let patient = AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
+    let client = Client::open(url(config, config.db)).unwrap();
+    client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
 }
 
 fn url(config: &RedisConfig, db: u16) -> String {

@@ -173,7 +173,7 @@ async fn sentinels_tell_the_master_and_the_next_one_after_a_failover() {
     RedisSink::new(config.clone()).prepare().await.unwrap();
     let (mut sink, mark) = recovered(&config, &story.time, 1).await;
     write(&mut sink, &story.beyond(mark, 100)).await;
-    run::<()>(&mut probe, &["SET", "later", "than the flush"]).await;
+    run::<()>(&mut probe, &["SET", "walcast:test", "written after the flush"]).await;
     let acknowledged: i64 = run(&mut probe, &["WAIT", "1", "5000"]).await;
     assert_eq!(acknowledged, 1);
     master.kill();
