@@ -153,8 +153,13 @@ async fn a_restart_finds_the_windows_as_they_were() {
         sink.tick().await.unwrap();
         assert_shown(&config, &story, &format!("after restart {round}")).await;
     }
-    let packed: Vec<String> = run(&mut connect(&config).await, &["KEYS", "walcast:*:packed"]).await;
+    let packed: Vec<String> = run(&mut connect(&config).await, &["KEYS", "walcast:10min:*:packed"]).await;
     assert!(packed.len() > 3, "nothing was packed: {packed:?}");
+    for minute in (3..=12).step_by(3) {
+        story.time.pass(3 * MINUTE);
+        sink.tick().await.unwrap();
+        assert_shown(&config, &story, &format!("{minute} minutes after the last event")).await;
+    }
 }
 
 #[tokio::test]

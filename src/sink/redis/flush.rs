@@ -296,7 +296,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
         #[test]
         fn whoever_goes_on_from_any_flush_adds_what_is_left(commits in commits(), rows_max in 1usize..3_000, again in 1usize..3_000) {
             let all = batches(&commits, rows_max);
@@ -331,6 +331,20 @@ mod tests {
         let batches = [Arc::new(builder.finish(false))];
         let ends: Vec<_> = flushes(&batches, Mark::at(Lsn(1))).iter().map(|flush| flush.mark.position).collect();
         assert_eq!(ends, [Some(at(0)), Some(at(2))]);
+    }
+
+    #[test]
+    fn what_comes_after_its_counters_expired_is_left_out_and_told() {
+        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        for (ordinal, hours) in [0, 3, 100].into_iter().enumerate() {
+            let position = Position { commit_lsn: Lsn(100), ordinal: ordinal as u64 };
+            builder.push(Row::Event(event(position, Some(1), hours * 3600)));
+        }
+        let batches = [Arc::new(builder.finish(false))];
+        let flush = flushes(&batches, Mark::at(Lsn(1))).remove(0);
+        assert_eq!((flush.expired_minutes, flush.expired_days), (2, 1));
+        assert_eq!((flush.minutes.len(), flush.days), (1, 1), "{:?}", flush.minutes);
+        assert_eq!(flush.contents[&Uuid::from_u128(1)].ms, 3, "all of them count for all time");
     }
 
     #[test]
