@@ -4,27 +4,33 @@
 
 SHELL := /bin/bash
 # outside the tree, so that a fresh clone need not build all again
-export CARGO_TARGET_DIR ?= $(shell scripts/services home)/target
+HOME_DIR := $(shell scripts/services home)
+export CARGO_TARGET_DIR ?= $(HOME_DIR)/target
 SECONDS ?=
 unexport SECONDS
 
-.PHONY: demo test bench fmt lint services clean-services compose-config
+.PHONY: demo test bench record-wire fmt lint services clean-services compose-config
 
 demo: services
 	@cargo build --release --locked
-	@scripts/services run "$$(scripts/services home)/venv/bin/python" scripts/demo $(SECONDS)
+	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/demo $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/demo $(SECONDS)
 
 test: services lint
+	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run cargo test --locked
 
 bench: services
 	@scripts/services run cargo bench --locked
 
+# the decoder's test data, from real servers of every version
+record-wire:
+	@scripts/record-wire
+
 fmt:
 	@cargo fmt
 
 lint:
-	@bash -n scripts/services scripts/services.d/*.sh
+	@bash -n scripts/services && bash -n scripts/compose && for f in scripts/record-wire scripts/services.d/*.sh; do bash -n $$f || exit; done
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --quiet -- -D warnings
 

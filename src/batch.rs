@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
+pub use crate::event::{Event, Span};
 use crate::lsn::{Mark, Position};
 use crate::model::content::Content;
-pub use crate::transform::enrich::{Event, Span};
 
 /// One thing for the sinks to know, at its place in the stream.
 #[derive(Debug, Clone)]
@@ -29,6 +29,15 @@ impl Row {
             Row::Event(event) => event.position,
             Row::Content(change) => change.position,
             Row::DeadLetter(letter) => letter.position,
+        }
+    }
+
+    /// When the row's transaction committed, microseconds since 1970.
+    pub fn commit_ts(&self) -> i64 {
+        match self {
+            Row::Event(event) => event.commit_ts,
+            Row::Content(change) => change.commit_ts,
+            Row::DeadLetter(letter) => letter.commit_ts,
         }
     }
 }

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::ops::generate::GenerateConfig;
+use crate::sink::bigquery::BigQueryConfig;
+use crate::sink::kafka::KafkaConfig;
+use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::transform::Bounds;
 
@@ -24,6 +28,14 @@ pub struct Config {
     pub pipeline: PipelineConfig,
     /// Where events come from.
     pub postgres: PostgresConfig,
+    /// The Kafka sink.
+    pub kafka: KafkaConfig,
+    /// The Redis sink.
+    pub redis: RedisConfig,
+    /// The BigQuery sink.
+    pub bigquery: BigQueryConfig,
+    /// `walcast generate`.
+    pub generate: GenerateConfig,
 }
 
 /// `[pipeline]`.
@@ -74,8 +86,11 @@ impl PipelineConfig {
 }
 
 /// Environment names that are not made of section and setting.
-const OTHER_NAMES: [(&str, &str); 2] =
-    [("BURST_MODE", "generate.burst_mode"), ("BURST_COUNT", "generate.burst_count")];
+const OTHER_NAMES: [(&str, &str); 3] = [
+    ("GENERATION_RATE", "generate.rate_per_minute"),
+    ("BURST_MODE", "generate.burst_mode"),
+    ("BURST_COUNT", "generate.burst_count"),
+];
 
 /// What was loaded, and where each setting came from.
 pub struct Loaded {
@@ -175,10 +190,7 @@ fn flatten(config: &Config) -> BTreeMap<String, Value> {
 fn from_environment(key: &str, environment: &BTreeMap<String, String>) -> Result<Option<(String, String)>> {
     let name = match OTHER_NAMES.iter().find(|(_, other)| *other == key) {
         Some((name, _)) => (*name).to_owned(),
-        None => match key {
-            "generate.rate" => "GENERATION_RATE".to_owned(),
-            _ => key.replace('.', "_").to_uppercase(),
-        },
+        None => key.replace('.', "_").to_uppercase(),
     };
     if let Some(text) = environment.get(&name) {
         return Ok(Some((name, text.clone())));
@@ -200,6 +212,8 @@ fn typed(default: &Value, text: &str, name: &str) -> Result<Value> {
         Value::Bool(_) => Value::Bool(text.parse().map_err(|_| wrong("true or false"))?),
         Value::Number(_) => Value::Number(text.parse().map_err(|_| wrong("a number"))?),
         Value::Array(_) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect(),
+        // a setting without a default: a number if it reads as one
+        Value::Null => text.parse().map_or_else(|_| Value::String(text.to_owned()), Value::Number),
         _ => Value::String(text.to_owned()),
     })
 }

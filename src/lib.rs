@@ -1,16 +1,67 @@
 //! walcast: engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
+//!
+//! # The way of an event
+//!
+//! ```text
+//! PostgreSQL walsender
+//!   └ source::connection, stream   TCP or TLS, SCRAM, START_REPLICATION   → CopyData
+//!     └ source::frame              XLogData | Keepalive                   → payload, a slice of the read buffer
+//!       └ pgoutput                 Message → Relation, Tuple              → a change at a Position
+//!         └ model                  → Content | Engagement                 the only place with column names
+//!           └ transform            join with the content cache            → Event
+//!             └ batch              rows and their texts, bounded by rows, bytes and age → Arc<Batch>
+//!   ══ sink::queue, bounded by bytes ══▶ sink::driver → kafka, redis, bigquery, content
+//!   ◀═ watch of each sink's durable mark ══ watermark: the lowest held LSN → confirmed → status update
+//! ```
+//!
+//! Open [`pipeline`] first: it tells this story in code. From socket buffer to batch it is plain synchronous
+//! code in one task ([`transform::Transform`]); each sink has a task of its own ([`sink::driver`]). There are
+//! two crossings between them and no others: the queues out, the watch of marks back.
+//!
+//! # The promise, and what carries it
+//!
+//! Every committed event reaches every sink; none twice; per content in commit order; kill -9 at any instant
+//! changes none of this.
+//!
+//! - **An event's name is its [`lsn::Position`]**: commit LSN and ordinal within the transaction. It is the
+//!   same at every replay. The LSN of its own WAL record is neither unique nor monotonic and is used for
+//!   nothing.
+//! - **Data and [`lsn::Mark`] in one atomic act**: each sink stores how far it reaches together with the rows
+//!   themselves. At start, and after every doubtful outcome, it asks its target instead of remembering.
+//! - **The confirmed LSN is the lowest held LSN of all sinks**, computed in [`watermark`] alone. There is no
+//!   second way to it: heartbeats and the idle server's WAL end travel as batches without rows.
+//! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row
+//!   as of its own place in the stream, so every sink gets the same record.
+//! - **An epoch names the history** that LSNs belong to ([`lsn::Epoch`]); marks of different epochs are never
+//!   compared. **A token** taken from PostgreSQL at start shuts older instances out of every target.
+//! - **What cannot be made whole is refused** with both positions (exit code 4): a sink below the slot, a sink
+//!   that lost its mark, a slot made again, a publication made again.
+//!
+//! # Deliberately absent
+//!
+//! - No state on the local disk, no second queue: the slot is the queue, the targets are the state.
+//! - No partial restart: a lost connection or a sink that lost accepted rows begins [`pipeline`] anew.
+//! - No silent making of a slot, topic or table in place of one that was there before.
+//! - `pgoutput` and `model` know no IO, no clock and no tokio; sinks know no other sink.
+//!
+//! # Imports
+//!
+//! Modules use only what stands above them in this file; `tests/architecture.rs` keeps it so.
+#![forbid(unsafe_code)]
 
-pub mod lsn;
 pub mod error;
+pub mod lsn;
+pub mod finding;
 pub mod secret;
 pub mod shutdown;
-pub mod telemetry;
 pub mod pgoutput;
 pub mod model;
 pub mod source;
 pub mod state;
-pub mod transform;
+pub mod telemetry;
+pub mod event;
 pub mod batch;
+pub mod transform;
 pub mod watermark;
 pub mod sink;
 pub mod config;

@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
+use crate::finding;
 use crate::lsn::{Lsn, Mark, Session};
 use crate::shutdown::Shutdown;
 use crate::sink::driver::Driver;
@@ -26,7 +27,7 @@ use crate::sink::{self, Sink};
 use crate::source::connection::Connection;
 use crate::source::frame::Frame;
 use crate::source::stream::ReplicationStream;
-use crate::source::{heartbeat, slot};
+use crate::source::{check, heartbeat, slot};
 use crate::state::{State, epoch};
 use crate::telemetry::status::Board;
 use crate::transform::Transform;
@@ -80,12 +81,13 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
 async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
-    slot::check_server(state.client().await?).await?;
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
-    let mut sinks = sink::build(config);
+    finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
+    let mut sinks = sink::build(config)?;
     for sink in &mut sinks {
         sink.prepare().await?;
     }
+    // Last, when nothing else is in the way: from here on the server keeps WAL for us.
+    let epoch = epoch::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
     let session = state.take_token(epoch, confirmed).await?;
@@ -166,6 +168,7 @@ impl Streaming {
         for (index, (sink, held, registered)) in recovered.into_iter().enumerate() {
             let (sender, receiver) = queue(config.pipeline.queue_bytes_max);
             let name = sink.name();
+            let unregistered = !registered && sink.keeps_mark();
             queues.push((name, sender));
             let driver = Driver {
                 sink,
@@ -174,7 +177,7 @@ impl Streaming {
                 held,
                 marks: marks.clone(),
                 index,
-                unregistered: (!registered).then(|| State::new(config.postgres.clone())),
+                unregistered: unregistered.then(|| State::new(config.postgres.clone())),
                 status: board.sink(name, held),
             };
             drivers.spawn(driver.run());
@@ -263,12 +266,21 @@ impl Streaming {
             confirmed,
             self.queues.iter().map(|(name, queue)| (*name, queue.bytes())),
         );
+        board.backpressure(self.full_queue());
         self.stream.send_status(self.received.max(confirmed), confirmed, false).await
+    }
+
+    /// The sink whose queue has no room for the batch that is to go into it.
+    fn full_queue(&self) -> Option<&'static str> {
+        let outbox = self.outbox.as_ref()?;
+        let (name, queue) = self.queues.get(outbox.next)?;
+        (!queue.has_room_for(&outbox.batch)).then_some(*name)
     }
 
     /// Stops reading, lets the sinks make durable what they were given, tells the server, and leaves.
     async fn drain(mut self, config: &Config, board: &Board, shutdown: &mut Shutdown) -> Result<()> {
         tracing::info!("draining");
+        board.draining();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(config.pipeline.drain_seconds);
         let mut status_due = tokio::time::interval(STATUS_EVERY);
         loop {

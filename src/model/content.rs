@@ -33,6 +33,20 @@ enum Field {
     PublishTs,
 }
 
+const FIELDS: [(&str, Field, Reads); 6] = [
+    ("id", Field::Id, Reads::Uuid),
+    ("slug", Field::Slug, Reads::Text),
+    ("title", Field::Title, Reads::Text),
+    ("content_type", Field::ContentType, Reads::Text),
+    ("length_seconds", Field::LengthSeconds, Reads::Integer),
+    ("publish_ts", Field::PublishTs, Reads::Time),
+];
+
+/// The names of the columns that walcast needs.
+pub fn column_names() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|(name, ..)| *name)
+}
+
 /// The columns of `content`, whatever their order and whatever others there are.
 pub struct ContentTable {
     columns: TableColumns<Field>,
@@ -40,18 +54,7 @@ pub struct ContentTable {
 
 impl ContentTable {
     pub(super) fn new(relation: Relation) -> Result<Self> {
-        let columns = TableColumns::new(
-            relation,
-            &[
-                ("id", Field::Id, Reads::Uuid),
-                ("slug", Field::Slug, Reads::Text),
-                ("title", Field::Title, Reads::Text),
-                ("content_type", Field::ContentType, Reads::Text),
-                ("length_seconds", Field::LengthSeconds, Reads::Integer),
-                ("publish_ts", Field::PublishTs, Reads::Time),
-            ],
-        )?;
-        Ok(ContentTable { columns })
+        Ok(ContentTable { columns: TableColumns::new(relation, &FIELDS)? })
     }
 
     /// Reads a row. A large value that an update did not touch is not in the stream: it is taken from

@@ -46,6 +46,22 @@ enum Field {
     RawPayload,
 }
 
+const FIELDS: [(&str, Field, Reads); 8] = [
+    ("id", Field::Id, Reads::Integer),
+    ("content_id", Field::ContentId, Reads::Uuid),
+    ("user_id", Field::UserId, Reads::Uuid),
+    ("event_type", Field::EventType, Reads::Text),
+    ("event_ts", Field::EventTs, Reads::Time),
+    ("duration_ms", Field::DurationMs, Reads::Integer),
+    ("device", Field::Device, Reads::Text),
+    ("raw_payload", Field::RawPayload, Reads::Json),
+];
+
+/// The names of the columns that walcast needs.
+pub fn column_names() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|(name, ..)| *name)
+}
+
 /// The columns of `engagement_events`, whatever their order and whatever others there are.
 pub struct EngagementTable {
     /// Which column is which.
@@ -54,20 +70,7 @@ pub struct EngagementTable {
 
 impl EngagementTable {
     pub(super) fn new(relation: Relation) -> Result<Self> {
-        let columns = TableColumns::new(
-            relation,
-            &[
-                ("id", Field::Id, Reads::Integer),
-                ("content_id", Field::ContentId, Reads::Uuid),
-                ("user_id", Field::UserId, Reads::Uuid),
-                ("event_type", Field::EventType, Reads::Text),
-                ("event_ts", Field::EventTs, Reads::Time),
-                ("duration_ms", Field::DurationMs, Reads::Integer),
-                ("device", Field::Device, Reads::Text),
-                ("raw_payload", Field::RawPayload, Reads::Json),
-            ],
-        )?;
-        Ok(EngagementTable { columns })
+        Ok(EngagementTable { columns: TableColumns::new(relation, &FIELDS)? })
     }
 
     /// Reads a row and holds it against the rules: a stamp within the years 1 to 9999, no negative duration.

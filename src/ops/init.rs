@@ -1,12 +1,14 @@
-//! `walcast init`: state schema, publication, slot with the content versions at its snapshot, and the
-//! targets. The order matters: a slot can never read past the making of its publication.
+//! `walcast init`: state schema, publication, targets, and the slot with the content versions at its
+//! snapshot. The order matters: a slot can never read past the making of its publication, and from its own
+//! making on the server keeps WAL for it.
 
 use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::finding;
 use crate::sink;
-use crate::source::{PostgresConfig, quote, slot, sql};
+use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, epoch};
 
 const MIGRATIONS: [(i32, &str, &str); 3] = [
@@ -19,15 +21,15 @@ const MIGRATIONS: [(i32, &str, &str); 3] = [
 pub async fn init(config: &Config) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let client = state.client().await?;
-    slot::check_server(client).await?;
+    finding::refuse(&check::check_server(client, &config.postgres).await?)?;
     migrate(client, &config.postgres).await?;
     publish(client, &config.postgres).await?;
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
-    tracing::info!(slot = epoch.slot, epoch = %epoch.epoch, "slot ready");
-    for mut sink in sink::build(config) {
+    for mut sink in sink::build(config)? {
         sink.prepare().await?;
         tracing::info!(sink = sink.name(), "target ready");
     }
+    let epoch = epoch::open(&config.postgres, &mut state).await?;
+    tracing::info!(slot = epoch.slot, epoch = %epoch.epoch, "slot ready");
     Ok(())
 }
 

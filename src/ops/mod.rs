@@ -2,3 +2,5 @@
 
 pub mod run;
 pub mod init;
+pub mod check;
+pub mod generate;

@@ -68,7 +68,7 @@ impl<'a> Cursor<'a> {
     /// Text up to a zero byte.
     pub(super) fn text(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
         let Some(length) = self.rest.iter().position(|&byte| byte == 0) else {
-            return Err(self.error(field, Found::ZeroByte));
+            return Err(self.error(field, Found::Unended));
         };
         let text = self.rest.get(..length).map(std::str::from_utf8);
         let Some(Ok(text)) = text else {

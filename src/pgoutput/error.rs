@@ -107,8 +107,8 @@ pub enum Found {
     LeftOver(usize),
     /// A tag, kind or version that the protocol does not have.
     Byte(u8),
-    /// A text without its closing zero byte, or one with a zero byte inside.
-    ZeroByte,
+    /// Text without the zero byte that ends it.
+    Unended,
     /// Text of so many bytes that is not UTF-8.
     NotUtf8(usize),
     /// A column whose type has this OID; 0 is a domain over a built-in type that has no reader.
@@ -129,7 +129,7 @@ impl fmt::Display for Found {
             Found::Short { wanted, left } => write!(f, "{wanted} bytes are wanted, {left} are left"),
             Found::LeftOver(bytes) => write!(f, "{bytes} bytes too many"),
             Found::Byte(byte) => write!(f, "the byte {byte:#04x} is not of protocol 1"),
-            Found::ZeroByte => f.write_str("text with a zero byte missing or out of place"),
+            Found::Unended => f.write_str("text without the zero byte that ends it"),
             Found::NotUtf8(bytes) => write!(f, "{bytes} bytes that are not UTF-8"),
             Found::Type(0) => f.write_str("a domain over another type"),
             Found::Type(oid) => write!(f, "the type with OID {oid}"),

@@ -34,12 +34,12 @@
 
 mod cursor;
 mod error;
-pub mod message;
-pub mod relation;
+mod message;
+mod relation;
 pub mod timestamp;
-pub mod transaction;
-pub mod tuple;
-pub mod value;
+mod transaction;
+mod tuple;
+mod value;
 
 pub use error::{DecodeError, Found};
 pub use message::{Message, OldKind, OldTuple, RelationIds, TruncateOptions};

@@ -48,15 +48,15 @@ pub enum ReplicaIdentity {
 impl Relation {
     /// A row's values with their columns. An error when it has more or fewer than this relation.
     #[inline]
-    pub fn values<'r, 't>(
+    pub fn values<'r, 'a>(
         &'r self,
-        tuple: &Tuple<'t>,
-    ) -> Result<impl Iterator<Item = Result<(&'r Column, Value<'t>), DecodeError>> + use<'r, 't>, DecodeError>
+        tuple: &Tuple<'a>,
+    ) -> Result<impl Iterator<Item = Result<(&'r Column, Value<'a>), DecodeError>> + use<'r, 'a>, DecodeError>
     {
         if tuple.len() != self.columns.len() {
-            return Err(self.column_count(tuple));
+            return Err(self.column_count(tuple.len()));
         }
-        Ok(self.columns.iter().zip(tuple.columns()).map(|(column, value)| value.map(|value| (column, value))))
+        Ok(self.columns.iter().zip(tuple.columns()).map(|(column, value)| Ok((column, value?))))
     }
 
     pub(super) fn read(cursor: &mut Cursor<'_>) -> Result<Self, DecodeError> {
@@ -70,11 +70,11 @@ impl Relation {
     }
 
     #[cold]
-    fn column_count(&self, tuple: &Tuple<'_>) -> DecodeError {
+    fn column_count(&self, found: usize) -> DecodeError {
         DecodeError::ColumnCount {
             relation: format!("{}.{}", self.namespace, self.name),
             wanted: self.columns.len(),
-            found: tuple.len(),
+            found,
         }
     }
 }

@@ -1,11 +1,14 @@
 //! `timestamptz`: microseconds, counted by PostgreSQL from 2000-01-01 and by us from 1970-01-01, both UTC.
 
+use std::ops::RangeInclusive;
+
 /// A point in time as `timestamptz` has it. Ordered as PostgreSQL orders it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timestamp {
     /// `-infinity`, before all others.
     NegativeInfinity,
-    /// Microseconds since 1970-01-01 00:00 UTC; PostgreSQL has the years 4714 BC to 294276.
+    /// Microseconds since 1970-01-01 00:00 UTC. PostgreSQL has the years 4714 BC to 294276; those from 294247
+    /// on do not fit and are all `i64::MAX`.
     At(i64),
     /// `infinity`, after all others.
     Infinity,
@@ -19,43 +22,99 @@ pub fn unix_micros(wire_micros: i64) -> i64 {
 /// 2000-01-01 UTC in microseconds since 1970.
 const WIRE_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// Reads the binary form. `None`: no time that PostgreSQL has.
-pub(super) fn from_wire(wire_micros: i64) -> Option<Timestamp> {
+/// Reads the binary form.
+pub(super) fn from_wire(wire_micros: i64) -> Timestamp {
     match wire_micros {
-        i64::MAX => Some(Timestamp::Infinity),
-        i64::MIN => Some(Timestamp::NegativeInfinity),
-        _ => wire_micros.checked_add(WIRE_EPOCH_MICROS).map(Timestamp::At),
+        i64::MAX => Timestamp::Infinity,
+        i64::MIN => Timestamp::NegativeInfinity,
+        _ => Timestamp::At(unix_micros(wire_micros)),
     }
 }
 
 /// Reads the text form under `DateStyle = ISO`: `2024-02-29 12:30:00.5+05:45`, perhaps with ` BC` at the end.
-/// The offset is that of the session's time zone then, to the second before zones were regular.
+/// The offset is that of the session's time zone then, to the second where clocks went by the sun.
 pub(super) fn from_text(text: &[u8]) -> Option<Timestamp> {
     match text {
         b"infinity" => return Some(Timestamp::Infinity),
         b"-infinity" => return Some(Timestamp::NegativeInfinity),
         _ => {}
     }
-    let text = std::str::from_utf8(text).ok()?;
-    let (text, before_christ) = match text.strip_suffix(" BC") {
-        Some(text) => (text, true),
-        None => (text, false),
+    let mut text = Text(text);
+    let year = text.number(4..=6, 1..=YEAR_MAX)?;
+    let month = text.eat(b'-')?.number(2..=2, 1..=12)?;
+    let day = text.eat(b'-')?.number(2..=2, 1..=31)?;
+    let hours = text.eat(b' ')?.number(2..=2, 0..=23)?;
+    let minutes = text.eat(b':')?.number(2..=2, 0..=59)?;
+    let seconds = text.eat(b':')?.number(2..=2, 0..=59)?;
+    let micros = text.fraction()?;
+    let offset = text.offset_seconds()?;
+    let year = match text.0 {
+        b"" => year,
+        b" BC" => 1 - year,
+        _ => return None,
     };
-    let (date, time) = text.split_once(' ')?;
-    let (clock, offset) = time.split_at_checked(time.find(['+', '-'])?)?;
-    let days = days_since_1970(date, before_christ)?;
-    let micros = clock_micros(clock)? - offset_seconds(offset)? * 1_000_000;
-    days.checked_mul(86_400_000_000)?.checked_add(micros).map(Timestamp::At)
+    let days = days_since_1970(year, month, day)?;
+    let seconds = days * 86_400 + hours * 3600 + minutes * 60 + seconds - offset;
+    Some(Timestamp::At(seconds.saturating_mul(1_000_000).saturating_add(micros)))
 }
 
-/// Days of `YYYY-MM-DD` in the Gregorian calendar, which PostgreSQL carries back for ever.
-fn days_since_1970(date: &str, before_christ: bool) -> Option<i64> {
-    let mut parts = date.split('-');
-    let (year, month, day) =
-        (number(parts.next()?, 4..=6)?, number(parts.next()?, 2..=2)?, number(parts.next()?, 2..=2)?);
-    let year = if before_christ { 1 - year } else { year };
-    let within = (1..=12).contains(&month) && (1..=days_in(year, month)).contains(&day);
-    if !within || parts.next().is_some() {
+/// What is left of the text.
+struct Text<'a>(&'a [u8]);
+
+impl Text<'_> {
+    /// The next byte, which has to be this one.
+    fn eat(&mut self, wanted: u8) -> Option<&mut Self> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        (*first == wanted).then_some(self)
+    }
+
+    /// The digits up to the next other byte.
+    fn number(&mut self, digits: RangeInclusive<usize>, values: RangeInclusive<i64>) -> Option<i64> {
+        let mut value = 0;
+        let mut count = 0;
+        while let [digit @ b'0'..=b'9', rest @ ..] = self.0 {
+            if count == *digits.end() {
+                return None;
+            }
+            value = value * 10 + i64::from(digit - b'0');
+            count += 1;
+            self.0 = rest;
+        }
+        (digits.contains(&count) && values.contains(&value)).then_some(value)
+    }
+
+    /// Microseconds of `.ffffff`, which is left out when 0 and has no zeros at its end.
+    fn fraction(&mut self) -> Option<i64> {
+        let [b'.', fraction @ ..] = self.0 else { return Some(0) };
+        self.0 = fraction;
+        let value = self.number(1..=6, 0..=999_999)?;
+        let missing = 6 - (fraction.len() - self.0.len());
+        Some((0..missing).fold(value, |value, _| value * 10))
+    }
+
+    /// Seconds east of Greenwich of `+HH`, `+HH:MM` or `+HH:MM:SS`.
+    fn offset_seconds(&mut self) -> Option<i64> {
+        let (sign, rest) = match self.0 {
+            [b'+', rest @ ..] => (1, rest),
+            [b'-', rest @ ..] => (-1, rest),
+            _ => return None,
+        };
+        self.0 = rest;
+        let mut seconds = self.number(2..=2, 0..=15)? * 3600;
+        for unit in [60, 1] {
+            if let [b':', rest @ ..] = self.0 {
+                self.0 = rest;
+                seconds += self.number(2..=2, 0..=59)? * unit;
+            }
+        }
+        Some(sign * seconds)
+    }
+}
+
+/// Days in the Gregorian calendar, which PostgreSQL carries back for ever; the year 0 is 1 BC.
+fn days_since_1970(year: i64, month: i64, day: i64) -> Option<i64> {
+    if day > days_in(year, month) {
         return None;
     }
     // Years are counted from March, so that the leap day is the last of its year.
@@ -64,6 +123,9 @@ fn days_since_1970(date: &str, before_christ: bool) -> Option<i64> {
     let day_of_year = (153 * month + 2) / 5 + day - 1;
     Some(365 * year + leap_days + day_of_year - DAYS_TO_1970)
 }
+
+/// The last year that PostgreSQL has.
+const YEAR_MAX: i64 = 294_276;
 
 /// Days from 0000-03-01 to 1970-01-01.
 const DAYS_TO_1970: i64 = 719_468;
@@ -76,41 +138,4 @@ fn days_in(year: i64, month: i64) -> i64 {
         4 | 6 | 9 | 11 => 30,
         _ => 31,
     }
-}
-
-/// Microseconds of `HH:MM:SS` or `HH:MM:SS.ffffff`, with trailing zeros left out.
-fn clock_micros(clock: &str) -> Option<i64> {
-    let (whole, micros) = match clock.split_once('.') {
-        None => (clock, 0),
-        Some((whole, fraction)) => {
-            let scale = 10_i64.pow(6_u32.checked_sub(fraction.len().try_into().ok()?)?);
-            (whole, number(fraction, 1..=6)? * scale)
-        }
-    };
-    Some(sexagesimal(whole, 3..=3, 23)? * 1_000_000 + micros)
-}
-
-/// Seconds of `+HH`, `+HH:MM` or `+HH:MM:SS`, east of Greenwich.
-fn offset_seconds(offset: &str) -> Option<i64> {
-    match offset.strip_prefix('-') {
-        Some(west) => sexagesimal(west, 1..=3, 15).map(|seconds| -seconds),
-        None => sexagesimal(offset.strip_prefix('+')?, 1..=3, 15),
-    }
-}
-
-/// Seconds of `HH[:MM[:SS]]`, with so many parts and hours up to `hours_max`.
-fn sexagesimal(text: &str, parts: std::ops::RangeInclusive<usize>, hours_max: i64) -> Option<i64> {
-    let mut seconds = 0;
-    let mut count = 0;
-    for (part, (unit, max)) in text.split(':').zip([(3600, hours_max), (60, 59), (1, 59)]) {
-        seconds += number(part, 2..=2).filter(|value| *value <= max)? * unit;
-        count += 1;
-    }
-    (parts.contains(&count) && count == text.split(':').count()).then_some(seconds)
-}
-
-/// A number without a sign, of so many digits.
-fn number(digits: &str, length: std::ops::RangeInclusive<usize>) -> Option<i64> {
-    let plain = length.contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| digits.parse().ok())?
 }

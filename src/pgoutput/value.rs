@@ -49,7 +49,10 @@ impl<'a> Value<'a> {
     /// Reads a `text`, `varchar`, `char(n)` or `name` column, or one of a type that is not built in: an enum
     /// gives its label.
     pub fn text(self, column: &Column) -> Result<Option<&'a str>, DecodeError> {
-        self.read_as(column, "text, varchar or an enum", is_text, text)
+        match column.type_oid {
+            oid::FIRST_USER.. => self.read_as(column, TEXT, |_| true, label),
+            _ => self.read_as(column, TEXT, is_text, text),
+        }
     }
 
     /// Reads a `timestamptz` column.
@@ -144,6 +147,7 @@ pub(super) mod oid {
 
 const INTEGER: &str = "int2, int4 or int8";
 const JSON: &str = "json or jsonb";
+const TEXT: &str = "text, varchar or an enum";
 
 /// A value that is there.
 enum Form<'a> {
@@ -156,7 +160,7 @@ fn is_integer(oid: u32) -> bool {
 }
 
 fn is_text(oid: u32) -> bool {
-    matches!(oid, oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME) || oid >= oid::FIRST_USER
+    matches!(oid, oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME)
 }
 
 fn integer(form: Form<'_>) -> Result<i64, Found> {
@@ -189,25 +193,30 @@ fn timestamptz(form: Form<'_>) -> Result<Timestamp, Found> {
         Form::Text(text) => timestamp::from_text(text).ok_or(Found::Text(text.len())),
         Form::Binary(bytes) => {
             let micros = bytes.try_into().map_err(|_| Found::Binary(bytes.len()))?;
-            timestamp::from_wire(i64::from_be_bytes(micros)).ok_or(Found::OutOfRange)
+            Ok(timestamp::from_wire(i64::from_be_bytes(micros)))
         }
     }
 }
 
-/// The binary form of text is the text. What is not text but came for it (the binary form of a composite or
-/// range type) shows itself by zero bytes, which text in PostgreSQL never has.
+/// The binary form of text is the text.
 fn text(form: Form<'_>) -> Result<&str, Found> {
     let (Form::Text(bytes) | Form::Binary(bytes)) = form;
-    if bytes.contains(&0) {
-        return Err(Found::ZeroByte);
-    }
     utf8(bytes)
+}
+
+/// A type made by users may be anything. One whose binary form is not text (a composite, a range) shows itself
+/// by zero bytes, which text in PostgreSQL never has.
+fn label(form: Form<'_>) -> Result<&str, Found> {
+    match form {
+        Form::Binary(bytes) if bytes.contains(&0) => Err(Found::Binary(bytes.len())),
+        _ => text(form),
+    }
 }
 
 fn jsonb(form: Form<'_>) -> Result<&str, Found> {
     match form {
         Form::Text(_) => text(form),
-        Form::Binary([1, json @ ..]) => text(Form::Binary(json)),
+        Form::Binary([1, json @ ..]) => utf8(json),
         Form::Binary([version, ..]) => Err(Found::Byte(*version)),
         Form::Binary([]) => Err(Found::Binary(0)),
     }

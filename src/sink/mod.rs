@@ -9,7 +9,10 @@ pub mod retry;
 pub mod driver;
 pub mod content;
 pub mod null;
+pub mod record;
+pub mod kafka;
 pub mod redis;
+pub mod bigquery;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +22,9 @@ use async_trait::async_trait;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::error::Result;
+pub use crate::finding::{Finding, Verdict};
 use crate::lsn::{Mark, Session, StoredMark};
+use crate::state::State;
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,31 +48,6 @@ pub struct Pace {
     pub tick_every: Option<Duration>,
 }
 
-/// One line of `walcast check`.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Finding {
-    /// What was looked at, such as `kafka topic engagement.events`.
-    pub subject: String,
-    /// What was found.
-    pub verdict: Verdict,
-    /// One sentence: what is so.
-    pub message: String,
-    /// The statement or command that mends it, when it is not `Ok`.
-    pub fix: Option<String>,
-}
-
-/// How a check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// Works, but the operator should know.
-    Warn,
-    /// walcast cannot run like this.
-    Fail,
-}
-
 /// A place where events go.
 ///
 /// Calls come one at a time, from the sink's own task. After any error the driver calls `recover` before
@@ -80,6 +60,11 @@ pub trait Sink: Send {
 
     /// How to feed it.
     fn pace(&self) -> Pace;
+
+    /// Whether its target keeps a mark over restarts: then a target without one has lost its data.
+    fn keeps_mark(&self) -> bool {
+        true
+    }
 
     /// Looks whether the target is as it must be; changes nothing.
     async fn check(&mut self) -> Vec<Finding>;
@@ -114,15 +99,31 @@ pub trait Sink: Send {
 pub struct Entry {
     /// The name in `pipeline.sinks`.
     pub name: &'static str,
-    build: fn(&Config) -> Box<dyn Sink>,
+    build: fn(&Config) -> Result<Box<dyn Sink>>,
 }
 
 /// The sinks that there are.
-pub const SINKS: &[Entry] = &[Entry { name: "null", build: |_| Box::new(null::NullSink::default()) }];
+pub const SINKS: &[Entry] = &[
+    Entry { name: kafka::NAME, build: build_kafka },
+    Entry { name: "redis", build: |config| Ok(Box::new(redis::RedisSink::new(config.redis.clone()))) },
+    Entry { name: bigquery::NAME, build: build_bigquery },
+    Entry { name: "null", build: |_| Ok(Box::new(null::NullSink::default())) },
+];
+
+fn build_kafka(config: &Config) -> Result<Box<dyn Sink>> {
+    let state = State::new(config.postgres.clone());
+    let sink = kafka::KafkaSink::new(config.kafka.clone(), config.pipeline.row_bytes_max, state)?;
+    Ok(Box::new(sink))
+}
+
+fn build_bigquery(config: &Config) -> Result<Box<dyn Sink>> {
+    Ok(Box::new(bigquery::BigQuerySink::new(config.bigquery.clone(), &config.postgres)))
+}
 
 /// The sinks that the configuration asks for, after the content versions that joins need.
-pub fn build(config: &Config) -> Vec<Box<dyn Sink>> {
+pub fn build(config: &Config) -> Result<Vec<Box<dyn Sink>>> {
     let wanted = |entry: &&Entry| config.pipeline.sinks.iter().any(|name| name == entry.name);
     let content: Box<dyn Sink> = Box::new(content::ContentSink::new(&config.postgres));
-    std::iter::once(content).chain(SINKS.iter().filter(wanted).map(|entry| (entry.build)(config))).collect()
+    let wanted = SINKS.iter().filter(wanted).map(|entry| (entry.build)(config));
+    std::iter::once(Ok(content)).chain(wanted).collect()
 }

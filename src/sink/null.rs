@@ -1,5 +1,5 @@
-//! A sink that forgets everything: for measuring the way up to the sinks. It holds no mark, so each start
-//! begins at the slot's confirmed LSN, and is never registered as having held one.
+//! A sink that forgets everything: for measuring the way up to the sinks. It keeps no mark, so each start
+//! begins at the slot's confirmed LSN.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,10 @@ impl Sink for NullSink {
 
     fn pace(&self) -> Pace {
         Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: None }
+    }
+
+    fn keeps_mark(&self) -> bool {
+        false
     }
 
     async fn check(&mut self) -> Vec<Finding> {

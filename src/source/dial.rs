@@ -1,34 +1,106 @@
-//! The way to the server.
+//! The way to the server: TCP, and TLS where it is asked for, alike for replication and ordinary SQL.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::error::{Error, Kind, Result};
-use crate::source::PostgresConfig;
 use crate::source::auth::Security;
+use crate::source::frame::{malformed, shown};
+use crate::source::{PostgresConfig, SslMode, tls};
 
 /// How long it may take from the first packet to being let in.
-pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the other side may leave bytes unacknowledged, or an idle connection's probes unanswered, before
+/// the connection counts as broken.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// A connection to PostgreSQL, before any message of its protocol proper.
 pub struct Stream {
-    tcp: TcpStream,
+    io: Io,
     security: Security,
+}
+
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Connects.
 pub(crate) async fn dial(config: &PostgresConfig) -> Result<Stream> {
-    let tcp = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(|error| {
-        Error::new(Kind::Unavailable, format!("cannot reach PostgreSQL at {}:{}", config.host, config.port))
-            .because(error)
+    let mut tcp = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(|error| {
+        Error::new(Kind::Unavailable, format!("cannot reach PostgreSQL at {}", place(config))).because(error)
     })?;
-    tcp.set_nodelay(true).map_err(|error| Error::new(Kind::Unavailable, "socket").because(error))?;
-    Ok(Stream { tcp, security: Security::Plain })
+    set_options(&tcp).map_err(|error| hung_up().because(error))?;
+    if config.sslmode == SslMode::Disable {
+        return Ok(Stream { io: Io::Plain(tcp), security: Security::Plain });
+    }
+    match (ask_for_tls(&mut tcp).await?, config.sslmode) {
+        (true, _) => {
+            let stream = tls::handshake(tcp, config).await?;
+            let security = Security::Tls { end_point: tls::end_point(&stream) };
+            Ok(Stream { io: Io::Tls(Box::new(stream)), security })
+        }
+        (false, SslMode::Prefer) => Ok(Stream { io: Io::Plain(tcp), security: Security::Plain }),
+        (false, _) => Err(Error::new(Kind::Setup, format!("PostgreSQL at {} has no TLS", place(config)))
+            .hint(
+                "set ssl = on in postgresql.conf with a certificate, or choose another `postgres.sslmode`",
+            )),
+    }
+}
+
+/// Gives up on `connecting` after ten seconds.
+pub(crate) async fn in_time<T>(
+    config: &PostgresConfig,
+    connecting: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::time::timeout(CONNECT_DEADLINE, connecting).await.unwrap_or_else(|_| {
+        let message =
+            format!("PostgreSQL at {} did not let us in within {CONNECT_DEADLINE:?}", place(config));
+        Err(Error::new(Kind::Unavailable, message))
+    })
+}
+
+/// The error of a connection that ended.
+pub(crate) fn hung_up() -> Error {
+    Error::new(Kind::Unavailable, "the connection to PostgreSQL broke")
+}
+
+fn place(config: &PostgresConfig) -> String {
+    format!("{}:{}", config.host, config.port)
+}
+
+fn set_options(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    let probe_every = SILENCE_MAX / 3;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe_every).with_interval(probe_every))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(SILENCE_MAX))?;
+    Ok(())
+}
+
+/// Whether the server will speak TLS. Its answer is the one byte that is ever read unencrypted.
+async fn ask_for_tls(tcp: &mut TcpStream) -> Result<bool> {
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    tcp.write_all(&request).await.map_err(|error| hung_up().because(error))?;
+    match tcp.read_u8().await.map_err(|error| hung_up().because(error))? {
+        b'S' => Ok(true),
+        b'N' => Ok(false),
+        b'E' => Err(Error::new(Kind::Unavailable, "PostgreSQL has no process to spare for a connection")
+            .hint("see PostgreSQL's log")),
+        tag => Err(malformed(format!("{} when asked for TLS", shown(tag)))),
+    }
 }
 
 impl Stream {
@@ -44,20 +116,32 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Io::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Io::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
     }
 }

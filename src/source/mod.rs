@@ -1,5 +1,6 @@
 //! PostgreSQL: the replication connection, ordinary SQL, the slot and its snapshot.
 
+pub mod tls;
 pub mod dial;
 pub mod frame;
 pub mod server_error;
@@ -10,7 +11,10 @@ pub mod stream;
 pub mod quote;
 pub mod sql;
 pub mod slot;
+pub mod check;
 pub mod heartbeat;
+#[cfg(test)]
+mod script;
 
 use serde::{Deserialize, Serialize};
 

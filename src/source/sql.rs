@@ -1,10 +1,25 @@
-//! Ordinary SQL sessions.
+//! Ordinary SQL sessions: `tokio-postgres` over the same [`dial`] as replication, so that TLS, channel binding,
+//! deadlines and the refusal of weak passwords are the same for both.
 
+use std::convert::Infallible;
+use std::error::Error as _;
+use std::future::{Ready, ready};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
+use tokio_postgres::config::{SslMode, SslNegotiation};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use crate::error::{Error, Kind, Result};
 use crate::source::PostgresConfig;
+use crate::source::auth::{LoginRules, Security};
+use crate::source::dial::{Stream, dial, in_time};
+use crate::source::frame::Packet;
 use crate::source::server_error::ServerError;
 
 /// Opens a session for ordinary SQL. The session ends when the client is dropped.
@@ -14,15 +29,7 @@ pub async fn connect(config: &PostgresConfig) -> Result<Client> {
 
 /// As [`connect`], with a receiver that gives the reason when the session ends.
 pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot::Receiver<Error>)> {
-    let mut options = tokio_postgres::Config::new();
-    options
-        .host(&config.host)
-        .port(config.port)
-        .dbname(&config.db)
-        .user(&config.user)
-        .password(config.password.expose())
-        .application_name("walcast");
-    let (client, connection) = options.connect(NoTls).await.map_err(error)?;
+    let (client, connection) = in_time(config, log_in(config)).await?;
     let (ended, watched) = oneshot::channel();
     tokio::spawn(async move {
         let reason = match connection.await {
@@ -37,9 +44,100 @@ pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot
 
 /// Sorts an error of an SQL session by what can be done about it.
 pub fn error(error: tokio_postgres::Error) -> Error {
-    let sorted = match error.as_db_error() {
-        Some(refusal) => ServerError::from(refusal).into_error(),
-        None => Error::new(Kind::Unavailable, "PostgreSQL cannot be reached"),
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let ours = io.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<Error>());
+    let sorted = match (error.as_db_error(), ours) {
+        (Some(refusal), _) => ServerError::from(refusal).into_error(),
+        (None, Some(ours)) => return Error::new(ours.kind(), ours.chain()).hint(ours.advice()),
+        (None, None) if io.is_some() || error.is_closed() => {
+            Error::new(Kind::Unavailable, "PostgreSQL cannot be reached")
+        }
+        (None, None) => Error::new(Kind::Protocol, "PostgreSQL answered in another shape than walcast reads"),
     };
     sorted.because(error)
+}
+
+type Session = tokio_postgres::Connection<Stream, LoginGuard>;
+
+async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
+    let stream = dial(config).await?;
+    let guard = GuardLogin(LoginRules::new(config, stream.security()));
+    let mut options = tokio_postgres::Config::new();
+    options.host(&config.host).port(config.port).dbname(&config.db).user(&config.user);
+    options.password(config.password.expose()).application_name("walcast");
+    // "TLS, and no need to ask for it": `dial` has done all that, the guard takes its place
+    options.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+    options.connect_raw(stream, guard).await.map_err(error)
+}
+
+/// Puts a [`LoginGuard`] where `tokio-postgres` puts TLS.
+struct GuardLogin(LoginRules);
+
+impl TlsConnect<Stream> for GuardLogin {
+    type Stream = LoginGuard;
+    type Error = Infallible;
+    type Future = Ready<Result<LoginGuard, Infallible>>;
+
+    fn connect(self, stream: Stream) -> Self::Future {
+        ready(Ok(LoginGuard { stream, rules: self.0, heard: Some(BytesMut::new()) }))
+    }
+}
+
+/// Listens to the server until it lets us in: `tokio-postgres` by itself would show the password in clear to
+/// whoever asks.
+struct LoginGuard {
+    stream: Stream,
+    rules: LoginRules,
+    /// What of the server's packets has not been looked at; `None` once we are in.
+    heard: Option<BytesMut>,
+}
+
+impl LoginGuard {
+    fn hear(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(heard) = &mut self.heard else { return Ok(()) };
+        heard.extend_from_slice(bytes);
+        while let Some(mut packet) = Packet::split(heard)? {
+            if packet.tag == b'R' && self.rules.permit(&mut packet.body)? {
+                self.heard = None;
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TlsStream for LoginGuard {
+    fn channel_binding(&self) -> ChannelBinding {
+        match self.stream.security() {
+            Security::Tls { end_point: Some(hash) } => ChannelBinding::tls_server_end_point(hash.clone()),
+            _ => ChannelBinding::none(),
+        }
+    }
+}
+
+impl AsyncRead for LoginGuard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let new = buf.filled().get(before..).unwrap_or_default();
+        Poll::Ready(self.hear(new).map_err(io::Error::other))
+    }
+}
+
+impl AsyncWrite for LoginGuard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

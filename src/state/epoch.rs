@@ -5,6 +5,7 @@ use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
+use crate::finding::Finding;
 use crate::lsn::{Epoch, Lsn};
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
@@ -44,35 +45,78 @@ async fn open_alone(
 ) -> Result<Epoch> {
     let client = state.client().await?;
     let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
-    let facts = slot::facts(client, &config.slot).await?;
-    let known = known(client, &config.slot).await?;
-    match (known, facts) {
-        (Some(known), Some(facts)) if known.ready => {
-            facts.check_usable(config)?;
-            check_same(&known, identity, publication, config)?;
-            Ok(Epoch {
-                epoch: known.epoch,
-                system_id: known.system_id,
-                timeline: identity.timeline,
-                slot: config.slot.clone(),
-            })
-        }
-        (Some(known), None) if known.ready => Err(slot_gone(config)),
-        (None, Some(facts)) => {
-            facts.check_usable(config)?;
-            Err(slot_not_ours(config))
-        }
-        (known, facts) => {
-            if known.is_some() && facts.is_some() {
-                tracing::warn!(
-                    slot = config.slot,
-                    "an earlier start died while it made the slot; nothing was read from it, making it again"
-                );
-                slot::drop(client, &config.slot).await?;
-            }
-            let publication = publication.ok_or_else(|| no_publication(config))?;
+    match judge(client, config, identity, publication).await? {
+        Judgement::Whole(epoch) => Ok(epoch),
+        Judgement::Missing => create(config, state, replication, identity, publication).await,
+        Judgement::HalfMade => {
+            tracing::warn!(
+                slot = config.slot,
+                "an earlier start died while it made the slot; nothing was read from it, making it again"
+            );
+            slot::drop(client, &config.slot).await?;
             create(config, state, replication, identity, publication).await
         }
+    }
+}
+
+/// What `walcast check` says of publication and slot; changes nothing.
+pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Vec<Finding>> {
+    let publication = slot::publication(client, config).await;
+    let mut findings = Vec::new();
+    let subject = format!("publication {}", config.publication);
+    findings.push(match &publication {
+        Ok(Some(_)) => Finding::ok(subject, "has both tables and all operations"),
+        Ok(None) => Finding::fail(subject, "does not exist", "run `walcast init`"),
+        Err(error) => Finding::failed(subject, error),
+    });
+    let publication = publication.ok().flatten().map(|publication| publication.oid);
+    let identity = Connection::connect(config).await?.identify_system().await?;
+    let subject = format!("slot {}", config.slot);
+    findings.push(match judge(client, config, &identity, publication).await {
+        Ok(Judgement::Whole(epoch)) => Finding::ok(subject, format!("belongs to {epoch}")),
+        Ok(Judgement::Missing) => Finding::warn(
+            subject,
+            "does not exist yet",
+            "run `walcast init`, or the first `walcast run` makes it",
+        ),
+        Ok(Judgement::HalfMade) => Finding::warn(
+            subject,
+            "was being made when a start died",
+            "the next `walcast run` makes it again",
+        ),
+        Err(error) => Finding::failed(subject, &error),
+    });
+    Ok(findings)
+}
+
+/// How slot and epoch stand to each other.
+enum Judgement {
+    Whole(Epoch),
+    Missing,
+    HalfMade,
+}
+
+/// Kind `Resync` or `Setup` when they do not belong together.
+async fn judge(
+    client: &tokio_postgres::Client,
+    config: &PostgresConfig,
+    identity: &SystemIdentity,
+    publication: Option<u32>,
+) -> Result<Judgement> {
+    let facts = slot::facts(client, &config.slot).await?;
+    if let Some(facts) = &facts {
+        facts.check_usable(config)?;
+    }
+    match (known(client, &config.slot).await?, facts) {
+        (Some(known), Some(_)) if known.ready => {
+            check_same(&known, identity, publication, config)?;
+            let (system_id, timeline) = (known.system_id, identity.timeline);
+            Ok(Judgement::Whole(Epoch { epoch: known.epoch, system_id, timeline, slot: config.slot.clone() }))
+        }
+        (Some(known), None) if known.ready => Err(slot_gone(config)),
+        (None, Some(_)) => Err(slot_not_ours(config)),
+        (Some(_), Some(_)) => Ok(Judgement::HalfMade),
+        (_, None) => Ok(Judgement::Missing),
     }
 }
 
@@ -159,8 +203,9 @@ async fn create(
     state: &mut State,
     mut replication: Connection,
     identity: &SystemIdentity,
-    publication_oid: u32,
+    publication: Option<u32>,
 ) -> Result<Epoch> {
+    let publication = publication.ok_or_else(|| no_publication(config))?;
     let client = state.client().await?;
     let epoch = Epoch {
         epoch: Uuid::new_v4(),
@@ -174,12 +219,11 @@ async fn create(
              VALUES ($1, $2, $3, $4, $5, $6, 'in progress')
              ON CONFLICT (slot) DO UPDATE SET epoch = $2, system_id = $3, timeline = $4, publication = $5,
                publication_oid = $6, state = 'in progress', consistent_point = NULL, snapshot = NULL",
-            &[&epoch.slot, &epoch.epoch, &epoch.system_id, &(epoch.timeline as i32), &config.publication, &publication_oid],
+            &[&epoch.slot, &epoch.epoch, &epoch.system_id, &(epoch.timeline as i32), &config.publication, &publication],
         )
         .await
         .map_err(sql::error)?;
-    let failover = slot::server_version_num(client).await? >= 170_000;
-    let created = replication.create_slot(&config.slot, failover).await?;
+    let created = replication.create_slot(&config.slot, true).await?;
     fill(config, state, &epoch, &created.snapshot, created.consistent_point).await?;
     tracing::info!(slot = config.slot, consistent_point = %created.consistent_point, "slot made");
     Ok(epoch)

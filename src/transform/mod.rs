@@ -2,7 +2,6 @@
 //! way from socket buffer to batch is this one call chain.
 
 pub mod content_cache;
-pub mod enrich;
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,10 @@ use crate::model::{RowError, Table, Tables, engagement};
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
 use crate::telemetry::metrics;
 use content_cache::ContentCache;
+
+/// How often a server that waits is answered with a batch that moves nothing: sinks may still hold accepted
+/// rows back.
+const URGENT_EVERY: Duration = Duration::from_secs(1);
 
 /// Bounds of a batch.
 #[derive(Debug, Clone, Copy)]
@@ -70,12 +73,17 @@ impl Transform {
             Message::Begin { commit_ts, .. } => {
                 self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts)
             }
-            Message::Commit { end_lsn, .. } => self.builder.hold(end_lsn),
+            Message::Commit { end_lsn, .. } => {
+                metrics::commit_received(self.commit_ts);
+                self.builder.hold(end_lsn);
+            }
             Message::Relation(relation) => self.tables.describe(relation)?,
             Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
-            Message::Logical { prefix, .. } => {
-                self.heartbeat_seen |= prefix == crate::source::heartbeat::PREFIX
+            Message::Logical { prefix, .. } if prefix == crate::source::heartbeat::PREFIX => {
+                metrics::heartbeat_received();
+                self.heartbeat_seen = true;
             }
+            Message::Logical { .. } => {}
             Message::Origin { .. } => {}
             change => {
                 if let Some(position) = position {
@@ -106,7 +114,9 @@ impl Transform {
     /// The next batch, if one is full or due.
     pub fn take_batch(&mut self, now: Instant) -> Option<Batch> {
         let at_commit = !self.transaction.is_open();
-        let asked = at_commit && (self.urgent || self.heartbeat_seen && self.builder.mark() != self.sent);
+        let moved = self.builder.mark() != self.sent;
+        let patient = now.saturating_duration_since(self.sent_at) < URGENT_EVERY;
+        let asked = at_commit && (self.urgent && (moved || !patient) || self.heartbeat_seen && moved);
         let due = self.due_at().is_some_and(|due| due <= now);
         (self.is_full() || asked || due).then(|| self.end_batch(now))
     }

@@ -57,7 +57,9 @@ impl Boards {
         if before == index {
             return;
         }
-        for (index, score) in before.map(|index| (index, 0)).into_iter().chain(index.map(|index| (index, sum))) {
+        for (index, score) in
+            before.map(|index| (index, 0)).into_iter().chain(index.map(|index| (index, sum)))
+        {
             if let Some((_, board)) = self.types.get_mut(index) {
                 board.note(id, score);
             }
@@ -78,7 +80,8 @@ impl Boards {
                 if at > 0 {
                     continue;
                 }
-                if let Some((_, of_type)) = self.type_of.get(&id).and_then(|index| self.types.get_mut(*index)) {
+                if let Some((_, of_type)) = self.type_of.get(&id).and_then(|index| self.types.get_mut(*index))
+                {
                     of_type.note(id, sum);
                 }
                 if sum == 0 {

@@ -80,7 +80,8 @@ fn password(config: &RedisConfig) -> Option<Finding> {
 
 async fn durability(connection: &mut Connection, config: &RedisConfig, info: &Info) -> Result<Finding> {
     if config.durability == Durability::None {
-        let message = "redis.durability is none: what Redis loses in a crash is not delivered again by itself";
+        let message =
+            "redis.durability is none: what Redis loses in a crash is not delivered again by itself";
         return Ok(finding(config, Verdict::Warn, message.into(), Some("redis.durability = \"aof\"")));
     }
     const FIX: &str = "CONFIG SET appendonly yes, CONFIG SET appendfsync always (and in redis.conf), or say redis.durability = \"none\"";
@@ -89,9 +90,12 @@ async fn durability(connection: &mut Connection, config: &RedisConfig, info: &In
         connection.ask_if_allowed(&settings).await?;
     let setting = |name| settings.as_ref().and_then(|settings| settings.get(name)).map(String::as_str);
     Ok(match (setting("appendonly"), setting("appendfsync"), info.get("aof_enabled")) {
-        (Some("yes"), Some("always"), _) => {
-            finding(config, Verdict::Ok, "keeps every write (appendonly yes, appendfsync always)".into(), None)
-        }
+        (Some("yes"), Some("always"), _) => finding(
+            config,
+            Verdict::Ok,
+            "keeps every write (appendonly yes, appendfsync always)".into(),
+            None,
+        ),
         (Some(appendonly), Some(appendfsync), _) => finding(
             config,
             Verdict::Fail,

@@ -282,8 +282,13 @@ fn key_of(command: &Cmd) -> String {
 }
 
 fn wrong_type(address: &str, key: &str, kind: &str) -> Error {
-    Error::new(Kind::Setup, format!("{address}: the key {key} is of another type ({kind}) than walcast keeps there"))
-        .hint(format!("rename or delete {key}, or give walcast a database of its own (redis.db); nothing was written"))
+    Error::new(
+        Kind::Setup,
+        format!("{address}: the key {key} is of another type ({kind}) than walcast keeps there"),
+    )
+    .hint(format!(
+        "rename or delete {key}, or give walcast a database of its own (redis.db); nothing was written"
+    ))
 }
 
 /// What an error of Redis means.

@@ -13,9 +13,9 @@ use super::keys;
 use super::tally::{Day, engagement_ms};
 use super::window::{Ring, WINDOWS};
 use crate::batch::{Batch, Row};
+use crate::event::Event;
 use crate::lsn::Mark;
 use crate::model::content::Content;
-use crate::transform::enrich::Event;
 
 /// Contents, days of contents and minutes that one flush may touch, each.
 pub const TOUCHED_MAX: usize = 1_000;

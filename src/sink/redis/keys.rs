@@ -115,7 +115,10 @@ mod tests {
     fn keys_are_named_as_documented() {
         let id = Uuid::nil();
         let [ten_minutes, hour, day] = &WINDOWS;
-        assert_eq!(engagement(&id, day_of(TIME)), "engagement:00000000-0000-0000-0000-000000000000:2026-01-02");
+        assert_eq!(
+            engagement(&id, day_of(TIME)),
+            "engagement:00000000-0000-0000-0000-000000000000:2026-01-02"
+        );
         assert_eq!(minute(minute_of(TIME)), "stats:events:2026-01-02T03:04");
         assert_eq!(content(&id), "content:00000000-0000-0000-0000-000000000000");
         assert_eq!(board(ten_minutes), "top_engagement:10min");

@@ -242,8 +242,7 @@ impl Live {
             }
             let answers = self.connection.read(&mut pipeline).await?;
             for ((id, sum), answer) in some.iter().zip(answers) {
-                let content_type: Option<String> =
-                    parse(&self.connection, &keys::content(id), Some(answer))?;
+                let content_type: Option<String> = parse(&self.connection, &keys::content(id), Some(answer))?;
                 boards.of_type(*id, content_type.as_deref(), *sum);
             }
         }

@@ -213,7 +213,8 @@ impl Memory {
         };
         let until = seen.used_at.max(now) / 1_000_000 + keys::CONTENT_SECONDS;
         let Some(row) = self.rows.get(&id) else { return };
-        let same = row.content.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, &content) || *shown == content);
+        let same =
+            row.content.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, &content) || *shown == content);
         if same && row.expires_at >= until {
             return;
         }

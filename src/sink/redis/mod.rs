@@ -103,7 +103,9 @@ impl Sink for RedisSink {
             match verdict {
                 Verdict::Ok => {}
                 Verdict::Warn => tracing::warn!("{subject} {message}: {fix}"),
-                Verdict::Fail => return Err(Error::new(Kind::Setup, format!("{subject} {message}")).hint(fix)),
+                Verdict::Fail => {
+                    return Err(Error::new(Kind::Setup, format!("{subject} {message}")).hint(fix));
+                }
             }
         }
         Ok(())

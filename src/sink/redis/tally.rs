@@ -1,21 +1,13 @@
 //! Counters of a content on a day. Every one is a sum of integers (the last is a maximum), so the order in
 //! which events come does not matter and SQL gives the same numbers.
 
-use crate::transform::enrich::Event;
+use crate::event::Event;
 
 use super::keys;
 
 /// The fields of `engagement:<id>:<day>`, in the order of [`Day::from_texts`].
-pub const DAY_FIELDS: [&str; 8] = [
-    "plays",
-    "pauses",
-    "finishes",
-    "clicks",
-    "engagement_ms",
-    "pct_micro_sum",
-    "pct_count",
-    "last_event_ts",
-];
+pub const DAY_FIELDS: [&str; 8] =
+    ["plays", "pauses", "finishes", "clicks", "engagement_ms", "pct_micro_sum", "pct_count", "last_event_ts"];
 
 /// What happened to one content on one UTC day.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,0 +1,42 @@
+//! The decoder alone, in memory: inserts of `engagement_events` from payload to position and eight columns.
+//!
+//! `cargo bench --bench decode`; elements per second are inserts per second on one core.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+#[path = "../tests/pgoutput/encode.rs"]
+#[allow(dead_code)]
+mod encode;
+#[path = "../tests/pgoutput/engagement.rs"]
+mod engagement;
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use engagement::Decoder;
+use walcast::pgoutput::Message;
+
+/// More bytes than the caches near a core hold.
+const INSERTS: i64 = 20_000;
+
+fn decode(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(INSERTS as u64));
+    for (form, binary) in [("binary", true), ("text", false)] {
+        let payloads = engagement::transaction(INSERTS, binary);
+        group.bench_function(format!("{form}/parse"), |bencher| {
+            bencher.iter(|| payloads.iter().for_each(|payload| drop(black_box(Message::parse(payload)))));
+        });
+        group.bench_function(format!("{form}/all columns"), |bencher| {
+            bencher.iter(|| {
+                let mut decoder = Decoder::default();
+                for payload in &payloads {
+                    black_box(decoder.decode(payload).unwrap());
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);

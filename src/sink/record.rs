@@ -1,0 +1,388 @@
+//! The one record that every sink shows: Kafka's value, an HTTP body. The same names, every field always
+//! there, `null` for what is absent.
+
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::batch::{Batch, ContentChange, Event};
+use crate::lsn::Lsn;
+use crate::model::content::Content;
+
+/// Appends the event as one JSON object.
+///
+/// Times are RFC 3339 in UTC with microseconds, ids are text, `commit_lsn` is `X/Y`, floats are the
+/// shortest text that reads back as the same number. `raw_payload` is nested as it stands, not a string,
+/// and comes last.
+pub fn write_json(batch: &Batch, event: &Event, out: &mut Vec<u8>) {
+    write_object(&EventRecord::new(batch, event), out);
+    debug_assert_eq!(out.last(), Some(&b'}'));
+    out.pop();
+    out.extend_from_slice(br#","raw_payload":"#);
+    let payload = event.raw_payload.map_or("null", |span| batch.text(span));
+    out.extend_from_slice(payload.as_bytes());
+    out.push(b'}');
+}
+
+/// Appends the content row after `change` as one JSON object; appends nothing when the row was deleted.
+pub fn write_content_json(change: &ContentChange, out: &mut Vec<u8>) {
+    if let Some(content) = &change.after {
+        write_object(&ContentRecord::new(change, content), out);
+    }
+}
+
+fn write_object(record: &impl Serialize, out: &mut Vec<u8>) {
+    // a struct of plain fields into memory: nothing in it can fail
+    let written = serde_json::to_writer(out, record);
+    debug_assert!(written.is_ok(), "{written:?}");
+}
+
+#[derive(Serialize)]
+struct EventRecord<'a> {
+    event_id: i64,
+    content_id: Option<Uuid>,
+    user_id: Option<Uuid>,
+    event_type: Option<&'a str>,
+    event_ts: Micros,
+    duration_ms: Option<i64>,
+    device: Option<&'a str>,
+    raw_payload_bytes: Option<u32>,
+    slug: Option<&'a str>,
+    title: Option<&'a str>,
+    content_type: Option<&'a str>,
+    length_seconds: Option<i32>,
+    publish_ts: Option<Micros>,
+    engagement_seconds: Option<f64>,
+    engagement_pct: Option<f64>,
+    commit_ts: Micros,
+    commit_lsn: Lsn,
+    ordinal: u64,
+}
+
+impl<'a> EventRecord<'a> {
+    fn new(batch: &'a Batch, event: &'a Event) -> Self {
+        let content = event.content.as_deref();
+        EventRecord {
+            event_id: event.id,
+            content_id: event.content_id,
+            user_id: event.user_id,
+            event_type: event.event_type.map(|span| batch.text(span)),
+            event_ts: Micros(event.event_ts),
+            duration_ms: event.duration_ms,
+            device: event.device.map(|span| batch.text(span)),
+            raw_payload_bytes: event.raw_payload_bytes,
+            slug: content.map(|content| content.slug.as_str()),
+            title: content.map(|content| content.title.as_str()),
+            content_type: content.and_then(|content| content.content_type.as_deref()),
+            length_seconds: content.and_then(|content| content.length_seconds),
+            publish_ts: content.and_then(|content| content.publish_ts).map(Micros),
+            engagement_seconds: event.engagement_seconds(),
+            engagement_pct: event.engagement_pct(),
+            commit_ts: Micros(event.commit_ts),
+            commit_lsn: event.position.commit_lsn,
+            ordinal: event.position.ordinal,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ContentRecord<'a> {
+    id: Uuid,
+    slug: &'a str,
+    title: &'a str,
+    content_type: Option<&'a str>,
+    length_seconds: Option<i32>,
+    publish_ts: Option<Micros>,
+    commit_ts: Micros,
+    commit_lsn: Lsn,
+    ordinal: u64,
+}
+
+impl<'a> ContentRecord<'a> {
+    fn new(change: &ContentChange, content: &'a Content) -> Self {
+        ContentRecord {
+            id: change.id,
+            slug: &content.slug,
+            title: &content.title,
+            content_type: content.content_type.as_deref(),
+            length_seconds: content.length_seconds,
+            publish_ts: content.publish_ts.map(Micros),
+            commit_ts: Micros(change.commit_ts),
+            commit_lsn: change.position.commit_lsn,
+            ordinal: change.position.ordinal,
+        }
+    }
+}
+
+/// Microseconds since 1970, shown as `2026-01-02T03:04:05.678901Z`; `null` outside the years 1 to 9999.
+struct Micros(i64);
+
+impl Serialize for Micros {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        match fill_time(self.0, &mut text).and_then(|()| std::str::from_utf8(&text).ok()) {
+            Some(text) => serializer.serialize_str(text),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+fn fill_time(micros: i64, text: &mut [u8; 27]) -> Option<()> {
+    let at =
+        DateTime::constant(1970, 1, 1, 0, 0, 0, 0).checked_add(SignedDuration::from_micros(micros)).ok()?;
+    let year = u32::try_from(at.year()).ok().filter(|year| *year >= 1)?;
+    fill_digits(&mut text[0..4], year);
+    fill_digits(&mut text[5..7], at.month() as u32);
+    fill_digits(&mut text[8..10], at.day() as u32);
+    fill_digits(&mut text[11..13], at.hour() as u32);
+    fill_digits(&mut text[14..16], at.minute() as u32);
+    fill_digits(&mut text[17..19], at.second() as u32);
+    fill_digits(&mut text[20..26], micros.rem_euclid(1_000_000) as u32);
+    Some(())
+}
+
+fn fill_digits(place: &mut [u8], mut number: u32) {
+    for digit in place.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::batch::{BatchBuilder, Row};
+    use crate::lsn::{Mark, Position};
+
+    const MICROS_MIN: i64 = -62_135_596_800_000_000; // 0001-01-01
+    const MICROS_MAX: i64 = 253_402_300_799_999_999; // 9999-12-31
+
+    fn plain_event() -> Event {
+        Event {
+            position: Position { commit_lsn: Lsn(0x16_B374_D848), ordinal: 7 },
+            commit_ts: 1_767_323_045_600_000,
+            id: 42,
+            content_id: None,
+            user_id: None,
+            event_type: None,
+            event_ts: 1_767_323_045_000_001,
+            duration_ms: None,
+            device: None,
+            raw_payload: None,
+            raw_payload_bytes: None,
+            content: None,
+        }
+    }
+
+    fn batch_of(builder: &mut BatchBuilder, event: Event) -> Batch {
+        builder.push(Row::Event(event));
+        builder.finish(false)
+    }
+
+    fn json_of(batch: &Batch) -> String {
+        let mut out = Vec::new();
+        for event in batch.events() {
+            write_json(batch, event, &mut out);
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_field_is_there_when_all_is_absent() {
+        let batch = batch_of(&mut BatchBuilder::new(Mark::default()), plain_event());
+        insta::assert_snapshot!(json_of(&batch), @r#"{"event_id":42,"content_id":null,"user_id":null,"event_type":null,"event_ts":"2026-01-02T03:04:05.000001Z","duration_ms":null,"device":null,"raw_payload_bytes":null,"slug":null,"title":null,"content_type":null,"length_seconds":null,"publish_ts":null,"engagement_seconds":null,"engagement_pct":null,"commit_ts":"2026-01-02T03:04:05.600000Z","commit_lsn":"16/B374D848","ordinal":7,"raw_payload":null}"#);
+    }
+
+    #[test]
+    fn every_field_is_there_when_all_is_present() {
+        let mut builder = BatchBuilder::new(Mark::default());
+        let event = Event {
+            content_id: Some(Uuid::from_u128(1)),
+            user_id: Some(Uuid::from_u128(2)),
+            event_type: Some(builder.intern("play")),
+            duration_ms: Some(1500),
+            device: Some(builder.intern("ios \"x\"")),
+            raw_payload: Some(builder.intern(r#"{"a": [1, 2.50]}"#)),
+            raw_payload_bytes: Some(16),
+            content: Some(Arc::new(Content {
+                id: Uuid::from_u128(1),
+                slug: "s".into(),
+                title: "Zażółć\n".into(),
+                content_type: Some("podcast".into()),
+                length_seconds: Some(7),
+                publish_ts: Some(0),
+            })),
+            ..plain_event()
+        };
+        let batch = batch_of(&mut builder, event);
+        insta::assert_snapshot!(json_of(&batch), @r#"{"event_id":42,"content_id":"00000000-0000-0000-0000-000000000001","user_id":"00000000-0000-0000-0000-000000000002","event_type":"play","event_ts":"2026-01-02T03:04:05.000001Z","duration_ms":1500,"device":"ios \"x\"","raw_payload_bytes":16,"slug":"s","title":"Zażółć\n","content_type":"podcast","length_seconds":7,"publish_ts":"1970-01-01T00:00:00.000000Z","engagement_seconds":1.5,"engagement_pct":21.428571428571427,"commit_ts":"2026-01-02T03:04:05.600000Z","commit_lsn":"16/B374D848","ordinal":7,"raw_payload":{"a": [1, 2.50]}}"#);
+    }
+
+    #[test]
+    fn a_deleted_content_row_has_no_record() {
+        let change = ContentChange {
+            position: plain_event().position,
+            commit_ts: 0,
+            id: Uuid::from_u128(1),
+            after: None,
+        };
+        let mut out = Vec::new();
+        write_content_json(&change, &mut out);
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn times_outside_the_years_1_to_9999_are_null() {
+        for (micros, shown) in [
+            (i64::MIN, json!(null)),
+            (MICROS_MIN - 1, json!(null)),
+            (MICROS_MIN, json!("0001-01-01T00:00:00.000000Z")),
+            (-1, json!("1969-12-31T23:59:59.999999Z")),
+            (MICROS_MAX, json!("9999-12-31T23:59:59.999999Z")),
+            (MICROS_MAX + 1, json!(null)),
+            (i64::MAX, json!(null)),
+        ] {
+            assert_eq!(serde_json::to_value(Micros(micros)).unwrap(), shown, "{micros}");
+        }
+    }
+
+    fn any_text() -> impl Strategy<Value = Option<String>> {
+        proptest::option::of(any::<String>())
+    }
+
+    fn any_payload() -> impl Strategy<Value = Option<Value>> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        proptest::option::of(leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::hash_map(any::<String>(), inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        }))
+    }
+
+    fn any_content() -> impl Strategy<Value = Content> {
+        let times = proptest::option::of(MICROS_MIN..=MICROS_MAX);
+        (any::<u128>(), any::<String>(), any::<String>(), any_text(), any::<Option<i32>>(), times).prop_map(
+            |(id, slug, title, content_type, length_seconds, publish_ts)| Content {
+                id: Uuid::from_u128(id),
+                slug,
+                title,
+                content_type,
+                length_seconds,
+                publish_ts,
+            },
+        )
+    }
+
+    fn shown_time(micros: i64) -> String {
+        let epoch = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+        format!("{:.6}Z", epoch + SignedDuration::from_micros(micros))
+    }
+
+    /// The float as a correct reader sees it: serde_json's own reading may be off by the last bit.
+    fn float_of(text: &str, field: &str) -> Option<f64> {
+        let fields: HashMap<String, Box<RawValue>> = serde_json::from_str(text).unwrap();
+        let number = fields[field].get();
+        (number != "null").then(|| number.parse().unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_reads_back_as_it_was(
+            texts in (any_text(), any_text()),
+            payload in any_payload(),
+            content in proptest::option::of(any_content()),
+            ids in (any::<i64>(), any::<Option<u128>>(), any::<Option<u128>>()),
+            times in (MICROS_MIN..=MICROS_MAX, MICROS_MIN..=MICROS_MAX),
+            duration_ms in proptest::option::of(0..i64::MAX),
+            (lsn, ordinal) in any::<(u64, u64)>(),
+        ) {
+            let mut builder = BatchBuilder::new(Mark::default());
+            builder.intern("what stands before");
+            let payload_text = payload.as_ref().map(Value::to_string);
+            let event = Event {
+                position: Position { commit_lsn: Lsn(lsn), ordinal },
+                commit_ts: times.0,
+                id: ids.0,
+                content_id: ids.1.map(Uuid::from_u128),
+                user_id: ids.2.map(Uuid::from_u128),
+                event_type: texts.0.as_deref().map(|text| builder.intern(text)),
+                event_ts: times.1,
+                duration_ms,
+                device: texts.1.as_deref().map(|text| builder.intern(text)),
+                raw_payload: payload_text.as_deref().map(|text| builder.intern(text)),
+                raw_payload_bytes: payload_text.as_ref().map(|text| text.len() as u32),
+                content: content.clone().map(Arc::new),
+            };
+            let (seconds, percent) = (event.engagement_seconds(), event.engagement_pct());
+            let batch = batch_of(&mut builder, event);
+            let text = json_of(&batch);
+            let read: Value = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(float_of(&text, "engagement_seconds"), seconds);
+            prop_assert_eq!(float_of(&text, "engagement_pct"), percent);
+
+            let with = |get: fn(&Content) -> Value| content.as_ref().map_or(Value::Null, get);
+            let wanted = json!({
+                "event_id": ids.0,
+                "content_id": ids.1.map(Uuid::from_u128),
+                "user_id": ids.2.map(Uuid::from_u128),
+                "event_type": texts.0,
+                "event_ts": shown_time(times.1),
+                "duration_ms": duration_ms,
+                "device": texts.1,
+                "raw_payload": payload,
+                "raw_payload_bytes": payload_text.map(|text| text.len()),
+                "slug": with(|content| json!(content.slug)),
+                "title": with(|content| json!(content.title)),
+                "content_type": with(|content| json!(content.content_type)),
+                "length_seconds": with(|content| json!(content.length_seconds)),
+                "publish_ts": with(|content| json!(content.publish_ts.map(shown_time))),
+                "engagement_seconds": read["engagement_seconds"],
+                "engagement_pct": read["engagement_pct"],
+                "commit_ts": shown_time(times.0),
+                "commit_lsn": Lsn(lsn).to_string(),
+                "ordinal": ordinal,
+            });
+            prop_assert_eq!(read, wanted);
+        }
+
+        #[test]
+        fn a_content_row_reads_back_as_it_was(content in any_content(), commit_ts in MICROS_MIN..=MICROS_MAX) {
+            let change = ContentChange {
+                position: Position { commit_lsn: Lsn(1 << 40), ordinal: 3 },
+                commit_ts,
+                id: content.id,
+                after: Some(Arc::new(content.clone())),
+            };
+            let mut out = Vec::new();
+            write_content_json(&change, &mut out);
+            let read: Value = serde_json::from_slice(&out).unwrap();
+            let wanted = json!({
+                "id": content.id,
+                "slug": content.slug,
+                "title": content.title,
+                "content_type": content.content_type,
+                "length_seconds": content.length_seconds,
+                "publish_ts": content.publish_ts.map(shown_time),
+                "commit_ts": shown_time(commit_ts),
+                "commit_lsn": "100/0",
+                "ordinal": 3,
+            });
+            prop_assert_eq!(read, wanted);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! TLS: how much of the server's identity each `sslmode` proves, and the name by which SCRAM binds itself to
+//! the certificate.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use sha2::{Digest, Sha256, Sha384, Sha512};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
+use x509_cert::der::oid::db::rfc5912::{
+    ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, SHA_1_WITH_RSA_ENCRYPTION,
+    SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
+};
+
+use crate::error::{Error, Kind, Result};
+use crate::source::{PostgresConfig, SslMode};
+
+/// Goes over to TLS. [`Kind::Setup`] when the server does not prove what `sslmode` asks for.
+pub(crate) async fn handshake(tcp: TcpStream, config: &PostgresConfig) -> Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(config.host.clone()).map_err(|error| {
+        Error::new(Kind::Config, format!("`postgres.host` is neither name nor address: {:?}", config.host))
+            .hint("give the server's DNS name or IP address")
+            .because(error)
+    })?;
+    let connector = TlsConnector::from(Arc::new(client_config(config)?));
+    connector.connect(name, tcp).await.map_err(|error| refused(error, config))
+}
+
+/// The hash by which both sides name the server's certificate (RFC 5929, `tls-server-end-point`); `None` where
+/// the certificate's signature algorithm has no hash of its own, as with Ed25519, or hides it (RSA-PSS).
+pub(crate) fn end_point(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> {
+    let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+    hash_of(certificate)
+}
+
+fn hash_of(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    match Certificate::from_der(certificate).ok()?.signature_algorithm.oid {
+        // what is weaker than SHA-256 is replaced by it
+        SHA_1_WITH_RSA_ENCRYPTION | SHA_256_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_256 => {
+            Some(Sha256::digest(certificate).to_vec())
+        }
+        SHA_384_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_384 => Some(Sha384::digest(certificate).to_vec()),
+        SHA_512_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_512 => Some(Sha512::digest(certificate).to_vec()),
+        _ => None,
+    }
+}
+
+/// What the server's certificate must prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// Nothing: an eavesdropper is kept out, an impostor is not.
+    Nothing,
+    /// That a trusted authority signed it.
+    Authority,
+    /// That, and that it is for this host.
+    AuthorityAndHost,
+}
+
+impl Proof {
+    /// As in libpq, `require` with a root certificate at hand is `verify-ca`.
+    fn asked_by(config: &PostgresConfig) -> Proof {
+        match config.sslmode {
+            SslMode::VerifyFull => Proof::AuthorityAndHost,
+            SslMode::VerifyCa => Proof::Authority,
+            SslMode::Require if config.sslrootcert.is_some() => Proof::Authority,
+            SslMode::Require | SslMode::Prefer | SslMode::Disable => Proof::Nothing,
+        }
+    }
+}
+
+fn client_config(config: &PostgresConfig) -> Result<ClientConfig> {
+    let provider = ring::default_provider();
+    let algorithms = provider.signature_verification_algorithms;
+    let proof = Proof::asked_by(config);
+    let trusted = if proof == Proof::Nothing { Vec::new() } else { trusted(config.sslrootcert.as_deref())? };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(trusted.iter().cloned());
+    let verifier = Verifier { proof, roots, trusted, algorithms };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(Kind::Protocol, "no TLS version is left").because(error))?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+}
+
+/// The certificates to trust: the file's, or the system's.
+fn trusted(sslrootcert: Option<&str>) -> Result<Vec<CertificateDer<'static>>> {
+    let Some(file) = sslrootcert else {
+        let system = rustls_native_certs::load_native_certs();
+        return match (system.certs.is_empty(), system.errors.into_iter().next()) {
+            (true, Some(error)) => Err(no_roots("the system's certificate authorities").because(error)),
+            (true, None) => Err(no_roots("the system's certificate authorities")),
+            (false, _) => Ok(system.certs),
+        };
+    };
+    let of_file = || no_roots(&format!("`postgres.sslrootcert`, {file},"));
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(Path::new(file))
+        .and_then(Iterator::collect)
+        .map_err(|error| of_file().because(error))?;
+    if certificates.is_empty() { Err(of_file()) } else { Ok(certificates) }
+}
+
+fn no_roots(place: &str) -> Error {
+    Error::new(Kind::Config, format!("{place} cannot be read or holds no certificate")).hint(
+        "point `postgres.sslrootcert` to a PEM file of the authority that signed the server's certificate",
+    )
+}
+
+/// Proves of the certificate what is asked, and always that the server has its key.
+#[derive(Debug)]
+struct Verifier {
+    proof: Proof,
+    roots: RootCertStore,
+    trusted: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.proof == Proof::Nothing {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        if self.trusted.contains(end_entity) {
+            in_force(end_entity, now)?;
+        } else {
+            let algorithms = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(
+                &certificate,
+                &self.roots,
+                intermediates,
+                now,
+                algorithms,
+            )?;
+        }
+        if self.proof == Proof::AuthorityAndHost {
+            verify_server_name(&certificate, server_name)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// A server's self-signed certificate that the operator trusts as it is needs no chain (webpki would refuse it
+/// for being an authority too, as `openssl req -x509` makes them); its dates still count.
+fn in_force(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), CertificateError> {
+    let certificate = Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+    let validity = certificate.tbs_certificate.validity;
+    if now.as_secs() < validity.not_before.to_unix_duration().as_secs() {
+        return Err(CertificateError::NotValidYet);
+    }
+    if now.as_secs() > validity.not_after.to_unix_duration().as_secs() {
+        return Err(CertificateError::Expired);
+    }
+    Ok(())
+}
+
+/// Why the handshake failed, with what mends it.
+fn refused(error: std::io::Error, config: &PostgresConfig) -> Error {
+    let Some(reason) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return Error::new(Kind::Unavailable, "PostgreSQL closed the connection in the TLS handshake")
+            .because(error);
+    };
+    let hint = match reason {
+        rustls::Error::InvalidCertificate(reason) => certificate_hint(reason, &config.host),
+        _ => "see PostgreSQL's log; walcast speaks TLS 1.2 and 1.3".to_owned(),
+    };
+    Error::new(Kind::Setup, "TLS with PostgreSQL failed").hint(hint).because(error)
+}
+
+fn certificate_hint(reason: &CertificateError, host: &str) -> String {
+    let hint = match reason {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            return format!(
+                "the certificate's subjectAltName must have {host}: set `postgres.host` to a name that it has, \
+                 or make do with `postgres.sslmode` = \"verify-ca\""
+            );
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "renew the server's certificate, or set this machine's clock right"
+        }
+        // webpki calls a self-signed one an authority that is no server
+        CertificateError::UnknownIssuer | CertificateError::BadSignature | CertificateError::Other(_) => {
+            "set `postgres.sslrootcert` to the PEM file of the authority that signed the server's certificate"
+        }
+        _ => "give the server another certificate (ssl_cert_file)",
+    };
+    hint.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_trusted_as_it_is_counts_between_its_dates() {
+        // from 2026-11-23 04:04:57 to 2027-11-23 04:04:57, UTC
+        let pem = include_bytes!("../../tests/data/self_signed.pem");
+        let certificate = CertificateDer::from_pem_slice(pem).ok();
+        let at = |seconds| {
+            certificate
+                .as_ref()
+                .map(|one| in_force(one, UnixTime::since_unix_epoch(Duration::from_secs(seconds))))
+        };
+        let (begin, end) = (1_795_406_697, 1_826_942_697);
+        assert_eq!(at(begin - 1), Some(Err(CertificateError::NotValidYet)));
+        assert_eq!(at(begin), Some(Ok(())));
+        assert_eq!(at(end), Some(Ok(())));
+        assert_eq!(at(end + 1), Some(Err(CertificateError::Expired)));
+        assert_eq!(
+            in_force(&CertificateDer::from(vec![0; 9]), UnixTime::now()),
+            Err(CertificateError::BadEncoding)
+        );
+    }
+}

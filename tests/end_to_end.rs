@@ -1,0 +1,199 @@
+//! The whole service on real servers, run as users run it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "support/services.rs"]
+mod services;
+mod support;
+#[path = "support/world.rs"]
+mod world;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use support::{fresh_database, run, wait_until};
+use walcast::lsn::Lsn;
+use walcast::source::sql;
+use world::World;
+
+#[tokio::test]
+async fn every_event_reaches_every_sink_once_over_restarts_and_kills() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(100).await;
+    world.wait_until_all_hold(100).await;
+    running.stop().await;
+    world.insert_events(100).await;
+    let running = world.start().await;
+    world.wait_until_all_hold(200).await;
+    world.insert_events(1000).await;
+    running.kill().await;
+    let running = world.start().await;
+    world.wait_until_all_hold(1200).await;
+    running.stop().await;
+    world.check_each_once(1200).await;
+}
+
+#[tokio::test]
+async fn the_sinks_show_the_joined_record() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(3).await;
+    world.wait_until_all_hold(3).await;
+    for event in world.kafka_events().await {
+        let content = event["content_id"].as_str().unwrap();
+        let number = content.chars().last().unwrap();
+        assert_eq!(event["title"], format!("title {number}"));
+        assert_eq!(
+            (event["engagement_seconds"].as_f64(), event["engagement_pct"].as_f64()),
+            (Some(1.0), Some(1.0))
+        );
+        assert_eq!(event["raw_payload"]["i"].as_i64(), event["event_id"].as_i64());
+    }
+    let query = format!(
+        "SELECT content_type, AVG(engagement_pct) FROM {}.engagement_events WHERE DATE(event_ts) = CURRENT_DATE() GROUP BY content_type",
+        world.dataset
+    );
+    let rows = world.bigquery(&query).await;
+    assert_eq!((rows[0][0].as_str(), rows[0][1].as_str()), (Some("podcast"), Some("1.0")));
+    let mut redis = world.redis().await;
+    let range =
+        || redis::cmd("ZRANGE").arg("top_engagement:10min").arg(0).arg(-1).arg("WITHSCORES").to_owned();
+    wait_until("the board shows all three", async || {
+        let mut redis = world.redis().await;
+        let board: Vec<(String, f64)> = range().query_async(&mut redis).await.unwrap();
+        board.len() == 3 && board.iter().all(|(_, seconds)| *seconds == 1.0)
+    })
+    .await;
+    let title: String = redis::cmd("HGET")
+        .arg("content:00000000-0000-0000-0000-000000000001")
+        .arg("title")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    assert_eq!(title, "title 1");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_replayed_after_content_changed_sees_it_as_it_was() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(3).await;
+    world.wait_until_all_hold(3).await;
+    running.stop().await;
+    // While walcast is down: an event, then a change of its content, then another event.
+    world.insert_events(1).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "UPDATE content SET title = 'changed', length_seconds = 50").await;
+    world.insert_events(1).await;
+    let running = world.start().await;
+    world.wait_until_all_hold(5).await;
+    let mut titles: Vec<(i64, String)> = world
+        .kafka_events()
+        .await
+        .iter()
+        .map(|event| (event["event_id"].as_i64().unwrap(), event["title"].as_str().unwrap().to_owned()))
+        .collect();
+    titles.sort();
+    assert_eq!((titles[3].1.as_str(), titles[4].1.as_str()), ("title 2", "changed"));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_slot_is_never_ahead_of_a_sink_while_under_load() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    // After each commit: the WAL's end, and how many events there are below it.
+    let committed = Arc::new(Mutex::new(Vec::<(Lsn, usize)>::new()));
+    let load = tokio::spawn({
+        let (world, committed) = (world.clone(), Arc::clone(&committed));
+        async move {
+            for transaction in 1..=100 {
+                world.insert_events(20).await;
+                let end = world.wal_end().await;
+                committed.lock().unwrap().push((end, transaction * 20));
+            }
+        }
+    });
+    let mut samples_with_events = 0;
+    while !load.is_finished() {
+        // The slot first: whatever is below it must be in the sinks already.
+        let confirmed = world.confirmed_lsn().await;
+        let below = |(end, _): &&(Lsn, usize)| *end <= confirmed;
+        let wanted =
+            committed.lock().unwrap().iter().filter(below).map(|(_, events)| *events).max().unwrap_or(0);
+        world.check_all_hold_at_least(wanted).await;
+        samples_with_events += usize::from(wanted > 0);
+    }
+    load.await.unwrap();
+    world.wait_until_all_hold(2000).await;
+    running.stop().await;
+    assert!(samples_with_events > 2, "the slot moved too seldom for a proof: {samples_with_events}");
+}
+
+#[tokio::test]
+async fn foreign_wal_while_idle_moves_the_slot() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(1).await;
+    world.wait_until_all_hold(1).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "CREATE TABLE foreign_table (text TEXT)").await;
+    let begun = Instant::now();
+    let mut end = world.wal_end().await;
+    while begun.elapsed() < Duration::from_secs(30) {
+        run(&client, "INSERT INTO foreign_table SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+            .await;
+        end = world.wal_end().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    wait_until("the slot has passed the foreign WAL", async || world.confirmed_lsn().await >= end).await;
+    running.stop().await;
+    let running = world.start().await;
+    world.insert_events(1).await;
+    world.wait_until_all_hold(2).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_fast_shutdown_of_postgresql_is_not_held_up() {
+    let server = services::postgres("17:shutdown", &[]);
+    let world = World::new(fresh_database(server).await).await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    let load = tokio::spawn({
+        let client = sql::connect(&world.postgres).await.unwrap();
+        async move {
+            let insert = "INSERT INTO engagement_events (event_type, event_ts) SELECT 'play', now() FROM generate_series(1, 100)";
+            while client.batch_execute(insert).await.is_ok() {}
+        }
+    });
+    wait_until("events flow", async || !world.kafka_events().await.is_empty()).await;
+    let begun = Instant::now();
+    services::command(&["postgres", "17:shutdown", "down"]);
+    assert!(begun.elapsed() < Duration::from_secs(8), "the shutdown took {:?}", begun.elapsed());
+    load.await.unwrap();
+    services::command(&["postgres", "17:shutdown", "up"]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let count =
+        client.query_one("SELECT count(*) FROM engagement_events", &[]).await.unwrap().get::<_, i64>(0);
+    wait_until("every event is in Kafka", async || world.kafka_events().await.len() as i64 >= count).await;
+    assert_eq!(world.kafka_events().await.len() as i64, count);
+    running.stop().await;
+    services::command(&["postgres", "17:shutdown", "down"]);
+}
+
+#[tokio::test]
+async fn a_second_instance_waits_for_the_first() {
+    let world = World::initialised().await;
+    let first = world.start().await;
+    let second = world.spawn();
+    wait_until("the second waits", async || second.log.lock().await.contains("waiting for its end")).await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(10).await;
+    first.kill().await;
+    second.wait_until_streaming().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(20).await;
+    second.stop().await;
+}

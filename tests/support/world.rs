@@ -1,0 +1,406 @@
+//! A walcast with a database, slot, topics, Redis database and dataset of its own, run as users run it: the
+//! binary, its environment, its signals and exit codes; and readers of the targets that are not walcast.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+use walcast::lsn::Lsn;
+use walcast::source::{PostgresConfig, sql};
+
+use crate::support::{drop_database, env, fresh_database, fresh_name, postgres, wait_until};
+
+/// A pipeline's surroundings.
+#[derive(Clone)]
+pub struct World {
+    pub postgres: PostgresConfig,
+    pub topic_prefix: String,
+    pub redis_db: i64,
+    pub dataset: String,
+    more: Vec<(String, String)>,
+    _cleanup: Arc<Cleanup>,
+}
+
+/// Drops the database and its slots when the last copy of a world goes, also when its test fails: a slot left
+/// behind would keep WAL for ever.
+struct Cleanup(PostgresConfig);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let postgres = self.0.clone();
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(drop_database(&postgres));
+        });
+        if cleaning.join().is_err() {
+            eprintln!("database {} could not be dropped", self.0.db);
+        }
+    }
+}
+
+impl World {
+    /// Names for all targets; nothing is made yet.
+    pub async fn new(postgres: PostgresConfig) -> World {
+        World {
+            topic_prefix: fresh_name("t"),
+            redis_db: own_redis_database().await,
+            dataset: fresh_name("d"),
+            more: vec![("WEB_LISTEN".into(), "127.0.0.1:0".into())],
+            _cleanup: Arc::new(Cleanup(postgres.clone())),
+            postgres,
+        }
+    }
+
+    /// On a fresh database of the main server, after `walcast init`.
+    pub async fn initialised() -> World {
+        let world = World::new(fresh_database(postgres()).await).await;
+        world.walcast(["init"]).await.expect(0, &[]);
+        world
+    }
+
+    /// The same world with one more environment variable.
+    pub fn with(&self, name: &str, value: &str) -> World {
+        let mut world = self.clone();
+        world.more.push((name.into(), value.into()));
+        world
+    }
+
+    /// A configuration file.
+    pub fn file(&self, text: &str) -> String {
+        let path = std::env::temp_dir().join(fresh_name("walcast-config"));
+        std::fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    }
+
+    fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        let postgres = &self.postgres;
+        command
+            .args(arguments)
+            .env_clear()
+            .env("WALCAST_LOG", "info")
+            .env("POSTGRES_HOST", &postgres.host)
+            .env("POSTGRES_PORT", postgres.port.to_string())
+            .env("POSTGRES_DB", &postgres.db)
+            .env("POSTGRES_USER", &postgres.user)
+            .env("POSTGRES_PASSWORD", postgres.password.expose())
+            .env("POSTGRES_SLOT", &postgres.slot)
+            .env("POSTGRES_PUBLICATION", &postgres.publication)
+            .env("KAFKA_BROKERS", brokers())
+            .env("KAFKA_REPLICATION_FACTOR", "1")
+            .env("KAFKA_MIN_INSYNC_REPLICAS", "1")
+            .env("KAFKA_TOPIC_PREFIX", &self.topic_prefix)
+            .env("REDIS_HOST", env("REDIS_HOST", "127.0.0.1"))
+            .env("REDIS_PORT", env("REDIS_PORT", "26379"))
+            .env("REDIS_PASSWORD", env("REDIS_PASSWORD", "walcast"))
+            .env("REDIS_DB", self.redis_db.to_string())
+            .env("BIGQUERY_PROJECT_ID", project())
+            .env("BIGQUERY_DATASET", &self.dataset)
+            .env("BIGQUERY_REST_URL", env("BIGQUERY_REST_URL", "http://127.0.0.1:29050"))
+            .env("BIGQUERY_GRPC_URL", env("BIGQUERY_GRPC_URL", "http://127.0.0.1:29060"))
+            .env("BIGQUERY_COMMIT_SECONDS", "2")
+            .envs(self.more.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs a command to its end, which must come within 30 s.
+    pub async fn walcast<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Ended {
+        let output = self.command(arguments).output();
+        let output = tokio::time::timeout(Duration::from_secs(60), output).await;
+        let output = output.expect("the command ends within 60 s").unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ended { code: output.status.code(), output: text(&output.stdout) + &text(&output.stderr) }
+    }
+
+    /// Starts `walcast run` and waits until it streams.
+    pub async fn start(&self) -> Running {
+        let running = self.spawn();
+        running.wait_until_streaming().await;
+        running
+    }
+
+    /// Starts `walcast run`.
+    pub fn spawn(&self) -> Running {
+        let mut child = self.command(["run"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let kept = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                let mut kept = kept.lock().await;
+                kept.push_str(&line);
+                kept.push('\n');
+            }
+        });
+        Running { child, log }
+    }
+
+    /// Inserts so many events, one content row an event in turn out of three, in one transaction.
+    pub async fn insert_events(&self, count: i64) {
+        let client = sql::connect(&self.postgres).await.unwrap();
+        let insert = "
+            INSERT INTO content SELECT ('00000000-0000-0000-0000-00000000000' || i)::uuid, 'slug-' || i, 'title ' || i,
+              'podcast', 100, now() FROM generate_series(1, 3) AS i ON CONFLICT DO NOTHING;
+            INSERT INTO engagement_events (content_id, user_id, event_type, event_ts, duration_ms, device, raw_payload)
+            SELECT ('00000000-0000-0000-0000-00000000000' || 1 + i % 3)::uuid, gen_random_uuid(), 'play', now(), 1000,
+              'tv', jsonb_build_object('i', i)
+            FROM generate_series(1, COUNT) AS i";
+        client.batch_execute(&insert.replace("COUNT", &count.to_string())).await.unwrap();
+    }
+
+    /// Where the slot begins.
+    pub async fn confirmed_lsn(&self) -> Lsn {
+        let client = sql::connect(&self.postgres).await.unwrap();
+        let query = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
+        let lsn: String = client.query_one(query, &[&self.postgres.slot]).await.unwrap().get(0);
+        lsn.parse().unwrap()
+    }
+
+    /// The end of the server's WAL.
+    pub async fn wal_end(&self) -> Lsn {
+        let client = sql::connect(&self.postgres).await.unwrap();
+        let lsn: String = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        lsn.parse().unwrap()
+    }
+
+    /// Whether the slot is there.
+    pub async fn has_slot(&self) -> bool {
+        let client = sql::connect(&self.postgres).await.unwrap();
+        let query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = $1";
+        client.query_opt(query, &[&self.postgres.slot]).await.unwrap().is_some()
+    }
+
+    /// Waits until each sink holds so many events, each once.
+    pub async fn wait_until_all_hold(&self, events: usize) {
+        wait_until("Kafka holds all", async || self.kafka_ids().await.len() >= events).await;
+        wait_until("Redis holds all", async || self.redis_plays().await >= events as i64).await;
+        wait_until("BigQuery holds all", async || self.bigquery_ids().await.len() >= events).await;
+        self.check_each_once(events).await;
+    }
+
+    /// Each sink holds so many events, none of them twice.
+    pub async fn check_each_once(&self, events: usize) {
+        for (sink, ids) in [("Kafka", self.kafka_ids().await), ("BigQuery", self.bigquery_ids().await)] {
+            assert_eq!(ids.len(), events, "{sink} holds another number of events");
+            assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), events, "{sink} holds an event twice");
+        }
+        assert_eq!(self.redis_plays().await, events as i64, "Redis counts another number of events");
+    }
+
+    /// Each sink holds at least so many events.
+    pub async fn check_all_hold_at_least(&self, events: usize) {
+        assert!(self.kafka_ids().await.len() >= events, "Kafka holds fewer than {events}");
+        assert!(self.redis_plays().await >= events as i64, "Redis holds fewer than {events}");
+        assert!(self.bigquery_ids().await.len() >= events, "BigQuery holds fewer than {events}");
+    }
+
+    /// The values of the events topic, in order within each partition, as a `read_committed` reader sees them.
+    pub async fn kafka_events(&self) -> Vec<Value> {
+        self.kafka_topic("events")
+            .await
+            .into_iter()
+            .map(|value| serde_json::from_slice(&value).unwrap())
+            .collect()
+    }
+
+    async fn kafka_ids(&self) -> Vec<i64> {
+        self.kafka_events().await.iter().map(|event| event["event_id"].as_i64().unwrap()).collect()
+    }
+
+    /// The values of one of our topics.
+    pub async fn kafka_topic(&self, name: &str) -> Vec<Vec<u8>> {
+        let topic = format!("{}.{name}", self.topic_prefix);
+        tokio::task::spawn_blocking(move || read_topic(&topic)).await.unwrap()
+    }
+
+    /// Makes a topic the way an operator might have.
+    pub async fn create_topic(&self, name: &str, partitions: i32) {
+        let admin: AdminClient<DefaultClientContext> = client_config().create().unwrap();
+        let topic = format!("{}.{name}", self.topic_prefix);
+        let topic = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+        let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
+        assert!(made.iter().all(Result::is_ok), "{made:?}");
+    }
+
+    /// A connection to this world's Redis database.
+    pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
+        redis_connection(self.redis_db).await
+    }
+
+    /// The sum of all plays of all days.
+    async fn redis_plays(&self) -> i64 {
+        let mut redis = self.redis().await;
+        let keys: Vec<String> = redis::cmd("KEYS").arg("engagement:*").query_async(&mut redis).await.unwrap();
+        let mut plays = 0;
+        for key in keys {
+            let count: Option<i64> =
+                redis::cmd("HGET").arg(key).arg("plays").query_async(&mut redis).await.unwrap();
+            plays += count.unwrap_or_default();
+        }
+        plays
+    }
+
+    /// Runs a query at the emulator; a row's values in order.
+    pub async fn bigquery(&self, query: &str) -> Vec<Vec<Value>> {
+        let url = env("BIGQUERY_REST_URL", "http://127.0.0.1:29050");
+        let url = format!("{url}/bigquery/v2/projects/{}/queries", project());
+        let body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
+        let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+        let answer: Value = answer.json().await.unwrap();
+        assert!(answer.get("error").is_none(), "{query}: {answer}");
+        let rows = answer["rows"].as_array().cloned().unwrap_or_default();
+        let values =
+            |row: Value| row["f"].as_array().unwrap().iter().map(|field| field["v"].clone()).collect();
+        rows.into_iter().map(values).collect()
+    }
+
+    async fn bigquery_ids(&self) -> Vec<i64> {
+        let rows = self.bigquery(&format!("SELECT event_id FROM {}.engagement_events", self.dataset)).await;
+        rows.iter().map(|row| row[0].as_str().unwrap().parse().unwrap()).collect()
+    }
+}
+
+/// How a command ended.
+pub struct Ended {
+    pub code: Option<i32>,
+    /// Standard output, then standard error.
+    pub output: String,
+}
+
+impl Ended {
+    /// The exit code, and words that the output must have.
+    pub fn expect(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}", self.output);
+        for word in words {
+            assert!(self.output.contains(word), "no {word:?} in: {}", self.output);
+        }
+    }
+}
+
+/// A `walcast run`; killed when dropped.
+pub struct Running {
+    child: Child,
+    pub log: Arc<Mutex<String>>,
+}
+
+impl Running {
+    pub async fn wait_until_streaming(&self) {
+        wait_until("walcast streams", async || self.log.lock().await.contains("streaming from slot")).await;
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// SIGTERM; it must drain and end well.
+    pub async fn stop(self) {
+        let log = Arc::clone(&self.log);
+        let code = self.signal("TERM").await;
+        assert_eq!(code, Some(0), "{}", log.lock().await);
+    }
+
+    /// kill -9.
+    pub async fn kill(self) {
+        self.signal("KILL").await;
+    }
+
+    async fn signal(mut self, signal: &str) -> Option<i32> {
+        let pid = self.pid().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args([&format!("-{signal}"), &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        self.ended().await
+    }
+
+    /// Waits for its end; the exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
+        ended.expect("it ends within 60 s").unwrap().code()
+    }
+}
+
+fn brokers() -> String {
+    env("KAFKA_BROKERS", "127.0.0.1:29092")
+}
+
+fn project() -> String {
+    env("BIGQUERY_PROJECT_ID", "walcast-local")
+}
+
+fn client_config() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers());
+    config
+}
+
+fn read_topic(topic: &str) -> Vec<Vec<u8>> {
+    let timeout = Duration::from_secs(10);
+    let consumer: BaseConsumer = client_config()
+        .set("group.id", "walcast-tests")
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), timeout).unwrap();
+    let mut assignment = TopicPartitionList::new();
+    let mut open = 0;
+    for partition in metadata.topics()[0].partitions() {
+        assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
+        open += 1;
+    }
+    consumer.assign(&assignment).unwrap();
+    let mut values = Vec::new();
+    while open > 0 {
+        match consumer.poll(timeout).expect("the topic is read to its end within 10 s") {
+            Ok(message) => values.push(message.payload().unwrap_or_default().to_vec()),
+            Err(rdkafka::error::KafkaError::PartitionEOF(_)) => open -= 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    values
+}
+
+async fn redis_connection(db: i64) -> redis::aio::MultiplexedConnection {
+    let (host, port) = (env("REDIS_HOST", "127.0.0.1"), env("REDIS_PORT", "26379"));
+    let url = format!("redis://:{}@{host}:{port}/{db}", env("REDIS_PASSWORD", "walcast"));
+    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+/// A Redis database that no other test of any process has now, emptied. Numbers are claimed by a key that
+/// expires, in database 0.
+async fn own_redis_database() -> i64 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let mut claims = redis_connection(0).await;
+    let first = std::process::id() as usize * 17;
+    for _ in 0..255 {
+        let db = 1 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 255;
+        let claim =
+            redis::cmd("SET").arg(format!("claimed:{db}")).arg(1).arg("NX").arg("EX").arg(600).to_owned();
+        let claimed: Option<String> = claim.query_async(&mut claims).await.unwrap();
+        if claimed.is_some() {
+            let mut redis = redis_connection(db as i64).await;
+            let _: () = redis::cmd("FLUSHDB").query_async(&mut redis).await.unwrap();
+            return db as i64;
+        }
+    }
+    panic!("all Redis databases are claimed; they are free again within ten minutes");
+}
