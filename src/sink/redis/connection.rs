@@ -300,7 +300,8 @@ fn failed(address: &str, error: RedisError) -> Error {
                 "set REDIS_PASSWORD (redis.password) to what the server's requirepass says, or with redis.username the ACL user's; leave it empty for a server that has none",
             )
         }
-        (_, Some("NOAUTH")) => told(Kind::Setup, "asks for a password")
+        // The client tells the refusal of its SELECT without the code, in the server's words.
+        _ if error.code() == Some("NOAUTH") || error.to_string().contains("Authentication required") => told(Kind::Setup, "asks for a password")
             .hint("set REDIS_PASSWORD (redis.password) to what the server's requirepass says"),
         (_, Some("NOPERM")) => told(Kind::Setup, "does not allow this user what walcast does").hint(
             "ACL SETUSER <user> ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
