@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::ops::generate::GenerateConfig;
+use crate::sink::bigquery::BigQueryConfig;
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
@@ -32,6 +33,8 @@ pub struct Config {
     pub kafka: KafkaConfig,
     /// The Redis sink.
     pub redis: RedisConfig,
+    /// The BigQuery sink.
+    pub bigquery: BigQueryConfig,
     /// Health, metrics and status over HTTP.
     pub web: WebConfig,
     /// `walcast generate`.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -312,6 +312,30 @@ async fn a_write_is_its_rows_and_one_mark_in_one_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_which_one_record_is_refused_leaves_nothing() {
+    let mut fixture = Fixture::new("refused").await;
+    fixture.config.timeout_ms = 2_000;
+    let Topics { events: rows, progress, .. } = fixture.topics.clone();
+    for (topic, policy) in [(&rows, "delete"), (&progress, "compact")] {
+        let mut sink = fixture.ready().await;
+        let limit = |bytes| {
+            let topic = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("cleanup.policy", policy);
+            topic.set("max.message.bytes", bytes)
+        };
+        let options = AdminOptions::new();
+        admin(&fixture.config).alter_configs([&limit("10")], &options).await.unwrap().remove(0).unwrap();
+        let error = sink.write(&[events(100, 20)]).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Setup, "{error:?}");
+        assert!(error.advice().contains("max.message.bytes"), "{error:?}");
+        admin(&fixture.config).alter_configs([&limit("1100000")], &options).await.unwrap().remove(0).unwrap();
+        assert_eq!(fixture.sink().recover(&fixture.session().await).await.unwrap(), None, "{topic}");
+        assert!(fixture.committed(&rows).is_empty(), "{topic}");
+        assert!(fixture.marks().is_empty(), "{topic}");
+    }
+    fixture.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_without_rows_moves_the_mark_and_never_back() {
     let fixture = Fixture::new("empty").await;
     let mut sink = fixture.ready().await;
@@ -434,7 +458,7 @@ async fn writes_cut_off_at_random_leave_every_event_once_and_in_order() {
         next = all.iter().take_while(|batch| batch.beyond(&held).is_none()).count();
         while next < all.len() {
             let until = (next + random.random_range(1..4)).min(all.len());
-            let patience = Duration::from_micros(random.random_range(0..60_000));
+            let patience = Duration::from_micros(random.random_range(0..25_000));
             match tokio::time::timeout(patience, sink.write(&all[next..until])).await {
                 Ok(written) => drop(written.unwrap()),
                 Err(_) => break,
@@ -456,6 +480,33 @@ async fn writes_cut_off_at_random_leave_every_event_once_and_in_order() {
     assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>().len() as u64, WRITES * 50, "seed {seed}");
     assert!(by_key.values().all(|ids| ids.is_sorted()), "seed {seed}");
     assert!(fixture.marks().is_sorted_by_key(|stored| stored.mark.held), "seed {seed}");
+    fixture.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_dropped_must_be_asked_after() {
+    let fixture = Fixture::new("dropped").await;
+    let session = fixture.session().await;
+    let mut sink = fixture.ready().await;
+    assert!(tokio::time::timeout(Duration::ZERO, sink.write(&[events(100, 500)])).await.is_err());
+    assert_eq!(sink.write(&[events(100, 500)]).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(sink.recover(&session).await.unwrap_err().kind(), Kind::Fenced, "an older session");
+    if sink.recover(&fixture.session().await).await.unwrap().is_none() {
+        sink.write(&[events(100, 500)]).await.unwrap();
+    }
+    assert_eq!(ids(&fixture.committed(&fixture.topics.events)).len(), 500);
+    fixture.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_larger_than_the_producers_queue_passes() {
+    const ROWS: u64 = 120_000;
+    let fixture = Fixture::new("queue").await;
+    let mut sink = fixture.ready().await;
+    sink.write(&[events(1000, ROWS)]).await.unwrap();
+    let records = fixture.committed(&fixture.topics.events);
+    assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>().len() as u64, ROWS);
+    assert_eq!(records.len() as u64, ROWS);
     fixture.close().await;
 }
 

@@ -12,6 +12,7 @@ pub mod null;
 pub mod record;
 pub mod kafka;
 pub mod redis;
+pub mod bigquery;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +106,7 @@ pub struct Entry {
 pub const SINKS: &[Entry] = &[
     Entry { name: kafka::NAME, build: build_kafka },
     Entry { name: "redis", build: |config| Ok(Box::new(redis::RedisSink::new(config.redis.clone()))) },
+    Entry { name: bigquery::NAME, build: build_bigquery },
     Entry { name: "null", build: |_| Ok(Box::new(null::NullSink::default())) },
 ];
 
@@ -112,6 +114,10 @@ fn build_kafka(config: &Config) -> Result<Box<dyn Sink>> {
     let state = State::new(config.postgres.clone());
     let sink = kafka::KafkaSink::new(config.kafka.clone(), config.pipeline.row_bytes_max, state)?;
     Ok(Box::new(sink))
+}
+
+fn build_bigquery(config: &Config) -> Result<Box<dyn Sink>> {
+    Ok(Box::new(bigquery::BigQuerySink::new(config.bigquery.clone(), &config.postgres)))
 }
 
 /// The sinks that the configuration asks for, after the content versions that joins need.

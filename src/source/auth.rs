@@ -194,6 +194,8 @@ fn scram_failed(error: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
     use crate::source::script::{authentication, hear, say};
 
@@ -208,6 +210,7 @@ mod tests {
     async fn log_in(config: &PostgresConfig, security: &Security, said: &[u8]) -> (Option<Kind>, Vec<Bytes>) {
         let (client, mut server) = tokio::io::duplex(4096);
         say(&mut server, said).await;
+        assert!(server.shutdown().await.is_ok());
         let ended = authenticate(&mut Wire::new(client), config, security).await;
         let mut heard = Vec::new();
         while let Some((tag, body)) = hear(&mut server).await {

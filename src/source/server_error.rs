@@ -46,6 +46,8 @@ const WAL_LEVEL: &str =
     "ALTER SYSTEM SET wal_level = logical, then restart PostgreSQL (managed services have a switch for it)";
 const PASSWORD: &str = "see `postgres.user` and `postgres.password` (POSTGRES_PASSWORD), or set the password anew: \
     ALTER ROLE <user> PASSWORD '…'";
+const BETWEEN: &str = "the server's certificate is another one than we were shown: somebody stands between walcast \
+    and PostgreSQL, or a proxy ends the TLS; set `postgres.host` and `postgres.port` to PostgreSQL itself";
 const PG_HBA: &str = "see `postgres.user` and `postgres.sslmode`, and let it in by pg_hba.conf, for example: \
     host <db> <user> <address> scram-sha-256";
 const WAL_SENDERS: &str = "raise max_wal_senders (or max_connections), or see who holds the connections: \
@@ -54,6 +56,7 @@ const WAL_SENDERS: &str = "raise max_wal_senders (or max_connections), or see wh
 /// The first row that fits says it.
 const MEANINGS: &[Meaning] = &[
     meaning("28P01", "", Kind::Setup, PASSWORD),
+    meaning("28", "channel binding", Kind::Setup, BETWEEN),
     meaning("28", "", Kind::Setup, PG_HBA),
     meaning("3D000", "", Kind::Setup, "see `postgres.db`, or make it: CREATE DATABASE <db>"),
     meaning("42501", "replication", Kind::Setup, NO_REPLICATION_RIGHT),

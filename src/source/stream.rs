@@ -249,7 +249,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_end_is_orderly() {
         let (stream, mut server) = stream(1 << 16);
         let closing = tokio::spawn(stream.close(Lsn(77)));
@@ -260,7 +260,8 @@ mod tests {
         let rest =
             [xlog_data(1, &[0; 9000]), keepalive(2, true), packet(b'c', b""), packet(b'C', b"COPY 0\0")];
         say(&mut server, &rest.concat()).await;
-        assert!(!closing.is_finished());
+        let second = Duration::from_secs(1);
+        assert!(tokio::time::timeout(second, hear(&mut server)).await.is_err(), "the slot is not free yet");
         say(&mut server, &ready()).await;
         assert_eq!(hear(&mut server).await, Some((b'X', Bytes::new())));
         assert_eq!(hear(&mut server).await, None);

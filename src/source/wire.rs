@@ -133,11 +133,16 @@ mod tests {
     async fn a_length_is_believed_only_as_its_bytes_come() -> Result<()> {
         let (client, mut server) = tokio::io::duplex(1 << 20);
         let mut wire = Wire::new(client);
-        script::say(&mut server, b"d\x3f\xff\xff\xf0and little else").await;
-        wire.fill().await?;
-        assert_eq!(wire.packet()?, None);
-        wire.make_room()?;
-        assert!(wire.input.capacity() <= 2 * BUFFER_BYTES, "{} bytes", wire.input.capacity());
+        script::say(&mut server, b"d\x3f\xff\xff\xf0").await;
+        for come in [5, 1000, 200_000, 700_000] {
+            script::say(&mut server, &vec![7; come - wire.input.len().max(5)]).await;
+            while wire.input.len() < come {
+                wire.fill().await?;
+            }
+            assert_eq!(wire.packet()?, None);
+            wire.make_room()?;
+            assert!(wire.input.capacity() <= 2 * BUFFER_BYTES + 4 * come, "{}", wire.input.capacity());
+        }
         Ok(())
     }
 

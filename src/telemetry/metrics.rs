@@ -167,7 +167,12 @@ pub fn oversized_row() {
 
 /// A row went to the dead letters.
 pub fn dead_letter(reason: &'static str) {
-    counter!(DEAD_LETTERS_TOTAL, "reason" => reason).increment(1);
+    dead_letters(reason, 1);
+}
+
+/// Rows became dead letters.
+pub fn dead_letters(reason: &'static str, rows: u64) {
+    counter!(DEAD_LETTERS_TOTAL, "reason" => reason).increment(rows);
 }
 
 /// A transaction came in whole; `commit_ts` in microseconds since 1970 by the server's clock.

@@ -9,7 +9,7 @@ use walcast::source::connection::{Connection, ReplicationStream};
 use walcast::source::frame::Frame;
 use walcast::source::{slot, sql};
 
-use crate::support::{fresh_name, in_fresh_database, postgres, run, wait_until};
+use crate::support::{DEADLINE, fresh_name, in_fresh_database, postgres, run, wait_until};
 use crate::{expect, server};
 
 /// A table `t`, its publication, the slot, and a stream from the slot's beginning.
@@ -32,15 +32,18 @@ async fn create_slot(config: &PostgresConfig) -> Lsn {
 
 /// Reads until `count` messages of the plugin have come, or the stream ends.
 async fn payloads(stream: &mut ReplicationStream, count: usize) -> Result<Vec<Bytes>, Error> {
-    let mut payloads = Vec::new();
-    while payloads.len() < count {
-        match stream.next_frame()? {
-            Some(Frame::XLogData { payload, .. }) => payloads.push(payload),
-            Some(Frame::Keepalive { .. }) => {}
-            None => stream.fill().await?,
+    let reading = async {
+        let mut payloads = Vec::new();
+        while payloads.len() < count {
+            match stream.next_frame()? {
+                Some(Frame::XLogData { payload, .. }) => payloads.push(payload),
+                Some(Frame::Keepalive { .. }) => {}
+                None => stream.fill().await?,
+            }
         }
-    }
-    Ok(payloads)
+        Ok(payloads)
+    };
+    tokio::time::timeout(DEADLINE, reading).await.expect("the stream gives nothing more")
 }
 
 /// The end of a transaction, from its Commit message.

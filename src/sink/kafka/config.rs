@@ -90,8 +90,8 @@ impl KafkaConfig {
                 "2 of 3 in production, 1 of 1 on a single broker",
             ),
             (
-                self.timeout_ms == 0 || self.timeout_ms > self.transaction_timeout_ms,
-                "kafka.timeout_ms is not between 1 and kafka.transaction_timeout_ms",
+                self.timeout_ms < 1_000 || self.timeout_ms > self.transaction_timeout_ms,
+                "kafka.timeout_ms is not between 1000 and kafka.transaction_timeout_ms",
                 "the defaults are 10000 and 60000",
             ),
             (
@@ -162,14 +162,14 @@ impl KafkaConfig {
             .set("transaction.timeout.ms", self.transaction_timeout_ms.to_string())
             .set("message.timeout.ms", self.timeout_ms.to_string())
             .set("message.max.bytes", message_bytes_max(row_bytes_max).to_string())
+            .set("queue.buffering.max.messages", "100000")
+            .set("queue.buffering.max.kbytes", queue_kbytes(row_bytes_max).to_string())
             .set("acks", "all")
             .set("delivery.report.only.error", "true");
         for (name, value) in [
             ("compression.type", "lz4"),
-            ("linger.ms", "2"),
+            ("linger.ms", "1"),
             ("batch.num.messages", "10000"),
-            ("queue.buffering.max.messages", "100000"),
-            ("queue.buffering.max.kbytes", "32768"),
             ("retry.backoff.ms", "10"),
         ] {
             if !self.properties.0.contains_key(name) {
@@ -201,6 +201,11 @@ pub(super) fn message_bytes_max(row_bytes_max: usize) -> usize {
     record_bytes_max(row_bytes_max).saturating_add(FRAME_BYTES)
 }
 
+/// librdkafka's queue: small, for memory's sake, and large enough for some of the largest records.
+fn queue_kbytes(row_bytes_max: usize) -> usize {
+    (8 << 10).max(4 * message_bytes_max(row_bytes_max) / 1024)
+}
+
 /// The topics' names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
@@ -215,7 +220,7 @@ pub struct Topics {
 }
 
 /// Settings that carry the promise, or that have a name of their own in `[kafka]`.
-const OURS: [&str; 12] = [
+const OURS: [&str; 14] = [
     "acks",
     "allow.auto.create.topics",
     "bootstrap.servers",
@@ -226,6 +231,8 @@ const OURS: [&str; 12] = [
     "isolation.level",
     "message.max.bytes",
     "message.timeout.ms",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
     "transaction.timeout.ms",
     "transactional.id",
 ];
@@ -316,6 +323,7 @@ mod tests {
             ("topic_prefix = 'a b'", "kafka.topic_prefix"),
             ("partitions = 0", "kafka.partitions"),
             ("replication_factor = 1", "kafka.min_insync_replicas"),
+            ("timeout_ms = 999", "kafka.timeout_ms"),
             ("timeout_ms = 70000", "kafka.timeout_ms"),
             ("transaction_timeout_ms = 1000000", "kafka.transaction_timeout_ms"),
         ] {

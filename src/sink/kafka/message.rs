@@ -16,7 +16,7 @@ use crate::lsn::Position;
 use crate::sink::record;
 
 /// How much of a dead letter's sentence goes into a header.
-const REASON_BYTES_MAX: usize = 1_000;
+const MESSAGE_CHARS_MAX: usize = 1_000;
 
 /// One record for Kafka.
 pub(super) struct Message<'a> {
@@ -119,8 +119,6 @@ impl Encoder {
     }
 
     fn dead_letter(&mut self, letter: &DeadLetter) -> Message<'_> {
-        let message = letter.message.floor_char_boundary(REASON_BYTES_MAX);
-        let message = letter.message.get(..message).unwrap_or_default();
         let offset = letter.position.commit_lsn.0.to_string();
         let mut headers = self.headers(letter.position, "__connect.errors.topic", &letter.table);
         for (name, value) in [
@@ -131,7 +129,7 @@ impl Encoder {
             ("stage", "TRANSFORMATION"),
             ("class.name", "walcast"),
             ("exception.class.name", letter.reason),
-            ("exception.message", message),
+            ("exception.message", shortened(&letter.message)),
         ] {
             headers = headers.insert(Header { key: &format!("__connect.errors.{name}"), value: Some(value) });
         }
@@ -173,6 +171,11 @@ impl Encoder {
             .insert(Header { key: "lsn", value: Some(&self.place) })
             .insert(Header { key: name, value: Some(value) })
     }
+}
+
+fn shortened(message: &str) -> &str {
+    let end = message.char_indices().nth(MESSAGE_CHARS_MAX).map_or(message.len(), |(end, _)| end);
+    message.get(..end).unwrap_or_default()
 }
 
 fn keyed(id: Uuid, buffer: &mut [u8; 36], partitions: u16) -> (i32, Option<&str>) {

@@ -22,6 +22,7 @@ use async_trait::async_trait;
 
 pub use self::config::{KafkaConfig, Properties, Topics};
 use self::progress::Fence;
+use self::stable::Watch;
 use self::writer::Writer;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
@@ -38,6 +39,7 @@ pub struct KafkaSink {
     row_bytes_max: usize,
     state: State,
     open: Option<Open>,
+    watch: Option<Watch>,
 }
 
 /// What a successful `recover` leaves, and the first error ends.
@@ -53,7 +55,7 @@ impl KafkaSink {
     /// cannot work.
     pub fn new(config: KafkaConfig, row_bytes_max: usize, state: State) -> Result<Self> {
         config.validate()?;
-        Ok(KafkaSink { config, row_bytes_max, state, open: None })
+        Ok(KafkaSink { config, row_bytes_max, state, open: None, watch: None })
     }
 
     async fn require_token(&mut self, session: &Session) -> Result<()> {
@@ -102,6 +104,9 @@ impl Sink for KafkaSink {
         let ours = stored.as_ref().filter(|stored| stored.epoch.epoch == session.epoch.epoch);
         let held = ours.map_or_else(Mark::default, |stored| stored.mark);
         self.open = Some(Open { writer, session: session.clone(), held });
+        if self.watch.is_none() {
+            self.watch = Some(Watch::start(&self.config)?);
+        }
         Ok(stored)
     }
 
@@ -125,5 +130,6 @@ impl Sink for KafkaSink {
 
     async fn close(&mut self) {
         self.open = None;
+        self.watch = None;
     }
 }

@@ -23,7 +23,9 @@ use crate::error::{Error, Kind, Result};
 
 /// How often an idle producer looks at what librdkafka has to say.
 const IDLE_POLL: Duration = Duration::from_secs(1);
-const QUEUE_FULL_POLL: Duration = Duration::from_millis(5);
+/// How often to look whether records have been acknowledged. Slept through: rdkafka's `poll` spins during
+/// the last millisecond of its time.
+const DELIVERY_POLL: Duration = Duration::from_micros(500);
 
 /// A producer at work. Dropping it ends the thread after its current call.
 pub(super) struct Writer {
@@ -160,7 +162,8 @@ impl Transactions {
             if Instant::now() > deadline {
                 return Err(self.failed("deliver records", KafkaError::Flush(Code::OperationTimedOut)));
             }
-            self.producer.poll(Duration::from_millis(1));
+            std::thread::sleep(DELIVERY_POLL);
+            delivered(&self.producer)?;
         }
         delivered(&self.producer)
     }
@@ -187,13 +190,14 @@ fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {
             Err((KafkaError::MessageProduction(Code::QueueFull), back)) => record = back,
             Err((error, _)) => return Err(sort("send a record", error, producer.client().context())),
         }
-        producer.poll(QUEUE_FULL_POLL);
+        std::thread::sleep(DELIVERY_POLL);
         delivered(producer)?;
     }
 }
 
 /// An error when a record could not be delivered.
 fn delivered(producer: &BaseProducer<Reports>) -> Result<()> {
+    producer.poll(Duration::ZERO);
     let reports = producer.client().context();
     match reports.delivery() {
         Some(code) => Err(sort("deliver a record", KafkaError::MessageProduction(code), reports)),
