@@ -123,9 +123,8 @@ fn content(n: u64) -> Arc<Content> {
 async fn backlog(name: &str, contents: u64, pick: &mut dyn FnMut(&mut StdRng) -> u64) {
     let mut bench = Bench::new(contents).await;
     let events = 600_000;
-    let writes: Vec<Vec<_>> = (0..events / 16_384)
-        .map(|_| (0..4).map(|_| bench.batch(4_096, pick, 0)).collect())
-        .collect();
+    let writes: Vec<Vec<_>> =
+        (0..events / 16_384).map(|_| (0..4).map(|_| bench.batch(4_096, pick, 0)).collect()).collect();
     let (cpu, redis_cpu, begun) = (process_cpu(), bench.redis_cpu().await, Instant::now());
     for batches in &writes {
         bench.sink.write(batches).await.unwrap();
@@ -219,7 +218,12 @@ async fn day() {
     println!("day, boards every 100 ms: tick {}, CPU here {}", quantiles(&mut ticks), quantiles(&mut cpu));
     let begun = Instant::now();
     bench.sink.recover(&session(2)).await.unwrap();
-    println!("day, recovered in {:.0?}; {:.0} MB resident, peak {:.0} MB", begun.elapsed(), resident(), peak());
+    println!(
+        "day, recovered in {:.0?}; {:.0} MB resident, peak {:.0} MB",
+        begun.elapsed(),
+        resident(),
+        peak()
+    );
 }
 
 fn quantiles(times: &mut [Duration]) -> String {

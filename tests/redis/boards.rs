@@ -2,9 +2,9 @@
 
 use walcast::sink::Sink;
 
-use crate::{assert_shown, model::expected};
 use crate::server::{Shape, connect, fresh_database, public, run};
 use crate::story::{HOUR, MINUTE, SECOND, Story, Time};
+use crate::{assert_shown, model::expected};
 use crate::{recovered, told, write};
 
 #[tokio::test]
@@ -29,7 +29,10 @@ async fn windows_drain_by_the_clock_when_nothing_comes() {
 async fn an_event_from_the_future_counts_when_its_time_has_come() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
-    story.content(1, "One", Some("video"), Some(10)).event(Some(1), Some("play"), -30 * MINUTE, Some(500)).commit();
+    story
+        .content(1, "One", Some("video"), Some(10))
+        .event(Some(1), Some("play"), -30 * MINUTE, Some(500))
+        .commit();
     let mut sink = told(&config, &story).await;
     for round in 0..8 {
         assert_shown(&config, &story, &format!("round {round}")).await;

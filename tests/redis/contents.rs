@@ -121,7 +121,10 @@ async fn counters_are_found_again_when_memory_has_forgotten_them() {
     let mut story = Story::new(&Time::real());
     let mut mark = None;
     for token in 1..4 {
-        story.event(Some(1), Some("play"), 3 * HOUR, Some(500)).event(Some(1), Some("pause"), 9 * MINUTE, Some(1)).commit();
+        story
+            .event(Some(1), Some("play"), 3 * HOUR, Some(500))
+            .event(Some(1), Some("pause"), 9 * MINUTE, Some(1))
+            .commit();
         let (mut sink, found) = recovered(&config, &story.time, token).await;
         assert_eq!(Some(found), mark.or(Some(found)));
         write(&mut sink, &story.beyond(found, 100)).await;

@@ -47,7 +47,11 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
                     proxy.mend();
                 }
                 let stored = sink.recover(&session(token)).await;
-                mark = stored.as_ref().ok().and_then(|stored| stored.as_ref()).map_or(mark, |stored| stored.mark);
+                mark = stored
+                    .as_ref()
+                    .ok()
+                    .and_then(|stored| stored.as_ref())
+                    .map_or(mark, |stored| stored.mark);
                 failed = stored.err();
             }
             proxy.mend();

@@ -73,8 +73,16 @@ async fn rows_become_counters_boards_and_a_mark() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
     story.content(1, "One", Some("podcast"), Some(100)).content(2, "Two", None, None).commit();
-    story.event(Some(1), Some("play"), 0, Some(30_000)).event(Some(1), Some("finish"), 0, Some(45_500)).commit();
-    story.event(Some(2), Some("click"), 0, None).event(None, Some("play"), 0, Some(9)).event(Some(3), None, 0, Some(1));
+    story
+        .event(Some(1), Some("play"), 0, Some(30_000))
+        .event(Some(1), Some("finish"), 0, Some(45_500))
+        .commit();
+    story.event(Some(2), Some("click"), 0, None).event(None, Some("play"), 0, Some(9)).event(
+        Some(3),
+        None,
+        0,
+        Some(1),
+    );
     story.commit();
     let mut sink = told(&config, &story).await;
     assert_shown(&config, &story, "").await;
@@ -86,7 +94,10 @@ async fn rows_become_counters_boards_and_a_mark() {
 async fn every_key_expires_as_documented() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
-    story.content(1, "One", Some("podcast"), Some(100)).event(Some(1), Some("play"), 0, Some(30_000)).commit();
+    story
+        .content(1, "One", Some("podcast"), Some(100))
+        .event(Some(1), Some("play"), 0, Some(30_000))
+        .commit();
     told(&config, &story).await;
     let mut connection = connect(&config).await;
     let now = story.time.now() / 1_000_000;
@@ -101,7 +112,11 @@ async fn every_key_expires_as_documented() {
             ["top_engagement", ..] => (20..=30).contains(&ttl),
             // it is on the board of all time
             ["content", _] => in_a_minute(32 * 86_400),
-            ["engagement", ..] => (at - 2..=at + 2).any(|at| at % 86_400 == 0) && (ttl - 48 * 3600) < 86_402 && ttl >= 48 * 3600 - 2,
+            ["engagement", ..] => {
+                (at - 2..=at + 2).any(|at| at % 86_400 == 0)
+                    && (ttl - 48 * 3600) < 86_402
+                    && ttl >= 48 * 3600 - 2
+            }
             ["stats", ..] => in_a_minute(2 * 3600 + 30),
             ["walcast", "10min", _] => in_a_minute(3600 + 600),
             ["walcast", "1h", _] => in_a_minute(3600 + 3600),

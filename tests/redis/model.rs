@@ -30,10 +30,12 @@ pub fn expected(story: &Story) -> BTreeMap<String, Shape> {
         fields.extend(content.publish_ts.map(|at| ("publish_ts".into(), time_text(at))));
         shapes.insert(format!("content:{}", content.id), Shape::Hash(fields));
     }
-    let in_window = |seconds: i64| move |at: i64| {
-        let bucket = seconds * SECOND / 60;
-        let current = now.div_euclid(bucket);
-        (current - 59..=current).contains(&at.div_euclid(bucket))
+    let in_window = |seconds: i64| {
+        move |at: i64| {
+            let bucket = seconds * SECOND / 60;
+            let current = now.div_euclid(bucket);
+            (current - 59..=current).contains(&at.div_euclid(bucket))
+        }
     };
     board(&mut shapes, "top_engagement:10min", story, &in_window(600), &|_| true);
     board(&mut shapes, "top_engagement:1h", story, &in_window(3_600), &|_| true);
@@ -41,7 +43,8 @@ pub fn expected(story: &Story) -> BTreeMap<String, Shape> {
     board(&mut shapes, "top_engagement:all", story, &|_| true, &|_| true);
     let types = story.contents.values().filter_map(|content| content.content_type.as_deref());
     for content_type in types.collect::<HashSet<_>>() {
-        let of_type = |id| story.contents.get(&id).is_some_and(|c| c.content_type.as_deref() == Some(content_type));
+        let of_type =
+            |id| story.contents.get(&id).is_some_and(|c| c.content_type.as_deref() == Some(content_type));
         let key = format!("top_engagement:10min:{content_type}");
         board(&mut shapes, &key, story, &in_window(600), &of_type);
     }
@@ -64,7 +67,7 @@ fn board(
         }
     }
     let mut ranked: Vec<_> = sums.into_iter().filter(|(_, ms)| *ms > 0).collect();
-    ranked.sort_by(|a, b| (b.1, b.0).cmp(&(a.1, a.0)));
+    ranked.sort_by_key(|(id, score)| std::cmp::Reverse((*score, *id)));
     ranked.truncate(1_000);
     if !ranked.is_empty() {
         let scores = ranked.into_iter().map(|(id, ms)| (id.to_string(), ms));
@@ -87,11 +90,13 @@ fn count_day(shapes: &mut BTreeMap<String, Shape>, event: &Event, event_type: Op
         return;
     }
     let key = format!("engagement:{id}:{}", &time_text(event.event_ts)[..10]);
-    for (field, name) in [("plays", "play"), ("pauses", "pause"), ("finishes", "finish"), ("clicks", "click")] {
+    for (field, name) in [("plays", "play"), ("pauses", "pause"), ("finishes", "finish"), ("clicks", "click")]
+    {
         add(shapes, &key, field, u64::from(event_type == Some(name)));
     }
     add(shapes, &key, "engagement_ms", event.duration_ms.unwrap_or_default() as u64);
-    let length = event.content.as_ref().and_then(|content| content.length_seconds).filter(|length| *length > 0);
+    let length =
+        event.content.as_ref().and_then(|content| content.length_seconds).filter(|length| *length > 0);
     let pct = event.duration_ms.zip(length).map(|(ms, length)| {
         // half up, by way of text rather than of the arithmetic under test
         let exact = ms as u128 * 1_000_000 / length as u128;

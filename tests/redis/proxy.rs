@@ -93,6 +93,7 @@ async fn pass(
             cuts.fetch_add(1, Ordering::SeqCst);
             return;
         }
-        let _ = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - read as i64));
+        let _ = left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - read as i64));
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::ops::Deref;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use redis::{AsyncConnectionConfig, Client};
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client};
 use uuid::Uuid;
 use walcast::sink::redis::RedisConfig;
 
@@ -34,7 +34,8 @@ impl Deref for Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let Ok(mut account) = Client::open(url(&self.config, ACCOUNT)).and_then(|c| c.get_connection()) else {
+        let Ok(mut account) = Client::open(url(&self.config, ACCOUNT)).and_then(|c| c.get_connection())
+        else {
             return;
         };
         let _ = redis::cmd("DEL").arg(&self.lease).query::<i64>(&mut account);
@@ -110,7 +111,9 @@ pub async fn public(config: &RedisConfig) -> BTreeMap<String, Shape> {
             "zset" => {
                 let scores: Vec<(String, f64)> =
                     run(&mut connection, &["ZRANGE", &key, "0", "-1", "WITHSCORES"]).await;
-                Shape::Board(scores.into_iter().map(|(id, score)| (id, (score * 1000.0).round() as u64)).collect())
+                Shape::Board(
+                    scores.into_iter().map(|(id, score)| (id, (score * 1000.0).round() as u64)).collect(),
+                )
             }
             other => panic!("{key} is a {other}"),
         };
@@ -176,7 +179,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(dir: &PathBuf, port: u16, settings: &Vec<String>) -> Child {
+fn spawn(dir: &Path, port: u16, settings: &[String]) -> Child {
     let file = dir.join("redis.conf");
     let mut text = format!("bind 127.0.0.1\nport {port}\ndir {}\nsave \"\"\n", dir.display());
     settings.iter().for_each(|setting| text += &format!("{setting}\n"));

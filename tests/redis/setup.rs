@@ -80,7 +80,8 @@ async fn a_user_who_may_not_ask_for_settings_gets_a_warning() {
         "user walcast on >secret ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@admin -info",
     ])
     .await;
-    let config = RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
+    let config =
+        RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
     let mut sink = RedisSink::new(config.clone());
     sink.prepare().await.unwrap();
     assert_eq!(worst(&config).await.verdict, Verdict::Warn);
@@ -94,7 +95,8 @@ async fn a_user_who_may_not_ask_for_settings_gets_a_warning() {
 #[tokio::test]
 async fn a_user_who_may_not_write_is_told_what_is_needed() {
     let server = Server::start(&["user walcast on >secret ~walcast:* +@all"]).await;
-    let config = RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
+    let config =
+        RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
     let (mut sink, mark) = recovered(&config, &story.time, 1).await;
@@ -120,7 +122,13 @@ async fn a_full_server_refuses_the_whole_flush_and_takes_it_later() {
 
 #[tokio::test]
 async fn eviction_is_warned_about() {
-    let server = Server::start(&["maxmemory-policy allkeys-lru", "requirepass x", "appendonly yes", "appendfsync always"]).await;
+    let server = Server::start(&[
+        "maxmemory-policy allkeys-lru",
+        "requirepass x",
+        "appendonly yes",
+        "appendfsync always",
+    ])
+    .await;
     let config = RedisConfig { password: secret("x"), ..server.config.clone() };
     let finding = worst(&config).await;
     assert_eq!(finding.verdict, Verdict::Warn);

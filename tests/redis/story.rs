@@ -96,7 +96,13 @@ impl Story {
     }
 
     /// A content row is inserted or updated.
-    pub fn content(&mut self, n: u128, title: &str, content_type: Option<&str>, length: Option<i32>) -> &mut Self {
+    pub fn content(
+        &mut self,
+        n: u128,
+        title: &str,
+        content_type: Option<&str>,
+        length: Option<i32>,
+    ) -> &mut Self {
         let id = Uuid::from_u128(n);
         let content = Arc::new(Content {
             id,
@@ -104,7 +110,7 @@ impl Story {
             title: title.into(),
             content_type: content_type.map(str::to_owned),
             length_seconds: length,
-            publish_ts: (n % 2 == 0).then_some(1_767_323_045_678_901),
+            publish_ts: n.is_multiple_of(2).then_some(1_767_323_045_678_901),
         });
         self.contents.insert(id, Arc::clone(&content));
         let position = self.position();
@@ -238,14 +244,15 @@ fn push(builder: &mut BatchBuilder, told: &Told) {
 
 /// The instance with this token.
 pub fn session(token: i64) -> Session {
-    let epoch = Epoch { epoch: Uuid::from_u128(7), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
+    let epoch =
+        Epoch { epoch: Uuid::from_u128(7), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
     Session { epoch, token, start: START }
 }
 
 /// Random numbers from the seed in `WALCAST_SEED`, or from one that is printed.
 pub fn seeded() -> StdRng {
     let seed = std::env::var("WALCAST_SEED").ok().map(|text| text.parse().unwrap());
-    let seed = seed.unwrap_or_else(|| rand::random::<u64>());
+    let seed = seed.unwrap_or_else(rand::random::<u64>);
     println!("WALCAST_SEED={seed}");
     StdRng::seed_from_u64(seed)
 }

@@ -329,7 +329,8 @@ mod tests {
         }
         builder.push(Row::Event(event(at(2), Some(1), 0)));
         let batches = [Arc::new(builder.finish(false))];
-        let ends: Vec<_> = flushes(&batches, Mark::at(Lsn(1))).iter().map(|flush| flush.mark.position).collect();
+        let ends: Vec<_> =
+            flushes(&batches, Mark::at(Lsn(1))).iter().map(|flush| flush.mark.position).collect();
         assert_eq!(ends, [Some(at(0)), Some(at(2))]);
     }
 

@@ -124,9 +124,13 @@ mod tests {
     }
 
     fn days() -> impl Strategy<Value = Vec<Day>> {
-        let kind = prop::sample::select(vec![Some("play"), Some("pause"), Some("finish"), Some("click"), None]);
+        let kind =
+            prop::sample::select(vec![Some("play"), Some("pause"), Some("finish"), Some("click"), None]);
         let one = (kind, prop::option::of(0i64..10_000_000), prop::option::of(-1i32..9_000), 0i64..1 << 51);
-        prop::collection::vec(one.prop_map(|(kind, ms, length, ts)| Day::of(&event(ms, length, ts), kind)), 1..40)
+        prop::collection::vec(
+            one.prop_map(|(kind, ms, length, ts)| Day::of(&event(ms, length, ts), kind)),
+            1..40,
+        )
     }
 
     proptest! {

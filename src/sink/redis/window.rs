@@ -254,7 +254,7 @@ mod tests {
         fn advance(&self, ring: &mut Ring, now: i64) {
             let Some(step) = ring.step(now) else { return };
             for (bucket, packed) in step.leaving {
-                let packed = packed.then(|| self.packed[&bucket].clone()).unwrap_or_default();
+                let packed = if packed { self.packed[&bucket].clone() } else { Default::default() };
                 ring.leave(bucket, &packed);
             }
             ring.advance(now);
