@@ -101,7 +101,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Init => ops::init::init(config).await?,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,
-        _ => {}
+        Command::Status { json } => return ops::status::status(config, json).await,
         Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
     }
     Ok(ExitCode::SUCCESS)

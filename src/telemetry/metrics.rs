@@ -2,8 +2,8 @@
 //!
 //! Counting before [`install`] was called does nothing, so tests and the other commands need no recorder.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram, Unit, counter, gauge, histogram};
@@ -93,6 +93,7 @@ pub enum MetricKind {
 /// Makes this process count. Called again it gives the same handle. Inside a tokio runtime, which it needs
 /// for its upkeep.
 pub fn install() -> Result<PrometheusHandle> {
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(installed) = INSTALLED.get() {
         return Ok(installed.handle.clone());
     }
@@ -258,6 +259,7 @@ struct Installed {
     heartbeat_millis: AtomicU64,
 }
 
+static INSTALLING: Mutex<()> = Mutex::new(());
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 static ENGAGEMENTS: AtomicU64 = AtomicU64::new(0);
 
