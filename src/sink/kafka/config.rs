@@ -149,6 +149,7 @@ impl KafkaConfig {
             .set("client.id", "walcast")
             .set("allow.auto.create.topics", "false")
             .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.max.ms", "1000")
             .set("socket.timeout.ms", self.timeout_ms.to_string())
             .set("topic.metadata.refresh.sparse", "true");
         client
