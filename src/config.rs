@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::ops::generate::GenerateConfig;
+use crate::sink::bigquery::BigQueryConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::transform::Bounds;
@@ -28,6 +29,8 @@ pub struct Config {
     pub postgres: PostgresConfig,
     /// The Redis sink.
     pub redis: RedisConfig,
+    /// The BigQuery sink.
+    pub bigquery: BigQueryConfig,
     /// `walcast generate`.
     pub generate: GenerateConfig,
 }

@@ -11,6 +11,7 @@ pub mod content;
 pub mod null;
 pub mod record;
 pub mod redis;
+pub mod bigquery;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +103,10 @@ pub struct Entry {
 /// The sinks that there are.
 pub const SINKS: &[Entry] = &[
     Entry { name: "redis", build: |config| Box::new(redis::RedisSink::new(config.redis.clone())) },
+    Entry {
+        name: "bigquery",
+        build: |config| Box::new(bigquery::BigQuerySink::new(config.bigquery.clone(), &config.postgres)),
+    },
     Entry { name: "null", build: |_| Box::new(null::NullSink::default()) },
 ];
 

@@ -1,0 +1,189 @@
+//! BigQuery: one row an event, visible in batches of 30 seconds, exactly once.
+//!
+//! # The story of a batch
+//!
+//! Rows go into a *pending* write stream as they come ([`append`]): the service has them, nobody sees them.
+//! After `commit_seconds`, `batch_rows_max` or `batch_bytes_max` the stream ends ([`Live::settle`]):
+//!
+//! 1. it is finalized, and must have exactly the rows that it was given;
+//! 2. the *intent* to commit it goes to PostgreSQL, with rows that BigQuery refused, guarded by the token:
+//!    from here on an older instance can commit nothing that is not ours to commit too;
+//! 3. it is committed: all its rows appear at once;
+//! 4. the mark takes the intent's place.
+//!
+//! A crash before 2 leaves a stream that nobody commits and that expires; the rows come again from the slot.
+//! A crash after 2 is settled by [`Live::recover`]: the *same* stream is committed again, which the service
+//! answers with "done already" when it was. Only when the stream is gone does the table itself say whether its
+//! rows are there: they are all there or none. No stream is made before the one before it is settled.
+//!
+//! Rows carry epoch and position. The first batches after a start are looked up by them (`look_up` in [`live`]):
+//! should PostgreSQL's state be older than the table, what is there is not written again.
+
+mod append;
+mod auth;
+pub mod column;
+mod config;
+mod live;
+mod progress;
+mod refusal;
+mod rest;
+pub mod row;
+mod table;
+mod write;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use auth::Credentials;
+pub use config::{BigQueryConfig, Partitioning};
+use live::Live;
+use rest::Rest;
+use write::WriteClient;
+
+use crate::batch::Batch;
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Mark, Session, StoredMark};
+use crate::sink::{Finding, Pace, Sink, Written};
+use crate::source::PostgresConfig;
+use crate::state::State;
+
+const NAME: &str = "bigquery";
+const TICK_EVERY: Duration = Duration::from_millis(500);
+
+/// Writes events to a BigQuery table.
+pub struct BigQuerySink {
+    config: BigQueryConfig,
+    state: State,
+    live: Option<Live>,
+}
+
+impl BigQuerySink {
+    /// A sink that connects at first use; marks and intents are kept in `postgres`.
+    pub fn new(config: BigQueryConfig, postgres: &PostgresConfig) -> Self {
+        BigQuerySink { config, state: State::new(postgres.clone()), live: None }
+    }
+}
+
+#[async_trait]
+impl Sink for BigQuerySink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            linger: Duration::from_millis(250),
+            write_bytes_max: 4 << 20,
+            tick_every: Some(TICK_EVERY.min(self.config.commit_every())),
+        }
+    }
+
+    async fn check(&mut self) -> Vec<Finding> {
+        check(&self.config).await.unwrap_or_else(|error| vec![Finding::failed(self.config.address(), &error)])
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        let Target { rest, .. } = Target::new(&self.config).await?;
+        let table = match rest.table().await? {
+            Some(table) => Some(table),
+            None => {
+                rest.create().await?;
+                rest.table().await?
+            }
+        };
+        let missing = || Error::new(Kind::Unavailable, format!("{} is not there yet", self.config.address()));
+        table::verify(&self.config, &table.ok_or_else(missing)?)?;
+        rest.create_function().await;
+        Ok(())
+    }
+
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        self.live = None;
+        let target = Target::new(&self.config).await?;
+        let (live, mark) = Live::recover(&self.config, target, &mut self.state, session).await?;
+        self.live = Some(live);
+        Ok(mark)
+    }
+
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+        // Taken out, and put back only after success: any error leaves nothing to go on with.
+        let mut live = self.live.take().ok_or_else(not_recovered)?;
+        live.write(&mut self.state, batches).await?;
+        // with a stream open, an earlier one's mark waits for the next tick
+        let moved = if live.is_settled() { live.report() } else { None };
+        self.live = Some(live);
+        Ok(moved.map_or(Written::Accepted, Written::Durable))
+    }
+
+    async fn tick(&mut self) -> Result<Option<Mark>> {
+        let Some(mut live) = self.live.take() else { return Ok(None) };
+        if live.is_due() {
+            live.settle(&mut self.state).await?;
+        }
+        let moved = live.report();
+        self.live = Some(live);
+        Ok(moved)
+    }
+
+    async fn flush(&mut self) -> Result<Option<Mark>> {
+        let Some(mut live) = self.live.take() else { return Ok(None) };
+        live.settle(&mut self.state).await?;
+        let moved = live.report();
+        self.live = Some(live);
+        Ok(moved)
+    }
+
+    async fn close(&mut self) {
+        self.live = None;
+    }
+}
+
+/// The services for the table.
+struct Target {
+    rest: Rest,
+    client: WriteClient,
+}
+
+impl Target {
+    async fn new(config: &BigQueryConfig) -> Result<Self> {
+        config.validate()?;
+        let plain = |url: &str| url.starts_with("http://");
+        let google = match plain(&config.rest_url) && plain(&config.grpc_url) {
+            true => Credentials::None,
+            false => Credentials::load(&config.credentials_file).await?,
+        };
+        // a token never travels in clear
+        let for_url = |url| if plain(url) { Credentials::None } else { google.clone() };
+        Ok(Target {
+            rest: Rest::new(config, for_url(&config.rest_url)).await?,
+            client: WriteClient::new(config, for_url(&config.grpc_url))?,
+        })
+    }
+}
+
+/// Looks at the table, and whether the Storage Write service answers.
+async fn check(config: &BigQueryConfig) -> Result<Vec<Finding>> {
+    let Target { rest, client } = Target::new(config).await?;
+    let Some(found) = rest.table().await? else {
+        let message = "does not exist yet";
+        return Ok(vec![Finding::warn(config.address(), message, "`walcast init` makes it")]);
+    };
+    let mut findings = vec![match table::verify(config, &found) {
+        Ok(()) => Finding::ok(config.address(), table::describe(&found)),
+        Err(error) => Finding::failed(config.address(), &error),
+    }];
+    findings.extend(table::lifetime(config, &found));
+    findings.push(match client.probe().await {
+        Ok(()) => Finding::ok("bigquery write service", "answers"),
+        Err(refusal) => {
+            Finding::failed("bigquery write service", &refusal.into_error("bigquery's write service"))
+        }
+    });
+    Ok(findings)
+}
+
+fn not_recovered() -> Error {
+    Error::new(Kind::Unavailable, "bigquery is to be recovered first")
+}
