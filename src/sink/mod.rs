@@ -117,6 +117,7 @@ fn build_kafka(config: &Config) -> Result<Box<dyn Sink>> {
 }
 
 fn build_bigquery(config: &Config) -> Result<Box<dyn Sink>> {
+    config.bigquery.validate()?;
     Ok(Box::new(bigquery::BigQuerySink::new(config.bigquery.clone(), &config.postgres)))
 }
 

@@ -1,117 +1,190 @@
-//! Access to BigQuery: credentials, and the sorting of REST errors.
+//! The REST service: making and looking at the table, and asking what it holds.
 
-use async_trait::async_trait;
-use gcp_bigquery_client::auth::Authenticator;
-use gcp_bigquery_client::client_builder::ClientBuilder;
-use gcp_bigquery_client::error::BQError;
-use gcp_bigquery_client::{Client, yup_oauth2};
 use std::sync::Arc;
 use std::time::Duration;
-use yup_oauth2::authenticator::{ApplicationDefaultCredentialsTypes, DefaultAuthenticator};
-use yup_oauth2::{ApplicationDefaultCredentialsAuthenticator, ApplicationDefaultCredentialsFlowOpts};
 
-use super::BigQueryConfig;
+use gcp_bigquery_client::Client;
+use gcp_bigquery_client::client_builder::ClientBuilder;
+use gcp_bigquery_client::error::BQError;
+use gcp_bigquery_client::model::dataset::Dataset;
+use gcp_bigquery_client::model::query_request::QueryRequest;
+use gcp_bigquery_client::model::table::Table;
+use gcp_bigquery_client::model::table_row::TableRow;
+use uuid::Uuid;
+
+use super::auth::{Credentials, token_error};
+use super::column::Footprint;
+use super::config::BigQueryConfig;
+use super::table;
 use crate::error::{Error, Kind, Result};
+use crate::lsn::{Lsn, Position};
 
-const SCOPES: [&str; 1] = ["https://www.googleapis.com/auth/bigquery"];
-const DEADLINE: Duration = Duration::from_secs(30);
+const GOOGLE: &str = "https://bigquery.googleapis.com";
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const QUERY_WITHIN: Duration = Duration::from_secs(60);
+const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 
-/// Who we are to Google; tokens are kept until they run out. Nobody, for an emulator.
-#[derive(Clone)]
-pub struct Credentials(Option<Arc<DefaultAuthenticator>>);
+/// The REST service for one table.
+pub struct Rest {
+    client: Client,
+    config: BigQueryConfig,
+}
 
-impl Credentials {
-    /// From `credentials_file` (a service account's key), else the surroundings (GOOGLE_APPLICATION_CREDENTIALS,
-    /// the metadata server). An endpoint of one's own without TLS gets none.
-    pub async fn find(config: &BigQueryConfig) -> Result<Credentials> {
-        if config.is_emulator() {
-            return Ok(Credentials(None));
+impl Rest {
+    /// A client; it connects at its first call.
+    pub async fn new(config: &BigQueryConfig, credentials: Credentials) -> Result<Self> {
+        let wrong = |error| failed(config, "has no client", error);
+        let base = if config.rest_url.is_empty() { GOOGLE } else { config.rest_url.trim_end_matches('/') };
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_WITHIN)
+            .timeout(ANSWER_WITHIN)
+            .build()
+            .map_err(|error| wrong(error.into()))?;
+        let client = ClientBuilder::new()
+            .with_v2_base_url(format!("{base}/bigquery/v2"))
+            .with_client(http)
+            .build_from_authenticator(Arc::new(credentials))
+            .await
+            .map_err(wrong)?;
+        Ok(Rest { client, config: config.clone() })
+    }
+
+    /// The table as it is; `None` when it is not there.
+    pub async fn table(&self) -> Result<Option<Table>> {
+        let BigQueryConfig { project_id, dataset, table, .. } = &self.config;
+        match self.client.table().get(project_id, dataset, table, None).await {
+            Ok(table) => Ok(Some(table)),
+            Err(error) if code(&error) == Some(404) => Ok(None),
+            Err(error) => Err(self.failed("cannot be looked at", error)),
         }
-        let refused = |error: std::io::Error| {
-            Error::new(Kind::Setup, "BigQuery: no usable credentials")
-                .because(error)
-                .hint("set bigquery.credentials_file to a service account's key file, or GOOGLE_APPLICATION_CREDENTIALS")
-        };
-        let authenticator = match &config.credentials_file {
-            Some(file) => {
-                let key = yup_oauth2::read_service_account_key(file).await.map_err(refused)?;
-                yup_oauth2::ServiceAccountAuthenticator::builder(key).build().await.map_err(refused)?
+    }
+
+    /// Makes the table, and its dataset when that is missing too. Somebody else may have been faster.
+    pub async fn create(&self) -> Result<()> {
+        self.create_dataset().await?;
+        match self.client.table().create(table::wanted(&self.config)).await {
+            Ok(_) => tracing::info!("{} made", self.config.address()),
+            Err(error) if code(&error) == Some(409) => {}
+            Err(error) => return Err(self.failed("cannot be made", error)),
+        }
+        Ok(())
+    }
+
+    async fn create_dataset(&self) -> Result<()> {
+        let BigQueryConfig { project_id, dataset, location, .. } = &self.config;
+        match self.client.dataset().get(project_id, dataset).await {
+            Ok(_) => return Ok(()),
+            Err(error) if code(&error) == Some(404) => {}
+            Err(error) => return Err(self.failed("has a dataset that cannot be looked at", error)),
+        }
+        let mut wanted = Dataset::new(project_id, dataset);
+        if !location.is_empty() {
+            wanted = wanted.location(location);
+        }
+        match self.client.dataset().create(wanted).await {
+            Err(error) if code(&error) != Some(409) => {
+                Err(self.failed("has no dataset, and none can be made", error))
             }
-            None => {
-                let options = ApplicationDefaultCredentialsFlowOpts::default();
-                match ApplicationDefaultCredentialsAuthenticator::builder(options).await {
-                    ApplicationDefaultCredentialsTypes::InstanceMetadata(builder) => {
-                        builder.build().await.map_err(refused)?
-                    }
-                    ApplicationDefaultCredentialsTypes::ServiceAccount(builder) => {
-                        builder.build().await.map_err(refused)?
-                    }
-                }
-            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the table function when it is missing. A convenience for readers: where it cannot be had,
+    /// nothing else is hindered.
+    pub async fn create_function(&self) {
+        let BigQueryConfig { project_id, dataset, .. } = &self.config;
+        match self.client.routine().get(project_id, dataset, table::FUNCTION).await {
+            Err(error) if code(&error) == Some(404) => {}
+            _ => return,
+        }
+        if let Err(error) = self.query(&table::function_sql(&self.config)).await {
+            tracing::warn!(error = error.chain(), "no table function {}", table::FUNCTION);
+        }
+    }
+
+    /// The last event of an epoch, not before `from`, that the table has within a footprint. Commits are
+    /// atomic and in order: all events before it are there too.
+    pub async fn last_position(
+        &self,
+        epoch: Uuid,
+        within: &Footprint,
+        from: Position,
+    ) -> Result<Option<Position>> {
+        let buckets: Vec<String> = within.buckets.iter().map(i64::to_string).collect();
+        let rows = self
+            .query(&format!(
+                "SELECT commit_lsn, ordinal FROM {} WHERE epoch = '{epoch}' AND bucket_30m IN ({}) \
+                 AND event_ts BETWEEN TIMESTAMP_MICROS({}) AND TIMESTAMP_MICROS({}) AND commit_lsn >= {} \
+                 ORDER BY commit_lsn DESC, ordinal DESC LIMIT 1",
+                self.config.sql_table(),
+                buckets.join(", "),
+                within.event_ts_min,
+                within.event_ts_max,
+                from.commit_lsn.0,
+            ))
+            .await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let number = |index: usize| {
+            let cell = row.columns.as_ref()?.get(index)?.value.as_ref()?;
+            cell.as_str().map_or_else(|| cell.as_u64(), |text| text.parse().ok())
         };
-        Ok(Credentials(Some(Arc::new(authenticator))))
+        match (number(0), number(1)) {
+            (Some(commit_lsn), Some(ordinal)) => {
+                Ok(Some(Position { commit_lsn: Lsn(commit_lsn), ordinal }).filter(|last| *last >= from))
+            }
+            _ => Err(Error::new(
+                Kind::Protocol,
+                format!("{} gave a position in another shape", self.config.address()),
+            )),
+        }
     }
 
-    /// A bearer token, unless nobody is asked for one.
-    pub async fn token(&self) -> Result<Option<String>, yup_oauth2::Error> {
-        let Some(authenticator) = &self.0 else { return Ok(None) };
-        let token = authenticator.token(&SCOPES).await?;
-        Ok(token.token().map(str::to_owned))
+    /// Runs a statement that gives few rows, never from the query cache.
+    async fn query(&self, sql: &str) -> Result<Vec<TableRow>> {
+        let mut request = QueryRequest::new(sql);
+        request.use_query_cache = Some(false);
+        request.timeout_ms = Some(QUERY_WITHIN.as_millis() as i32);
+        let answer = self
+            .client
+            .job()
+            .query(&self.config.project_id, request)
+            .await
+            .map_err(|error| self.failed("cannot be queried", error))?;
+        if answer.job_complete == Some(false) {
+            let message = format!("a query on {} took longer than {QUERY_WITHIN:?}", self.config.address());
+            return Err(Error::new(Kind::Unavailable, message));
+        }
+        Ok(answer.rows.unwrap_or_default())
     }
-}
 
-#[async_trait]
-impl Authenticator for Credentials {
-    async fn access_token(&self) -> Result<String, BQError> {
-        // an emulator takes any
-        Ok(self.token().await?.unwrap_or_else(|| "none".to_owned()))
-    }
-}
-
-/// A client for tables, datasets and queries.
-pub async fn client(config: &BigQueryConfig, credentials: &Credentials) -> Result<Client> {
-    let mut builder = ClientBuilder::new();
-    if let Some(url) = &config.rest_url {
-        builder.with_v2_base_url(format!("{}/bigquery/v2", url.trim_end_matches('/')));
-    }
-    let http = reqwest::Client::builder().timeout(DEADLINE).build();
-    let http = http.map_err(|error| Error::new(Kind::Setup, "BigQuery: no HTTP client").because(error))?;
-    builder.with_client(http);
-    builder.build_from_authenticator(Arc::new(credentials.clone())).await.map_err(error)
-}
-
-/// What was asked for, or `None` when it is not there.
-pub fn found<T>(answer: Result<T, BQError>) -> Result<Option<T>> {
-    match answer {
-        Ok(found) => Ok(Some(found)),
-        Err(BQError::ResponseError { error }) if error.error.code == 404 => Ok(None),
-        Err(other) => Err(error(other)),
+    fn failed(&self, what: &str, error: BQError) -> Error {
+        failed(&self.config, what, error)
     }
 }
 
-/// Made now, or there already because somebody else was quicker.
-pub fn created(answer: Result<(), BQError>) -> Result<()> {
-    match answer {
-        Err(BQError::ResponseError { error }) if error.error.code == 409 => Ok(()),
-        other => other.map_err(error),
+fn code(error: &BQError) -> Option<i64> {
+    match error {
+        BQError::ResponseError { error } => Some(error.error.code),
+        _ => None,
     }
 }
 
-/// Sorts a REST error by what can be done about it.
-pub fn error(error: BQError) -> Error {
-    let (kind, message) = match &error {
+fn failed(config: &BigQueryConfig, what: &str, error: BQError) -> Error {
+    let new = |kind| Error::new(kind, format!("{} {what}", config.address()));
+    match error {
         BQError::ResponseError { error } => {
-            let kind = match error.error.code {
-                408 | 429 | 500.. => Kind::Unavailable,
-                _ => Kind::Setup,
-            };
-            (kind, format!("BigQuery answers {}: {}", error.error.code, error.error.message))
+            let cause = format!("{} ({})", error.error.message, error.error.code);
+            match error.error.code {
+                401 | 403 => new(Kind::Setup).because(cause).hint(ROLES),
+                429 | 500.. => new(Kind::Unavailable).because(cause),
+                _ => new(Kind::Setup).because(cause),
+            }
         }
-        BQError::RequestError(_) => (Kind::Unavailable, "BigQuery cannot be reached".to_owned()),
-        BQError::YupAuthError(_) | BQError::AuthError(_) | BQError::NoToken => {
-            (Kind::Setup, "BigQuery: no token for these credentials".to_owned())
-        }
-        _ => (Kind::Protocol, "BigQuery gives an answer that is not understood".to_owned()),
-    };
-    Error::new(kind, message).because(error)
+        BQError::YupAuthError(error) => token_error(error),
+        BQError::RequestError(error) => new(Kind::Unavailable).because(error),
+        error => new(Kind::Protocol).because(error),
+    }
 }
+
+/// What the account needs.
+pub const ROLES: &str = "give the account roles/bigquery.dataEditor on the dataset and roles/bigquery.jobUser on the project; to make the dataset it needs roles/bigquery.user too";

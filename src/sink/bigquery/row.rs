@@ -1,79 +1,309 @@
-//! A row on the wire: protobuf by hand, straight from the batch, one allocation a row (the request wants a
-//! vector of each).
+//! Events as rows of the Storage Write service: protocol buffer messages, and their descriptor.
 
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::ProtoSchema;
 use prost::encoding::{WireType, encode_key, encode_varint};
-use uuid::Uuid;
+use prost_types::field_descriptor_proto::{Label, Type};
+use prost_types::{DescriptorProto, FieldDescriptorProto};
 
-use super::table::bucket_30m;
-use crate::batch::{Batch, Event};
+use super::column::{COLUMNS, Column, ColumnType, Record, Value};
 
-/// What is the same for all rows of an append.
-pub struct Common<'a> {
-    /// The epoch's id as text.
-    pub epoch: &'a str,
-    /// Microseconds since 1970.
-    pub ingested_at: i64,
+/// What the service must know to read the rows.
+pub fn schema() -> ProtoSchema {
+    let field = |(index, column): (usize, &Column)| FieldDescriptorProto {
+        name: Some(column.name.to_owned()),
+        number: Some(index as i32 + 1),
+        label: Some(if column.required { Label::Required } else { Label::Optional } as i32),
+        r#type: Some(match column.kind {
+            ColumnType::Int64 | ColumnType::Timestamp => Type::Int64,
+            ColumnType::Float64 => Type::Double,
+            ColumnType::String | ColumnType::Json => Type::String,
+        } as i32),
+        ..Default::default()
+    };
+    ProtoSchema {
+        proto_descriptor: Some(DescriptorProto {
+            name: Some("EngagementEvent".into()),
+            field: COLUMNS.iter().enumerate().map(field).collect(),
+            ..Default::default()
+        }),
+    }
 }
 
-/// The row of an event. Field numbers are places in [`super::table::COLUMNS`], from 1.
-pub fn encode(batch: &Batch, event: &Event, common: &Common<'_>) -> Vec<u8> {
-    let content = event.content.as_deref();
-    let text = |span: Option<crate::batch::Span>| span.map(|span| batch.text(span));
-    let payload_bytes = event.raw_payload.map_or(0, |span| batch.text(span).len());
-    let title_bytes = content.map_or(0, |content| content.title.len() + content.slug.len());
-    let mut row = Row(Vec::with_capacity(256 + payload_bytes + title_bytes));
-    row.int(1, Some(event.id));
-    row.uuid(2, event.content_id);
-    row.uuid(3, event.user_id);
-    row.text(4, text(event.event_type));
-    row.int(5, Some(event.event_ts));
-    row.int(6, event.duration_ms);
-    row.text(7, text(event.device));
-    row.text(8, text(event.raw_payload));
-    row.int(9, event.raw_payload_bytes.map(i64::from));
-    row.text(10, content.map(|content| content.slug.as_str()));
-    row.text(11, content.map(|content| content.title.as_str()));
-    row.text(12, content.and_then(|content| content.content_type.as_deref()));
-    row.int(13, content.and_then(|content| content.length_seconds).map(i64::from));
-    row.int(14, content.and_then(|content| content.publish_ts));
-    row.float(15, event.engagement_seconds());
-    row.float(16, event.engagement_pct());
-    row.int(17, Some(event.commit_ts));
-    row.int(18, Some(event.position.commit_lsn.0.cast_signed()));
-    row.int(19, Some(event.position.ordinal.cast_signed()));
-    row.int(20, Some(bucket_30m(event.event_ts)));
-    row.text(21, Some(common.epoch));
-    row.int(22, Some(common.ingested_at));
-    row.0
+/// Encodes rows.
+#[derive(Default)]
+pub struct Encoder {
+    row: Vec<u8>,
 }
 
-struct Row(Vec<u8>);
+impl Encoder {
+    /// The row's message: one allocation, of its very size.
+    pub fn encode(&mut self, record: &Record<'_>) -> Vec<u8> {
+        self.row.clear();
+        for (number, column) in (1..).zip(&COLUMNS) {
+            self.put(number, (column.read)(record));
+        }
+        self.row.as_slice().to_vec()
+    }
 
-impl Row {
-    fn int(&mut self, field: u32, value: Option<i64>) {
-        if let Some(value) = value {
-            encode_key(field, WireType::Varint, &mut self.0);
-            encode_varint(value.cast_unsigned(), &mut self.0);
+    fn put(&mut self, number: u32, value: Value<'_>) {
+        let row = &mut self.row;
+        match value {
+            Value::Null => {}
+            Value::Int(int) => {
+                encode_key(number, WireType::Varint, row);
+                encode_varint(int as u64, row);
+            }
+            Value::Float(float) => {
+                encode_key(number, WireType::SixtyFourBit, row);
+                row.extend_from_slice(&float.to_le_bytes());
+            }
+            Value::Text(text) => put_text(number, text, row),
+            Value::Id(id) => put_text(number, id.hyphenated().encode_lower(&mut [0; 36]), row),
+        }
+    }
+}
+
+fn put_text(number: u32, text: &str, row: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, row);
+    encode_varint(text.len() as u64, row);
+    row.extend_from_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use prost::Message;
+    use uuid::Uuid;
+
+    use gcp_bigquery_client::model::table_field_schema::TableFieldSchema;
+
+    use super::super::config::BigQueryConfig;
+    use super::super::table;
+    use super::*;
+    use crate::batch::{Batch, BatchBuilder, Event, Row};
+    use crate::lsn::{Lsn, Mark, Position};
+    use crate::model::content::Content;
+
+    /// The message as a reader writes it down who knows the columns only from their documentation.
+    #[derive(Clone, PartialEq, Message)]
+    struct Decoded {
+        #[prost(int64, required, tag = "1")]
+        event_id: i64,
+        #[prost(string, optional, tag = "2")]
+        content_id: Option<String>,
+        #[prost(string, optional, tag = "3")]
+        user_id: Option<String>,
+        #[prost(string, optional, tag = "4")]
+        event_type: Option<String>,
+        #[prost(int64, required, tag = "5")]
+        event_ts: i64,
+        #[prost(int64, optional, tag = "6")]
+        duration_ms: Option<i64>,
+        #[prost(string, optional, tag = "7")]
+        device: Option<String>,
+        #[prost(string, optional, tag = "8")]
+        raw_payload: Option<String>,
+        #[prost(int64, optional, tag = "9")]
+        raw_payload_bytes: Option<i64>,
+        #[prost(string, optional, tag = "10")]
+        slug: Option<String>,
+        #[prost(string, optional, tag = "11")]
+        title: Option<String>,
+        #[prost(string, optional, tag = "12")]
+        content_type: Option<String>,
+        #[prost(int64, optional, tag = "13")]
+        length_seconds: Option<i64>,
+        #[prost(int64, optional, tag = "14")]
+        publish_ts: Option<i64>,
+        #[prost(double, optional, tag = "15")]
+        engagement_seconds: Option<f64>,
+        #[prost(double, optional, tag = "16")]
+        engagement_pct: Option<f64>,
+        #[prost(int64, required, tag = "17")]
+        commit_ts: i64,
+        #[prost(int64, required, tag = "18")]
+        commit_lsn: i64,
+        #[prost(int64, required, tag = "19")]
+        ordinal: i64,
+        #[prost(string, required, tag = "20")]
+        epoch: String,
+        #[prost(int64, required, tag = "21")]
+        bucket_30m: i64,
+        #[prost(int64, required, tag = "22")]
+        ingested_at: i64,
+    }
+
+    fn batch(fill: impl FnOnce(&mut BatchBuilder) -> Event) -> Batch {
+        let mut builder = BatchBuilder::new(Mark::default());
+        builder.intern("what stands before");
+        let event = fill(&mut builder);
+        builder.push(Row::Event(event));
+        builder.finish(false)
+    }
+
+    fn empty_event() -> Event {
+        Event {
+            position: Position { commit_lsn: Lsn(7), ordinal: 3 },
+            commit_ts: 11,
+            id: 5,
+            content_id: None,
+            user_id: None,
+            event_type: None,
+            event_ts: -1,
+            duration_ms: None,
+            device: None,
+            raw_payload: None,
+            raw_payload_bytes: None,
+            content: None,
         }
     }
 
-    fn float(&mut self, field: u32, value: Option<f64>) {
-        if let Some(value) = value {
-            encode_key(field, WireType::SixtyFourBit, &mut self.0);
-            self.0.extend_from_slice(&value.to_le_bytes());
+    fn full_event(builder: &mut BatchBuilder) -> Event {
+        Event {
+            content_id: Some(Uuid::from_u128(1)),
+            user_id: Some(Uuid::from_u128(2)),
+            event_type: Some(builder.intern("play")),
+            duration_ms: Some(1_500),
+            device: Some(builder.intern("tv")),
+            raw_payload: Some(builder.intern("{}")),
+            raw_payload_bytes: Some(2),
+            content: Some(Arc::new(Content {
+                id: Uuid::from_u128(1),
+                slug: "s".into(),
+                title: "t".into(),
+                content_type: Some("video".into()),
+                length_seconds: Some(3),
+                publish_ts: Some(-9),
+            })),
+            ..empty_event()
         }
     }
 
-    fn text(&mut self, field: u32, value: Option<&str>) {
-        if let Some(value) = value {
-            encode_key(field, WireType::LengthDelimited, &mut self.0);
-            encode_varint(value.len() as u64, &mut self.0);
-            self.0.extend_from_slice(value.as_bytes());
+    fn record(batch: &Batch) -> Record<'_> {
+        Record { event: batch.events().next().unwrap(), batch, epoch: "e", ingested_at: 13 }
+    }
+
+    #[test]
+    fn a_columns_values_are_of_its_type_and_null_only_where_it_may_be() {
+        let full = batch(full_event);
+        let empty = batch(|_| empty_event());
+        for column in &COLUMNS {
+            let of_type = |value| {
+                matches!(
+                    (value, column.kind),
+                    (Value::Int(_), ColumnType::Int64 | ColumnType::Timestamp)
+                        | (Value::Float(_), ColumnType::Float64)
+                        | (Value::Text(_), ColumnType::String | ColumnType::Json)
+                        | (Value::Id(_), ColumnType::String)
+                )
+            };
+            assert!(of_type((column.read)(&record(&full))), "{}", column.name);
+            let least = (column.read)(&record(&empty));
+            assert_eq!(least == Value::Null, !column.required, "{}", column.name);
         }
     }
 
-    fn uuid(&mut self, field: u32, value: Option<Uuid>) {
-        let mut buffer = Uuid::encode_buffer();
-        self.text(field, value.map(|value| &*value.hyphenated().encode_lower(&mut buffer)));
+    #[test]
+    fn table_and_descriptor_have_the_same_columns() {
+        let table = table::wanted(&BigQueryConfig::default());
+        let columns = table.schema.fields().clone().unwrap();
+        let fields = schema().proto_descriptor.unwrap().field;
+        assert_eq!(columns.len(), fields.len());
+        let line = |(column, field): (&TableFieldSchema, &FieldDescriptorProto)| {
+            assert_eq!(column.name, field.name());
+            let (kind, mode) = (format!("{:?}", column.r#type), column.mode.clone().unwrap_or_default());
+            let (name, number) = (field.name(), field.number());
+            format!("{number:2} {name:18} {kind:9} {mode:8} {:?} {:?}", field.label(), field.r#type())
+        };
+        let lines: Vec<String> = columns.iter().zip(&fields).map(line).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+         1 event_id           Integer   REQUIRED Required Int64
+         2 content_id         String    NULLABLE Optional String
+         3 user_id            String    NULLABLE Optional String
+         4 event_type         String    NULLABLE Optional String
+         5 event_ts           Timestamp REQUIRED Required Int64
+         6 duration_ms        Integer   NULLABLE Optional Int64
+         7 device             String    NULLABLE Optional String
+         8 raw_payload        Json      NULLABLE Optional String
+         9 raw_payload_bytes  Integer   NULLABLE Optional Int64
+        10 slug               String    NULLABLE Optional String
+        11 title              String    NULLABLE Optional String
+        12 content_type       String    NULLABLE Optional String
+        13 length_seconds     Integer   NULLABLE Optional Int64
+        14 publish_ts         Timestamp NULLABLE Optional Int64
+        15 engagement_seconds Float     NULLABLE Optional Double
+        16 engagement_pct     Float     NULLABLE Optional Double
+        17 commit_ts          Timestamp REQUIRED Required Int64
+        18 commit_lsn         Integer   REQUIRED Required Int64
+        19 ordinal            Integer   REQUIRED Required Int64
+        20 epoch              String    REQUIRED Required String
+        21 bucket_30m         Integer   REQUIRED Required Int64
+        22 ingested_at        Timestamp REQUIRED Required Int64
+        ");
+    }
+
+    fn any_text() -> impl Strategy<Value = Option<String>> {
+        proptest::option::of(any::<String>())
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_reads_back_as_it_was(
+            (id, lsn, ordinal, event_ts, commit_ts) in any::<(i64, u64, u64, i64, i64)>(),
+            ids in any::<(Option<u128>, Option<u128>)>(),
+            numbers in any::<(Option<u32>, Option<u32>, Option<i32>, Option<i64>)>(),
+            texts in (any_text(), any_text(), any_text(), any_text()),
+            content in proptest::option::of((any::<String>(), any::<String>())),
+        ) {
+            let length_seconds = numbers.2;
+            let content = content.map(|(slug, title)| Arc::new(Content {
+                id: Uuid::from_u128(9), slug, title, content_type: texts.3.clone(), length_seconds, publish_ts: numbers.3,
+            }));
+            let batch = batch(|builder| Event {
+                position: Position { commit_lsn: Lsn(lsn), ordinal },
+                commit_ts,
+                id,
+                content_id: ids.0.map(Uuid::from_u128),
+                user_id: ids.1.map(Uuid::from_u128),
+                event_type: texts.0.as_deref().map(|text| builder.intern(text)),
+                event_ts,
+                duration_ms: numbers.0.map(i64::from),
+                device: texts.1.as_deref().map(|text| builder.intern(text)),
+                raw_payload: texts.2.as_deref().map(|text| builder.intern(text)),
+                raw_payload_bytes: numbers.1,
+                content: content.clone(),
+            });
+            let event = batch.events().next().unwrap();
+            let mut encoder = Encoder::default();
+            encoder.encode(&record(&batch));
+            let row = encoder.encode(&record(&batch));
+            let wanted = Decoded {
+                event_id: id,
+                content_id: ids.0.map(|id| Uuid::from_u128(id).to_string()),
+                user_id: ids.1.map(|id| Uuid::from_u128(id).to_string()),
+                event_type: texts.0,
+                event_ts,
+                duration_ms: numbers.0.map(i64::from),
+                device: texts.1,
+                raw_payload: texts.2,
+                raw_payload_bytes: numbers.1.map(i64::from),
+                slug: content.as_ref().map(|content| content.slug.clone()),
+                title: content.as_ref().map(|content| content.title.clone()),
+                content_type: content.as_ref().and_then(|content| content.content_type.clone()),
+                length_seconds: content.as_ref().and(length_seconds).map(i64::from),
+                publish_ts: content.as_ref().and(numbers.3),
+                engagement_seconds: event.engagement_seconds(),
+                engagement_pct: event.engagement_pct(),
+                commit_ts,
+                commit_lsn: lsn as i64,
+                ordinal: ordinal as i64,
+                epoch: "e".into(),
+                bucket_30m: crate::sink::bigquery::column::bucket_30m(event_ts),
+                ingested_at: 13,
+            };
+            prop_assert_eq!(Decoded::decode(row.as_slice()).unwrap(), wanted);
+        }
     }
 }

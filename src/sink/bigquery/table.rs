@@ -1,8 +1,6 @@
-//! The table: one list of columns, from which the schema, the wire's descriptor and the rows are made.
+//! The table as it must be, and how one that is there differs.
 
-use gcp_bigquery_client::Client;
 use gcp_bigquery_client::model::clustering::Clustering;
-use gcp_bigquery_client::model::dataset::Dataset;
 use gcp_bigquery_client::model::field_type::FieldType;
 use gcp_bigquery_client::model::range_partitioning::RangePartitioning;
 use gcp_bigquery_client::model::range_partitioning_range::RangePartitioningRange;
@@ -10,227 +8,313 @@ use gcp_bigquery_client::model::table::Table;
 use gcp_bigquery_client::model::table_field_schema::TableFieldSchema;
 use gcp_bigquery_client::model::table_schema::TableSchema;
 use gcp_bigquery_client::model::time_partitioning::TimePartitioning;
-use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, FieldDescriptorProto};
 
-use super::rest;
-use super::{BigQueryConfig, Partitioning};
+use super::column::{BUCKETS, COLUMNS, Column, ColumnType};
+use super::config::{BigQueryConfig, Partitioning};
 use crate::error::{Error, Kind, Result};
+use crate::finding::Finding;
 
-/// Half hours in the ring: 200 days. BigQuery allows 10,000 partitions.
-pub const BUCKETS: i64 = 9_600;
-const BUCKET_SECONDS: i64 = 1_800;
 const CLUSTERING: [&str; 2] = ["content_type", "event_type"];
 
-/// What a column holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holds {
-    /// INT64.
-    Int,
-    /// FLOAT64.
-    Float,
-    /// STRING.
-    Text,
-    /// TIMESTAMP; on the wire microseconds since 1970.
-    Time,
-    /// JSON; on the wire text.
-    Json,
-}
-
-/// A column. Its place in [`COLUMNS`], from 1, is its number on the wire.
-#[derive(Debug, Clone, Copy)]
-pub struct Column {
-    /// Its name.
-    pub name: &'static str,
-    /// What it holds.
-    pub holds: Holds,
-    /// Whether it is never NULL.
-    pub required: bool,
-}
-
-const fn required(name: &'static str, holds: Holds) -> Column {
-    Column { name, holds, required: true }
-}
-
-const fn nullable(name: &'static str, holds: Holds) -> Column {
-    Column { name, holds, required: false }
-}
-
-/// The columns, in the order of the wire.
-pub const COLUMNS: [Column; 22] = [
-    required("event_id", Holds::Int),
-    nullable("content_id", Holds::Text),
-    nullable("user_id", Holds::Text),
-    nullable("event_type", Holds::Text),
-    required("event_ts", Holds::Time),
-    nullable("duration_ms", Holds::Int),
-    nullable("device", Holds::Text),
-    nullable("raw_payload", Holds::Json),
-    nullable("raw_payload_bytes", Holds::Int),
-    nullable("slug", Holds::Text),
-    nullable("title", Holds::Text),
-    nullable("content_type", Holds::Text),
-    nullable("length_seconds", Holds::Int),
-    nullable("publish_ts", Holds::Time),
-    nullable("engagement_seconds", Holds::Float),
-    nullable("engagement_pct", Holds::Float),
-    required("commit_ts", Holds::Time),
-    required("commit_lsn", Holds::Int),
-    required("ordinal", Holds::Int),
-    required("bucket_30m", Holds::Int),
-    required("epoch", Holds::Text),
-    required("ingested_at", Holds::Time),
-];
-
-/// The half hour of a time, on the ring of [`BUCKETS`]: what `MOD(DIV(unix_seconds, 1800), 9600)` gives from
-/// 1970 on, and the same ring before.
-pub fn bucket_30m(event_ts: i64) -> i64 {
-    event_ts.div_euclid(BUCKET_SECONDS * 1_000_000).rem_euclid(BUCKETS)
-}
-
-/// The rows' form on the wire.
-pub fn descriptor() -> DescriptorProto {
-    let field = |(column, number): (&Column, i32)| FieldDescriptorProto {
-        name: Some(column.name.to_owned()),
-        number: Some(number),
-        label: Some(if column.required { Label::Required } else { Label::Optional } as i32),
-        r#type: Some(match column.holds {
-            Holds::Int | Holds::Time => Type::Int64,
-            Holds::Float => Type::Double,
-            Holds::Text | Holds::Json => Type::String,
-        } as i32),
-        ..Default::default()
-    };
-    DescriptorProto {
-        name: Some("Row".to_owned()),
-        field: COLUMNS.iter().zip(1..).map(field).collect(),
-        ..Default::default()
-    }
-}
-
-/// Makes dataset and table when they are missing; kind `Setup` when the table is there in another shape.
-pub async fn prepare(client: &Client, config: &BigQueryConfig) -> Result<()> {
-    if rest::found(client.dataset().get(&config.project_id, &config.dataset).await)?.is_none() {
-        let dataset = Dataset::new(&config.project_id, &config.dataset);
-        rest::created(client.dataset().create(dataset).await.map(drop))?;
-    }
-    if find(client, config).await?.is_none() {
-        rest::created(client.table().create(wanted(config)).await.map(drop))?;
-    }
-    let table = find(client, config).await?.ok_or_else(|| missing(config))?;
-    check_shape(&table, config)
-}
-
-/// The table, if there is one.
-pub async fn find(client: &Client, config: &BigQueryConfig) -> Result<Option<Table>> {
-    let table = client.table().get(&config.project_id, &config.dataset, &config.table, None).await;
-    rest::found(table)
-}
-
-fn missing(config: &BigQueryConfig) -> Error {
-    Error::new(Kind::Unavailable, format!("BigQuery: table {} is not there yet", config.table_name()))
-}
-
-fn wanted(config: &BigQueryConfig) -> Table {
-    let fields = COLUMNS
-        .iter()
-        .map(|column| TableFieldSchema {
-            mode: Some(if column.required { "REQUIRED" } else { "NULLABLE" }.to_owned()),
-            ..TableFieldSchema::new(column.name, field_type(column.holds))
-        })
-        .collect();
+/// The table as walcast makes it.
+pub fn wanted(config: &BigQueryConfig) -> Table {
+    let fields = COLUMNS.iter().map(field).collect();
     let mut table = Table::new(&config.project_id, &config.dataset, &config.table, TableSchema::new(fields));
-    table.clustering = Some(Clustering { fields: Some(CLUSTERING.map(str::to_owned).to_vec()) });
+    table.description =
+        Some("Engagement events with their content, one row an event; written by walcast".into());
+    table.clustering =
+        Some(Clustering { fields: Some(CLUSTERING.iter().map(|name| (*name).to_owned()).collect()) });
     match config.partitioning {
         Partitioning::HalfHour => {
-            let range = RangePartitioningRange {
-                start: "0".to_owned(),
-                end: BUCKETS.to_string(),
-                interval: "1".to_owned(),
-            };
-            table.range_partitioning =
-                Some(RangePartitioning { field: Some("bucket_30m".to_owned()), range: Some(range) });
+            table.range_partitioning = Some(RangePartitioning {
+                field: Some("bucket_30m".into()),
+                range: Some(RangePartitioningRange {
+                    start: "0".into(),
+                    end: BUCKETS.to_string(),
+                    interval: "1".into(),
+                }),
+            });
         }
         Partitioning::Hour => {
-            table.time_partitioning = Some(TimePartitioning {
-                r#type: "HOUR".to_owned(),
-                field: Some("event_ts".to_owned()),
-                ..Default::default()
-            });
+            table.time_partitioning = Some(TimePartitioning::per_hour().field("event_ts"));
         }
     }
     table
 }
 
-/// Refuses a table that does not have our columns, partitions and clustering; columns besides ours may be
-/// there as long as they may be NULL.
-pub fn check_shape(table: &Table, config: &BigQueryConfig) -> Result<()> {
-    let name = config.table_name();
-    let refuse = |message: String| {
-        Err(Error::new(Kind::Setup, format!("BigQuery: table {name} {message}")).hint(format!(
-            "set bigquery.table to another name, or mend or drop {name}; walcast makes it when it is missing"
-        )))
-    };
-    let found = table.schema.fields().clone().unwrap_or_default();
-    for column in COLUMNS {
-        let Some(field) = found.iter().find(|field| field.name == column.name) else {
-            return refuse(format!("has no column {}", column.name));
-        };
-        if !same_type(&field.r#type, column.holds) {
-            return refuse(format!(
-                "has column {} of type {:?}, not {:?}",
-                column.name,
-                field.r#type,
-                field_type(column.holds)
-            ));
-        }
+/// Kind `Setup`, naming the first difference and its fix, when rows cannot be written to `table` as they are
+/// meant. Columns of the user's own are welcome as long as they may be NULL.
+pub fn verify(config: &BigQueryConfig, table: &Table) -> Result<()> {
+    let fields = table.schema.fields().as_deref().unwrap_or_default();
+    for column in &COLUMNS {
+        let found = fields.iter().find(|field| field.name.eq_ignore_ascii_case(column.name));
+        verify_column(config, column, found)?;
     }
-    let foreign = |field: &&TableFieldSchema| COLUMNS.iter().all(|column| column.name != field.name);
-    if let Some(field) = found.iter().filter(foreign).find(|field| field.mode.as_deref() == Some("REQUIRED"))
-    {
-        return refuse(format!(
-            "has a column {} that may not be NULL and that walcast does not fill",
+    let ours = |field: &&TableFieldSchema| COLUMNS.iter().any(|c| c.name.eq_ignore_ascii_case(&field.name));
+    if let Some(field) = fields.iter().find(|field| !ours(field) && is_required(field)) {
+        return Err(differs(
+            config,
+            &format!("column {} is REQUIRED, and walcast does not know it", field.name),
+        )
+        .hint(format!(
+            "ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL",
+            config.sql_table(),
             field.name
-        ));
+        )));
     }
-    check_partitions(table, config).or_else(refuse)
+    verify_partitioning(config, table)
 }
 
-fn check_partitions(table: &Table, config: &BigQueryConfig) -> Result<(), String> {
-    let by_range = table.range_partitioning.as_ref().and_then(|range| range.field.as_deref());
-    let by_time = table.time_partitioning.as_ref().map(|time| (time.r#type.as_str(), time.field.as_deref()));
-    let right = match config.partitioning {
-        Partitioning::HalfHour => by_range == Some("bucket_30m"),
-        Partitioning::Hour => by_time == Some(("HOUR", Some("event_ts"))),
+/// What the operator is told of a table that is as it must be.
+pub fn describe(table: &Table) -> String {
+    format!("has walcast's columns, is partitioned by {}", partitioning(table))
+}
+
+/// A warning when the table will be full one day: BigQuery keeps 10,000 partitions at most.
+pub fn lifetime(config: &BigQueryConfig, table: &Table) -> Option<Finding> {
+    let time = table.time_partitioning.as_ref()?;
+    time.expiration_ms.is_none().then(|| {
+        Finding::warn(
+            config.address(),
+            "takes no more rows after 416 days: 10,000 hours are all partitions that a table can have",
+            format!("ALTER TABLE {} SET OPTIONS (partition_expiration_days = 400)", config.sql_table()),
+        )
+    })
+}
+
+fn verify_column(config: &BigQueryConfig, column: &Column, found: Option<&TableFieldSchema>) -> Result<()> {
+    let (name, kind, table) = (column.name, sql_type(column.kind), config.sql_table());
+    let Some(found) = found else {
+        let error = differs(config, &format!("column {name} {kind} is missing"));
+        return Err(match column.required {
+            true => error.hint(another_table(config)),
+            false => error.hint(format!("ALTER TABLE {table} ADD COLUMN {name} {kind}")),
+        });
     };
-    if !right {
-        return Err(format!("is not partitioned as bigquery.partitioning = {} says", config.partitioning));
+    if type_of(&found.r#type) != Some(column.kind) {
+        let has = format!("{:?}", found.r#type).to_uppercase();
+        return Err(
+            differs(config, &format!("column {name} is {has}, not {kind}")).hint(another_table(config))
+        );
     }
-    let clustering =
-        table.clustering.as_ref().and_then(|clustering| clustering.fields.clone()).unwrap_or_default();
-    if clustering != CLUSTERING {
-        return Err(format!("is not clustered by {}", CLUSTERING.join(", ")));
+    match (is_required(found), column.required) {
+        (true, false) => Err(differs(config, &format!("column {name} is REQUIRED, not NULLABLE"))
+            .hint(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL"))),
+        (false, true) => Err(differs(config, &format!("column {name} is {}, not REQUIRED", mode(found)))
+            .hint(another_table(config))),
+        _ if mode(found) == "REPEATED" => {
+            Err(differs(config, &format!("column {name} is REPEATED")).hint(another_table(config)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn verify_partitioning(config: &BigQueryConfig, table: &Table) -> Result<()> {
+    let (has, wants) = (partitioning(table), partitioning(&wanted(config)));
+    if has != wants {
+        return Err(differs(config, &format!("it is partitioned by {has}, not by {wants}"))
+            .hint(format!("set bigquery.partitioning to what it has, or {}", another_table(config))));
+    }
+    let clustering = table.clustering.as_ref().and_then(|clustering| clustering.fields.as_deref());
+    if clustering.unwrap_or_default() != CLUSTERING {
+        let has = clustering.map_or("nothing".to_owned(), |fields| fields.join(", "));
+        return Err(differs(config, &format!("it is clustered by {has}, not by {}", CLUSTERING.join(", ")))
+            .hint(format!(
+                "bq update --clustering_fields={} {}:{}.{}",
+                CLUSTERING.join(","),
+                config.project_id,
+                config.dataset,
+                config.table
+            )));
     }
     Ok(())
 }
 
-fn field_type(holds: Holds) -> FieldType {
-    match holds {
-        Holds::Int => FieldType::Int64,
-        Holds::Float => FieldType::Float64,
-        Holds::Text => FieldType::String,
-        Holds::Time => FieldType::Timestamp,
-        Holds::Json => FieldType::Json,
+fn differs(config: &BigQueryConfig, how: &str) -> Error {
+    Error::new(Kind::Setup, format!("{} is another table than walcast writes: {how}", config.address()))
+}
+
+fn another_table(config: &BigQueryConfig) -> String {
+    format!(
+        "name another table in bigquery.table, or put this one aside: ALTER TABLE {} RENAME TO {}_before",
+        config.sql_table(),
+        config.table
+    )
+}
+
+fn partitioning(table: &Table) -> String {
+    if let Some(RangePartitioning { field, range: Some(range) }) = &table.range_partitioning {
+        let field = field.as_deref().unwrap_or_default();
+        return format!("{field} from {} to {} in steps of {}", range.start, range.end, range.interval);
+    }
+    match &table.time_partitioning {
+        Some(time) => format!("{} of {}", time.r#type, time.field.as_deref().unwrap_or("_PARTITIONTIME")),
+        None => "nothing".to_owned(),
     }
 }
 
-fn same_type(found: &FieldType, holds: Holds) -> bool {
-    matches!(
-        (found, holds),
-        (FieldType::Int64 | FieldType::Integer, Holds::Int)
-            | (FieldType::Float64 | FieldType::Float, Holds::Float)
-            | (FieldType::String, Holds::Text)
-            | (FieldType::Timestamp, Holds::Time)
-            | (FieldType::Json, Holds::Json)
+fn field(column: &Column) -> TableFieldSchema {
+    let mut field = TableFieldSchema::new(
+        column.name,
+        match column.kind {
+            ColumnType::Int64 => FieldType::Integer,
+            ColumnType::Float64 => FieldType::Float,
+            ColumnType::String => FieldType::String,
+            ColumnType::Timestamp => FieldType::Timestamp,
+            ColumnType::Json => FieldType::Json,
+        },
+    );
+    field.mode = Some(if column.required { "REQUIRED" } else { "NULLABLE" }.to_owned());
+    field.description = Some(column.description.to_owned());
+    field
+}
+
+/// The type that a name of BigQuery's (or its older synonym) stands for; `None` for one that no column has.
+fn type_of(field: &FieldType) -> Option<ColumnType> {
+    match field {
+        FieldType::Integer | FieldType::Int64 => Some(ColumnType::Int64),
+        FieldType::Float | FieldType::Float64 => Some(ColumnType::Float64),
+        FieldType::String => Some(ColumnType::String),
+        FieldType::Timestamp => Some(ColumnType::Timestamp),
+        FieldType::Json => Some(ColumnType::Json),
+        _ => None,
+    }
+}
+
+fn sql_type(kind: ColumnType) -> &'static str {
+    match kind {
+        ColumnType::Int64 => "INT64",
+        ColumnType::Float64 => "FLOAT64",
+        ColumnType::String => "STRING",
+        ColumnType::Timestamp => "TIMESTAMP",
+        ColumnType::Json => "JSON",
+    }
+}
+
+fn mode(field: &TableFieldSchema) -> &str {
+    field.mode.as_deref().unwrap_or("NULLABLE")
+}
+
+fn is_required(field: &TableFieldSchema) -> bool {
+    mode(field) == "REQUIRED"
+}
+
+/// The statement that makes `engagement_between`: the rows of a time span, read from its partitions alone.
+pub fn function_sql(config: &BigQueryConfig) -> String {
+    let table = config.sql_table();
+    // whole turns of the ring, more seconds than from the year 1 to 1970: never negative
+    let bucket = |time: &str| format!("MOD(DIV(UNIX_SECONDS({time}) + 62208000000, 1800), {BUCKETS})");
+    let (first, last) = (bucket("from_ts"), bucket("to_ts"));
+    let within_ring = match config.partitioning {
+        Partitioning::Hour => String::new(),
+        Partitioning::HalfHour => format!(
+            " AND (TIMESTAMP_DIFF(to_ts, from_ts, SECOND) >= 1800 * ({BUCKETS} - 1)
+    OR ({first} <= {last} AND bucket_30m BETWEEN {first} AND {last})
+    OR ({first} > {last} AND (bucket_30m >= {first} OR bucket_30m <= {last})))"
+        ),
+    };
+    format!(
+        "CREATE TABLE FUNCTION IF NOT EXISTS `{}.{}`.{FUNCTION}(from_ts TIMESTAMP, to_ts TIMESTAMP) AS
+  SELECT * FROM {table} WHERE event_ts >= from_ts AND event_ts < to_ts{within_ring}",
+        config.project_id, config.dataset
     )
+}
+
+/// The table function's name.
+pub const FUNCTION: &str = "engagement_between";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(partitioning: Partitioning) -> BigQueryConfig {
+        BigQueryConfig { project_id: "acme".into(), partitioning, ..Default::default() }
+    }
+
+    fn change(table: &mut Table, name: &str, change: impl Fn(&mut TableFieldSchema)) {
+        let mut fields = table.schema.fields().clone().unwrap();
+        change(fields.iter_mut().find(|field| field.name == name).unwrap());
+        table.schema = TableSchema::new(fields);
+    }
+
+    #[test]
+    fn what_walcast_makes_passes_and_a_nullable_column_more_too() {
+        for partitioning in [Partitioning::HalfHour, Partitioning::Hour] {
+            let config = config(partitioning);
+            let mut table = wanted(&config);
+            assert!(verify(&config, &table).is_ok());
+            let mut fields = table.schema.fields().clone().unwrap();
+            fields.insert(0, TableFieldSchema::new("note", FieldType::Bytes));
+            table.schema = TableSchema::new(fields);
+            assert!(verify(&config, &table).is_ok());
+        }
+    }
+
+    #[test]
+    fn each_difference_is_named_with_its_fix() {
+        let config = config(Partitioning::HalfHour);
+        type Change = fn(&mut Table);
+        let cases: [(Change, &str, &str); 8] = [
+            (
+                |t| change(t, "device", |f| f.name = "gadget".into()),
+                "column device STRING is missing",
+                "ADD COLUMN device STRING",
+            ),
+            (
+                |t| change(t, "event_id", |f| f.name = "id".into()),
+                "column event_id INT64 is missing",
+                "bigquery.table",
+            ),
+            (
+                |t| change(t, "event_ts", |f| f.r#type = FieldType::Datetime),
+                "event_ts is DATETIME, not TIMESTAMP",
+                "bigquery.table",
+            ),
+            (
+                |t| change(t, "slug", |f| f.mode = Some("REQUIRED".into())),
+                "slug is REQUIRED, not NULLABLE",
+                "DROP NOT NULL",
+            ),
+            (
+                |t| change(t, "slug", |f| f.mode = Some("REPEATED".into())),
+                "slug is REPEATED",
+                "bigquery.table",
+            ),
+            (|t| change(t, "epoch", |f| f.mode = None), "epoch is NULLABLE, not REQUIRED", "bigquery.table"),
+            (
+                |t| {
+                    t.range_partitioning = None;
+                    t.time_partitioning = Some(TimePartitioning::per_day().field("event_ts"));
+                },
+                "partitioned by DAY of event_ts, not by bucket_30m from 0 to 9600 in steps of 1",
+                "bigquery.partitioning",
+            ),
+            (
+                |t| t.clustering = None,
+                "clustered by nothing, not by content_type, event_type",
+                "clustering_fields",
+            ),
+        ];
+        for (change, message, fix) in cases {
+            let mut table = wanted(&config);
+            change(&mut table);
+            let error = verify(&config, &table).unwrap_err();
+            assert_eq!(error.kind(), Kind::Setup);
+            assert!(error.to_string().contains(message), "{error} / {message}");
+            assert!(error.advice().contains(fix), "{} / {fix}", error.advice());
+        }
+    }
+
+    #[test]
+    fn a_required_column_that_walcast_does_not_know_is_refused() {
+        let config = config(Partitioning::Hour);
+        let mut table = wanted(&config);
+        let mut fields = table.schema.fields().clone().unwrap();
+        let mut tenant = TableFieldSchema::new("tenant", FieldType::String);
+        tenant.mode = Some("REQUIRED".into());
+        fields.push(tenant);
+        table.schema = TableSchema::new(fields);
+        let error = verify(&config, &table).unwrap_err();
+        assert!(error.to_string().contains("tenant"), "{error}");
+    }
 }

@@ -1,296 +1,260 @@
-//! A small client of the Storage Write API: pending streams with offsets.
+//! The Storage Write service (gRPC), for streams whose rows stay invisible until they are committed.
 
 use std::time::Duration;
 
-use futures_util::stream;
-use gcp_bigquery_client::google::cloud::bigquery::storage::v1 as api;
-use gcp_bigquery_client::google::rpc;
-use prost::Message;
-use tokio::sync::mpsc;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::big_query_write_client::BigQueryWriteClient;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
+    AppendRowsRequest, AppendRowsResponse, BatchCommitWriteStreamsRequest, BatchCommitWriteStreamsResponse,
+    CreateWriteStreamRequest, FinalizeWriteStreamRequest, GetWriteStreamRequest, WriteStream, write_stream,
+};
+use tokio::time::{Instant, timeout};
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::BigQueryConfig;
-use super::rest::Credentials;
-use super::table::descriptor;
+use super::auth::Credentials;
+use super::config::BigQueryConfig;
+use super::refusal::Refusal;
 use crate::error::{Error, Kind, Result};
-use api::append_rows_request::{ProtoData, Rows};
-use api::append_rows_response::Response;
-use api::big_query_write_client::BigQueryWriteClient;
-use api::storage_error::StorageErrorCode;
+use crate::sink::retry::Backoff;
 
 const GOOGLE: &str = "https://bigquerystorage.googleapis.com";
-const DEADLINE: Duration = Duration::from_secs(30);
-const COMMIT_DEADLINE: Duration = Duration::from_secs(120);
-const RESPONSE_BYTES_MAX: usize = 16 << 20;
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+const COMMIT_WITHIN: Duration = Duration::from_secs(120);
+/// How long a call that fails for a passing reason is tried again before it counts as failed.
+pub const RETRY_FOR: Duration = Duration::from_secs(30);
 
-/// The six calls that we use, each with a deadline.
-pub struct WriteClient {
-    client: BigQueryWriteClient<Channel>,
-    credentials: Credentials,
-    /// `projects/…/datasets/…/tables/…`
-    table: String,
-}
-
-/// What became of appended rows.
-pub enum Appended {
-    /// The stream has them.
-    Stored,
-    /// The stream has none of them, since these rows (index, why) cannot go into the table.
-    Refused(Vec<(usize, String)>),
-}
-
-/// How a commit stands.
+/// What became of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Committed {
-    /// The rows are in the table, now or since an earlier call.
-    Yes,
-    /// The stream is gone: whether it was committed must be asked of the table.
-    StreamGone,
+pub enum Commit {
+    /// The stream's rows are in the table, since now or since an earlier call.
+    Done,
+    /// There is no such stream any more: nobody can commit it now. Whether somebody did, the table knows.
+    Gone,
+}
+
+/// The service for one table. Cheap to clone.
+#[derive(Clone)]
+pub struct WriteClient {
+    stub: BigQueryWriteClient<Channel>,
+    credentials: Credentials,
+    table: String,
+    address: String,
 }
 
 impl WriteClient {
-    /// A client that connects at its first call.
+    /// A client; it connects at its first call.
     pub fn new(config: &BigQueryConfig, credentials: Credentials) -> Result<Self> {
-        let url = config.grpc_url.as_deref().unwrap_or(GOOGLE).to_owned();
-        let wrong = |error| Error::new(Kind::Config, "bigquery.grpc_url is not a URL").because(error);
-        let tls = url.starts_with("https://");
-        let mut endpoint =
-            Endpoint::from_shared(url).map_err(wrong)?.connect_timeout(Duration::from_secs(10));
-        endpoint = endpoint
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10));
-        if tls {
+        let wrong = |error: tonic::transport::Error| {
+            Error::new(Kind::Config, format!("bigquery.grpc_url {:?} cannot be used", config.grpc_url))
+                .because(error)
+        };
+        let url = if config.grpc_url.is_empty() { GOOGLE } else { &config.grpc_url };
+        let mut endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(wrong)?
+            .connect_timeout(CONNECT_WITHIN)
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true);
+        if url.starts_with("https://") {
             endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(wrong)?;
         }
-        let client =
-            BigQueryWriteClient::new(endpoint.connect_lazy()).max_decoding_message_size(RESPONSE_BYTES_MAX);
-        let (project, dataset, table) = (&config.project_id, &config.dataset, &config.table);
-        let table = format!("projects/{project}/datasets/{dataset}/tables/{table}");
-        Ok(WriteClient { client, credentials, table })
-    }
-
-    /// Makes a pending stream: nobody sees its rows before the commit.
-    pub async fn create_stream(&mut self) -> Result<String> {
-        let write_stream =
-            Some(api::WriteStream { r#type: api::write_stream::Type::Pending as i32, ..Default::default() });
-        let message = api::CreateWriteStreamRequest { parent: self.table.clone(), write_stream };
-        let request = self.request(message, "parent", &self.table, DEADLINE).await?;
-        let created = self.client.create_write_stream(request).await.map_err(error)?;
-        Ok(created.into_inner().name)
-    }
-
-    /// Opens the connection that rows are appended over.
-    pub async fn open(&mut self, stream: &str) -> Result<Appender> {
-        let (requests, receiver) = mpsc::channel::<api::AppendRowsRequest>(1);
-        let requests_in_turn = stream::unfold(receiver, async |mut receiver: mpsc::Receiver<_>| {
-            receiver.recv().await.map(|request| (request, receiver))
-        });
-        let request =
-            self.request(Box::pin(requests_in_turn), "write_stream", stream, Duration::ZERO).await?;
-        let mut client = self.client.clone();
-        let stream = stream.to_owned();
-        Ok(Appender {
-            requests,
-            responses: Responses::Opening(tokio::spawn(async move {
-                client.append_rows(request).await.map(tonic::Response::into_inner)
-            })),
-            stream,
-            first: true,
+        Ok(WriteClient {
+            stub: BigQueryWriteClient::new(endpoint.connect_lazy()),
+            credentials,
+            table: config.table_path(),
+            address: config.address(),
         })
     }
 
-    /// Ends a stream; how many rows it has.
-    pub async fn finalize(&mut self, stream: &str) -> Result<i64> {
-        let message = api::FinalizeWriteStreamRequest { name: stream.to_owned() };
-        let request = self.request(message, "name", stream, DEADLINE).await?;
-        let finalized = self.client.finalize_write_stream(request).await.map_err(error)?;
-        Ok(finalized.into_inner().row_count)
+    /// How messages name the table.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
-    /// Puts a finalized stream's rows into the table, all at once. Said again of a committed stream it is
-    /// `Yes` again.
-    pub async fn commit(&mut self, stream: &str) -> Result<Committed> {
-        let message = api::BatchCommitWriteStreamsRequest {
+    /// Makes a pending stream and gives its name.
+    pub async fn create_stream(&self) -> Result<String> {
+        let request = CreateWriteStreamRequest {
+            parent: self.table.clone(),
+            write_stream: Some(WriteStream {
+                r#type: write_stream::Type::Pending as i32,
+                ..Default::default()
+            }),
+        };
+        let made = self
+            .call(("parent", &self.table), ANSWER_WITHIN, request, |mut stub, request| async move {
+                stub.create_write_stream(request).await
+            })
+            .await;
+        let what = format!("{} gives no write stream", self.address);
+        match made {
+            Ok(stream) => Ok(stream.name),
+            // a table just made is not known everywhere at once
+            Err(refusal) if refusal.is_not_found() => Err(Error::new(Kind::Unavailable, what)
+                .because(refusal.message)
+                .hint("a table just made may take a minute; else `walcast check` tells whether it is there")),
+            Err(refusal) => Err(refusal.into_error(what)),
+        }
+    }
+
+    /// Opens an AppendRows call: requests go through `requests`, an answer each, in order.
+    pub async fn append_rows(
+        &self,
+        stream: &str,
+        requests: impl futures_util::Stream<Item = AppendRowsRequest> + Send + 'static,
+    ) -> Result<Response<Streaming<AppendRowsResponse>>, Refusal> {
+        let mut request = Request::new(requests);
+        self.sign(&mut request, ("write_stream", stream)).await?;
+        Ok(self.stub.clone().append_rows(request).await?)
+    }
+
+    /// Ends a stream and checks that it has as many rows as it should.
+    pub async fn finalize(&self, stream: &str, rows: u64) -> Result<()> {
+        let request = FinalizeWriteStreamRequest { name: stream.to_owned() };
+        let ended = self
+            .call(("name", stream), ANSWER_WITHIN, request, |mut stub, request| async move {
+                stub.finalize_write_stream(request).await
+            })
+            .await
+            .map_err(|refusal| refusal.into_error(format!("{} cannot end a write stream", self.address)))?;
+        if ended.row_count != rows as i64 {
+            return Err(Error::new(
+                Kind::Lost,
+                format!("{} has {} rows in a stream that was given {rows}", self.address, ended.row_count),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Makes a finalized stream's rows visible, all at once. May be called again for the same stream.
+    pub async fn commit(&self, stream: &str) -> Result<Commit> {
+        let request = BatchCommitWriteStreamsRequest {
             parent: self.table.clone(),
             write_streams: vec![stream.to_owned()],
         };
-        let request = self.request(message, "parent", &self.table, COMMIT_DEADLINE).await?;
-        let answer = match self.client.batch_commit_write_streams(request).await {
-            Ok(answer) => answer.into_inner(),
-            Err(status) if status.code() == Code::NotFound => return Ok(Committed::StreamGone),
-            Err(status) => return Err(error(status)),
-        };
-        if answer.commit_time.is_some() {
-            return Ok(Committed::Yes);
-        }
-        let refused = answer.stream_errors.first().map(|error| (error.code(), error.error_message.clone()));
-        match refused {
-            Some((StorageErrorCode::StreamAlreadyCommitted, _)) => Ok(Committed::Yes),
-            Some((StorageErrorCode::StreamNotFound, _)) => Ok(Committed::StreamGone),
-            Some((StorageErrorCode::InvalidStreamState, _)) if self.is_committed(stream).await? => {
-                Ok(Committed::Yes)
-            }
-            Some((code, message)) => Err(Error::new(
-                Kind::Lost,
-                format!("BigQuery does not commit a stream: {}: {message}", code.as_str_name()),
-            )),
-            None => Err(Error::new(Kind::Unavailable, "BigQuery neither commits nor refuses a stream")),
+        let answer = self
+            .call(("parent", &self.table), COMMIT_WITHIN, request, |mut stub, request| async move {
+                stub.batch_commit_write_streams(request).await
+            })
+            .await
+            .and_then(committed);
+        let Err(refusal) = answer else { return Ok(Commit::Done) };
+        match refusal.reason {
+            StorageErrorCode::StreamAlreadyCommitted => Ok(Commit::Done),
+            StorageErrorCode::InvalidStreamState => self.was_committed(stream).await,
+            _ if refusal.is_not_found() => Ok(Commit::Gone),
+            _ => Err(refusal.into_error(format!("{} cannot commit a write stream", self.address))),
         }
     }
 
-    async fn is_committed(&mut self, stream: &str) -> Result<bool> {
-        let message = api::GetWriteStreamRequest { name: stream.to_owned(), ..Default::default() };
-        let request = self.request(message, "name", stream, DEADLINE).await?;
-        let found = self.client.get_write_stream(request).await.map_err(error)?;
-        Ok(found.into_inner().commit_time.is_some())
+    /// Whether the service answers us at all.
+    pub async fn probe(&self) -> Result<(), Refusal> {
+        self.stream(&format!("{}/streams/_default", self.table)).await.map(drop)
     }
 
-    /// A request with what Google routes and lets in by. No deadline when it is zero.
-    async fn request<T>(
+    /// A stream in no state to be committed either was so before, or is gone.
+    async fn was_committed(&self, stream: &str) -> Result<Commit> {
+        match self.stream(stream).await {
+            Ok(WriteStream { commit_time: Some(_), .. }) => Ok(Commit::Done),
+            Ok(_) => Err(Error::new(
+                Kind::Unavailable,
+                format!("{} has a write stream that is neither committed nor can be", self.address),
+            )
+            .hint("it is tried again; a stream that nobody commits expires by itself")),
+            Err(refusal) if refusal.is_not_found() => Ok(Commit::Gone),
+            Err(refusal) => Err(refusal.into_error(format!("{} cannot show a write stream", self.address))),
+        }
+    }
+
+    async fn stream(&self, name: &str) -> Result<WriteStream, Refusal> {
+        let request = GetWriteStreamRequest { name: name.to_owned(), ..Default::default() };
+        self.call(("name", name), ANSWER_WITHIN, request, |mut stub, request| async move {
+            stub.get_write_stream(request).await
+        })
+        .await
+    }
+
+    /// Calls again, for a while, what failed for a passing reason. Only for calls that may happen twice.
+    async fn call<Q: Clone, A, F>(
         &self,
-        message: T,
-        name: &str,
-        value: &str,
-        deadline: Duration,
-    ) -> Result<Request<T>> {
-        let mut request = Request::new(message);
-        let metadata = request.metadata_mut();
-        let unusable = |error| {
-            Error::new(Kind::Config, "bigquery: a name has characters that no header takes").because(error)
+        route: (&str, &str),
+        within: Duration,
+        message: Q,
+        rpc: impl Fn(BigQueryWriteClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Refusal>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let (mut backoff, began) = (Backoff::default(), Instant::now());
+        loop {
+            let mut request = Request::new(message.clone());
+            self.sign(&mut request, route).await?;
+            request.set_timeout(within);
+            let answer = timeout(within, rpc(self.stub.clone(), request)).await;
+            let refusal: Refusal = match answer {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => status.into(),
+                Err(_) => Status::deadline_exceeded("no answer in time").into(),
+            };
+            if !refusal.is_transient() || began.elapsed() > RETRY_FOR {
+                return Err(refusal);
+            }
+            let wait = backoff.next_wait();
+            tracing::debug!(code = ?refusal.code, "{}: trying again in {wait:.1?}", self.address);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Adds the access token, and the header by which the service finds the region.
+    async fn sign<Q>(&self, request: &mut Request<Q>, (key, name): (&str, &str)) -> Result<(), Refusal> {
+        let header = |text: String| {
+            MetadataValue::try_from(text).map_err(|_| Status::invalid_argument("not a header's value"))
         };
-        let routing = format!("{name}={}", value.replace('/', "%2F"));
-        metadata.insert("x-goog-request-params", routing.parse().map_err(unusable)?);
-        let token = self.credentials.token().await;
-        let token =
-            token.map_err(|error| Error::new(Kind::Unavailable, "BigQuery: no token now").because(error))?;
+        let route = header(format!("{key}={}", percent_encoded(name)))?;
+        request.metadata_mut().insert("x-goog-request-params", route);
+        let token = self.credentials.token().await.map_err(|error| match error.kind() {
+            Kind::Unavailable => Status::unavailable(error.chain()),
+            _ => Status::unauthenticated(error.chain()),
+        })?;
         if let Some(token) = token {
-            metadata.insert("authorization", format!("Bearer {token}").parse().map_err(unusable)?);
+            let mut bearer = header(format!("Bearer {token}"))?;
+            bearer.set_sensitive(true);
+            request.metadata_mut().insert("authorization", bearer);
         }
-        if !deadline.is_zero() {
-            request.set_timeout(deadline);
-        }
-        Ok(request)
+        Ok(())
     }
 }
 
-/// A stream being filled: one request on its way at a time.
-pub struct Appender {
-    requests: mpsc::Sender<api::AppendRowsRequest>,
-    responses: Responses,
-    stream: String,
-    first: bool,
-}
-
-enum Responses {
-    /// The server answers the call itself only when it has seen a first request.
-    Opening(tokio::task::JoinHandle<Result<Streaming<api::AppendRowsResponse>, Status>>),
-    Open(Box<Streaming<api::AppendRowsResponse>>),
-    Closed,
-}
-
-impl Appender {
-    /// Appends rows at `offset`, the number of rows that the stream has.
-    pub async fn append(&mut self, rows: Vec<Vec<u8>>, offset: i64) -> Result<Appended> {
-        let writer_schema = self.first.then(|| api::ProtoSchema { proto_descriptor: Some(descriptor()) });
-        let request = api::AppendRowsRequest {
-            write_stream: if self.first { self.stream.clone() } else { String::new() },
-            offset: Some(offset),
-            rows: Some(Rows::ProtoRows(ProtoData {
-                writer_schema,
-                rows: Some(api::ProtoRows { serialized_rows: rows }),
-            })),
-            ..Default::default()
-        };
-        self.first = false;
-        let answer = async {
-            let sent = self.requests.send(request).await;
-            sent.map_err(|_| Error::new(Kind::Unavailable, "BigQuery closed the append connection"))?;
-            self.next().await
-        };
-        let answer = tokio::time::timeout(DEADLINE, answer).await;
-        let answer =
-            answer.map_err(|_| Error::new(Kind::Unavailable, "BigQuery does not answer an append"))??;
-        judge(answer)
-    }
-
-    async fn next(&mut self) -> Result<api::AppendRowsResponse> {
-        if let Responses::Opening(opening) = &mut self.responses {
-            let opened = opening.await.map_err(|error| {
-                Error::new(Kind::Unavailable, "BigQuery: the append call ended").because(error)
-            })?;
-            self.responses = Responses::Open(Box::new(opened.map_err(error)?));
-        }
-        match &mut self.responses {
-            Responses::Open(responses) => responses
-                .message()
-                .await
-                .map_err(error)?
-                .ok_or_else(|| Error::new(Kind::Unavailable, "BigQuery ended the append connection")),
-            _ => Err(Error::new(Kind::Unavailable, "BigQuery: no append connection")),
-        }
+/// The service says "done" by a time, and anything else by an error for each stream.
+fn committed(answer: BatchCommitWriteStreamsResponse) -> Result<(), Refusal> {
+    match (answer.commit_time, answer.stream_errors.into_iter().next()) {
+        (_, Some(error)) => Err(error.into()),
+        (Some(_), None) => Ok(()),
+        (None, None) => Err(Status::internal("a commit without a time and without an error").into()),
     }
 }
 
-impl Drop for Appender {
-    fn drop(&mut self) {
-        if let Responses::Opening(opening) = std::mem::replace(&mut self.responses, Responses::Closed) {
-            opening.abort();
+fn percent_encoded(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                text.push(byte.into());
+            }
+            other => text.push_str(&format!("%{other:02X}")),
         }
     }
+    text
 }
 
-fn judge(answer: api::AppendRowsResponse) -> Result<Appended> {
-    if !answer.row_errors.is_empty() {
-        let refused = answer
-            .row_errors
-            .into_iter()
-            .map(|error| (usize::try_from(error.index).unwrap_or(0), error.message));
-        return Ok(Appended::Refused(refused.collect()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_percent_encoded_but_for_their_slashes() {
+        assert_eq!(percent_encoded("projects/acme.org:p/x_1"), "projects/acme.org%3Ap/x_1");
     }
-    match answer.response {
-        Some(Response::AppendResult(_)) => Ok(Appended::Stored),
-        Some(Response::Error(status)) => match Code::from(status.code) {
-            // The answer to an earlier try was lost: the rows are there.
-            Code::AlreadyExists => Ok(Appended::Stored),
-            _ => Err(stream_error(&status)),
-        },
-        None => Err(Error::new(Kind::Protocol, "BigQuery answers an append with nothing")),
-    }
-}
-
-/// An error about one stream. What says that the stream is not as we left it means that it is lost.
-fn stream_error(status: &rpc::Status) -> Error {
-    let code = Code::from(status.code);
-    let storage = status.details.iter().find_map(|detail| {
-        let is_ours = detail.type_url.ends_with("google.cloud.bigquery.storage.v1.StorageError");
-        is_ours.then(|| api::StorageError::decode(detail.value.as_slice()).ok()).flatten()
-    });
-    let kind = match code {
-        Code::Unavailable
-        | Code::Internal
-        | Code::Aborted
-        | Code::ResourceExhausted
-        | Code::DeadlineExceeded
-        | Code::Cancelled => Kind::Unavailable,
-        Code::OutOfRange | Code::NotFound | Code::FailedPrecondition => Kind::Lost,
-        _ if storage.as_ref().is_some_and(|storage| storage.code() == StorageErrorCode::StreamFinalized) => {
-            Kind::Lost
-        }
-        Code::PermissionDenied | Code::Unauthenticated => Kind::Setup,
-        _ => Kind::Protocol,
-    };
-    Error::new(kind, format!("BigQuery refuses an append ({code:?})")).because(status.message.clone())
-}
-
-fn error(status: Status) -> Error {
-    let (kind, message) = match status.code() {
-        Code::PermissionDenied | Code::Unauthenticated => (Kind::Setup, "BigQuery does not let us write"),
-        Code::NotFound => (Kind::Lost, "BigQuery no longer knows the stream or the table"),
-        Code::InvalidArgument | Code::Unimplemented => {
-            (Kind::Protocol, "BigQuery does not understand a call")
-        }
-        _ => (Kind::Unavailable, "BigQuery cannot take a call now"),
-    };
-    Error::new(kind, message).because(status)
 }

@@ -1,0 +1,345 @@
+//! Putting rows into a pending stream, each at its own offset, over one long-lived call.
+//!
+//! A request is sent before the ones ahead of it are answered ([`WINDOW`]). When the connection breaks, what
+//! was not answered is sent again at the same offsets: "exists already" then means that it had arrived. When
+//! the service refuses a row it stores nothing of that request, and nothing behind it; the row is taken out and
+//! the rest moves up. Rows are encoded when they are sent, again if they must be: nothing is kept twice.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::pin::Pin;
+
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_request::{ProtoData, Rows};
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_response;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
+    AppendRowsRequest, AppendRowsResponse, ProtoRows, RowError,
+};
+use tokio::sync::mpsc;
+use tokio::time::{Duration, Instant, timeout};
+use tonic::{Code, Response, Status, Streaming};
+
+use super::column::Record;
+use super::config::APPEND_BYTES_LIMIT;
+use super::refusal::Refusal;
+use super::row::{Encoder, schema};
+use super::write::{RETRY_FOR, WriteClient};
+use crate::error::{Error, Kind, Result};
+use crate::lsn::Position;
+use crate::sink::record::write_json;
+use crate::sink::retry::Backoff;
+
+/// How many requests may be unanswered.
+const WINDOW: usize = 4;
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// A row that BigQuery does not take.
+#[derive(Debug)]
+pub struct RefusedRow {
+    /// The event's name.
+    pub position: Position,
+    /// `engagement_events.id`.
+    pub event_id: i64,
+    /// A short code.
+    pub reason: &'static str,
+    /// The service's words; they may hold the row's values.
+    pub message: String,
+    /// The event as one JSON object.
+    pub record: String,
+}
+
+/// A pending stream that takes rows.
+pub struct Appender {
+    client: WriteClient,
+    stream: String,
+    request_bytes_max: usize,
+    /// Rows that the stream has: the next row's offset.
+    rows: u64,
+    bytes: u64,
+    encoder: Encoder,
+    call: Option<Call>,
+}
+
+/// Rows that have been sent and not been answered.
+struct Sent {
+    rows: Range<usize>,
+    bytes: usize,
+    /// It has been sent before, at this very offset.
+    again: bool,
+}
+
+/// Rows on their way into the stream. A row's offset is the stream's length before, plus its index here.
+struct Transfer<'a> {
+    records: Vec<Record<'a>>,
+    stored: usize,
+    sent: VecDeque<Sent>,
+    refused: Vec<RefusedRow>,
+}
+
+/// What came of waiting for the oldest unanswered request.
+enum Answer {
+    Stored,
+    RowsRefused(Vec<RowError>),
+    Refused(Refusal),
+    /// The call has ended; what was not answered may have arrived or not.
+    Broken(Refusal),
+}
+
+impl Appender {
+    /// Makes a stream.
+    pub async fn open(client: &WriteClient, request_bytes_max: usize) -> Result<Self> {
+        Ok(Appender {
+            client: client.clone(),
+            stream: client.create_stream().await?,
+            request_bytes_max,
+            rows: 0,
+            bytes: 0,
+            encoder: Encoder::default(),
+            call: None,
+        })
+    }
+
+    /// Takes no more rows; gives the stream's name.
+    pub fn close(self) -> String {
+        self.stream
+    }
+
+    /// Rows that the stream has.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Their bytes, about.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends rows; returns when the stream has them all, but for those that are returned as refused.
+    /// After an error it is unknown how many it has.
+    pub async fn append(&mut self, records: Vec<Record<'_>>) -> Result<Vec<RefusedRow>> {
+        let mut transfer = Transfer { records, stored: 0, sent: VecDeque::new(), refused: Vec::new() };
+        let (mut backoff, mut progress) = (Backoff::default(), Instant::now());
+        loop {
+            let answer = match self.fill_window(&mut transfer).await {
+                Ok(()) if transfer.sent.is_empty() => break,
+                Ok(()) => self.answer().await,
+                Err(broken) => Answer::Broken(broken),
+            };
+            match answer {
+                Answer::Stored => self.stored(&mut transfer),
+                Answer::RowsRefused(errors) => self.rows_refused(&mut transfer, errors).await?,
+                Answer::Refused(refusal) => self.refused(&mut transfer, refusal)?,
+                Answer::Broken(refusal) if refusal.is_transient() && progress.elapsed() < RETRY_FOR => {
+                    self.call = None;
+                    transfer.sent.iter_mut().for_each(|sent| sent.again = true);
+                    tokio::time::sleep(backoff.next_wait()).await;
+                    self.send_again(&mut transfer).await;
+                    continue;
+                }
+                Answer::Broken(refusal) => return Err(self.failed(refusal)),
+            }
+            backoff.reset();
+            progress = Instant::now();
+        }
+        self.rows += transfer.records.len() as u64;
+        Ok(transfer.refused)
+    }
+
+    /// Sends until the window is full or all rows are on their way.
+    async fn fill_window(&mut self, transfer: &mut Transfer<'_>) -> Result<(), Refusal> {
+        while transfer.sent.len() < WINDOW {
+            let start = transfer.sent.back().map_or(transfer.stored, |last| last.rows.end);
+            let (end, bytes, rows) = self.next_request(transfer, start);
+            if rows.is_empty() {
+                break;
+            }
+            transfer.sent.push_back(Sent { rows: start..end, bytes, again: false });
+            self.send(start, rows).await?;
+        }
+        Ok(())
+    }
+
+    /// Encodes rows from `start` on until a request is full. A row that no request can take is refused here.
+    fn next_request(&mut self, transfer: &mut Transfer<'_>, start: usize) -> (usize, usize, Vec<Vec<u8>>) {
+        let (mut end, mut bytes, mut rows) = (start, 0, Vec::new());
+        while let Some(record) = transfer.records.get(end) {
+            let row = self.encoder.encode(record);
+            if row.len() > APPEND_BYTES_LIMIT {
+                let message = format!("the row has {} bytes, BigQuery takes {APPEND_BYTES_LIMIT}", row.len());
+                transfer.refuse(end, "too_large", message);
+                continue;
+            }
+            if !rows.is_empty() && bytes + row.len() > self.request_bytes_max {
+                break;
+            }
+            bytes += row.len();
+            rows.push(row);
+            end += 1;
+        }
+        (end, bytes, rows)
+    }
+
+    /// After a new connection: the same requests, row for row, at the same offsets.
+    async fn send_again(&mut self, transfer: &mut Transfer<'_>) {
+        for index in 0..transfer.sent.len() {
+            let Some(rows) = transfer.sent.get(index).map(|sent| sent.rows.clone()) else { break };
+            let records = transfer.records.get(rows.clone()).unwrap_or_default();
+            let encoded = records.iter().map(|record| self.encoder.encode(record)).collect();
+            // a failure shows again when the answer is awaited
+            if self.send(rows.start, encoded).await.is_err() {
+                break;
+            }
+        }
+    }
+
+    async fn send(&mut self, start: usize, rows: Vec<Vec<u8>>) -> Result<(), Refusal> {
+        let first = self.call.is_none();
+        let call = self.call.get_or_insert_with(|| Call::open(self.client.clone(), self.stream.clone()));
+        let request = AppendRowsRequest {
+            write_stream: if first { self.stream.clone() } else { String::new() },
+            offset: Some((self.rows + start as u64) as i64),
+            trace_id: if first { "walcast".to_owned() } else { String::new() },
+            rows: Some(Rows::ProtoRows(ProtoData {
+                writer_schema: first.then(schema),
+                rows: Some(ProtoRows { serialized_rows: rows }),
+            })),
+            ..Default::default()
+        };
+        call.requests.send(request).await.map_err(|_| Status::unavailable("the append call has ended").into())
+    }
+
+    async fn answer(&mut self) -> Answer {
+        let Some(call) = &mut self.call else {
+            return Answer::Broken(Status::unavailable("no append call").into());
+        };
+        match timeout(ANSWER_WITHIN, call.next()).await {
+            Ok(Ok(response)) => judge(response),
+            Ok(Err(refusal)) => Answer::Broken(refusal),
+            Err(_) => Answer::Broken(Status::deadline_exceeded("no answer in time").into()),
+        }
+    }
+
+    fn stored(&mut self, transfer: &mut Transfer<'_>) {
+        if let Some(sent) = transfer.sent.pop_front() {
+            transfer.stored = sent.rows.end;
+            self.bytes += sent.bytes as u64;
+        }
+    }
+
+    /// Takes the rows out. The service stored nothing of this request, so it refuses those behind it for their
+    /// offsets; their answers come first, then all the rest is sent anew.
+    async fn rows_refused(&mut self, transfer: &mut Transfer<'_>, errors: Vec<RowError>) -> Result<()> {
+        for _ in 1..transfer.sent.len() {
+            match self.answer().await {
+                Answer::Stored => return Err(self.out_of_step("stored rows behind refused ones")),
+                Answer::Broken(_) => {
+                    self.call = None;
+                    break;
+                }
+                Answer::RowsRefused(_) | Answer::Refused(_) => {}
+            }
+        }
+        let refused = transfer.sent.front().map_or(0..0, |sent| sent.rows.clone());
+        transfer.sent.clear();
+        let mut errors: Vec<(usize, RowError)> = errors
+            .into_iter()
+            .filter_map(|error| Some((refused.start + usize::try_from(error.index).ok()?, error)))
+            .filter(|(index, _)| refused.contains(index))
+            .collect();
+        if errors.is_empty() {
+            return Err(self.out_of_step("refused rows that it was not sent"));
+        }
+        // from the back, so that the indexes before stay true
+        errors.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+        errors.dedup_by_key(|(index, _)| *index);
+        for (index, error) in errors {
+            transfer.refuse(index, "refused_by_bigquery", error.message);
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, transfer: &mut Transfer<'_>, refusal: Refusal) -> Result<()> {
+        let again = transfer.sent.front().is_some_and(|sent| sent.again);
+        if refusal.code != Code::AlreadyExists || !again {
+            return Err(self.failed(refusal));
+        }
+        self.stored(transfer);
+        Ok(())
+    }
+
+    fn failed(&self, refusal: Refusal) -> Error {
+        refusal.into_error(format!("{} takes no more rows into an open stream", self.client.address()))
+    }
+
+    fn out_of_step(&self, how: &str) -> Error {
+        Error::new(Kind::Lost, format!("{} {how}", self.client.address()))
+    }
+}
+
+impl Transfer<'_> {
+    fn refuse(&mut self, index: usize, reason: &'static str, message: String) {
+        let Record { event, batch, .. } = self.records.remove(index);
+        let mut record = Vec::new();
+        write_json(batch, event, &mut record);
+        self.refused.push(RefusedRow {
+            position: event.position,
+            event_id: event.id,
+            reason,
+            message,
+            record: String::from_utf8_lossy(&record).into_owned(),
+        });
+    }
+}
+
+fn judge(response: AppendRowsResponse) -> Answer {
+    match response.response {
+        _ if !response.row_errors.is_empty() => Answer::RowsRefused(response.row_errors),
+        Some(append_rows_response::Response::Error(status)) if status.code != 0 => {
+            let refusal = Refusal::from(status);
+            // the call goes on, but the request behind a passing failure has nothing to stand on
+            if refusal.is_transient() { Answer::Broken(refusal) } else { Answer::Refused(refusal) }
+        }
+        _ => Answer::Stored,
+    }
+}
+
+type Answers = Streaming<AppendRowsResponse>;
+type Opening = Pin<Box<dyn Future<Output = Result<Response<Answers>, Refusal>> + Send>>;
+
+/// An AppendRows call. The service may answer nothing at all, not even that the call was taken, before it has
+/// seen a request: so requests go ahead.
+struct Call {
+    requests: mpsc::Sender<AppendRowsRequest>,
+    state: CallState,
+}
+
+enum CallState {
+    Opening(Opening),
+    Open(Box<Answers>),
+}
+
+impl Call {
+    fn open(client: WriteClient, stream: String) -> Self {
+        let (requests, queue) = mpsc::channel(WINDOW);
+        let opening = async move {
+            let requests = futures_util::stream::unfold(queue, |mut queue| async move {
+                queue.recv().await.map(|request| (request, queue))
+            });
+            client.append_rows(&stream, requests).await
+        };
+        Call { requests, state: CallState::Opening(Box::pin(opening)) }
+    }
+
+    /// The next answer. After an error the call is of no more use.
+    async fn next(&mut self) -> Result<AppendRowsResponse, Refusal> {
+        if let CallState::Opening(opening) = &mut self.state {
+            self.state = CallState::Open(Box::new(opening.await?.into_inner()));
+        }
+        let CallState::Open(answers) = &mut self.state else {
+            return Err(Status::internal("the call is not open").into());
+        };
+        match answers.message().await? {
+            Some(response) => Ok(response),
+            None => Err(Status::unavailable("the append call was ended").into()),
+        }
+    }
+}

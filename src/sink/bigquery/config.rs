@@ -1,0 +1,158 @@
+//! `[bigquery]`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+
+/// The service takes less than 10 MB in one append, framing included.
+pub const APPEND_BYTES_LIMIT: usize = 9 << 20;
+
+/// `[bigquery]`: the table that gets one row an event.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BigQueryConfig {
+    /// The Google Cloud project.
+    pub project_id: String,
+    /// The dataset; made when it is not there.
+    pub dataset: String,
+    /// The table; made when it is not there.
+    pub table: String,
+    /// Where a dataset that walcast makes shall lie, such as `EU`; empty for BigQuery's own default.
+    pub location: String,
+    /// How the table is cut into partitions.
+    pub partitioning: Partitioning,
+    /// A service account's key file, or what `gcloud auth application-default login` wrote; empty for the
+    /// application default credentials (`GOOGLE_APPLICATION_CREDENTIALS`, gcloud's file, the metadata server).
+    pub credentials_file: String,
+    /// The REST service; empty for Google's. With `http://` neither TLS nor credentials are used.
+    pub rest_url: String,
+    /// The Storage Write service (gRPC); empty for Google's. With `http://` neither TLS nor credentials are used.
+    pub grpc_url: String,
+    /// How often, in seconds, rows become visible.
+    pub commit_seconds: u64,
+    /// Rows that become visible at once, at most; more end the wait.
+    pub batch_rows_max: u64,
+    /// Bytes of rows that become visible at once, at most; more end the wait.
+    pub batch_bytes_max: u64,
+    /// Bytes of rows in one append request, at most; only a single row may be larger.
+    pub append_bytes_max: usize,
+}
+
+/// How the table is cut into partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Partitioning {
+    /// By half hours, a ring of 9,600 (200 days) on the column `bucket_30m`.
+    HalfHour,
+    /// By hours of `event_ts`, as BigQuery does it itself; 10,000 of them (416 days) at most.
+    Hour,
+}
+
+impl Default for BigQueryConfig {
+    fn default() -> Self {
+        BigQueryConfig {
+            project_id: String::new(),
+            dataset: "analytics".into(),
+            table: "engagement_events".into(),
+            location: String::new(),
+            partitioning: Partitioning::HalfHour,
+            credentials_file: String::new(),
+            rest_url: String::new(),
+            grpc_url: String::new(),
+            commit_seconds: 30,
+            batch_rows_max: 50_000,
+            batch_bytes_max: 64 << 20,
+            append_bytes_max: 1 << 20,
+        }
+    }
+}
+
+impl BigQueryConfig {
+    /// The first setting that cannot be meant, as an error of kind `Config`.
+    pub fn validate(&self) -> Result<()> {
+        if self.project_id.is_empty() {
+            return Err(wrong("project_id", "is empty", "name the Google Cloud project"));
+        }
+        let names = [("project_id", &self.project_id), ("dataset", &self.dataset), ("table", &self.table)];
+        for (setting, name) in names {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);
+            if name.is_empty() || !name.chars().all(allowed) {
+                return Err(wrong(setting, "is not a name", "letters, digits and underscores are a name"));
+            }
+        }
+        for (setting, url) in [("rest_url", &self.rest_url), ("grpc_url", &self.grpc_url)] {
+            if !(url.is_empty() || url.starts_with("http://") || url.starts_with("https://")) {
+                return Err(wrong(setting, "is not a URL", "begin it with https:// or http://, or unset it"));
+            }
+        }
+        let numbers = [
+            ("commit_seconds", self.commit_seconds),
+            ("batch_rows_max", self.batch_rows_max),
+            ("batch_bytes_max", self.batch_bytes_max),
+            ("append_bytes_max", self.append_bytes_max as u64),
+        ];
+        for (setting, number) in numbers {
+            if number == 0 {
+                return Err(wrong(setting, "is 0", "give it a number above 0"));
+            }
+        }
+        if self.append_bytes_max > APPEND_BYTES_LIMIT {
+            return Err(wrong("append_bytes_max", "is above what the service takes", "9437184 is the most"));
+        }
+        Ok(())
+    }
+
+    /// How messages name the table: `bigquery project.dataset.table`.
+    pub fn address(&self) -> String {
+        format!("bigquery {}.{}.{}", self.project_id, self.dataset, self.table)
+    }
+
+    /// The table in SQL, quoted.
+    pub fn sql_table(&self) -> String {
+        format!("`{}.{}.{}`", self.project_id, self.dataset, self.table)
+    }
+
+    /// The table as the Storage Write service names it.
+    pub fn table_path(&self) -> String {
+        format!("projects/{}/datasets/{}/tables/{}", self.project_id, self.dataset, self.table)
+    }
+
+    /// How long rows wait to become visible.
+    pub fn commit_every(&self) -> Duration {
+        Duration::from_secs(self.commit_seconds)
+    }
+}
+
+fn wrong(setting: &str, what: &str, fix: &str) -> Error {
+    Error::new(Kind::Config, format!("bigquery.{setting} {what}"))
+        .hint(format!("{fix} (BIGQUERY_{})", setting.to_uppercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_by_name() {
+        let good = BigQueryConfig { project_id: "acme".into(), ..Default::default() };
+        assert!(good.validate().is_ok());
+        let cases: [(&str, BigQueryConfig); 6] = [
+            ("project_id", BigQueryConfig::default()),
+            ("dataset", BigQueryConfig { dataset: "a`b".into(), ..good.clone() }),
+            ("table", BigQueryConfig { table: String::new(), ..good.clone() }),
+            ("grpc_url", BigQueryConfig { grpc_url: "localhost:9060".into(), ..good.clone() }),
+            ("commit_seconds", BigQueryConfig { commit_seconds: 0, ..good.clone() }),
+            ("append_bytes_max", BigQueryConfig { append_bytes_max: 10_000_000, ..good.clone() }),
+        ];
+        for (setting, config) in cases {
+            let error = config.validate().unwrap_err();
+            assert_eq!(error.kind(), Kind::Config);
+            assert!(error.to_string().contains(setting), "{error}");
+            assert!(error.advice().contains("BIGQUERY_"), "{}", error.advice());
+        }
+        let error = serde_json::from_str::<BigQueryConfig>(r#"{"project": "x"}"#).unwrap_err();
+        assert!(error.to_string().contains("project"), "{error}");
+    }
+}

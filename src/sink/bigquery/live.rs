@@ -1,0 +1,263 @@
+//! The sink between `recover` and the next error: one open stream at most, and the marks before and after it.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::append::{Appender, RefusedRow};
+use super::column::{Footprint, Record};
+use super::config::BigQueryConfig;
+use super::progress::{self, Intent};
+use super::rest::Rest;
+use super::write::{Commit, WriteClient};
+use super::{NAME, Target};
+use crate::batch::{Batch, Event};
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Mark, Position, Session, StoredMark};
+use crate::state::State;
+use crate::telemetry::metrics;
+
+/// A recovered sink.
+pub struct Live {
+    config: BigQueryConfig,
+    rest: Rest,
+    client: WriteClient,
+    session: Session,
+    epoch: String,
+    /// What PostgreSQL says that we hold.
+    stored: Option<Mark>,
+    /// What we hold once the open stream is committed.
+    accepted: Mark,
+    /// What the driver knows that we hold.
+    reported: Mark,
+    open: Option<Open>,
+    refused: Vec<RefusedRow>,
+    in_table: InTable,
+}
+
+/// A stream that takes rows.
+struct Open {
+    appender: Appender,
+    since: Instant,
+    first: Position,
+    footprint: Footprint,
+}
+
+/// What the table holds of the events that come.
+#[derive(Debug, Clone, Copy)]
+enum InTable {
+    /// Not known yet.
+    LookUp,
+    /// All up to here, and perhaps more.
+    AtLeast(Position),
+    /// All up to here and nothing beyond.
+    UpTo(Option<Position>),
+}
+
+impl Live {
+    /// Settles what an earlier run left open, and gives the mark that follows from it.
+    pub async fn recover(
+        config: &BigQueryConfig,
+        Target { rest, client }: Target,
+        state: &mut State,
+        session: &Session,
+    ) -> Result<(Self, Option<StoredMark>)> {
+        // only asked who is the newest: an older instance need not try
+        drop(state.guarded(session).await?);
+        let (mut stored, intent) = state.progress::<Intent>(session, NAME).await?;
+        if let Some(intent) = intent {
+            if was_committed(&rest, &client, session, &intent).await? {
+                stored = Some(intent.mark);
+            } else {
+                tracing::warn!("bigquery lost a write stream before it was committed; its rows come again");
+            }
+            progress::store(state, session, stored.as_ref(), None, &[]).await?;
+        }
+        let mark = stored.as_ref().map(|stored| stored.mark);
+        let live = Live {
+            config: config.clone(),
+            rest,
+            client,
+            epoch: session.epoch.epoch.to_string(),
+            session: session.clone(),
+            stored: mark,
+            accepted: mark.unwrap_or_default(),
+            reported: mark.unwrap_or_default(),
+            open: None,
+            refused: Vec::new(),
+            in_table: InTable::LookUp,
+        };
+        Ok((live, stored))
+    }
+
+    /// Puts events into streams, ending those that get full.
+    pub async fn write(&mut self, state: &mut State, batches: &[Arc<Batch>]) -> Result<()> {
+        self.look_up(batches).await?;
+        let mut rest = batches;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.fitting(rest));
+            self.append(now).await?;
+            if !later.is_empty() || self.is_full() {
+                self.settle(state).await?;
+            }
+            rest = later;
+        }
+        // A heartbeat has nothing to wait for.
+        if self.open.is_none() && batches.iter().all(|batch| batch.rows().is_empty()) {
+            self.settle(state).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything accepted durable: finalize, intent, commit, mark.
+    pub async fn settle(&mut self, state: &mut State) -> Result<()> {
+        if self.is_settled() {
+            return Ok(());
+        }
+        let mark = StoredMark::new(&self.session.epoch, self.accepted);
+        if let Some(open) = self.open.take().filter(|open| open.appender.rows() > 0) {
+            let Open { appender, first, footprint, since } = open;
+            let rows = appender.rows();
+            let intent = Intent { stream: appender.close(), mark: mark.clone(), first, footprint };
+            self.client.finalize(&intent.stream, rows).await?;
+            self.store(state, self.stored_mark(), Some(&intent)).await?;
+            if self.client.commit(&intent.stream).await? == Commit::Gone {
+                return Err(Error::new(Kind::Lost, "bigquery lost a write stream before it was committed"));
+            }
+            tracing::debug!(rows, mark = %self.accepted, seconds = since.elapsed().as_secs(), "committed");
+        }
+        self.store(state, Some(mark), None).await?;
+        self.stored = Some(self.accepted);
+        Ok(())
+    }
+
+    /// Whether it is time to settle.
+    pub fn is_due(&self) -> bool {
+        self.open.as_ref().is_none_or(|open| open.since.elapsed() >= self.config.commit_every())
+    }
+
+    /// Whether everything accepted is durable.
+    pub fn is_settled(&self) -> bool {
+        self.stored.unwrap_or_default() == self.accepted
+    }
+
+    /// The durable mark, when it has moved since it was last reported.
+    pub fn report(&mut self) -> Option<Mark> {
+        let mark = self.stored.filter(|mark| *mark != self.reported)?;
+        self.reported = mark;
+        Some(mark)
+    }
+
+    /// Skips what the table holds although the mark is older (a restored or half-deleted state): it says how
+    /// far it is itself. Asked until it has nothing beyond, which is the first answer but in such a case.
+    async fn look_up(&mut self, batches: &[Arc<Batch>]) -> Result<()> {
+        if matches!(self.in_table, InTable::UpTo(_)) {
+            return Ok(());
+        }
+        let mut footprint = Footprint::default();
+        let events = || batches.iter().flat_map(|batch| batch.events());
+        events().for_each(|event| footprint.add(event.event_ts));
+        let (Some(first), Some(last)) = (events().next(), events().last()) else { return Ok(()) };
+        let epoch = self.session.epoch.epoch;
+        let found = self.rest.last_position(epoch, &footprint, first.position).await?;
+        if let Some(found) = found {
+            tracing::warn!(%found, "bigquery holds events beyond its mark; they are not written again");
+        }
+        self.in_table = match (found, self.in_table) {
+            (Some(found), _) if found >= last.position => InTable::AtLeast(found),
+            (Some(found), _) | (None, InTable::AtLeast(found)) => InTable::UpTo(Some(found)),
+            (None, _) => InTable::UpTo(None),
+        };
+        Ok(())
+    }
+
+    fn is_new(&self, event: &Event) -> bool {
+        match self.in_table {
+            InTable::AtLeast(last) | InTable::UpTo(Some(last)) => event.position > last,
+            InTable::LookUp | InTable::UpTo(None) => true,
+        }
+    }
+
+    /// How many of the batches the open stream can still take; the first of a new stream always fits.
+    fn fitting(&self, batches: &[Arc<Batch>]) -> usize {
+        let mut rows = self.open.as_ref().map_or(0, |open| open.appender.rows());
+        let fits = |batch: &&Arc<Batch>| {
+            let was_empty = rows == 0;
+            rows += batch.events().count() as u64;
+            was_empty || rows <= self.config.batch_rows_max
+        };
+        batches.iter().take_while(fits).count()
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.as_ref().is_some_and(|Open { appender, .. }| {
+            appender.rows() >= self.config.batch_rows_max || appender.bytes() >= self.config.batch_bytes_max
+        })
+    }
+
+    async fn append(&mut self, batches: &[Arc<Batch>]) -> Result<()> {
+        let ingested_at = now_micros();
+        let record = |batch, event| Record { event, batch, epoch: &self.epoch, ingested_at };
+        let records: Vec<Record<'_>> = batches
+            .iter()
+            .flat_map(|batch| batch.events().map(move |event| (batch, event)))
+            .filter(|(_, event)| self.is_new(event))
+            .map(|(batch, event)| record(batch, event))
+            .collect();
+        if let Some(first) = records.first() {
+            let open = match &mut self.open {
+                Some(open) => open,
+                none => none.insert(Open {
+                    appender: Appender::open(&self.client, self.config.append_bytes_max).await?,
+                    since: Instant::now(),
+                    first: first.event.position,
+                    footprint: Footprint::default(),
+                }),
+            };
+            records.iter().for_each(|record| open.footprint.add(record.event.event_ts));
+            for refused in open.appender.append(records).await? {
+                tracing::warn!(position = %refused.position, reason = refused.reason, "bigquery refuses a row; kept in walcast.dead_letter");
+                metrics::dead_letter(refused.reason);
+                self.refused.push(refused);
+            }
+        }
+        self.accepted = batches.iter().fold(self.accepted, |mark, batch| mark.advanced(batch.mark()));
+        Ok(())
+    }
+
+    fn stored_mark(&self) -> Option<StoredMark> {
+        self.stored.map(|mark| StoredMark::new(&self.session.epoch, mark))
+    }
+
+    async fn store(
+        &mut self,
+        state: &mut State,
+        mark: Option<StoredMark>,
+        intent: Option<&Intent>,
+    ) -> Result<()> {
+        progress::store(state, &self.session, mark.as_ref(), intent, &self.refused).await?;
+        self.refused.clear();
+        Ok(())
+    }
+}
+
+/// Commits the intent's stream, or finds that it was. A stream that is gone has put in all its rows or none,
+/// and nothing was put in after them.
+async fn was_committed(
+    rest: &Rest,
+    client: &WriteClient,
+    session: &Session,
+    intent: &Intent,
+) -> Result<bool> {
+    match client.commit(&intent.stream).await? {
+        Commit::Done => Ok(true),
+        Commit::Gone => {
+            let last = rest.last_position(session.epoch.epoch, &intent.footprint, intent.first).await?;
+            Ok(last.is_some())
+        }
+    }
+}
+
+fn now_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

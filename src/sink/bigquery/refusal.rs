@@ -1,0 +1,118 @@
+//! What the Storage Write service says when it does not do what was asked.
+
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::StorageError;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
+use gcp_bigquery_client::google::rpc;
+use prost::Message;
+use tonic::{Code, Status};
+
+use super::rest::ROLES;
+use crate::error::{Error, Kind};
+
+/// A refused call or append.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    /// gRPC's code.
+    pub code: Code,
+    /// The service's own code, when it gave one.
+    pub reason: StorageErrorCode,
+    /// The service's words.
+    pub message: String,
+}
+
+impl Refusal {
+    /// Whether the same may work a little later.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.code,
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::ResourceExhausted
+                | Code::Internal
+                | Code::Aborted
+                | Code::Cancelled
+                | Code::Unknown
+        )
+    }
+
+    /// Whether what was named (table or stream) is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.code == Code::NotFound || self.reason == StorageErrorCode::StreamNotFound
+    }
+
+    /// The error of somebody who cannot go on. `what` begins the sentence: "bigquery …: a stream cannot be made".
+    pub fn into_error(self, what: impl std::fmt::Display) -> Error {
+        let new =
+            |kind| Error::new(kind, what.to_string()).because(format!("{} ({:?})", self.message, self.code));
+        match (self.code, self.reason) {
+            (Code::PermissionDenied | Code::Unauthenticated, _) => new(Kind::Setup).hint(ROLES),
+            (_, StorageErrorCode::SchemaMismatchExtraFields) => {
+                new(Kind::Setup).hint("a column is gone from the table: `walcast check` names it")
+            }
+            (_, StorageErrorCode::StreamFinalized | StorageErrorCode::InvalidStreamState)
+            | (Code::NotFound | Code::OutOfRange | Code::AlreadyExists, _) => new(Kind::Lost),
+            _ if self.is_transient() => new(Kind::Unavailable),
+            _ => new(Kind::Protocol),
+        }
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        let detailed = rpc::Status::decode(status.details()).unwrap_or_default();
+        Refusal { code: status.code(), reason: reason(&detailed), message: status.message().to_owned() }
+    }
+}
+
+impl From<rpc::Status> for Refusal {
+    fn from(status: rpc::Status) -> Self {
+        Refusal { code: Code::from(status.code), reason: reason(&status), message: status.message }
+    }
+}
+
+impl From<StorageError> for Refusal {
+    fn from(error: StorageError) -> Self {
+        Refusal { code: Code::FailedPrecondition, reason: error.code(), message: error.error_message }
+    }
+}
+
+fn reason(status: &rpc::Status) -> StorageErrorCode {
+    let named = status.details.iter().find(|detail| detail.type_url.ends_with(".StorageError"));
+    let error = named.and_then(|detail| StorageError::decode(detail.value.as_slice()).ok());
+    error.map_or(StorageErrorCode::Unspecified, |error| error.code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_services_own_code_is_found_in_the_details() {
+        let error = StorageError {
+            code: StorageErrorCode::SchemaMismatchExtraFields as i32,
+            entity: "t".into(),
+            error_message: "extra".into(),
+        };
+        let detail = prost_types::Any {
+            type_url: "type.googleapis.com/google.cloud.bigquery.storage.v1.StorageError".into(),
+            value: error.encode_to_vec(),
+        };
+        let status = rpc::Status { code: 3, message: "no".into(), details: vec![detail] };
+        let wire = Status::with_details(Code::InvalidArgument, "no", status.encode_to_vec().into());
+        assert_eq!(Refusal::from(wire), Refusal::from(status.clone()));
+        let refusal = Refusal::from(status);
+        assert_eq!(refusal.reason, StorageErrorCode::SchemaMismatchExtraFields);
+        assert_eq!(refusal.into_error("x").kind(), Kind::Setup);
+    }
+
+    #[test]
+    fn each_code_has_its_kind() {
+        let kind = |code| Refusal::from(Status::new(code, "")).into_error("x").kind();
+        assert_eq!(kind(Code::Unavailable), Kind::Unavailable);
+        assert_eq!(kind(Code::DeadlineExceeded), Kind::Unavailable);
+        assert_eq!(kind(Code::NotFound), Kind::Lost);
+        assert_eq!(kind(Code::OutOfRange), Kind::Lost);
+        assert_eq!(kind(Code::PermissionDenied), Kind::Setup);
+        assert_eq!(kind(Code::InvalidArgument), Kind::Protocol);
+    }
+}
