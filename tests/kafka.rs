@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -111,13 +111,21 @@ impl Fixture {
             .map(|message| StoredMark::from_json(message.payload().unwrap()).unwrap())
             .collect()
     }
+}
 
-    async fn close(self) {
-        let Topics { events, content, dlq, progress } = &self.topics;
-        let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(2)));
-        let _ = admin(&self.config).delete_topics(&[events, content, dlq, progress], &options).await;
-        let server = sql::connect(&support::database("postgres")).await.unwrap();
-        let _ = server.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.db)).await;
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let (config, topics, db) = (self.config.clone(), self.topics.clone(), self.db.clone());
+        let clean_up = async move {
+            let Topics { events, content, dlq, progress } = &topics;
+            let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(2)));
+            let _ = admin(&config).delete_topics(&[events, content, dlq, progress], &options).await;
+            let server = sql::connect(&support::database("postgres")).await.unwrap();
+            let _ = server.batch_execute(&format!("DROP DATABASE {db} WITH (FORCE)")).await;
+        };
+        // a thread, since this runs inside a runtime, and also when the test has failed
+        let thread = std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(clean_up));
+        let _ = thread.join();
     }
 }
 
@@ -277,7 +285,6 @@ async fn the_broker_hides_what_was_aborted_and_shuts_older_producers_out() {
     assert_eq!(texts("read_uncommitted"), ["committed", "aborted", "zombie", "heir"]);
     assert_eq!(fixture.committed(topic).len(), 2);
     assert_eq!(texts("read_committed"), ["committed", "heir"]);
-    fixture.close().await;
 }
 
 // --- exactly once
@@ -308,31 +315,27 @@ async fn a_write_is_its_rows_and_one_mark_in_one_transaction() {
         .map(|p| offsets.iter().filter(|(q, _)| q == p).map(|(_, o)| o + 1).max().unwrap())
         .sum();
     assert_eq!(last, 33, "a marker lies between the records");
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_of_which_one_record_is_refused_leaves_nothing() {
-    let mut fixture = Fixture::new("refused").await;
-    fixture.config.timeout_ms = 2_000;
-    let Topics { events: rows, progress, .. } = fixture.topics.clone();
-    for (topic, policy) in [(&rows, "delete"), (&progress, "compact")] {
-        let mut sink = fixture.ready().await;
-        let limit = |bytes| {
-            let topic = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("cleanup.policy", policy);
-            topic.set("max.message.bytes", bytes)
-        };
-        let options = AdminOptions::new();
-        admin(&fixture.config).alter_configs([&limit("10")], &options).await.unwrap().remove(0).unwrap();
+    // room for transaction markers and not for events, or for the fence record and not for a mark
+    for (small, bytes) in [("events", "100"), ("progress", "230")] {
+        let fixture = Fixture::new("refused").await;
+        for (topic, partitions) in [("events", 4), ("content", 4), ("dlq", 1), ("progress", 1)] {
+            let limit = if topic == small { bytes } else { "1100000" };
+            let name = format!("{}.{topic}", fixture.config.topic_prefix);
+            create_topic(&fixture.config, &name, partitions, &[("max.message.bytes", limit)]).await;
+        }
+        let mut sink = fixture.sink();
+        sink.recover(&fixture.session().await).await.unwrap();
         let error = sink.write(&[events(100, 20)]).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Setup, "{error:?}");
+        assert_eq!(error.kind(), Kind::Setup, "{small}: {error:?}");
         assert!(error.advice().contains("max.message.bytes"), "{error:?}");
-        admin(&fixture.config).alter_configs([&limit("1100000")], &options).await.unwrap().remove(0).unwrap();
-        assert_eq!(fixture.sink().recover(&fixture.session().await).await.unwrap(), None, "{topic}");
-        assert!(fixture.committed(&rows).is_empty(), "{topic}");
-        assert!(fixture.marks().is_empty(), "{topic}");
+        assert_eq!(sink.recover(&fixture.session().await).await.unwrap(), None, "{small}");
+        assert!(fixture.committed(&fixture.topics.events).is_empty(), "{small}");
+        assert!(fixture.marks().is_empty(), "{small}");
     }
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,7 +348,6 @@ async fn a_write_without_rows_moves_the_mark_and_never_back() {
     assert_eq!(sink.write(&[idle]).await.unwrap(), Written::Durable(mark));
     assert_eq!(fixture.sink().recover(&fixture.session().await).await.unwrap().unwrap().mark, mark);
     assert_eq!(fixture.marks().len(), 2);
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,7 +376,6 @@ async fn what_a_crash_left_uncommitted_is_never_seen() {
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)).len(), 6);
     assert!(!ids(&fixture.committed(&fixture.topics.events)).contains(&7));
     assert!(ids(&read(&fixture.config, &fixture.topics.events, "read_uncommitted")).contains(&7));
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -392,7 +393,6 @@ async fn an_older_instance_stops_and_leaves_the_newer_one_alone() {
     assert_eq!(older.recover(&first).await.unwrap_err().kind(), Kind::Fenced);
     newer.write(&[events(200, 1)]).await.unwrap();
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)), [100, 200]);
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -408,7 +408,6 @@ async fn fenced_with_the_newest_token_begins_again() {
     assert_eq!(sink.recover(&session).await.unwrap(), None);
     sink.write(&[events(100, 1)]).await.unwrap();
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)), [100]);
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -437,7 +436,6 @@ async fn the_mark_is_found_behind_markers_and_many_records_of_others() {
         let stored = sink.recover(&fixture.session().await).await.unwrap().unwrap();
         assert_eq!(stored.mark, Mark { position: Some(position(300, 0)), held: Lsn(310) });
     }
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -480,7 +478,6 @@ async fn writes_cut_off_at_random_leave_every_event_once_and_in_order() {
     assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>().len() as u64, WRITES * 50, "seed {seed}");
     assert!(by_key.values().all(|ids| ids.is_sorted()), "seed {seed}");
     assert!(fixture.marks().is_sorted_by_key(|stored| stored.mark.held), "seed {seed}");
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -495,7 +492,6 @@ async fn a_write_that_was_dropped_must_be_asked_after() {
         sink.write(&[events(100, 500)]).await.unwrap();
     }
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)).len(), 500);
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -507,7 +503,6 @@ async fn a_write_larger_than_the_producers_queue_passes() {
     let records = fixture.committed(&fixture.topics.events);
     assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>().len() as u64, ROWS);
     assert_eq!(records.len() as u64, ROWS);
-    fixture.close().await;
 }
 
 // --- rows
@@ -524,7 +519,6 @@ async fn events_without_content_id_have_no_key_and_spread() {
     let mut spread: HashMap<i32, usize> = HashMap::new();
     records.iter().for_each(|message| *spread.entry(message.partition()).or_default() += 1);
     assert_eq!(spread, (0..4).map(|partition| (partition, 10)).collect());
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -548,7 +542,6 @@ async fn a_deleted_content_row_is_a_tombstone() {
     assert_eq!(ones[1].payload(), None);
     assert_eq!(header(ones[1], "op").unwrap(), "d");
     assert_eq!(header(ones[1], "lsn").unwrap(), "0/64#2");
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -581,7 +574,6 @@ async fn a_dead_letter_has_the_headers_of_kafka_connect() {
     ] {
         assert_eq!(header(&letters[0], name).as_deref(), Some(value), "{name}");
     }
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -617,7 +609,6 @@ async fn a_row_too_large_for_kafka_is_a_dead_letter_and_holds_nothing_up() {
         ["1", &*Uuid::from_u128(5).to_string()]
     );
     assert_eq!(header(&letters[0], "__connect.errors.exception.class.name").unwrap(), "record_too_large");
-    fixture.close().await;
 }
 
 /// Lines of a key in hexadecimal and what Java's client made of it.
@@ -662,7 +653,6 @@ async fn another_client_finds_every_key_where_java_would_put_it() {
         seen += 1;
     }
     assert_eq!(seen, java.len(), "{}", String::from_utf8_lossy(&kcat.stderr));
-    fixture.close().await;
 }
 
 // --- topics
@@ -687,7 +677,6 @@ async fn prepare_makes_topics_that_check_finds_right() {
         let wanted = if single_broker { Verdict::Warn } else { Verdict::Ok };
         assert_eq!(finding.verdict, wanted, "{finding:?}");
     }
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -713,7 +702,6 @@ async fn a_topic_of_another_shape_is_refused_by_name_with_the_fix() {
         if finding.message.contains("partitions") {
             assert_eq!(sink.recover(&fixture.session().await).await.unwrap_err().kind(), Kind::Setup);
         }
-        fixture.close().await;
     }
 }
 
@@ -724,7 +712,6 @@ async fn more_replicas_than_brokers_is_refused_with_the_fix() {
     let error = fixture.sink().prepare().await.unwrap_err();
     assert_eq!(error.kind(), Kind::Setup);
     assert!(error.advice().contains("kafka.replication_factor"), "{error:?}");
-    fixture.close().await;
 }
 
 // --- when Kafka does not answer
@@ -742,7 +729,6 @@ async fn a_broker_that_is_down_is_unavailable_soon() {
     let findings = sink.check().await;
     assert_eq!(findings[0].verdict, Verdict::Fail, "{findings:?}");
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
-    fixture.close().await;
 }
 
 /// librdkafka's own broker in this process: it has no isolation, and serves here for what happens when a
@@ -773,7 +759,6 @@ async fn a_broker_that_goes_away_under_a_write_is_unavailable_soon() {
     let stored = sink.recover(&session).await.unwrap().unwrap();
     assert_eq!(stored.mark.held, Lsn(110));
     sink.write(&[events(200, 10)]).await.unwrap();
-    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -802,7 +787,6 @@ async fn a_hung_transaction_is_named_with_the_command_that_ends_it() {
     hung.abort_transaction(Duration::from_secs(10)).unwrap();
     let stored = fixture.sink().recover(&fixture.session().await).await.unwrap().unwrap();
     assert_eq!(stored.mark.held, Lsn(110));
-    fixture.close().await;
 }
 
 // --- cost
@@ -821,5 +805,4 @@ async fn a_commit_does_not_wait_for_rdkafkas_flush() {
     took.sort();
     println!("a write of 300 events: median {:?}, longest {:?}", took[10], took[19]);
     assert!(took[10] < Duration::from_millis(80), "{took:?}");
-    fixture.close().await;
 }

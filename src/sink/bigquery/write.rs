@@ -185,7 +185,7 @@ pub struct Appender {
 enum Responses {
     /// The server answers the call itself only when it has seen a first request.
     Opening(tokio::task::JoinHandle<Result<Streaming<api::AppendRowsResponse>, Status>>),
-    Open(Streaming<api::AppendRowsResponse>),
+    Open(Box<Streaming<api::AppendRowsResponse>>),
     Closed,
 }
 
@@ -219,7 +219,7 @@ impl Appender {
             let opened = opening.await.map_err(|error| {
                 Error::new(Kind::Unavailable, "BigQuery: the append call ended").because(error)
             })?;
-            self.responses = Responses::Open(opened.map_err(error)?);
+            self.responses = Responses::Open(Box::new(opened.map_err(error)?));
         }
         match &mut self.responses {
             Responses::Open(responses) => responses

@@ -14,9 +14,11 @@ use super::murmur::partition_of;
 use crate::batch::{Batch, ContentChange, DeadLetter, Event, Row};
 use crate::lsn::Position;
 use crate::sink::record;
+use crate::telemetry::metrics;
 
 /// How much of a dead letter's sentence goes into a header.
 const MESSAGE_CHARS_MAX: usize = 1_000;
+const TOO_LARGE: &str = "record_too_large";
 
 /// One record for Kafka.
 pub(super) struct Message<'a> {
@@ -156,10 +158,11 @@ impl Encoder {
             "the record of {bytes} bytes is above the {} that a Kafka record may have: the row's values are left out",
             self.record_bytes_max
         );
+        metrics::dead_letter(TOO_LARGE);
         tracing::warn!(position = %row.position(), bytes, "row too large for Kafka: kept as a dead letter");
         self.value.clear();
         self.value.extend_from_slice(row_json.as_bytes());
-        let (position, table, reason) = (row.position(), table.to_owned(), "record_too_large");
+        let (position, table, reason) = (row.position(), table.to_owned(), TOO_LARGE);
         self.dead_letter(&DeadLetter { position, commit_ts, table, reason, message, row_json })
     }
 

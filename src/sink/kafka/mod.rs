@@ -27,7 +27,7 @@ use self::writer::Writer;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Pace, Sink, Verdict, Written};
+use crate::sink::{Finding, Pace, Sink, Written};
 use crate::state::State;
 
 /// The name in configuration and metrics.
@@ -78,14 +78,8 @@ impl Sink for KafkaSink {
     }
 
     async fn check(&mut self) -> Vec<Finding> {
-        topics::check(&self.config, self.row_bytes_max).await.unwrap_or_else(|error| {
-            vec![Finding {
-                subject: "kafka brokers".to_owned(),
-                verdict: Verdict::Fail,
-                message: error.chain(),
-                fix: Some(error.advice().to_owned()),
-            }]
-        })
+        let findings = topics::check(&self.config, self.row_bytes_max).await;
+        findings.unwrap_or_else(|error| vec![Finding::failed("kafka brokers", &error)])
     }
 
     async fn prepare(&mut self) -> Result<()> {

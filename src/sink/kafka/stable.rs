@@ -13,13 +13,11 @@ use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::writer::spawn;
 use crate::error::{Error, Kind, Result};
+use crate::telemetry::metrics::KAFKA_OPEN_TRANSACTION_SECONDS;
 
 /// How long `check` waits for the transactions that it finds open; ours take far less than a second.
 const CHECK_PATIENCE: Duration = Duration::from_secs(3);
 const WATCH_EVERY: Duration = Duration::from_secs(30);
-
-/// Gauge: for how long the oldest transaction that is open in our topics has been seen open.
-const OPEN_SECONDS: &str = "walcast_kafka_open_transaction_seconds";
 
 /// A transaction that does not end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -109,7 +107,7 @@ pub(super) fn lasting_transactions(config: &KafkaConfig) -> Result<Vec<OpenTrans
     Ok(lasting)
 }
 
-/// Keeps the gauge [`OPEN_SECONDS`] until it is dropped.
+/// Keeps the gauge [`KAFKA_OPEN_TRANSACTION_SECONDS`] until it is dropped.
 pub(super) struct Watch {
     _stop: Sender<()>,
 }
@@ -150,7 +148,8 @@ impl Ages {
 
     fn report(&self, config: &KafkaConfig) {
         let oldest = self.oldest();
-        metrics::gauge!(OPEN_SECONDS).set(oldest.map_or(0.0, |(_, open)| open.as_secs_f64()));
+        metrics::gauge!(KAFKA_OPEN_TRANSACTION_SECONDS)
+            .set(oldest.map_or(0.0, |(_, open)| open.as_secs_f64()));
         if let Some((transaction, open)) = oldest.filter(|(_, open)| *open > config.transaction_open_max()) {
             let error = transaction.hung(config, open);
             tracing::error!("{error}; {}", error.advice());
@@ -159,6 +158,7 @@ impl Ages {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

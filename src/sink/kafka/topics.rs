@@ -14,7 +14,7 @@ use super::error::{Reports, bad_settings, definite, sort};
 use super::stable::lasting_transactions;
 use super::writer::spawn;
 use crate::error::{Error, Kind, Result};
-use crate::sink::{Finding, Verdict};
+use crate::finding::{Finding, Verdict, refuse};
 
 /// Makes the topics that are missing, and refuses those of another shape.
 pub(super) async fn prepare(config: &KafkaConfig, row_bytes_max: usize) -> Result<()> {
@@ -24,10 +24,14 @@ pub(super) async fn prepare(config: &KafkaConfig, row_bytes_max: usize) -> Resul
                 cluster.create(wanted).await?;
             }
         }
+        let mut findings = Vec::new();
         for wanted in &cluster.wanted {
-            cluster.require(wanted).await?;
+            findings.push(wanted.finding(cluster.found(&wanted.name).await?.as_ref(), &cluster.config));
         }
-        Ok(())
+        for finding in findings.iter().filter(|finding| finding.verdict == Verdict::Warn) {
+            tracing::warn!("{}: {}", finding.subject, finding.message);
+        }
+        refuse(&findings)
     })
     .await
 }
@@ -52,22 +56,19 @@ pub(super) async fn check(config: &KafkaConfig, row_bytes_max: usize) -> Result<
 }
 
 fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
+    let subject = "kafka transactions";
     let lasting = lasting_transactions(config)?;
-    let subject = "kafka transactions".to_owned();
-    let Some(first) = lasting.first() else {
-        let message = "all transactions end".to_owned();
-        return Ok(Finding { subject, verdict: Verdict::Ok, message, fix: None });
-    };
+    let Some(first) = lasting.first() else { return Ok(Finding::ok(subject, "all transactions end")) };
     let message = format!(
-        "{} partitions have a transaction that does not end, such as {} partition {} at offset {}: \
-         hung when this lasts longer than {} s",
+        "{} partitions have a transaction that does not end, such as {} partition {} at offset {}: hung when \
+         this lasts longer than {} s",
         lasting.len(),
         first.topic,
         first.partition,
         first.offset,
         config.transaction_open_max().as_secs()
     );
-    Ok(Finding { subject, verdict: Verdict::Warn, message, fix: Some(first.abort_command(config)) })
+    Ok(Finding::warn(subject, message, first.abort_command(config)))
 }
 
 /// Runs `work` on a thread of its own: some of librdkafka's calls block.
@@ -114,19 +115,20 @@ impl Cluster {
         let metadata =
             self.admin.inner().fetch_metadata(Some(&self.config.topics().events), self.config.timeout());
         let brokers = metadata.map_err(|error| self.failed("reach the brokers", error))?.brokers().len();
-        let subject = "kafka brokers".to_owned();
-        let KafkaConfig { replication_factor, min_insync_replicas, .. } = self.config;
-        if min_insync_replicas < 2 {
-            let message = format!(
-                "{brokers} at {}; with replication_factor = {replication_factor} and min_insync_replicas = \
-                 {min_insync_replicas} one lost disk loses events",
-                self.config.brokers
-            );
-            let fix = "set kafka.replication_factor = 3 and kafka.min_insync_replicas = 2".to_owned();
-            return Ok(Finding { subject, verdict: Verdict::Warn, message, fix: Some(fix) });
+        let subject = "kafka brokers";
+        let KafkaConfig { replication_factor, min_insync_replicas, brokers: addresses, .. } = &self.config;
+        if *min_insync_replicas >= 2 {
+            return Ok(Finding::ok(subject, format!("{brokers} at {addresses}")));
         }
-        let message = format!("{brokers} at {}", self.config.brokers);
-        Ok(Finding { subject, verdict: Verdict::Ok, message, fix: None })
+        let message = format!(
+            "{brokers} at {addresses}; with replication_factor = {replication_factor} and min_insync_replicas = \
+             {min_insync_replicas} one lost disk loses events"
+        );
+        Ok(Finding::warn(
+            subject,
+            message,
+            "set kafka.replication_factor = 3 and kafka.min_insync_replicas = 2",
+        ))
     }
 
     /// The topic, or `None` when there is none of this name.
@@ -188,21 +190,6 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Err(Error::new(Kind::Unavailable, format!("Kafka: the new topic {name} gets no leaders")))
-    }
-
-    async fn require(&self, wanted: &Wanted) -> Result<()> {
-        let finding = wanted.finding(self.found(&wanted.name).await?.as_ref(), &self.config);
-        match finding.verdict {
-            Verdict::Ok => Ok(()),
-            Verdict::Warn => {
-                tracing::warn!(topic = wanted.name, "{}", finding.message);
-                Ok(())
-            }
-            Verdict::Fail => {
-                Err(Error::new(Kind::Setup, format!("{}: {}", finding.subject, finding.message))
-                    .hint(finding.fix.unwrap_or_default()))
-            }
-        }
     }
 
     fn options(&self) -> AdminOptions {
@@ -291,59 +278,41 @@ fn wanted(config: &KafkaConfig, row_bytes_max: usize) -> [Wanted; 4] {
 }
 
 impl Wanted {
+    /// The worst of what differs.
     fn finding(&self, found: Option<&Found>, config: &KafkaConfig) -> Finding {
         let subject = format!("kafka topic {}", self.name);
-        let (verdict, message, fix) = match found {
-            None => {
-                let message = "is not there".to_owned();
-                (Verdict::Fail, message, Some("`walcast init` creates it".to_owned()))
-            }
-            Some(found) => self.compare(found, config),
+        let Some(found) = found else {
+            return Finding::fail(subject, "is not there", "`walcast init` creates it");
         };
-        Finding { subject, verdict, message, fix }
-    }
-
-    /// The worst of what differs.
-    fn compare(&self, found: &Found, config: &KafkaConfig) -> (Verdict, String, Option<String>) {
         if found.partitions != usize::from(self.partitions) {
-            return self.wrong_partitions(found);
+            return self.wrong_partitions(subject, found);
         }
         if found.replication < usize::from(config.replication_factor) {
-            let message = format!(
-                "has {} replicas of each partition, kafka.replication_factor is {}",
-                found.replication, config.replication_factor
-            );
-            let fix = format!(
-                "give it more replicas with kafka-reassign-partitions.sh, or set kafka.replication_factor = {}",
-                found.replication
-            );
-            return (Verdict::Fail, message, Some(fix));
+            return too_few_replicas(subject, found, config);
         }
         let differing = self.rules.iter().filter_map(|rule| {
             let value = found.settings.get(rule.setting).map_or("", String::as_str);
             Some((rule, value, rule.verdict(value))).filter(|(.., verdict)| *verdict != Verdict::Ok)
         });
         match differing.max_by_key(|(.., verdict)| *verdict == Verdict::Fail) {
-            Some((rule, value, verdict)) => (verdict, rule.complaint(value), Some(self.alter(rule, config))),
-            None => (Verdict::Ok, format!("{} partitions, as it must be", self.partitions), None),
+            Some((rule, value, verdict)) => {
+                let (message, fix) = (rule.complaint(value), Some(self.alter(rule, config)));
+                Finding { subject, verdict, message, fix }
+            }
+            None => Finding::ok(subject, format!("{} partitions, as it must be", self.partitions)),
         }
     }
 
-    fn wrong_partitions(&self, found: &Found) -> (Verdict, String, Option<String>) {
-        let message = format!(
-            "has {} partitions instead of {}; their number decides where a content id is",
-            found.partitions, self.partitions
+    fn wrong_partitions(&self, subject: String, found: &Found) -> Finding {
+        let (found, wanted) = (found.partitions, self.partitions);
+        let message =
+            format!("has {found} partitions instead of {wanted}; their number decides where a content id is");
+        let take_it =
+            if wanted == 1 { String::new() } else { format!("set kafka.partitions = {found}, or ") };
+        let fix = format!(
+            "{take_it}set another kafka.topic_prefix, or delete the topic if nothing of worth is in it"
         );
-        let fix = if self.partitions == 1 {
-            "delete it if nothing of worth is in it, or set another kafka.topic_prefix".to_owned()
-        } else {
-            format!(
-                "set kafka.partitions = {}, or set another kafka.topic_prefix, or delete the topic if nothing of \
-                 worth is in it",
-                found.partitions
-            )
-        };
-        (Verdict::Fail, message, Some(fix))
+        Finding::fail(subject, message, fix)
     }
 
     fn alter(&self, rule: &Rule, config: &KafkaConfig) -> String {
@@ -359,4 +328,13 @@ impl Rule {
         let least = if matches!(self.need, Need::AtLeast) { "at least " } else { "" };
         format!("has {} = {found}, wanted is {least}{}", self.setting, self.value)
     }
+}
+
+fn too_few_replicas(subject: String, found: &Found, config: &KafkaConfig) -> Finding {
+    let (found, wanted) = (found.replication, config.replication_factor);
+    let message = format!("has {found} replicas of each partition, kafka.replication_factor is {wanted}");
+    let fix = format!(
+        "give it more replicas with kafka-reassign-partitions.sh, or set kafka.replication_factor = {found}"
+    );
+    Finding::fail(subject, message, fix)
 }
