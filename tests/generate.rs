@@ -135,6 +135,21 @@ async fn a_signal_ends_it_at_once_with_whole_transactions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn new_content_is_committed_before_others_refer_to_it() {
+    const SLOW_COMMIT: &str = "
+        CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+          'BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON content DEFERRABLE INITIALLY DEFERRED
+          FOR EACH ROW WHEN (NEW.publish_ts > now() - interval '1 minute') EXECUTE FUNCTION wait()";
+    with_database(async |postgres, client| {
+        run(&client, SLOW_COMMIT).await;
+        let config = GenerateConfig { connections: 4, ..burst(9_000) };
+        assert_eq!(generate(&postgres, &config).await.unwrap().events, 9_000);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn content_that_is_there_is_used() {
     with_database(async |postgres, client| {
         client

@@ -178,14 +178,9 @@ async fn a_taken_port_and_a_wrong_address_are_told_with_the_fix() {
     assert_eq!(refused("192.0.2.1:8080").await.kind(), Kind::Setup);
 }
 
-async fn walcast_status(listen: &str, arguments: &[&str]) -> Output {
+async fn walcast(listen: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
-    command
-        .arg("status")
-        .args(arguments)
-        .env_clear()
-        .env("WEB_LISTEN", listen)
-        .env("PIPELINE_SINKS", "kafka");
+    command.args(arguments).env_clear().env("WEB_LISTEN", listen);
     tokio::time::timeout(DEADLINE, command.output()).await.unwrap().unwrap()
 }
 
@@ -198,12 +193,12 @@ async fn walcast_status_shows_the_state_and_exits_0_only_when_ready() {
     let site = Site::start(&[]).await;
     site.board.streaming(true);
     let mut kafka = site.board.sink("kafka", Mark::at(Lsn(0x10)));
-    let ready = walcast_status(&site.address, &[]).await;
+    let ready = walcast(&site.address, &["status"]).await;
     assert_eq!(ready.status.code(), Some(0));
     assert!(text(&ready.stdout).contains(": ready\n"), "{}", text(&ready.stdout));
 
     kafka.failed(&Error::new(Kind::Unavailable, "no broker answers").hint("start one"));
-    let failing = walcast_status(&site.address, &[]).await;
+    let failing = walcast(&site.address, &["status"]).await;
     assert_eq!(failing.status.code(), Some(1));
     assert!(
         text(&failing.stdout).ends_with(
@@ -211,10 +206,19 @@ async fn walcast_status_shows_the_state_and_exits_0_only_when_ready() {
         )
     );
 
-    let json = walcast_status(&site.address, &["--json"]).await;
+    let json = walcast(&site.address, &["status", "--json"]).await;
     assert_eq!(json.status.code(), Some(1));
     let state: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(state["sinks"][0]["state"], "retrying");
+}
+
+#[tokio::test]
+async fn walcast_run_touches_nothing_when_its_port_is_taken() {
+    let site = Site::start(&[]).await;
+    let ended = walcast(&site.address, &["run"]).await;
+    assert_eq!(ended.status.code(), Some(2), "{}", text(&ended.stderr));
+    let taken = format!("error: {} is taken by another program", site.address);
+    assert!(text(&ended.stderr).starts_with(&taken), "{}", text(&ended.stderr));
 }
 
 #[tokio::test]
@@ -223,7 +227,7 @@ async fn walcast_status_says_what_to_do_when_nothing_answers() {
     let address = unused.address.clone();
     unused.stop.signal();
     unused.serving.await.unwrap().unwrap();
-    let silent = walcast_status(&address, &[]).await;
+    let silent = walcast(&address, &["status"]).await;
     assert_eq!(silent.status.code(), Some(1));
     let told = text(&silent.stderr);
     assert!(told.contains(&format!("no walcast answers on {address}")), "{told}");

@@ -56,7 +56,7 @@ metrics! {
     Counter SINK_RETRIES_TOTAL = "walcast_sink_retries_total", Count, "Times that the sink was asked again after an error, by sink.";
     Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors of the sink, by sink and kind.";
     Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "For how long the oldest open transaction in our topics has been seen: hung when far above the transaction time-out.";
-    Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "From a transaction's commit until the sink holds it durably, one sample a transaction, by sink.";
+    Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "From a transaction's commit until the sink holds its rows durably, one sample for each part that became durable at once, by sink.";
 }
 
 /// Edges of the latency histograms, in seconds; 5 s is the promise.

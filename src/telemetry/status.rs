@@ -657,7 +657,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_is_measured_once_and_only_when_all_of_it_is_durable() {
+    fn a_transaction_is_measured_when_all_rows_that_were_written_are_durable() {
         let board = Board::new();
         let mut sink = board.sink("kafka", Mark::at(Lsn(100)));
         sink.wrote((0..3).map(|ordinal| (position(100, ordinal), 0)));
