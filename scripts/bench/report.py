@@ -20,13 +20,14 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def facts(binary, source, events, rounds, sinks):
+def facts(binary, source, events, rounds, sinks, emulator):
     return {
         "events": events,
         "transactions": source.one("SELECT count(DISTINCT xmin::text) FROM engagement_events"),
         "payload_bytes": source.one("SELECT avg(octet_length(raw_payload::text))::int FROM engagement_events"),
         "rounds": rounds,
         "sinks": sinks,
+        "bigquery": "emulator" if emulator else "stand-in that counts rows",
         "machine": machine(),
         "versions": {
             "walcast": first_line([binary, "--version"]),
@@ -53,7 +54,7 @@ def head(facts):
     machine = facts["machine"]
     print(f"{machine['cores']} cores {machine['cpu']}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; servers, generator and client share them")
     print(", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
-    print(f"{facts['events']:,} events in {facts['transactions']:,} transactions, payload {facts['payload_bytes']} bytes\n")
+    print(f"{facts['events']:,} events in {facts['transactions']:,} transactions, payload {facts['payload_bytes']} bytes; BigQuery: {facts['bigquery']}\n")
     print(f"{'':<16}{'seconds':>9}{'events/s':>11}{'µs CPU/event':>14}{'its walsender':>15}{'peak RSS':>10}{'load':>7}", flush=True)
 
 

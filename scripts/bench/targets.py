@@ -1,20 +1,28 @@
 """Fresh places for each run of walcast to write to, gone afterwards."""
 
 import contextlib
-import json
 import os
+import pathlib
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
 import confluent_kafka.admin
 import redis
 
+from clients import end_with_parent
+
 ENV = os.environ
 CLAIM_SECONDS = 4 * 3600
 
 
 class Targets:
+    def __init__(self, emulator):
+        self.emulator = emulator
+
     def __enter__(self):
+        self.bigquery = {} if self.emulator else self.stand_in()
         self.kafka = confluent_kafka.admin.AdminClient({"bootstrap.servers": ENV["KAFKA_BROKERS"]})
         self.claims = redis_client(0)
         # How the tests keep out of each other's way too.
@@ -25,13 +33,23 @@ class Targets:
     def __exit__(self, *_):
         self.redis.flushdb()
         self.claims.delete(f"claimed:{self.redis_db}")
+        if not self.emulator:
+            self.process.kill()
+            self.process.wait()
+
+    def stand_in(self):
+        """Tables are made at the emulator all the same."""
+        program = pathlib.Path(__file__).parent / "stand_in.py"
+        self.process = subprocess.Popen([sys.executable, program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                                        start_new_session=True, preexec_fn=end_with_parent)
+        return {"BIGQUERY_GRPC_URL": f"http://127.0.0.1:{self.process.stdout.readline().strip()}"}
 
     @contextlib.contextmanager
     def fresh(self, name):
         """What walcast is to have in its environment."""
         self.clear(name)  # what a killed one left
         try:
-            yield {"KAFKA_TOPIC_PREFIX": name, "REDIS_DB": str(self.redis_db), "BIGQUERY_DATASET": name}
+            yield {"KAFKA_TOPIC_PREFIX": name, "REDIS_DB": str(self.redis_db), "BIGQUERY_DATASET": name, **self.bigquery}
         finally:
             self.clear(name)
 
