@@ -5,7 +5,8 @@ use bytes::Bytes;
 use crate::error::{Error, Kind, Result};
 use crate::source::frame::{take_text, take_u8};
 
-/// An ErrorResponse or NoticeResponse. `Display` is its message, its detail and its SQLSTATE.
+/// An ErrorResponse or NoticeResponse. `Display` is its message, its detail and its SQLSTATE, without what can
+/// be a row's value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerError {
     /// `FATAL`, `ERROR`, `WARNING`, `NOTICE`, …; never translated.
@@ -156,9 +157,12 @@ impl From<&tokio_postgres::error::DbError> for ServerError {
 
 impl std::fmt::Display for ServerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)?;
-        if !self.detail.is_empty() {
-            write!(f, ": {}", self.detail)?;
+        // Class 22 (data exception) has the value in its message, class 23 (integrity constraint) in its detail.
+        match self.code.get(..2) {
+            Some("22") => f.write_str("a value is refused")?,
+            Some("23") => f.write_str(&self.message)?,
+            _ if self.detail.is_empty() => f.write_str(&self.message)?,
+            _ => write!(f, "{}: {}", self.message, self.detail)?,
         }
         write!(f, " ({})", self.code)
     }
@@ -174,6 +178,22 @@ mod tests {
     }
 
     /// What PostgreSQL 14 to 18 really say, and what it must mean.
+    #[test]
+    fn values_of_rows_are_never_shown() {
+        for (code, message, detail) in [
+            ("22P02", "invalid input syntax for type uuid: \"canary\"", ""),
+            (
+                "23503",
+                "insert or update violates foreign key constraint",
+                "Key (content_id)=(canary) is not present",
+            ),
+        ] {
+            let error = said(code, message, detail);
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+            assert!(error.to_string().contains(code), "{error}");
+        }
+    }
+
     #[test]
     fn every_refusal_has_its_kind() {
         let invalidated = "This slot has been invalidated because it exceeded the maximum reserved size.";
