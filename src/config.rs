@@ -315,4 +315,14 @@ mod tests {
         assert!(loaded.show().contains("POSTGRES_PASSWORD"));
         assert!(!format!("{:?}", loaded.config).contains("canary"));
     }
+
+    #[test]
+    fn the_readme_has_every_setting() {
+        let readme = include_str!("../README.md");
+        let missing: Vec<String> = flatten(&Config::default())
+            .into_keys()
+            .filter(|key| !readme.contains(&format!("| `{key}` |")))
+            .collect();
+        assert!(missing.is_empty(), "not in the README's table: {missing:?}");
+    }
 }
