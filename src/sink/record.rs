@@ -150,7 +150,6 @@ fn fill_digits(place: &mut [u8], mut number: u32) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashMap;
     use std::sync::Arc;

@@ -73,7 +73,6 @@ fn parse_filter(filter: &str) -> Result<EnvFilter> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

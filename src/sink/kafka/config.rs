@@ -301,7 +301,6 @@ fn flatten(name: String, value: Value, properties: &mut BTreeMap<String, String>
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use figment::Figment;
     use figment::providers::{Format, Toml};

@@ -133,7 +133,6 @@ pub(super) fn bad_settings(error: KafkaError) -> Error {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use rdkafka::ClientConfig;
     use rdkafka::producer::BaseProducer;
