@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use walcast::config::{Config, Loaded};
-use walcast::error::{Error, Result};
+use walcast::error::{Error, Kind, Result};
 use walcast::shutdown::Shutdown;
 use walcast::{ops, telemetry};
 
@@ -78,18 +78,26 @@ fn main() -> ExitCode {
             return ExitCode::from(if usage.use_stderr() { 64 } else { 0 });
         }
     };
-    let ended = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::new(walcast::error::Kind::Setup, "no runtime").because(error))
-        .and_then(|runtime| runtime.block_on(dispatch(cli)));
-    match ended {
+    match run(cli) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}\n  what to do: {}", error.chain(), error.advice());
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Runs the command as a task: the thread that waits for the stream's socket is then the one that reads it. From
+/// the main thread every read would begin with one thread waking another.
+fn run(cli: Cli) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Setup, "no runtime").because(error))?;
+    let command = runtime.spawn(dispatch(cli));
+    runtime
+        .block_on(command)
+        .unwrap_or_else(|panic| Err(Error::new(Kind::Protocol, "walcast broke down").because(panic)))
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
