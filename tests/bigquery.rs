@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
 use proxy::{Fault, Proxy};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -466,6 +467,7 @@ async fn when_the_intents_stream_is_gone_the_table_tells() {
             let world = World::with(|config| config.partitioning = partitioning).await;
             crash(&world, COMMIT, fault).await;
             world.proxy.next(COMMIT, Fault::Refuse(Code::NotFound));
+            world.proxy.next("GetWriteStream", Fault::Refuse(Code::NotFound));
             let (_, mark) = world.start().await;
             assert_eq!(mark, committed.then(|| batches(3)[2].mark()));
             assert!(matches!(world.progress().await, (_, None)), "settled for good");
@@ -473,6 +475,26 @@ async fn when_the_intents_stream_is_gone_the_table_tells() {
             world.end().await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_in_no_state_to_be_committed_was_committed_or_is_not_given_up() {
+    let world = World::new().await;
+    crash(&world, COMMIT, Fault::HoldAfter).await;
+    world.proxy.next(COMMIT, Fault::RefuseFor(StorageErrorCode::InvalidStreamState));
+    let (_, mark) = world.start().await;
+    assert_eq!(mark, Some(batches(3)[2].mark()));
+    world.end().await;
+
+    let world = World::new().await;
+    crash(&world, COMMIT, Fault::HoldBefore).await;
+    world.proxy.next(COMMIT, Fault::RefuseFor(StorageErrorCode::InvalidStreamState));
+    let mut sink = BigQuerySink::new(world.config.clone(), &world.postgres);
+    let error = sink.recover(&world.newest().await).await.unwrap_err();
+    assert_eq!(error.class(), Class::Transient, "asked again, and no other stream meanwhile: {error:?}");
+    assert!(matches!(world.progress().await, (None, Some(_))), "the intent stands");
+    world.check_recovers(&batches(4)).await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -701,7 +723,7 @@ async fn random_crashes_and_faults_leave_each_event_once() {
     })
     .await;
     let all = batches(40);
-    for life in 0..25 {
+    for life in 0..12 {
         let (mut sink, mark) = world.start().await;
         let mark = mark.unwrap_or(Mark::at(START));
         let missing: Vec<_> = all.iter().filter_map(|batch| batch.beyond(&mark)).collect();

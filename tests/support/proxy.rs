@@ -8,6 +8,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::StorageError;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
+use gcp_bigquery_client::google::rpc;
+use prost::Message;
 use tokio::sync::{Notify, watch};
 use tonic::body::Body;
 use tonic::codegen::{Service, StdError, http};
@@ -26,6 +30,8 @@ pub enum Fault {
     HoldAfter,
     /// The service does not see it; this is the answer.
     Refuse(Code),
+    /// The service does not see it; this is the answer, in the service's own words.
+    RefuseFor(StorageErrorCode),
     /// The service has done it; the connection breaks instead of an answer.
     LoseAnswer,
 }
@@ -110,6 +116,10 @@ impl Proxy {
                 self.stop(&method);
                 return Ok(Status::new(code, "the proxy refuses").into_http());
             }
+            Some(Fault::RefuseFor(reason)) => {
+                self.stop(&method);
+                return Ok(with_reason(reason).into_http());
+            }
             _ => {}
         }
         poll_fn(|cx| self.upstream.poll_ready(cx)).await?;
@@ -124,6 +134,17 @@ impl Proxy {
         }
         Ok(response)
     }
+}
+
+fn with_reason(reason: StorageErrorCode) -> Status {
+    let error = StorageError { code: reason as i32, ..Default::default() };
+    let detail = prost_types::Any {
+        type_url: "type.googleapis.com/google.cloud.bigquery.storage.v1.StorageError".into(),
+        value: error.encode_to_vec(),
+    };
+    let status =
+        rpc::Status { code: Code::FailedPrecondition as i32, details: vec![detail], ..Default::default() };
+    Status::with_details(Code::FailedPrecondition, "the proxy refuses", status.encode_to_vec().into())
 }
 
 impl Service<http::Request<Body>> for Proxy {
