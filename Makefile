@@ -1,5 +1,6 @@
 # make demo   the whole stream on this machine, live, until Ctrl-C (make demo SECONDS=40: ends by itself)
 # make test   everything that is checked
+# make bench  how fast it is: the inner parts in memory, then a whole slot drained, beside pg_recvlogical
 # Both install and start what they need: see scripts/services.
 
 SHELL := /bin/bash
@@ -19,8 +20,11 @@ test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run cargo test --locked
 
+# variables: EVENTS, ROUNDS, SINKS; see scripts/bench
 bench: services
+	@cargo build --release --locked
 	@scripts/services run cargo bench --locked
+	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/bench $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/bench target/bench.json
 
 # the decoder's test data, from real servers of every version
 record-wire:

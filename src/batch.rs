@@ -31,6 +31,15 @@ impl Row {
             Row::DeadLetter(letter) => letter.position,
         }
     }
+
+    /// When the row's transaction committed, microseconds since 1970.
+    pub fn commit_ts(&self) -> i64 {
+        match self {
+            Row::Event(event) => event.commit_ts,
+            Row::Content(change) => change.commit_ts,
+            Row::DeadLetter(letter) => letter.commit_ts,
+        }
+    }
 }
 
 /// The state of one content row after a change.

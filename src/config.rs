@@ -3,7 +3,7 @@
 //! Every setting `[section] name` has the environment name `SECTION_NAME` (`POSTGRES_HOST`, `KAFKA_BROKERS`);
 //! `SECTION_NAME_FILE` names a file to read the value from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,9 +15,11 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::ops::generate::GenerateConfig;
 use crate::sink::bigquery::BigQueryConfig;
+use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::transform::Bounds;
+use crate::web::WebConfig;
 
 /// All settings.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -27,10 +29,14 @@ pub struct Config {
     pub pipeline: PipelineConfig,
     /// Where events come from.
     pub postgres: PostgresConfig,
+    /// The Kafka sink.
+    pub kafka: KafkaConfig,
     /// The Redis sink.
     pub redis: RedisConfig,
     /// The BigQuery sink.
     pub bigquery: BigQueryConfig,
+    /// Health, metrics and status over HTTP.
+    pub web: WebConfig,
     /// `walcast generate`.
     pub generate: GenerateConfig,
 }
@@ -62,7 +68,7 @@ impl Default for PipelineConfig {
             batch_rows_max: 4096,
             batch_bytes_max: 1 << 20,
             batch_age_ms_max: 2,
-            queue_bytes_max: 16 << 20,
+            queue_bytes_max: 32 << 20,
             row_bytes_max: 900_000,
             drain_seconds: 30,
         }
@@ -223,19 +229,100 @@ fn explain(error: figment::Error, known: &BTreeMap<String, Value>) -> Error {
     };
     let explained = Error::new(Kind::Config, error.to_string());
     let Some(unknown) = unknown else { return explained };
-    let section = error.path.first().cloned();
-    let names = known.keys().flat_map(|key| key.split_once('.').map(|(section, name)| (Some(section), name)));
-    let sections = known.keys().filter_map(|key| Some((None, key.split_once('.')?.0)));
-    let nearest = names
-        .chain(sections)
-        .filter(|(within, _)| *within == section.as_deref() || section.is_none())
-        .map(|(within, name)| (strsim::damerau_levenshtein(name, &unknown), within, name))
-        .min_by_key(|(distance, ..)| *distance);
-    match nearest {
-        Some((distance, Some(section), name)) if distance <= 4 => {
-            explained.hint(format!("did you mean {name} in [{section}]?"))
+    let sections: BTreeSet<&str> = known.keys().filter_map(|key| Some(key.split_once('.')?.0)).collect();
+    let within = error.path.first().and_then(|first| sections.get(first.as_str()));
+    let nearest = |names: &mut dyn Iterator<Item = &str>| {
+        let close = names.map(|name| (strsim::damerau_levenshtein(name, &unknown), name.to_owned()));
+        close.filter(|(distance, _)| *distance <= 4).min().map(|(_, name)| name)
+    };
+    let meant = match within {
+        Some(section) => {
+            let mut names = known.keys().filter_map(|key| key.strip_prefix(*section)?.strip_prefix('.'));
+            nearest(&mut names).map(|name| format!("{name} in [{section}]"))
         }
-        Some((distance, None, name)) if distance <= 4 => explained.hint(format!("did you mean [{name}]?")),
-        _ => explained,
+        None => nearest(&mut sections.iter().copied()).map(|name| format!("[{name}]")),
+    };
+    match meant {
+        Some(meant) => explained.hint(format!("did you mean {meant}?")),
+        None => explained,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Config> {
+        let directory = std::env::temp_dir().join(format!("walcast-config-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&directory, toml).map_err(|error| Error::new(Kind::Config, error.to_string()))?;
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let loaded = Loaded::load(Some(&directory), environment).map(|loaded| loaded.config);
+        let _ = std::fs::remove_file(directory);
+        loaded
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_the_file_over_defaults() {
+        let toml = "[postgres]\nhost = \"file\"\nport = 1234\n";
+        let config = load(toml, &[("POSTGRES_HOST", "environment"), ("UNRELATED", "x")]).unwrap();
+        assert_eq!((config.postgres.host.as_str(), config.postgres.port), ("environment", 1234));
+        assert_eq!(config.postgres.db, "engagement");
+    }
+
+    #[test]
+    fn the_names_of_the_old_stack_work_as_they_stand() {
+        let config = load(
+            "",
+            &[
+                ("POSTGRES_DB", "d"),
+                ("REDIS_HOST", "r"),
+                ("REDIS_PASSWORD", "12345"),
+                ("KAFKA_BROKERS", "a:1,b:2"),
+                ("BIGQUERY_PROJECT_ID", "p"),
+                ("BIGQUERY_DATASET", "s"),
+                ("GENERATION_RATE", "500000"),
+                ("BURST_MODE", "true"),
+                ("BURST_COUNT", "7"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.redis.password.expose(), "12345");
+        assert_eq!((config.kafka.brokers.as_str(), config.bigquery.dataset.as_str()), ("a:1,b:2", "s"));
+        assert_eq!(
+            (config.generate.rate_per_minute, config.generate.burst_mode, config.generate.burst_count),
+            (500_000, true, 7)
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_name() {
+        let error = load("[postgres]\nhots = \"x\"\n", &[]).unwrap_err();
+        assert_eq!((error.exit_code(), error.advice()), (78, "did you mean host in [postgres]?"));
+        let error = load("[postgre]\nhost = \"x\"\n", &[]).unwrap_err();
+        assert_eq!(error.advice(), "did you mean [postgres]?");
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_refused_by_name() {
+        let error = load("", &[("POSTGRES_PORT", "many")]).unwrap_err();
+        assert!(error.to_string().contains("POSTGRES_PORT"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let loaded = Loaded::load(None, [("POSTGRES_PASSWORD".to_owned(), "canary".to_owned())]).unwrap();
+        assert!(!loaded.show().contains("canary"), "{}", loaded.show());
+        assert!(loaded.show().contains("POSTGRES_PASSWORD"));
+        assert!(!format!("{:?}", loaded.config).contains("canary"));
+    }
+
+    #[test]
+    fn the_readme_has_every_setting() {
+        let readme = include_str!("../README.md");
+        let missing: Vec<String> = flatten(&Config::default())
+            .into_keys()
+            .filter(|key| !readme.contains(&format!("| `{key}` |")))
+            .collect();
+        assert!(missing.is_empty(), "not in the README's table: {missing:?}");
     }
 }

@@ -66,4 +66,5 @@ pub mod watermark;
 pub mod sink;
 pub mod config;
 pub mod pipeline;
+pub mod web;
 pub mod ops;

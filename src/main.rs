@@ -19,6 +19,9 @@ struct Cli {
     /// What to log, such as `info` or `walcast=debug`.
     #[arg(long, global = true, env = "WALCAST_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
+    /// How log lines look: auto (pretty on a terminal, else JSON), pretty or json.
+    #[arg(long, global = true, env = "WALCAST_LOG_FORMAT", default_value = "auto", value_name = "FORMAT")]
+    log_format: telemetry::LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -90,7 +93,7 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
-    telemetry::init_logging(&cli.log)?;
+    telemetry::init_logging(&cli.log, cli.log_format)?;
     let loaded = Loaded::load(cli.config.as_deref(), std::env::vars())?;
     let config: &Config = &loaded.config;
     match cli.command {
@@ -98,7 +101,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Init => ops::init::init(config).await?,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,
-        _ => {}
+        Command::Status { json } => return ops::status::status(config, json).await,
         Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
     }
     Ok(ExitCode::SUCCESS)

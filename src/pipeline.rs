@@ -82,7 +82,7 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
-    let mut sinks = sink::build(config);
+    let mut sinks = sink::build(config)?;
     for sink in &mut sinks {
         sink.prepare().await?;
     }
@@ -266,12 +266,21 @@ impl Streaming {
             confirmed,
             self.queues.iter().map(|(name, queue)| (*name, queue.bytes())),
         );
+        board.backpressure(self.full_queue());
         self.stream.send_status(self.received.max(confirmed), confirmed, false).await
+    }
+
+    /// The sink whose queue has no room for the batch that is to go into it.
+    fn full_queue(&self) -> Option<&'static str> {
+        let outbox = self.outbox.as_ref()?;
+        let (name, queue) = self.queues.get(outbox.next)?;
+        (!queue.has_room_for(&outbox.batch)).then_some(*name)
     }
 
     /// Stops reading, lets the sinks make durable what they were given, tells the server, and leaves.
     async fn drain(mut self, config: &Config, board: &Board, shutdown: &mut Shutdown) -> Result<()> {
         tracing::info!("draining");
+        board.draining();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(config.pipeline.drain_seconds);
         let mut status_due = tokio::time::interval(STATUS_EVERY);
         loop {

@@ -14,7 +14,7 @@ use world::World;
 
 #[tokio::test]
 async fn an_unknown_key_is_named_with_its_neighbour() {
-    let world = World::new(support::postgres()).await;
+    let world = World::new(fresh_database(support::postgres()).await).await;
     let file = world.file("[kafka]\nbroker = \"127.0.0.1:1\"\n");
     let ended = world.walcast(["--config", &file, "config", "show"]).await;
     ended.expect(78, &["broker", "did you mean brokers in [kafka]?"]);
@@ -35,7 +35,7 @@ async fn wal_level_replica_is_refused_before_anything_is_made() {
     world
         .walcast(["init"])
         .await
-        .expect(2, &["wal_level is replica", "ALTER SYSTEM SET wal_level = logical"]);
+        .expect(2, &["wal_level: is replica", "ALTER SYSTEM SET wal_level = logical"]);
     let client = sql::connect(&world.postgres).await.unwrap();
     let made = "SELECT count(*) FROM pg_namespace WHERE nspname = 'walcast'";
     assert_eq!(client.query_one(made, &[]).await.unwrap().get::<_, i64>(0), 0);
@@ -107,8 +107,8 @@ async fn a_topic_with_eight_partitions_is_refused_and_no_slot_is_made() {
 #[tokio::test]
 async fn redis_with_a_wrong_password_is_refused() {
     let world = World::initialised().await;
-    world.with("REDIS_PASSWORD", "wrong").walcast(["run"]).await.expect(2, &["Redis", "password"]);
-    world.with("REDIS_PASSWORD", "").walcast(["run"]).await.expect(2, &["Redis", "password"]);
+    world.with("REDIS_PASSWORD", "wrong").walcast(["run"]).await.expect(2, &["redis", "password"]);
+    world.with("REDIS_PASSWORD", "").walcast(["run"]).await.expect(2, &["redis", "password"]);
 }
 
 #[tokio::test]

@@ -1,43 +1,23 @@
 //! `walcast generate` against a real server.
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+mod support;
 
+use support::{DEADLINE, drop_database, fresh_database, run};
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
 use walcast::error::{Error, Kind};
 use walcast::ops::generate::{self, GenerateConfig, Summary};
 use walcast::source::{PostgresConfig, sql};
 
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// A database of its own for `test`, with the source tables; dropped whatever happens.
+/// A database of its own for `test`, with the source tables.
 async fn with_database<T>(test: impl AsyncFnOnce(PostgresConfig, Client) -> T) -> T {
-    let server = server();
-    let name = format!("walcast_generate_{}", uuid::Uuid::new_v4().simple());
-    let admin = sql::connect(&server).await.unwrap();
-    admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
-    let postgres = PostgresConfig { db: name.clone(), ..server };
+    let postgres = fresh_database(support::postgres()).await;
     let client = sql::connect(&postgres).await.unwrap();
-    client.batch_execute(include_str!("../migrations/0001_source.sql")).await.unwrap();
-    let outcome = {
-        use futures_util::FutureExt;
-        std::panic::AssertUnwindSafe(test(postgres, client)).catch_unwind().await
-    };
-    admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
-    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-fn server() -> PostgresConfig {
-    let read = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    PostgresConfig {
-        host: read("POSTGRES_HOST", "127.0.0.1"),
-        port: read("POSTGRES_PORT", "25432").parse().unwrap(),
-        db: "postgres".into(),
-        user: read("POSTGRES_USER", "postgres"),
-        password: read("POSTGRES_PASSWORD", "walcast").into(),
-        ..PostgresConfig::default()
-    }
+    run(&client, include_str!("../migrations/0001_source.sql")).await;
+    let outcome = test(postgres.clone(), client).await;
+    drop_database(&postgres).await;
+    outcome
 }
 
 fn burst(count: u64) -> GenerateConfig {
@@ -150,6 +130,21 @@ async fn a_signal_ends_it_at_once_with_whole_transactions() {
         };
         let (summary, ()) = tokio::time::timeout(DEADLINE, async { tokio::join!(run, watch) }).await.unwrap();
         assert_eq!(count(&client, "true").await as u64, summary.unwrap().events);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_content_is_committed_before_others_refer_to_it() {
+    const SLOW_COMMIT: &str = "
+        CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+          'BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON content DEFERRABLE INITIALLY DEFERRED
+          FOR EACH ROW WHEN (NEW.publish_ts > now() - interval '1 minute') EXECUTE FUNCTION wait()";
+    with_database(async |postgres, client| {
+        run(&client, SLOW_COMMIT).await;
+        let config = GenerateConfig { connections: 4, ..burst(9_000) };
+        assert_eq!(generate(&postgres, &config).await.unwrap().events, 9_000);
     })
     .await;
 }

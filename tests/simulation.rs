@@ -5,6 +5,8 @@
 //!
 //! Time is simulated, so a seed gives the same run again: `WALCAST_SEED=7 cargo test --test simulation`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

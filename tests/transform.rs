@@ -338,6 +338,17 @@ fn a_full_batch_ends_inside_a_transaction_and_holds_only_the_commit_before() {
 }
 
 #[test]
+fn the_commit_of_rows_that_went_ahead_follows_at_once() {
+    let mut stream = Stream::new(Bounds { batch_rows_max: 1, ..BOUNDS }, []);
+    stream.begin();
+    stream.send(play(1, 1));
+    assert!(stream.transform.take_batch(Instant::now()).is_some());
+    stream.commit();
+    let batch = stream.transform.take_batch(Instant::now() + BOUNDS.batch_age_max).expect("it is due");
+    assert_eq!((batch.mark().held, batch.rows().len()), (Lsn(110), 0));
+}
+
+#[test]
 fn a_batch_goes_when_its_first_row_is_old_enough() {
     let mut stream = Stream::new(BOUNDS, []);
     stream.transaction([play(1, 1)]);

@@ -24,8 +24,13 @@ pub async fn check(config: &Config, json: bool) -> Result<ExitCode> {
 async fn findings(config: &Config) -> Vec<Finding> {
     let mut findings =
         source_findings(config).await.unwrap_or_else(|error| vec![Finding::failed("postgres", &error)]);
-    for mut sink in sink::build(config) {
-        findings.extend(sink.check().await);
+    match sink::build(config) {
+        Ok(sinks) => {
+            for mut sink in sinks {
+                findings.extend(sink.check().await);
+            }
+        }
+        Err(error) => findings.push(Finding::failed("configuration", &error)),
     }
     findings
 }

@@ -24,7 +24,7 @@ pub async fn init(config: &Config) -> Result<()> {
     finding::refuse(&check::check_server(client, &config.postgres).await?)?;
     migrate(client, &config.postgres).await?;
     publish(client, &config.postgres).await?;
-    for mut sink in sink::build(config) {
+    for mut sink in sink::build(config)? {
         sink.prepare().await?;
         tracing::info!(sink = sink.name(), "target ready");
     }

@@ -3,4 +3,5 @@
 pub mod run;
 pub mod init;
 pub mod check;
+pub mod status;
 pub mod generate;

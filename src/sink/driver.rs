@@ -120,9 +120,13 @@ impl Work {
         let urgent = self.pending.iter().any(|queued| queued.batch.urgent());
         if let Some(last) = batches.last() {
             let end = self.accepted.advanced(last.mark());
+            if let Some(first) = batches.iter().find_map(|batch| batch.rows().first()) {
+                self.driver.status.takes(first.commit_ts());
+            }
             let written = self.driver.sink.write(&batches).await?;
             self.accepted = end;
-            self.driver.status.wrote(batches.iter().map(|batch| batch.rows().len()).sum());
+            let rows = batches.iter().flat_map(|batch| batch.rows());
+            self.driver.status.wrote(rows.map(|row| (row.position(), row.commit_ts())));
             if let Written::Durable(mark) = written {
                 self.durable(Some(mark)).await?;
             }
@@ -162,11 +166,11 @@ impl Work {
     async fn retry(&mut self, error: Error, backoff: &mut Backoff) -> Result<()> {
         let mut error = error;
         loop {
+            self.driver.status.failed(&error);
             if error.class() != Class::Transient {
                 return Err(error);
             }
             let wait = backoff.next_wait();
-            self.driver.status.failed(&error);
             if backoff.attempts() <= 1 || wait >= Duration::from_secs(5) {
                 tracing::warn!(
                     sink = self.driver.sink.name(),

@@ -10,6 +10,7 @@ pub mod driver;
 pub mod content;
 pub mod null;
 pub mod record;
+pub mod kafka;
 pub mod redis;
 pub mod bigquery;
 
@@ -23,6 +24,7 @@ use crate::config::Config;
 use crate::error::Result;
 pub use crate::finding::{Finding, Verdict};
 use crate::lsn::{Mark, Session, StoredMark};
+use crate::state::State;
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,22 +99,32 @@ pub trait Sink: Send {
 pub struct Entry {
     /// The name in `pipeline.sinks`.
     pub name: &'static str,
-    build: fn(&Config) -> Box<dyn Sink>,
+    build: fn(&Config) -> Result<Box<dyn Sink>>,
 }
 
 /// The sinks that there are.
 pub const SINKS: &[Entry] = &[
-    Entry { name: "redis", build: |config| Box::new(redis::RedisSink::new(config.redis.clone())) },
-    Entry {
-        name: "bigquery",
-        build: |config| Box::new(bigquery::BigQuerySink::new(config.bigquery.clone(), &config.postgres)),
-    },
-    Entry { name: "null", build: |_| Box::new(null::NullSink::default()) },
+    Entry { name: kafka::NAME, build: build_kafka },
+    Entry { name: "redis", build: |config| Ok(Box::new(redis::RedisSink::new(config.redis.clone()))) },
+    Entry { name: bigquery::NAME, build: build_bigquery },
+    Entry { name: "null", build: |_| Ok(Box::new(null::NullSink::default())) },
 ];
 
+fn build_kafka(config: &Config) -> Result<Box<dyn Sink>> {
+    let state = State::new(config.postgres.clone());
+    let sink = kafka::KafkaSink::new(config.kafka.clone(), config.pipeline.row_bytes_max, state)?;
+    Ok(Box::new(sink))
+}
+
+fn build_bigquery(config: &Config) -> Result<Box<dyn Sink>> {
+    config.bigquery.validate()?;
+    Ok(Box::new(bigquery::BigQuerySink::new(config.bigquery.clone(), &config.postgres)))
+}
+
 /// The sinks that the configuration asks for, after the content versions that joins need.
-pub fn build(config: &Config) -> Vec<Box<dyn Sink>> {
+pub fn build(config: &Config) -> Result<Vec<Box<dyn Sink>>> {
     let wanted = |entry: &&Entry| config.pipeline.sinks.iter().any(|name| name == entry.name);
     let content: Box<dyn Sink> = Box::new(content::ContentSink::new(&config.postgres));
-    std::iter::once(content).chain(SINKS.iter().filter(wanted).map(|entry| (entry.build)(config))).collect()
+    let wanted = SINKS.iter().filter(wanted).map(|entry| (entry.build)(config));
+    std::iter::once(Ok(content)).chain(wanted).collect()
 }

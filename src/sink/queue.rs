@@ -49,6 +49,11 @@ impl QueueSender {
         items.send(Queued { batch, _room: room }).map_err(|_| Closed)
     }
 
+    /// Whether [`send`](Self::send) would not have to wait.
+    pub fn has_room_for(&self, batch: &Batch) -> bool {
+        self.room.available_permits() >= batch.bytes().min(self.bytes_max)
+    }
+
     /// Nothing more will come: the driver ends once it has written what is in.
     pub fn close(&mut self) {
         self.items = None;
@@ -77,9 +82,11 @@ mod tests {
             assert_eq!(sender.send(batch()).now_or_never(), Some(Ok(())));
         }
         assert_eq!(sender.send(batch()).now_or_never(), None);
+        assert!(!sender.has_room_for(&batch()));
         let first = receiver.recv().await;
         assert_eq!(sender.send(batch()).now_or_never(), None, "taken out is not yet released");
         drop(first);
+        assert!(sender.has_room_for(&batch()));
         assert_eq!(sender.send(batch()).now_or_never(), Some(Ok(())));
     }
 

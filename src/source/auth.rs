@@ -35,22 +35,23 @@ const SASL: i32 = 10;
 const SASL_CONTINUE: i32 = 11;
 const SASL_FINAL: i32 = 12;
 
-/// Answers the server until it lets us in.
+/// Answers the server until it lets us in. True when the login was bound to the server's certificate.
 pub(crate) async fn authenticate<S>(
     wire: &mut Wire<S>,
     config: &PostgresConfig,
     security: &Security,
-) -> Result<()>
+) -> Result<bool>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut body = request(wire).await?;
     if LoginRules::new(config, security).permit(&mut body.clone())? {
-        return Ok(());
+        return Ok(false);
     }
+    let mut bound = false;
     let password = config.password.expose().as_bytes();
     match take_i32(&mut body)? {
-        SASL => scram(wire, password, security, body).await?,
+        SASL => bound = scram(wire, password, security, body).await?,
         MD5 => {
             let salt = take_bytes(&mut body, 4)?.as_ref().try_into().unwrap_or_default();
             let answer = md5_hash(config.user.as_bytes(), password, salt);
@@ -59,7 +60,7 @@ where
         CLEARTEXT => send_password(wire, password).await?,
         step => return Err(malformed(format!("authentication step {step} first"))),
     }
-    expect(wire, OK).await.map(drop)
+    expect(wire, OK).await.map(|_| bound)
 }
 
 /// To whom the password may be shown, and how.
@@ -119,7 +120,7 @@ async fn send_password<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, pa
     wire.flush().await
 }
 
-async fn scram<S>(wire: &mut Wire<S>, password: &[u8], security: &Security, mut body: Bytes) -> Result<()>
+async fn scram<S>(wire: &mut Wire<S>, password: &[u8], security: &Security, mut body: Bytes) -> Result<bool>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -134,7 +135,8 @@ where
     wire.flush().await?;
 
     let proof = expect(wire, SASL_FINAL).await?;
-    scram.finish(&proof).map_err(scram_failed)
+    scram.finish(&proof).map_err(scram_failed)?;
+    Ok(mechanism == SCRAM_SHA_256_PLUS)
 }
 
 fn mechanisms(body: &mut Bytes) -> Result<Vec<String>> {
@@ -188,4 +190,101 @@ fn scram_failed(error: std::io::Error) -> Error {
     Error::new(Kind::Setup, "the server did not prove that it knows the password")
         .hint("see `postgres.host`: somebody may stand between walcast and PostgreSQL")
         .because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::source::script::{authentication, hear, say};
+
+    const TLS: Security = Security::Tls { end_point: None };
+
+    fn config(allow_md5: bool) -> PostgresConfig {
+        let (user, password) = ("walcast".to_owned(), "secret".to_owned().into());
+        PostgresConfig { user, password, allow_md5, ..Default::default() }
+    }
+
+    /// A server that says all this whatever it hears: how the login ends, and the packets that it heard.
+    async fn log_in(config: &PostgresConfig, security: &Security, said: &[u8]) -> (Option<Kind>, Vec<Bytes>) {
+        let (client, mut server) = tokio::io::duplex(4096);
+        say(&mut server, said).await;
+        assert!(server.shutdown().await.is_ok());
+        let ended = authenticate(&mut Wire::new(client), config, security).await;
+        let mut heard = Vec::new();
+        while let Some((tag, body)) = hear(&mut server).await {
+            assert_eq!(tag, b'p');
+            heard.push(body);
+        }
+        (ended.err().map(|error| error.kind()), heard)
+    }
+
+    #[tokio::test]
+    async fn whom_the_server_trusts_is_in() {
+        assert_eq!(log_in(&config(false), &Security::Plain, &authentication(OK, b"")).await, (None, vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_weak_password_is_not_shown_unless_allowed() {
+        let md5 = authentication(MD5, b"salt");
+        let clear = authentication(CLEARTEXT, b"");
+        for (allowed, security, said) in
+            [(false, &TLS, &md5), (false, &TLS, &clear), (true, &Security::Plain, &clear)]
+        {
+            assert_eq!(log_in(&config(allowed), security, said).await, (Some(Kind::Setup), vec![]));
+        }
+        let (ended, heard) = log_in(&config(true), &TLS, &[clear, authentication(OK, b"")].concat()).await;
+        assert_eq!((ended, heard), (None, vec![Bytes::from_static(b"secret\0")]));
+        let (ended, heard) =
+            log_in(&config(true), &Security::Plain, &[md5, authentication(OK, b"")].concat()).await;
+        // md5(md5("secretwalcast") + "salt")
+        let digest = Bytes::from_static(b"md563222ee22bc4abd4578d462cf8b45c6c\0");
+        assert_eq!((ended, heard), (None, vec![digest]));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_skips_steps_learns_nothing() {
+        for step in [SASL_CONTINUE, SASL_FINAL, 7, -1] {
+            let (ended, heard) = log_in(&config(true), &TLS, &authentication(step, b"r=x,s=eA==,i=1")).await;
+            assert!(ended.is_some() && heard.is_empty(), "step {step}: {ended:?} {heard:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_prove_itself_is_refused() {
+        let said = [authentication(SASL, b"SCRAM-SHA-256\0\0"), authentication(OK, b"")].concat();
+        let (ended, heard) = log_in(&config(false), &TLS, &said).await;
+        assert_eq!((ended, heard.len()), (Some(Kind::Protocol), 1));
+    }
+
+    #[tokio::test]
+    async fn a_missing_password_is_said_at_once() {
+        let mut config = config(true);
+        config.password = String::new().into();
+        for said in [authentication(SASL, b"SCRAM-SHA-256\0\0"), authentication(MD5, b"salt")] {
+            assert_eq!(log_in(&config, &TLS, &said).await, (Some(Kind::Setup), vec![]));
+        }
+    }
+
+    #[test]
+    fn the_channel_is_bound_where_both_sides_can() {
+        let bindable = Security::Tls { end_point: Some(vec![1; 32]) };
+        let both = ["SCRAM-SHA-256-PLUS".to_owned(), "SCRAM-SHA-256".to_owned()];
+        for (offered, security, wanted) in [
+            (&both[..], &bindable, Some((SCRAM_SHA_256_PLUS, "p=tls-server-end-point,,"))),
+            (&both[1..], &bindable, Some((SCRAM_SHA_256, "y,,"))),
+            (&both[..], &TLS, Some((SCRAM_SHA_256, "n,,"))),
+            (&both[..], &Security::Plain, Some((SCRAM_SHA_256, "n,,"))),
+            (&both[..1], &Security::Plain, None),
+            (&[], &bindable, None),
+        ] {
+            let chosen = mechanism(offered, security).ok().map(|(name, binding)| {
+                let message = String::from_utf8_lossy(ScramSha256::new(b"", binding).message()).into_owned();
+                (name, message)
+            });
+            assert_eq!(chosen.as_ref().map(|(name, _)| *name), wanted.map(|(name, _)| name));
+            assert!(chosen.is_none_or(|(_, message)| message.starts_with(wanted.unwrap_or_default().1)));
+        }
+    }
 }

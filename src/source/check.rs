@@ -5,58 +5,58 @@ use tokio_postgres::Client;
 use crate::error::Result;
 use crate::finding::Finding;
 use crate::model::{content, engagement};
-use crate::source::{PostgresConfig, slot, sql};
+use crate::source::slot::ServerFacts;
+use crate::source::{PostgresConfig, quote, slot, sql};
 
 const VERSION_MIN: i32 = 140_000;
 
 /// Server, role, tables and state schema.
 pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
-    Ok(vec![
-        version(client).await?,
-        wal_level(client).await?,
-        role(client, config).await?,
+    let mut findings = check_server(client, config).await?;
+    findings.extend([
         table(client, config, "content", content::column_names().collect()).await?,
         table(client, config, "engagement_events", engagement::column_names().collect()).await?,
         state_schema(client).await?,
-    ])
+    ]);
+    Ok(findings)
 }
 
 /// The part that must hold before `walcast init` can make the rest.
 pub async fn check_server(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
-    Ok(vec![version(client).await?, wal_level(client).await?, role(client, config).await?])
+    let server = slot::server_facts(client).await?;
+    Ok(vec![version(&server), wal_level(&server), role(&server, config)])
 }
 
-async fn version(client: &Client) -> Result<Finding> {
-    let version = slot::server_version_num(client).await?;
+fn version(server: &ServerFacts) -> Finding {
+    let version = server.version_num;
     let (subject, message) = ("postgres version", format!("{}.{}", version / 10_000, version % 10_000));
-    Ok(match version >= VERSION_MIN {
+    match version >= VERSION_MIN {
         true => Finding::ok(subject, message),
         false => Finding::fail(subject, message, "walcast needs PostgreSQL 14 or newer"),
-    })
+    }
 }
 
-async fn wal_level(client: &Client) -> Result<Finding> {
-    let level: String = client.query_one("SHOW wal_level", &[]).await.map_err(sql::error)?.get(0);
-    Ok(match level.as_str() {
-        "logical" => Finding::ok("postgres wal_level", level),
+fn wal_level(server: &ServerFacts) -> Finding {
+    let (subject, level) = ("postgres wal_level", &server.wal_level);
+    match level.as_str() {
+        "logical" => Finding::ok(subject, level.as_str()),
         _ => Finding::fail(
-            "postgres wal_level",
+            subject,
             format!("is {level}, logical decoding needs logical"),
-            "ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL",
+            "ALTER SYSTEM SET wal_level = logical, then restart PostgreSQL (managed services have a switch for it)",
         ),
-    })
+    }
 }
 
-async fn role(client: &Client, config: &PostgresConfig) -> Result<Finding> {
-    let query = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user";
-    let may: bool = client.query_one(query, &[]).await.map_err(sql::error)?.get(0);
+fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
     let subject = format!("postgres role {}", config.user);
-    Ok(match may {
+    match server.has_replication_role {
         true => Finding::ok(subject, "may replicate"),
         false => {
-            Finding::fail(subject, "may not replicate", format!("ALTER ROLE {} REPLICATION", config.user))
+            let fix = format!("ALTER ROLE {} REPLICATION", quote::identifier(&config.user));
+            Finding::fail(subject, "may not replicate", fix)
         }
-    })
+    }
 }
 
 async fn table(client: &Client, config: &PostgresConfig, table: &str, wanted: Vec<&str>) -> Result<Finding> {

@@ -25,6 +25,7 @@ const SERVER_VERSION_MIN: u32 = 14;
 pub struct Connection<S = Stream> {
     wire: Wire<S>,
     server_version: u32,
+    channel_bound: bool,
 }
 
 /// What IDENTIFY_SYSTEM answers.
@@ -69,8 +70,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let parameters = startup_parameters(config);
         frontend::startup_message(parameters, wire.output()).map_err(nul)?;
         wire.flush().await?;
-        authenticate(&mut wire, config, security).await?;
-        let mut connection = Connection { wire, server_version: 0 };
+        let channel_bound = authenticate(&mut wire, config, security).await?;
+        let mut connection = Connection { wire, server_version: 0, channel_bound };
         connection.await_ready().await?;
         Ok(connection)
     }
@@ -78,6 +79,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The server's major version, such as 18.
     pub fn server_version(&self) -> u32 {
         self.server_version
+    }
+
+    /// Whether the login was bound to the server's certificate (SCRAM-SHA-256-PLUS), which keeps out those
+    /// in between even where `sslmode` asks for no proof of identity.
+    pub fn is_channel_bound(&self) -> bool {
+        self.channel_bound
     }
 
     /// IDENTIFY_SYSTEM.
@@ -225,4 +232,130 @@ fn field(row: &[Option<String>], column: usize) -> Result<&str> {
 
 fn parsed<T: std::str::FromStr>(row: &[Option<String>], column: usize) -> Result<T> {
     field(row, column)?.parse().map_err(|_| malformed("an answer that is no number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::source::script::{data_row, hear, hear_startup, packet, ready, report, say, welcome};
+
+    async fn connected(version: &str) -> Result<(Connection<DuplexStream>, DuplexStream)> {
+        let (client, mut server) = tokio::io::duplex(1 << 16);
+        say(&mut server, &welcome(version)).await;
+        let connection = Connection::over(client, &PostgresConfig::default(), &Security::Plain).await?;
+        let parameters = hear_startup(&mut server).await;
+        assert!(parameters.windows(2).any(|pair| pair == ["replication", "database"]), "{parameters:?}");
+        assert!(
+            parameters.windows(2).any(|pair| pair == ["client_min_messages", "warning"]),
+            "{parameters:?}"
+        );
+        Ok((connection, server))
+    }
+
+    /// The command that the client sent.
+    async fn command(server: &mut DuplexStream) -> String {
+        let (tag, body) = hear(server).await.unwrap_or_default();
+        assert_eq!(tag, b'Q');
+        String::from_utf8_lossy(&body).trim_end_matches('\0').to_owned()
+    }
+
+    fn kind<T>(result: Result<T>) -> Option<Kind> {
+        result.err().map(|error| error.kind())
+    }
+
+    #[tokio::test]
+    async fn the_system_identifies_itself() -> Result<()> {
+        let (mut connection, mut server) = connected("18.6 (Debian 18.6-1)").await?;
+        assert_eq!(connection.server_version(), 18);
+        let row = data_row(&[Some("7412"), Some("3"), Some("16/B374D848"), None]);
+        say(&mut server, &[packet(b'T', b""), row, packet(b'C', b""), ready()].concat()).await;
+        let wal_flush = Lsn(0x16_B374_D848);
+        let wanted = SystemIdentity { system_id: "7412".into(), timeline: 3, wal_flush, db: None };
+        assert_eq!(connection.identify_system().await?, wanted);
+        assert_eq!(command(&mut server).await, "IDENTIFY_SYSTEM");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_made_in_the_words_of_the_servers_version() -> Result<()> {
+        for (version, failover, options) in [
+            ("14.24", true, "EXPORT_SNAPSHOT"),
+            ("16.1", true, "(SNAPSHOT 'export')"),
+            ("17beta1", true, "(SNAPSHOT 'export', FAILOVER true)"),
+            ("18", false, "(SNAPSHOT 'export')"),
+        ] {
+            let (mut connection, mut server) = connected(version).await?;
+            let row = data_row(&[Some("s"), Some("0/10"), Some("00000003-1"), Some("pgoutput")]);
+            say(&mut server, &[row, ready()].concat()).await;
+            let wanted = CreatedSlot { consistent_point: Lsn(16), snapshot: "00000003-1".into() };
+            assert_eq!(connection.create_slot("a\"b", failover).await?, wanted);
+            let wanted = format!("CREATE_REPLICATION_SLOT \"a\"\"b\" LOGICAL pgoutput {options}");
+            assert_eq!(command(&mut server).await, wanted);
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_asked_for_with_quoted_names() -> Result<()> {
+        let (connection, mut server) = connected("15.1").await?;
+        say(&mut server, &packet(b'W', b"\0\0\0")).await;
+        connection.start_replication("s", "it's \"p\"", Lsn(0x1_0000_0002)).await.map(drop)?;
+        assert_eq!(
+            command(&mut server).await,
+            "START_REPLICATION SLOT \"s\" LOGICAL 1/2 (proto_version '1', \
+             publication_names '\"it''s \"\"p\"\"\"', binary 'true', messages 'true')"
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_refused_command_leaves_the_connection_usable() -> Result<()> {
+        let (mut connection, mut server) = connected("18").await?;
+        say(
+            &mut server,
+            &[report(b'E', "ERROR", "42710", "replication slot \"s\" already exists"), ready()].concat(),
+        )
+        .await;
+        assert_eq!(kind(connection.create_slot("s", false).await), Some(Kind::Setup));
+        say(&mut server, &[data_row(&[Some("1"), Some("1"), Some("0/0"), Some("d")]), ready()].concat())
+            .await;
+        assert_eq!(connection.identify_system().await?.system_id, "1");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_the_server_says_before_it_hangs_up_counts() -> Result<()> {
+        let (mut connection, mut server) = connected("18").await?;
+        say(&mut server, &report(b'E', "FATAL", "57P04", "dropped")).await;
+        drop(server);
+        assert_eq!(kind(connection.identify_system().await), Some(Kind::Unavailable), "the write fails");
+
+        let (client, mut server) = tokio::io::duplex(1 << 16);
+        say(&mut server, &report(b'E', "FATAL", "3D000", "database \"x\" does not exist")).await;
+        let config = PostgresConfig::default();
+        let refused = Connection::over(client, &config, &Security::Plain).await;
+        assert_eq!(kind(refused), Some(Kind::Setup));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn answers_in_another_shape_are_errors() -> Result<()> {
+        let cases: [Vec<u8>; 5] = [
+            ready(),
+            [data_row(&[Some("7412")]), ready()].concat(),
+            [data_row(&[Some("7412"), Some("x"), Some("0/0"), None]), ready()].concat(),
+            [packet(b'D', b"\0\x04\0\0\0\x09abc"), ready()].concat(),
+            packet(b'?', b""),
+        ];
+        for answer in cases {
+            let (mut connection, mut server) = connected("18").await?;
+            say(&mut server, &answer).await;
+            assert_eq!(kind(connection.identify_system().await), Some(Kind::Protocol), "{answer:?}");
+        }
+        assert_eq!(kind(connected("13.1").await), Some(Kind::Setup));
+        assert_eq!(kind(connected("new").await), Some(Kind::Protocol));
+        Ok(())
+    }
 }

@@ -149,3 +149,92 @@ fn cut_short() -> Error {
 pub(crate) fn shown(tag: u8) -> String {
     if tag.is_ascii_graphic() { format!("'{}'", char::from(tag)) } else { format!("0x{tag:02x}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::script;
+
+    /// Takes all whole packets off.
+    fn drain(buffer: &mut BytesMut, into: &mut Vec<Packet>) -> Result<()> {
+        while let Some(packet) = Packet::split(buffer)? {
+            into.push(packet);
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn packets_are_the_same_however_the_bytes_arrive(
+            sent in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..40)), 0..20),
+            pieces in prop::collection::vec(1_usize..30, 1..20),
+        ) {
+            let bytes: Vec<u8> = sent.iter().flat_map(|(tag, body)| script::packet(*tag, body)).collect();
+            let (mut buffer, mut received, mut rest) = (BytesMut::new(), Vec::new(), bytes.as_slice());
+            for length in pieces.iter().cycle() {
+                let (piece, later) = rest.split_at(rest.len().min(*length));
+                buffer.extend_from_slice(piece);
+                drain(&mut buffer, &mut received)?;
+                rest = later;
+                if rest.is_empty() { break }
+            }
+            let received: Vec<_> = received.into_iter().map(|packet| (packet.tag, packet.body.to_vec())).collect();
+            prop_assert_eq!(received, sent);
+            prop_assert!(buffer.is_empty());
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut packets = Vec::new();
+            let _ = drain(&mut BytesMut::from(bytes.as_slice()), &mut packets);
+            let _ = Frame::parse(Bytes::from(bytes));
+            for packet in packets {
+                let _ = Frame::parse(packet.body);
+            }
+        }
+
+        #[test]
+        fn a_frame_reads_back(lsn: u64, payload in prop::collection::vec(any::<u8>(), 0..50), asks: bool) {
+            let mut buffer = BytesMut::from([script::xlog_data(lsn, &payload), script::keepalive(lsn, asks)].concat().as_slice());
+            let mut packets = Vec::new();
+            drain(&mut buffer, &mut packets)?;
+            let frames = packets.into_iter().map(|packet| Frame::parse(packet.body)).collect::<Result<Vec<_>>>()?;
+            let (wal_end, sent_at) = (Lsn(lsn), POSTGRES_EPOCH_MICROS);
+            prop_assert_eq!(frames, [
+                Frame::XLogData { wal_start: wal_end, wal_end, sent_at, payload: payload.into() },
+                Frame::Keepalive { wal_end, sent_at, reply_requested: asks },
+            ]);
+        }
+    }
+
+    #[test]
+    fn a_frame_cut_short_is_refused() {
+        for (whole, least) in [(script::xlog_data(7, b""), 25), (script::keepalive(7, true), 18)] {
+            let body = Bytes::from(whole).slice(HEADER_BYTES..);
+            assert_eq!(body.len(), least);
+            for length in 0..least {
+                let error = Frame::parse(body.slice(..length)).err();
+                assert_eq!(error.map(|error| error.kind()), Some(Kind::Protocol), "{length} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_that_cannot_be_is_refused_before_its_bytes_come() {
+        for length in [0, 3, PACKET_BYTES_MAX as u32 + 1, u32::MAX] {
+            let mut bytes = BytesMut::from(&b"d"[..]);
+            bytes.extend_from_slice(&length.to_be_bytes());
+            assert_eq!(Packet::split(&mut bytes).err().map(|error| error.kind()), Some(Kind::Protocol));
+        }
+    }
+
+    #[test]
+    fn payloads_are_slices_of_the_read_buffer() {
+        let mut buffer = BytesMut::from(script::xlog_data(7, b"payload").as_slice());
+        let there = buffer.as_ptr_range();
+        let body = Packet::split(&mut buffer).ok().flatten().map(|packet| packet.body).unwrap_or_default();
+        assert!(there.contains(&body.as_ptr()));
+    }
+}

@@ -13,6 +13,8 @@ pub mod sql;
 pub mod slot;
 pub mod check;
 pub mod heartbeat;
+#[cfg(test)]
+mod script;
 
 use serde::{Deserialize, Serialize};
 

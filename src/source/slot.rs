@@ -1,27 +1,91 @@
-//! What the server says of itself, the slot and the publication.
+//! What the server says of itself, the slot and the publication, and whether that will do.
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
 
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
+use crate::model::{content, engagement};
+use crate::source::quote::{identifier, literal};
 use crate::source::{PostgresConfig, sql};
 
+/// The server, and what our role may do on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// Such as 180006.
+    pub version_num: i32,
+    /// minimal, replica or logical.
+    pub wal_level: String,
+    /// Whether it is a standby.
+    pub in_recovery: bool,
+    /// Whether our role has the right to replicate.
+    pub has_replication_role: bool,
+}
+
 /// A replication slot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotFacts {
-    /// Its output plugin.
+    /// Its output plugin; `None` for a physical slot.
     pub plugin: Option<String>,
-    /// Its database.
+    /// Its database; `None` for a physical slot.
     pub database: Option<String>,
     /// Whether somebody reads it.
     pub active: bool,
-    /// Everything below is forgotten.
+    /// The process that reads it.
+    pub active_pid: Option<i32>,
+    /// The oldest WAL that is kept for it.
+    pub restart_lsn: Option<Lsn>,
+    /// Every transaction that ended before is forgotten.
     pub confirmed_flush_lsn: Option<Lsn>,
     /// reserved, extended, unreserved or lost.
     pub wal_status: Option<String>,
+    /// How many bytes of WAL may still be written before the slot is in danger; `None` without a limit.
+    pub safe_wal_size: Option<i64>,
+    /// Why the slot can deliver no more; from version 17.
+    pub invalidation_reason: Option<String>,
+    /// Whether the slot is kept on standbys too; from version 17.
+    pub failover: Option<bool>,
+}
+
+/// A publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicationFacts {
+    /// Its OID: another one for the same name means that it was made again.
+    pub oid: u32,
+    /// Whether it has inserts, updates, deletes and truncates.
+    pub operations: Operations,
+    /// Whether changes of partitions are published as changes of the partitioned table.
+    pub via_root: bool,
+    /// Its tables, partitions in place of their partitioned table unless `via_root`.
+    pub tables: Vec<PublishedTable>,
+}
+
+/// What a publication publishes of each table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operations {
+    /// INSERT.
+    pub insert: bool,
+    /// UPDATE.
+    pub update: bool,
+    /// DELETE.
+    pub delete: bool,
+    /// TRUNCATE.
+    pub truncate: bool,
+}
+
+/// A table in a publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedTable {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+    /// The columns published; from version 15.
+    pub columns: Option<Vec<String>>,
+    /// The condition that rows must meet, as SQL; from version 15.
+    pub row_filter: Option<String>,
 }
 
 /// A publication that is as walcast needs it.
@@ -31,94 +95,160 @@ pub struct Publication {
     pub oid: u32,
 }
 
-/// Such as 180006.
-pub async fn server_version_num(client: &Client) -> Result<i32> {
-    let row = client
-        .query_one("SELECT current_setting('server_version_num')::int", &[])
-        .await
-        .map_err(sql::error)?;
-    Ok(row.get(0))
+/// Asks the server of itself.
+pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
+    let row = client.query_one(include_str!("../../sql/server_facts.sql"), &[]).await.map_err(sql::error)?;
+    Ok(ServerFacts {
+        version_num: get(&row, 0)?,
+        wal_level: get(&row, 1)?,
+        in_recovery: get(&row, 2)?,
+        has_replication_role: get(&row, 3)?,
+    })
 }
 
 /// The slot, if there is one of that name.
 pub async fn facts(client: &Client, slot: &str) -> Result<Option<SlotFacts>> {
-    let row = client
-        .query_opt(
-            "SELECT plugin::text, database::text, active, confirmed_flush_lsn, wal_status
-             FROM pg_replication_slots WHERE slot_name = $1",
-            &[&slot],
-        )
-        .await
-        .map_err(sql::error)?;
-    Ok(row.map(|row| SlotFacts {
-        plugin: row.get(0),
-        database: row.get(1),
-        active: row.get(2),
-        confirmed_flush_lsn: row.get::<_, Option<PgLsn>>(3).map(|lsn| Lsn(lsn.into())),
-        wal_status: row.get(4),
-    }))
+    let statement = include_str!("../../sql/slot_facts.sql");
+    let row = client.query_opt(statement, &[&slot]).await.map_err(sql::error)?;
+    row.as_ref().map(slot_of).transpose()
+}
+
+fn slot_of(row: &Row) -> Result<SlotFacts> {
+    let lsn = |column| Ok(get::<Option<PgLsn>>(row, column)?.map(|lsn| Lsn(lsn.into())));
+    Ok(SlotFacts {
+        plugin: get(row, 0)?,
+        database: get(row, 1)?,
+        active: get(row, 2)?,
+        active_pid: get(row, 3)?,
+        restart_lsn: lsn(4)?,
+        confirmed_flush_lsn: lsn(5)?,
+        wal_status: get(row, 6)?,
+        safe_wal_size: get(row, 7)?,
+        invalidation_reason: get(row, 8)?,
+        failover: get(row, 9)?,
+    })
 }
 
 impl SlotFacts {
-    /// Refuses a slot of another plugin or database, or one whose WAL is gone.
+    /// Refuses a slot of another plugin or database, or one that can deliver no more.
     pub fn check_usable(&self, config: &PostgresConfig) -> Result<()> {
         let slot = &config.slot;
         if self.plugin.as_deref() != Some("pgoutput") {
-            return Err(Error::new(Kind::Setup, format!("slot {slot} is not a logical slot of pgoutput"))
-                .hint("choose another postgres.slot"));
+            return Err(setup(format!("slot {slot} is not a logical slot of pgoutput"))
+                .hint("choose another `postgres.slot`"));
         }
         if self.database.as_deref() != Some(config.db.as_str()) {
             let database = self.database.as_deref().unwrap_or_default();
-            return Err(Error::new(
-                Kind::Setup,
-                format!("slot {slot} belongs to the database {database}, not to {}", config.db),
-            )
-            .hint("choose another postgres.slot, or set postgres.db to the slot's database"));
+            let message = format!("slot {slot} belongs to the database {database}, not to {}", config.db);
+            return Err(setup(message)
+                .hint("choose another `postgres.slot`, or set `postgres.db` to the slot's database"));
         }
-        if self.wal_status.as_deref() == Some("lost") {
-            return Err(Error::new(Kind::Resync, format!("slot {slot} has lost WAL that was not delivered"))
-                .hint("raise max_slot_wal_keep_size; bring the sinks level with PostgreSQL, drop the slot and its row in walcast.epoch, then `walcast init`"));
+        match self.lost() {
+            Some(reason) => Err(slot_lost(config, reason)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Why the slot can deliver no more, if that is so.
+    pub fn lost(&self) -> Option<&str> {
+        self.invalidation_reason
+            .as_deref()
+            .or_else(|| self.wal_status.as_deref().filter(|status| *status == "lost"))
     }
 }
 
-/// The publication, if there is one of that name; kind `Setup` when it lacks one of our tables.
+fn slot_lost(config: &PostgresConfig, reason: &str) -> Error {
+    let mend = match reason {
+        "idle_timeout" => "raise idle_replication_slot_timeout",
+        "rows_removed" | "wal_level_insufficient" => "see PostgreSQL's log",
+        _ => "raise max_slot_wal_keep_size",
+    };
+    Error::new(Kind::Resync, format!("slot {} can deliver no more ({reason})", config.slot)).hint(format!(
+        "{mend}; bring the sinks level with PostgreSQL, drop the slot (SELECT pg_drop_replication_slot({})) and its \
+         row in walcast.epoch, then `walcast init`",
+        literal(&config.slot)
+    ))
+}
+
+/// The publication, if there is one of that name.
+pub async fn publication_facts(client: &Client, publication: &str) -> Result<Option<PublicationFacts>> {
+    let statement = include_str!("../../sql/publication_facts.sql");
+    let rows = client.query(statement, &[&publication]).await.map_err(sql::error)?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    Ok(Some(PublicationFacts {
+        oid: get(first, 0)?,
+        operations: Operations {
+            insert: get(first, 1)?,
+            update: get(first, 2)?,
+            delete: get(first, 3)?,
+            truncate: get(first, 4)?,
+        },
+        via_root: get(first, 5)?,
+        tables: rows.iter().filter_map(|row| published(row).transpose()).collect::<Result<_>>()?,
+    }))
+}
+
+fn published(row: &Row) -> Result<Option<PublishedTable>> {
+    let (Some(schema), Some(table)) = (get(row, 6)?, get(row, 7)?) else { return Ok(None) };
+    Ok(Some(PublishedTable { schema, table, columns: get(row, 8)?, row_filter: get(row, 9)? }))
+}
+
+/// The publication, if there is one of that name; kind `Setup` when it is not as walcast needs it.
 pub async fn publication(client: &Client, config: &PostgresConfig) -> Result<Option<Publication>> {
-    let row = client
-        .query_opt(
-            "SELECT oid, ARRAY(SELECT tablename::text FROM pg_publication_tables
-                               WHERE pubname = p.pubname AND schemaname = $2), pubinsert AND pubupdate AND pubdelete AND pubtruncate
-             FROM pg_publication AS p WHERE pubname = $1",
-            &[&config.publication, &config.schema],
-        )
-        .await
-        .map_err(sql::error)?;
-    let Some(row) = row else { return Ok(None) };
-    let tables: Vec<String> = row.get(1);
-    for table in ["content", "engagement_events"] {
-        if !tables.iter().any(|published| published == table) {
-            return Err(Error::new(
-                Kind::Setup,
-                format!(
-                    "publication {} does not have the table {}.{table}",
-                    config.publication, config.schema
-                ),
-            )
-            .hint(format!("ALTER PUBLICATION {} ADD TABLE {}.{table}", config.publication, config.schema)));
+    let Some(facts) = publication_facts(client, &config.publication).await? else { return Ok(None) };
+    facts.check_usable(config)?;
+    Ok(Some(Publication { oid: facts.oid }))
+}
+
+impl PublicationFacts {
+    /// Refuses a publication that lacks one of our tables, or leaves out some of their changes.
+    pub fn check_usable(&self, config: &PostgresConfig) -> Result<()> {
+        let name = &config.publication;
+        self.check_table(config, "content", content::column_names())?;
+        self.check_table(config, "engagement_events", engagement::column_names())?;
+        if self.operations != (Operations { insert: true, update: true, delete: true, truncate: true }) {
+            return Err(setup(format!("publication {name} leaves out some operations")).hint(format!(
+                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+                identifier(name)
+            )));
         }
+        Ok(())
     }
-    if !row.get::<_, bool>(2) {
-        return Err(Error::new(
-            Kind::Setup,
-            format!("publication {} leaves out some operations", config.publication),
-        )
-        .hint(format!(
-            "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
-            config.publication
-        )));
+
+    fn check_table<'a>(
+        &self,
+        config: &PostgresConfig,
+        table: &str,
+        mut columns: impl Iterator<Item = &'a str>,
+    ) -> Result<()> {
+        let (name, schema) = (&config.publication, &config.schema);
+        let place = format!("{}.{}", identifier(schema), identifier(table));
+        let Some(published) = self.tables.iter().find(|one| one.schema == *schema && one.table == table)
+        else {
+            let message = format!("publication {name} does not have the table {schema}.{table}");
+            return Err(setup(message).hint(format!(
+                "ALTER PUBLICATION {0} ADD TABLE {place}; a partitioned table needs \
+                 ALTER PUBLICATION {0} SET (publish_via_partition_root = true)",
+                identifier(name)
+            )));
+        };
+        let left_out =
+            columns.find(|wanted| published.columns.as_ref().is_some_and(|list| lacks(list, wanted)));
+        let what = match (&published.row_filter, left_out) {
+            (Some(_), _) => "some rows".to_owned(),
+            (None, Some(column)) => format!("the column {column}"),
+            (None, None) => return Ok(()),
+        };
+        Err(setup(format!("publication {name} leaves out {what} of {schema}.{table}")).hint(format!(
+            "ALTER PUBLICATION {0} DROP TABLE {place}; ALTER PUBLICATION {0} ADD TABLE {place}, in one \
+             transaction and without a list of columns or a WHERE",
+            identifier(name)
+        )))
     }
-    Ok(Some(Publication { oid: row.get(0) }))
+}
+
+fn lacks(columns: &[String], wanted: &str) -> bool {
+    !columns.iter().any(|column| column == wanted)
 }
 
 /// Waits while another process reads the slot: this is how a standby instance waits for its turn.
@@ -149,4 +279,12 @@ pub async fn drop(client: &Client, slot: &str) -> Result<()> {
         .await
         .map(std::mem::drop)
         .map_err(sql::error)
+}
+
+fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
+    row.try_get(column).map_err(sql::error)
+}
+
+fn setup(message: String) -> Error {
+    Error::new(Kind::Setup, message)
 }

@@ -47,7 +47,8 @@ pub fn error(error: tokio_postgres::Error) -> Error {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     let ours = io.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<Error>());
     let sorted = match (error.as_db_error(), ours) {
-        (Some(refusal), _) => ServerError::from(refusal).into_error(),
+        // without the client's error behind it, which would tell the detail of every refusal
+        (Some(refusal), _) => return ServerError::from(refusal).into_error(),
         (None, Some(ours)) => return Error::new(ours.kind(), ours.chain()).hint(ours.advice()),
         (None, None) if io.is_some() || error.is_closed() => {
             Error::new(Kind::Unavailable, "PostgreSQL cannot be reached")

@@ -108,3 +108,170 @@ fn heed_notice(body: Bytes) -> Result<()> {
 fn now_micros() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Buf;
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::source::script::{hear, keepalive, packet, ready, report, say, xlog_data};
+
+    fn stream(buffer: usize) -> (ReplicationStream<DuplexStream>, DuplexStream) {
+        let (client, server) = tokio::io::duplex(buffer);
+        (ReplicationStream::new(Wire::new(client)), server)
+    }
+
+    /// All frames until the stream ends, and how it ends.
+    async fn read(stream: &mut ReplicationStream<DuplexStream>) -> (Vec<Frame>, Error) {
+        let mut frames = Vec::new();
+        loop {
+            match stream.next_frame() {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => match stream.fill().await {
+                    Ok(()) => {}
+                    Err(error) => return (frames, error),
+                },
+                Err(error) => return (frames, error),
+            }
+        }
+    }
+
+    fn some_frames() -> (Vec<u8>, usize) {
+        let bytes = [
+            keepalive(1, false),
+            xlog_data(2, b"B"),
+            report(b'N', "NOTICE", "00000", "by the way"),
+            packet(b'S', b"TimeZone\0UTC\0"),
+            xlog_data(3, &[7; 300]),
+            keepalive(4, true),
+        ];
+        (bytes.concat(), 4)
+    }
+
+    #[tokio::test]
+    async fn frames_are_the_same_wherever_the_bytes_are_cut() {
+        let (bytes, count) = some_frames();
+        let (mut whole, mut server) = stream(1 << 16);
+        say(&mut server, &bytes).await;
+        drop(server);
+        let wanted = read(&mut whole).await.0;
+        assert_eq!(wanted.len(), count);
+        for cut in 0..=bytes.len() {
+            let (mut stream, mut server) = stream(1 << 16);
+            let (before, after) = bytes.split_at(cut);
+            say(&mut server, before).await;
+            let mut frames = Vec::new();
+            if cut > 0 {
+                assert!(stream.fill().await.is_ok());
+                while let Ok(Some(frame)) = stream.next_frame() {
+                    frames.push(frame);
+                }
+            }
+            say(&mut server, after).await;
+            drop(server);
+            let (rest, error) = read(&mut stream).await;
+            frames.extend(rest);
+            assert_eq!((frames, error.kind()), (wanted.clone(), Kind::Unavailable), "cut at {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_fill_loses_nothing() {
+        let (bytes, count) = some_frames();
+        let (mut stream, mut server) = stream(3);
+        let writing = tokio::spawn(async move { say(&mut server, &bytes).await });
+        let (mut frames, mut cancelled) = (Vec::new(), 0);
+        while let Ok(next) = stream.next_frame()
+            && frames.len() < count
+        {
+            match next {
+                Some(frame) => frames.push(frame),
+                None => tokio::select! {
+                    biased;
+                    () = tokio::task::yield_now() => cancelled += 1,
+                    filled = stream.fill() => assert!(filled.is_ok()),
+                },
+            }
+        }
+        assert!(frames.len() == count && cancelled > 0 && writing.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_cut_short_is_completed_before_the_next() {
+        let (mut stream, mut server) = stream(10);
+        let sent =
+            tokio::time::timeout(Duration::from_secs(1), stream.send_status(Lsn(9), Lsn(5), false)).await;
+        assert!(sent.is_err(), "nobody reads: only 10 bytes fit");
+        let sending = tokio::spawn(async move { stream.send_status(Lsn(3), Lsn(6), true).await });
+        for (written, flushed, reply) in [(9, 5, 0), (6, 6, 1)] {
+            let (tag, mut body) = hear(&mut server).await.unwrap_or_default();
+            assert_eq!((tag, body.len(), body.get_u8()), (b'd', 34, b'r'));
+            let (write, flush, apply) = (body.get_u64(), body.get_u64(), body.get_u64());
+            assert_eq!((write, flush, apply), (written, flushed, flushed));
+            let clock = body.get_i64() + POSTGRES_EPOCH_MICROS;
+            assert!((now_micros() - clock).abs() < 60_000_000, "{clock}");
+            assert_eq!(body.get_u8(), reply);
+        }
+        assert!(sending.await.is_ok_and(|sent| sent.is_ok()));
+    }
+
+    #[tokio::test]
+    async fn the_stream_ends_with_what_the_server_said() {
+        let warning = "skipped loading publication \"p\"";
+        for (said, kind) in [
+            (packet(b'c', b""), Kind::Unavailable),
+            (packet(b'C', b"COPY 0\0"), Kind::Unavailable),
+            (report(b'E', "FATAL", "57P01", "terminating connection"), Kind::Unavailable),
+            (report(b'E', "ERROR", "42704", "publication \"p\" does not exist"), Kind::Resync),
+            (report(b'N', "WARNING", "55000", warning), Kind::Resync),
+            (report(b'N', "WARNING", "57P02", "terminating connection because of crash"), Kind::Unavailable),
+            (packet(b'd', b"?"), Kind::Protocol),
+            (packet(b'd', b""), Kind::Protocol),
+            (packet(b'E', b"no end"), Kind::Protocol),
+            (b"HTTP/1.1 400 Bad Request".to_vec(), Kind::Protocol),
+            (Vec::new(), Kind::Unavailable),
+        ] {
+            let (mut stream, mut server) = stream(1 << 16);
+            let (bytes, count) = some_frames();
+            say(&mut server, &[bytes, said.clone(), xlog_data(9, b"never read")].concat()).await;
+            drop(server);
+            let (frames, error) = read(&mut stream).await;
+            let extra = usize::from(said.is_empty());
+            assert_eq!(
+                (frames.len(), error.kind()),
+                (count + extra, kind),
+                "{:?}",
+                String::from_utf8_lossy(&said)
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_orderly() {
+        let (stream, mut server) = stream(1 << 16);
+        let closing = tokio::spawn(stream.close(Lsn(77)));
+        let (tag, mut body) = hear(&mut server).await.unwrap_or_default();
+        body.advance(9);
+        assert_eq!((tag, body.get_u64()), (b'd', 77), "a last status");
+        assert_eq!(hear(&mut server).await, Some((b'c', Bytes::new())));
+        let rest =
+            [xlog_data(1, &[0; 9000]), keepalive(2, true), packet(b'c', b""), packet(b'C', b"COPY 0\0")];
+        say(&mut server, &rest.concat()).await;
+        let second = Duration::from_secs(1);
+        assert!(tokio::time::timeout(second, hear(&mut server)).await.is_err(), "the slot is not free yet");
+        say(&mut server, &ready()).await;
+        assert_eq!(hear(&mut server).await, Some((b'X', Bytes::new())));
+        assert_eq!(hear(&mut server).await, None);
+        assert!(closing.await.is_ok_and(|closed| closed.is_ok()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_does_not_hold_up_the_end() {
+        let (stream, _server) = stream(1 << 16);
+        let closed = stream.close(Lsn(77)).await;
+        assert_eq!(closed.err().map(|error| error.kind()), Some(Kind::Unavailable));
+    }
+}

@@ -206,19 +206,49 @@ fn refused(error: std::io::Error, config: &PostgresConfig) -> Error {
 }
 
 fn certificate_hint(reason: &CertificateError, host: &str) -> String {
-    match reason {
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
-            "the certificate's subjectAltName must have {host}: set `postgres.host` to a name that it has, or make \
-             do with `postgres.sslmode` = \"verify-ca\""
-        ),
-        CertificateError::UnknownIssuer => {
-            "set `postgres.sslrootcert` to the PEM file of the authority that \
-             signed the server's certificate"
-                .to_owned()
+    let hint = match reason {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            return format!(
+                "the certificate's subjectAltName must have {host}: set `postgres.host` to a name that it has, \
+                 or make do with `postgres.sslmode` = \"verify-ca\""
+            );
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "renew the server's certificate, or set this machine's clock right".to_owned()
+            "renew the server's certificate, or set this machine's clock right"
         }
-        _ => "give the server another certificate (ssl_cert_file)".to_owned(),
+        // webpki calls a self-signed one an authority that is no server
+        CertificateError::UnknownIssuer | CertificateError::BadSignature | CertificateError::Other(_) => {
+            "set `postgres.sslrootcert` to the PEM file of the authority that signed the server's certificate"
+        }
+        _ => "give the server another certificate (ssl_cert_file)",
+    };
+    hint.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_trusted_as_it_is_counts_between_its_dates() {
+        // from 2026-11-23 04:04:57 to 2027-11-23 04:04:57, UTC
+        let pem = include_bytes!("../../tests/data/self_signed.pem");
+        let certificate = CertificateDer::from_pem_slice(pem).ok();
+        let at = |seconds| {
+            certificate
+                .as_ref()
+                .map(|one| in_force(one, UnixTime::since_unix_epoch(Duration::from_secs(seconds))))
+        };
+        let (begin, end) = (1_795_406_697, 1_826_942_697);
+        assert_eq!(at(begin - 1), Some(Err(CertificateError::NotValidYet)));
+        assert_eq!(at(begin), Some(Ok(())));
+        assert_eq!(at(end), Some(Ok(())));
+        assert_eq!(at(end + 1), Some(Err(CertificateError::Expired)));
+        assert_eq!(
+            in_force(&CertificateDer::from(vec![0; 9]), UnixTime::now()),
+            Err(CertificateError::BadEncoding)
+        );
     }
 }

@@ -98,3 +98,65 @@ pub(crate) fn nul(error: std::io::Error) -> Error {
         .hint("take the NUL character out of the user, password, database, slot or publication name")
         .because(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::source::script;
+
+    #[tokio::test]
+    async fn a_huge_packet_is_read_and_its_memory_given_back() -> Result<()> {
+        const HUGE: usize = 20 << 20;
+        let (client, mut server) = tokio::io::duplex(1 << 20);
+        let mut wire = Wire::new(client);
+        let sending = tokio::spawn(async move {
+            let mut sent = true;
+            for body in [vec![7; HUGE], vec![8; 100_000], vec![9; 10]] {
+                sent &= server.write_all(&script::packet(b'd', &body)).await.is_ok();
+            }
+            (sent, server)
+        });
+        for (length, byte) in [(HUGE, 7), (100_000, 8), (10, 9)] {
+            let packet = wire.next().await?;
+            assert_eq!(packet.body.len(), length);
+            assert!(packet.body.iter().all(|&one| one == byte));
+        }
+        wire.make_room()?;
+        assert!(wire.input.capacity() <= 2 * BUFFER_BYTES, "{} bytes", wire.input.capacity());
+        assert!(sending.await.is_ok_and(|(sent, _)| sent));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_length_is_believed_only_as_its_bytes_come() -> Result<()> {
+        let (client, mut server) = tokio::io::duplex(1 << 20);
+        let mut wire = Wire::new(client);
+        script::say(&mut server, b"d\x3f\xff\xff\xf0").await;
+        for come in [5, 1000, 200_000, 700_000] {
+            script::say(&mut server, &vec![7; come - wire.input.len().max(5)]).await;
+            while wire.input.len() < come {
+                wire.fill().await?;
+            }
+            assert_eq!(wire.packet()?, None);
+            wire.make_room()?;
+            assert!(wire.input.capacity() <= 2 * BUFFER_BYTES + 4 * come, "{}", wire.input.capacity());
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_read_buffer_is_used_again() -> Result<()> {
+        let (client, mut server) = tokio::io::duplex(1 << 20);
+        let mut wire = Wire::new(client);
+        let there = wire.input.as_ptr_range().start as usize;
+        for _ in 0..100 {
+            script::say(&mut server, &script::packet(b'd', &[7; 50_000])).await;
+            let packet = wire.next().await?;
+            let place = packet.body.as_ptr() as usize;
+            assert!((there..there + BUFFER_BYTES).contains(&place), "another buffer was allocated");
+        }
+        Ok(())
+    }
+}

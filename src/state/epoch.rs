@@ -223,8 +223,7 @@ async fn create(
         )
         .await
         .map_err(sql::error)?;
-    let failover = slot::server_version_num(client).await? >= 170_000;
-    let created = replication.create_slot(&config.slot, failover).await?;
+    let created = replication.create_slot(&config.slot, true).await?;
     fill(config, state, &epoch, &created.snapshot, created.consistent_point).await?;
     tracing::info!(slot = config.slot, consistent_point = %created.consistent_point, "slot made");
     Ok(epoch)

@@ -1,6 +1,358 @@
-//! stub
-pub fn event_received(_t: &'static str, _o: &'static str) {}
-pub fn change_skipped(_t: &'static str, _o: &'static str) {}
-pub fn oversized_row() {}
-pub fn unknown_content() {}
-pub fn dead_letter(_r: &'static str) {}
+//! Every metric: its name, what it counts, and how it is counted. Prometheus reads them at `/metrics`.
+//!
+//! Counting before [`install`] was called does nothing, so tests and the other commands need no recorder.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use metrics::{Counter, Histogram, Unit, counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::error::{Error, Kind, Result};
+
+/// Names, and one table with all of them.
+macro_rules! metrics {
+    ($($kind:ident $name:ident = $text:literal, $unit:ident, $help:literal;)*) => {
+        $(#[doc = $help] pub const $name: &str = $text;)*
+
+        /// Every metric: name, kind, unit, meaning.
+        pub const ALL: &[Metric] = &[
+            $(Metric { name: $text, kind: MetricKind::$kind, unit: Unit::$unit, help: $help },)*
+        ];
+    };
+}
+
+metrics! {
+    Gauge BUILD_INFO = "walcast_build_info", Count, "Always 1; the label has the version.";
+
+    Gauge SLOT_ACTIVE = "walcast_slot_active", Count, "1 while somebody reads the replication slot.";
+    Gauge SLOT_INACTIVE_SECONDS = "walcast_slot_inactive_seconds", Seconds, "How long nobody has read the slot; 0 while somebody does.";
+    Gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes", Bytes, "WAL that PostgreSQL keeps because of the slot.";
+    Gauge SLOT_CONFIRMED_LAG_BYTES = "walcast_slot_confirmed_lag_bytes", Bytes, "WAL written since the slot's confirmed LSN.";
+    Gauge SLOT_SAFE_WAL_BYTES = "walcast_slot_safe_wal_bytes", Bytes, "WAL that may still be written before the slot is lost; infinite while there is no such bound.";
+    Gauge SLOT_WAL_STATUS = "walcast_slot_wal_status", Count, "1 for the slot's status (label): reserved, extended, unreserved or lost; 0 for the others.";
+    Gauge SLOT_SAMPLE_AGE_SECONDS = "walcast_slot_sample_age_seconds", Seconds, "How old the slot_ figures are: more than a few seconds when PostgreSQL cannot be asked.";
+
+    Gauge STREAMING = "walcast_streaming", Count, "1 while walcast reads the slot.";
+    Gauge CONFIRMED_LSN = "walcast_confirmed_lsn", Bytes, "What all sinks hold, and PostgreSQL was told.";
+    Gauge RECEIVED_LSN = "walcast_received_lsn", Bytes, "How far the stream has been received.";
+    Gauge HEARTBEAT_AGE_SECONDS = "walcast_heartbeat_age_seconds", Seconds, "Time since a heartbeat came back through the WAL; absent before the first.";
+    Histogram SOURCE_COMMIT_TO_RECEIVE_SECONDS = "walcast_source_commit_to_receive_seconds", Seconds, "From a transaction's commit to its receipt, one sample a transaction.";
+    Counter EVENTS_TOTAL = "walcast_events_total", Count, "Row changes received, by table and operation.";
+    Counter SKIPPED_CHANGES_TOTAL = "walcast_skipped_changes_total", Count, "Row changes that mean nothing to walcast (updates of events, other tables), by table and operation.";
+    Counter UNKNOWN_CONTENT_EVENTS_TOTAL = "walcast_unknown_content_events_total", Count, "Events without a content row: sent on with null metadata.";
+    Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events above row_bytes_max: sent on without raw_payload.";
+    Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that went to the dead letters, by reason.";
+
+    Gauge SINK_HELD_LSN = "walcast_sink_held_lsn", Bytes, "What the sink holds durably, by sink.";
+    Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL received that the sink does not hold yet, by sink.";
+    Gauge SINK_LAG_SECONDS = "walcast_sink_lag_seconds", Seconds, "Age of the oldest committed row that the sink was given and does not hold, by sink.";
+    Gauge SINK_UP = "walcast_sink_up", Count, "1 while the sink takes rows, 0 while it is tried again or blocked, by sink.";
+    Gauge QUEUE_BYTES = "walcast_queue_bytes", Bytes, "Batches waiting for the sink or in its hands, by sink.";
+    Gauge BACKPRESSURE_ACTIVE = "walcast_backpressure_active", Count, "1 while the sink's full queue stops the reading, by sink.";
+    Counter SINK_BATCHES_TOTAL = "walcast_sink_batches_total", Count, "Writes that the sink took, by sink.";
+    Counter SINK_ROWS_TOTAL = "walcast_sink_rows_total", Count, "Rows that the sink took, by sink.";
+    Counter SINK_RETRIES_TOTAL = "walcast_sink_retries_total", Count, "Times that the sink was asked again after an error, by sink.";
+    Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors of the sink, by sink and kind.";
+    Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "For how long the oldest open transaction in our topics has been seen: hung when far above the transaction time-out.";
+    Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "From a transaction's commit until the sink holds its rows durably, one sample for each part that became durable at once, by sink.";
+}
+
+/// Edges of the latency histograms, in seconds; 5 s is the promise.
+const LATENCY_EDGES_SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// Samples of histograms wait in memory until they are sorted into their buckets.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// One line of [`ALL`].
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// The name, with `walcast_` before it and the unit after it.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: MetricKind,
+    /// Of what.
+    pub unit: Unit,
+    /// One sentence.
+    pub help: &'static str,
+}
+
+/// What can be done with a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Samples by size.
+    Histogram,
+}
+
+/// Makes this process count. Called again it gives the same handle. Inside a tokio runtime, which it needs
+/// for its upkeep.
+pub fn install() -> Result<PrometheusHandle> {
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(installed) = INSTALLED.get() {
+        return Ok(installed.handle.clone());
+    }
+    let failed = |error| Error::new(Kind::Setup, "the metrics recorder cannot be installed").because(error);
+    let handle = [SOURCE_COMMIT_TO_RECEIVE_SECONDS, END_TO_END_LATENCY_SECONDS]
+        .into_iter()
+        .try_fold(PrometheusBuilder::new(), |builder, name| {
+            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &LATENCY_EDGES_SECONDS)
+        })
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(failed)?;
+    describe_all();
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    tokio::spawn(upkeep(handle.clone()));
+    Ok(INSTALLED.get_or_init(|| Installed::new(handle)).handle.clone())
+}
+
+/// Tells the recorder what each metric means.
+pub fn describe_all() {
+    for metric in ALL {
+        match metric.kind {
+            MetricKind::Counter => metrics::describe_counter!(metric.name, metric.unit, metric.help),
+            MetricKind::Gauge => metrics::describe_gauge!(metric.name, metric.unit, metric.help),
+            MetricKind::Histogram => metrics::describe_histogram!(metric.name, metric.unit, metric.help),
+        }
+    }
+}
+
+async fn upkeep(handle: PrometheusHandle) {
+    let mut due = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        due.tick().await;
+        handle.run_upkeep();
+    }
+}
+
+/// A row change was received. `op`: insert, update, delete or truncate.
+pub fn event_received(table: &'static str, op: &'static str) {
+    if let Some(installed) = INSTALLED.get() {
+        installed.events.at(table, op).increment(1);
+    }
+    if table == "engagement_events" && op == "insert" {
+        ENGAGEMENTS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How many engagement events this process has received.
+pub fn engagements_received() -> u64 {
+    ENGAGEMENTS.load(Ordering::Relaxed)
+}
+
+/// A row change was received that means nothing to us.
+pub fn change_skipped(table: &'static str, op: &'static str) {
+    if let Some(installed) = INSTALLED.get() {
+        installed.skipped.at(table, op).increment(1);
+    }
+}
+
+/// An event has no content row.
+pub fn unknown_content() {
+    if let Some(installed) = INSTALLED.get() {
+        installed.unknown_content.increment(1);
+    }
+}
+
+/// An event went on without its payload.
+pub fn oversized_row() {
+    if let Some(installed) = INSTALLED.get() {
+        installed.oversized.increment(1);
+    }
+}
+
+/// A row went to the dead letters.
+pub fn dead_letter(reason: &'static str) {
+    dead_letters(reason, 1);
+}
+
+/// Rows became dead letters.
+pub fn dead_letters(reason: &'static str, rows: u64) {
+    counter!(DEAD_LETTERS_TOTAL, "reason" => reason).increment(rows);
+}
+
+/// A transaction came in whole; `commit_ts` in microseconds since 1970 by the server's clock.
+pub fn commit_received(commit_ts: i64) {
+    if let Some(installed) = INSTALLED.get() {
+        installed.commit_to_receive.record(seconds_since(commit_ts));
+    }
+}
+
+/// A heartbeat came back through the WAL.
+pub fn heartbeat_received() {
+    if let Some(installed) = INSTALLED.get() {
+        // 0 is "none yet"
+        let millis = installed.since.elapsed().as_millis() as u64 + 1;
+        installed.heartbeat_millis.store(millis, Ordering::Relaxed);
+    }
+}
+
+/// Time since the last heartbeat; `None` before the first.
+pub fn heartbeat_age() -> Option<Duration> {
+    let installed = INSTALLED.get()?;
+    let millis = installed.heartbeat_millis.load(Ordering::Relaxed).checked_sub(1)?;
+    Some(installed.since.elapsed().saturating_sub(Duration::from_millis(millis)))
+}
+
+/// Seconds from a moment, in microseconds since 1970, until now; 0 when clocks disagree.
+pub fn seconds_since(micros: i64) -> f64 {
+    let age = jiff::Timestamp::now().as_microsecond().saturating_sub(micros);
+    age.max(0) as f64 / 1e6
+}
+
+/// What one sink's driver counts.
+pub struct SinkCounters {
+    name: &'static str,
+    batches: Counter,
+    rows: Counter,
+    retries: Counter,
+    latency: Histogram,
+}
+
+impl SinkCounters {
+    /// The counters of the sink with this name.
+    pub fn new(name: &'static str) -> Self {
+        SinkCounters {
+            name,
+            batches: counter!(SINK_BATCHES_TOTAL, "sink" => name),
+            rows: counter!(SINK_ROWS_TOTAL, "sink" => name),
+            retries: counter!(SINK_RETRIES_TOTAL, "sink" => name),
+            latency: histogram!(END_TO_END_LATENCY_SECONDS, "sink" => name),
+        }
+    }
+
+    /// It took a write.
+    pub fn wrote(&self, rows: u64) {
+        self.batches.increment(1);
+        self.rows.increment(rows);
+    }
+
+    /// It holds a transaction durably that committed at `commit_ts`, microseconds since 1970.
+    pub fn durable(&self, commit_ts: i64) {
+        self.latency.record(seconds_since(commit_ts));
+    }
+
+    /// It failed.
+    pub fn failed(&self, error: &Error) {
+        let kind = format!("{:?}", error.kind()).to_lowercase();
+        counter!(SINK_ERRORS_TOTAL, "sink" => self.name, "kind" => kind).increment(1);
+        if error.class() == crate::error::Class::Transient {
+            self.retries.increment(1);
+        }
+    }
+}
+
+/// Handles of what is counted for each row, looked up once.
+struct Installed {
+    handle: PrometheusHandle,
+    since: Instant,
+    events: Changes,
+    skipped: Changes,
+    unknown_content: Counter,
+    oversized: Counter,
+    commit_to_receive: Histogram,
+    heartbeat_millis: AtomicU64,
+}
+
+static INSTALLING: Mutex<()> = Mutex::new(());
+static INSTALLED: OnceLock<Installed> = OnceLock::new();
+static ENGAGEMENTS: AtomicU64 = AtomicU64::new(0);
+
+impl Installed {
+    fn new(handle: PrometheusHandle) -> Self {
+        Installed {
+            handle,
+            since: Instant::now(),
+            events: Changes::new(EVENTS_TOTAL),
+            skipped: Changes::new(SKIPPED_CHANGES_TOTAL),
+            unknown_content: counter!(UNKNOWN_CONTENT_EVENTS_TOTAL),
+            oversized: counter!(OVERSIZED_ROWS_TOTAL),
+            commit_to_receive: histogram!(SOURCE_COMMIT_TO_RECEIVE_SECONDS),
+            heartbeat_millis: AtomicU64::new(0),
+        }
+    }
+}
+
+const TABLES: [&str; 3] = ["engagement_events", "content", "other"];
+const OPS: [&str; 4] = ["insert", "update", "delete", "truncate"];
+
+/// A counter for each table and operation.
+struct Changes([[Counter; OPS.len()]; TABLES.len()]);
+
+impl Changes {
+    fn new(name: &'static str) -> Self {
+        Changes(TABLES.map(|table| OPS.map(|op| counter!(name, "table" => table, "op" => op))))
+    }
+
+    fn at(&self, table: &str, op: &str) -> &Counter {
+        let [events, content, other] = &self.0;
+        let [insert, update, delete, truncate] = match table {
+            "engagement_events" => events,
+            "content" => content,
+            _ => other,
+        };
+        match op {
+            "insert" => insert,
+            "update" => update,
+            "delete" => delete,
+            _ => truncate,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_ours_unique_and_end_in_their_unit() {
+        let mut names: Vec<&str> = ALL.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            assert!(metric.name.starts_with("walcast_"), "{}", metric.name);
+            let suffix = match (metric.kind, metric.unit) {
+                (MetricKind::Counter, _) => "_total",
+                (_, Unit::Seconds) => "_seconds",
+                (_, Unit::Bytes) if metric.name.ends_with("_lsn") => "_lsn",
+                (_, Unit::Bytes) => "_bytes",
+                _ => "",
+            };
+            assert!(metric.name.ends_with(suffix), "{} without {suffix}", metric.name);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_counted_is_rendered_with_its_meaning() {
+        let handle = install().unwrap();
+        change_skipped("content", "truncate");
+        heartbeat_received();
+        commit_received(jiff::Timestamp::now().as_microsecond() - 7_000_000);
+        let counters = SinkCounters::new("metrics-test");
+        counters.wrote(12);
+        counters.durable(jiff::Timestamp::now().as_microsecond() - 3_000);
+        counters.failed(&Error::new(Kind::Unavailable, "down"));
+        let text = handle.render();
+        for line in [
+            "# TYPE walcast_sink_rows_total counter",
+            "# HELP walcast_sink_rows_total Rows that the sink took, by sink.",
+            r#"walcast_skipped_changes_total{table="content",op="truncate"} 1"#,
+            r#"walcast_sink_rows_total{sink="metrics-test"} 12"#,
+            r#"walcast_sink_errors_total{sink="metrics-test",kind="unavailable"} 1"#,
+            r#"walcast_sink_retries_total{sink="metrics-test"} 1"#,
+            r#"walcast_end_to_end_latency_seconds_bucket{sink="metrics-test",le="5"} 1"#,
+            r#"walcast_end_to_end_latency_seconds_bucket{sink="metrics-test",le="0.0025"} 0"#,
+            r#"walcast_source_commit_to_receive_seconds_bucket{le="5"} 0"#,
+            r#"walcast_source_commit_to_receive_seconds_bucket{le="10"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
+        }
+        assert!(heartbeat_age().unwrap() < Duration::from_secs(60));
+    }
+}

@@ -73,12 +73,17 @@ impl Transform {
             Message::Begin { commit_ts, .. } => {
                 self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts)
             }
-            Message::Commit { end_lsn, .. } => self.builder.hold(end_lsn),
+            Message::Commit { end_lsn, .. } => {
+                metrics::commit_received(self.commit_ts);
+                self.builder.hold(end_lsn);
+            }
             Message::Relation(relation) => self.tables.describe(relation)?,
             Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
-            Message::Logical { prefix, .. } => {
-                self.heartbeat_seen |= prefix == crate::source::heartbeat::PREFIX
+            Message::Logical { prefix, .. } if prefix == crate::source::heartbeat::PREFIX => {
+                metrics::heartbeat_received();
+                self.heartbeat_seen = true;
             }
+            Message::Logical { .. } => {}
             Message::Origin { .. } => {}
             change => {
                 if let Some(position) = position {
@@ -102,7 +107,10 @@ impl Transform {
     pub fn due_at(&self) -> Option<Instant> {
         let by_age = self.builder.first_row_at().map(|first| first + self.bounds.batch_age_max);
         let idle = self.builder.mark() != self.sent && !self.transaction.is_open();
-        let by_idleness = idle.then(|| self.sent_at + self.bounds.idle_every);
+        // Rows that went out before their commit came: the sinks hold them, and need only be told so.
+        let cut = self.sent.position.is_some_and(|last| last.commit_lsn >= self.sent.held);
+        let patience = if cut { self.bounds.batch_age_max } else { self.bounds.idle_every };
+        let by_idleness = idle.then(|| self.sent_at + patience);
         by_age.into_iter().chain(by_idleness).min()
     }
 

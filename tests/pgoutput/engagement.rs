@@ -9,6 +9,17 @@ use walcast::pgoutput::{
 use crate::encode::{Cell, Sent};
 
 const RELATION_ID: u32 = 16400;
+const CONTENTS: u64 = 1000;
+
+/// The content rows that the events refer to.
+#[allow(dead_code)]
+pub fn content_ids() -> impl Iterator<Item = Uuid> {
+    (0..CONTENTS).map(content_id)
+}
+
+fn content_id(number: u64) -> Uuid {
+    Uuid::from_u64_pair(0x8a6e_0804_2bd0_4672, number)
+}
 
 /// The payloads of one transaction: Begin, Relation, so many inserts, Commit. An insert has about 250 bytes in
 /// binary form, 130 of them jsonb.
@@ -105,7 +116,7 @@ fn relation() -> Relation {
 }
 
 fn row(id: i64, binary: bool) -> Vec<Cell> {
-    let content_id = Uuid::from_u64_pair(0x8a6e_0804_2bd0_4672, id as u64 % 1000);
+    let content_id = content_id(id as u64 % CONTENTS);
     let user_id = Uuid::from_u64_pair(0xb1a7_51e5_7a11_4c3d, id as u64 * 7919);
     let (event_type, device) =
         [("play", "ios"), ("pause", "android"), ("finish", "web"), ("click", "tv")][id as usize % 4];

@@ -2,8 +2,10 @@
 //! condition.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio_postgres::Client;
 use uuid::Uuid;
 use walcast::source::{PostgresConfig, sql};
@@ -26,6 +28,11 @@ pub fn postgres() -> PostgresConfig {
         password: env("POSTGRES_PASSWORD", "walcast").into(),
         ..Default::default()
     }
+}
+
+/// A database of the main server.
+pub fn database(db: &str) -> PostgresConfig {
+    PostgresConfig { db: db.to_owned(), ..postgres() }
 }
 
 /// A name that no other test has.
@@ -53,6 +60,16 @@ pub async fn drop_database(config: &PostgresConfig) {
     })
     .await;
     admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", config.db)).await.unwrap();
+}
+
+/// Runs a test in a database of its own, which goes afterwards however the test ends.
+pub async fn in_fresh_database(server: PostgresConfig, test: impl AsyncFnOnce(&PostgresConfig)) {
+    let config = fresh_database(server).await;
+    let ended = AssertUnwindSafe(test(&config)).catch_unwind().await;
+    drop_database(&config).await;
+    if let Err(panic) = ended {
+        resume_unwind(panic);
+    }
 }
 
 /// Runs statements; a failing one fails the test.

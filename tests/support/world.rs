@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 use walcast::lsn::Lsn;
 use walcast::source::{PostgresConfig, sql};
 
-use crate::support::{env, fresh_database, fresh_name, postgres, wait_until};
+use crate::support::{drop_database, env, fresh_database, fresh_name, postgres, wait_until};
 
 /// A pipeline's surroundings.
 #[derive(Clone)]
@@ -30,6 +30,24 @@ pub struct World {
     pub redis_db: i64,
     pub dataset: String,
     more: Vec<(String, String)>,
+    _cleanup: Arc<Cleanup>,
+}
+
+/// Drops the database and its slots when the last copy of a world goes, also when its test fails: a slot left
+/// behind would keep WAL for ever.
+struct Cleanup(PostgresConfig);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let postgres = self.0.clone();
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(drop_database(&postgres));
+        });
+        if cleaning.join().is_err() {
+            eprintln!("database {} could not be dropped", self.0.db);
+        }
+    }
 }
 
 impl World {
@@ -40,6 +58,7 @@ impl World {
             redis_db: own_redis_database().await,
             dataset: fresh_name("d"),
             more: vec![("WEB_LISTEN".into(), "127.0.0.1:0".into())],
+            _cleanup: Arc::new(Cleanup(postgres.clone())),
             postgres,
         }
     }
@@ -80,6 +99,8 @@ impl World {
             .env("POSTGRES_SLOT", &postgres.slot)
             .env("POSTGRES_PUBLICATION", &postgres.publication)
             .env("KAFKA_BROKERS", brokers())
+            .env("KAFKA_REPLICATION_FACTOR", "1")
+            .env("KAFKA_MIN_INSYNC_REPLICAS", "1")
             .env("KAFKA_TOPIC_PREFIX", &self.topic_prefix)
             .env("REDIS_HOST", env("REDIS_HOST", "127.0.0.1"))
             .env("REDIS_PORT", env("REDIS_PORT", "26379"))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use indicatif::{ProgressBar, ProgressFinish};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -371,7 +372,7 @@ async fn insert_events(client: &Client, statement: &Statement, events: &Events) 
 async fn report(committed: Arc<AtomicU64>, total: Option<u64>) {
     let terminal = std::io::stderr().is_terminal();
     let every = Duration::from_secs(if terminal { 1 } else { 10 });
-    let line = indicatif::ProgressBar::new_spinner();
+    let line = ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear);
     let (mut before, mut at) = (0, Instant::now());
     loop {
         tokio::time::sleep(every).await;

@@ -321,7 +321,6 @@ fn random_uuid(rng: &mut StdRng) -> Uuid {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::collections::HashMap;

@@ -49,7 +49,8 @@ use crate::sink::{Finding, Pace, Sink, Written};
 use crate::source::PostgresConfig;
 use crate::state::State;
 
-const NAME: &str = "bigquery";
+/// The name in configuration, metrics and state.
+pub const NAME: &str = "bigquery";
 const TICK_EVERY: Duration = Duration::from_millis(500);
 
 /// Writes events to a BigQuery table.

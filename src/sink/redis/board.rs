@@ -148,3 +148,93 @@ impl Diff {
 pub fn seconds_text(ms: u64) -> String {
     format!("{}.{:03}", ms / 1000, ms % 1000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn id(n: usize) -> Uuid {
+        Uuid::from_u128(n as u128 * 0x9E37_79B9_7F4A_7C15)
+    }
+
+    fn naive_best(scores: &HashMap<Uuid, u64>) -> BTreeMap<Uuid, u64> {
+        let mut ranked: Vec<_> = scores.iter().filter(|(_, score)| **score > 0).collect();
+        ranked.sort_unstable_by(|a, b| (b.1, b.0).cmp(&(a.1, a.0)));
+        ranked.into_iter().take(SIZE).map(|(id, score)| (*id, *score)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #[test]
+        fn the_best_are_those_of_sorting_all(
+            rounds in prop::collection::vec((0usize..7_000, 1usize..3_000, 0u64..5_000, any::<bool>()), 1..20),
+        ) {
+            let mut scores: HashMap<Uuid, u64> = HashMap::new();
+            let mut top = Top::default();
+            for (from, count, score, falling) in rounds {
+                for n in from..from + count {
+                    let score = if falling { score / 100 } else { score + (n as u64 * 7919) % 1_000 };
+                    scores.insert(id(n), score);
+                    top.note(id(n), score);
+                }
+                if top.is_short() {
+                    top.refill(scores.iter().map(|(id, score)| (*id, *score)));
+                }
+                prop_assert!(top.candidates.len() <= 4 * SIZE);
+                prop_assert_eq!(top.best().into_iter().collect::<BTreeMap<_, _>>(), naive_best(&scores));
+            }
+        }
+
+        #[test]
+        fn diffs_applied_one_after_the_other_give_the_board(
+            rounds in prop::collection::vec((prop::collection::vec((0usize..50, 0u64..4), 0..40), 0u8..6), 1..12),
+        ) {
+            let mut board = Board::new("top".into(), true);
+            let mut scores: HashMap<Uuid, u64> = HashMap::new();
+            let mut redis: HashMap<Uuid, u64> = HashMap::from([(id(999), 1)]);
+            for (notes, accident) in rounds {
+                for (n, score) in notes {
+                    scores.insert(id(n), score);
+                    board.note(id(n), score);
+                }
+                if accident == 0 {
+                    redis.clear();
+                }
+                // as the script does it
+                let diff = board.diff();
+                if diff.expected.is_some_and(|members| members != redis.len()) {
+                    board.doubt();
+                    continue;
+                }
+                if diff.expected.is_none() {
+                    redis.clear();
+                }
+                let joined: Vec<Uuid> = diff.put.iter().map(|(id, _)| *id).filter(|id| !redis.contains_key(id)).collect();
+                prop_assert_eq!(joined.len(), diff.joined.len());
+                diff.gone.iter().for_each(|id| { redis.remove(id); });
+                redis.extend(diff.put);
+                prop_assert_eq!(redis.clone().into_iter().collect::<BTreeMap<_, _>>(), naive_best(&scores));
+            }
+        }
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_written_again() {
+        let mut board = Board::new("top".into(), true);
+        board.note(id(1), 5);
+        board.note(id(2), 6);
+        assert_eq!(board.diff().put.len(), 2);
+        board.note(id(2), 7);
+        let diff = board.diff();
+        assert_eq!((diff.expected, diff.put, diff.joined), (Some(2), vec![(id(2), 7)], vec![]));
+        assert_eq!(board.diff(), Diff { expected: Some(2), ..Diff::default() });
+    }
+
+    #[test]
+    fn seconds_are_exact() {
+        assert_eq!(seconds_text(61_500), "61.500");
+        assert_eq!(seconds_text(7), "0.007");
+    }
+}

@@ -170,3 +170,48 @@ impl Refresh {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::board::SIZE;
+    use super::*;
+
+    fn id(n: usize) -> Uuid {
+        Uuid::from_u128(n as u128)
+    }
+
+    fn best(board: &Board) -> HashMap<Uuid, u64> {
+        board.top.best().into_iter().collect()
+    }
+
+    #[test]
+    fn boards_fill_up_again_when_many_contents_leave_the_window() {
+        let mut rings = WINDOWS.map(|window| Ring::new(&window, 0));
+        let mut boards = Boards::new();
+        let contents = 6 * SIZE;
+        for n in 0..contents {
+            // the best leave first
+            let bucket = if n < contents / 2 { 0 } else { -1 };
+            let sum = rings[0].add(bucket, id(n), n as u64 + 1, 0);
+            boards.of_type(id(n), Some(["podcast", "video"][n % 2]), sum);
+        }
+        boards.follow(&mut rings);
+        assert!(best(&boards.windows[0]).contains_key(&id(contents - 1)));
+        rings[0].leave(-1, &[]);
+        assert!(boards.follow(&mut rings));
+        let expected = (contents / 2 - SIZE..contents / 2).map(|n| (id(n), n as u64 + 1)).collect();
+        assert_eq!(best(&boards.windows[0]), expected);
+        for (index, (_, board)) in boards.types.iter().enumerate() {
+            let of_type = (contents / 2 - 2 * SIZE..contents / 2).filter(|n| n % 2 == index);
+            assert_eq!(best(board), of_type.map(|n| (id(n), n as u64 + 1)).collect());
+        }
+    }
+
+    #[test]
+    fn types_without_end_get_no_boards_without_end() {
+        let mut boards = Boards::new();
+        (0..100).for_each(|n| boards.of_type(id(n), Some(&format!("type {n}")), 1));
+        assert_eq!(boards.types.len(), TYPES_MAX);
+        assert!(!boards.knows_type_of(&id(99)));
+    }
+}

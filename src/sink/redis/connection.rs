@@ -64,15 +64,16 @@ impl Connection {
     /// Connects, authenticates and selects the database.
     pub async fn open(config: &RedisConfig) -> Result<Connection> {
         let address = config.address();
-        let opened = tokio::time::timeout(CONNECT_MAX, connect(config)).await;
-        match opened {
-            Ok(Ok(inner)) => Ok(Connection { inner, address }),
-            Ok(Err(error)) => Err(failed(&address, error)),
-            Err(_) => Err(Error::new(
-                Kind::Unavailable,
-                format!("{address} does not answer within {CONNECT_MAX:?}"),
-            )),
+        let opened = tokio::time::timeout(CONNECT_MAX, connect(config)).await.map_err(|_| {
+            Error::new(Kind::Unavailable, format!("{address} does not answer within {CONNECT_MAX:?}"))
+        })?;
+        let inner = opened.map_err(|error| failed(&address, error))?;
+        let mut connection = Connection { inner, address };
+        // Not left to the client library, which hides why the server refuses it.
+        if config.db != 0 {
+            connection.ask::<()>(redis::cmd("SELECT").arg(config.db)).await?;
         }
+        Ok(connection)
     }
 
     /// Runs a script; gives what it answers after `ok`.
@@ -203,7 +204,7 @@ async fn connect(config: &RedisConfig) -> RedisResult<MultiplexedConnection> {
 }
 
 fn direct(config: &RedisConfig) -> RedisResult<Client> {
-    let mut settings = RedisConnectionInfo::default().set_db(i64::from(config.db));
+    let mut settings = RedisConnectionInfo::default();
     if !config.username.is_empty() {
         settings = settings.set_username(&config.username);
     }
@@ -227,8 +228,7 @@ async fn of_sentinels(config: &RedisConfig) -> RedisResult<Client> {
         .collect::<Option<_>>()
         .ok_or((ErrorKind::InvalidClientConfig, "redis.sentinel_addrs: host:port is expected of each"))?;
     let master = SentinelServerType::Master;
-    let mut builder = SentinelClientBuilder::new(addresses, &config.sentinel_master, master)?
-        .set_client_to_redis_db(i64::from(config.db));
+    let mut builder = SentinelClientBuilder::new(addresses, &config.sentinel_master, master)?;
     if !config.username.is_empty() {
         builder = builder.set_client_to_redis_username(&config.username);
     }
@@ -300,7 +300,8 @@ fn failed(address: &str, error: RedisError) -> Error {
                 "set REDIS_PASSWORD (redis.password) to what the server's requirepass says, or with redis.username the ACL user's; leave it empty for a server that has none",
             )
         }
-        (_, Some("NOAUTH")) => told(Kind::Setup, "asks for a password")
+        // The client tells the refusal of its SELECT without the code, in the server's words.
+        _ if error.code() == Some("NOAUTH") || error.to_string().contains("Authentication required") => told(Kind::Setup, "asks for a password")
             .hint("set REDIS_PASSWORD (redis.password) to what the server's requirepass says"),
         (_, Some("NOPERM")) => told(Kind::Setup, "does not allow this user what walcast does").hint(
             "ACL SETUSER <user> ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",

@@ -83,14 +83,17 @@ impl<'a> Flushes<'a> {
         };
         while let Some((batch, rest)) = self.batches.split_first() {
             let batch: &'a Batch = batch;
-            for group in batch.rows().get(self.taken..)?.chunk_by(|a, b| a.position() == b.position()) {
+            let rest_of_batch = batch.rows().get(self.taken..).unwrap_or_default();
+            for group in rest_of_batch.chunk_by(|a, b| a.position() == b.position()) {
                 if !flush.has_room_for(group) {
                     flush.mark = self.mark;
                     return Some(flush);
                 }
+                let position = group.last().map(Row::position);
+                debug_assert!(position.is_some_and(|position| !self.mark.holds(position)));
                 group.iter().for_each(|row| flush.add(batch, row, rings, now));
                 self.taken += group.len();
-                self.mark.position = group.last().map(Row::position).max(self.mark.position);
+                self.mark.position = position.max(self.mark.position);
             }
             self.mark = self.mark.advanced(batch.mark());
             self.batches = rest;
@@ -111,11 +114,13 @@ impl<'a> Flush<'a> {
     }
 
     fn has_room_for_event(&self, event: &Event) -> bool {
-        let Some(id) = event.content_id else { return self.minutes.len() < TOUCHED_MAX };
-        let has_room = self.days < TOUCHED_MAX && self.minutes.len() < TOUCHED_MAX;
+        if self.minutes.len() >= TOUCHED_MAX {
+            return false;
+        }
+        let Some(id) = event.content_id else { return true };
         match self.contents.get(&id) {
-            Some(touched) => has_room || touched.has_day(keys::day_of(event.event_ts)),
-            None => has_room && self.contents.len() < TOUCHED_MAX,
+            Some(touched) => self.days < TOUCHED_MAX || touched.has_day(keys::day_of(event.event_ts)),
+            None => self.days < TOUCHED_MAX && self.contents.len() < TOUCHED_MAX,
         }
     }
 
@@ -186,5 +191,167 @@ impl Touched {
     fn see(&mut self, content: Option<Arc<Content>>, used_at: i64) {
         let used_at = self.row.as_ref().map_or(used_at, |seen| seen.used_at.max(used_at));
         self.row = Some(Seen { content, used_at });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchBuilder, ContentChange};
+    use crate::lsn::{Lsn, Position};
+    use proptest::prelude::*;
+
+    const NOW: i64 = 1_767_323_045_000_000;
+
+    /// A commit: rows of the stream, each one event, or several content rows of one position.
+    type Commit = Vec<Result<(Option<u16>, i64), u8>>;
+
+    fn commits() -> impl Strategy<Value = Vec<Commit>> {
+        let event = (prop::option::weighted(0.9, 0u16..3_000), -200_000i64..200_000).prop_map(Ok);
+        let row = prop_oneof![30 => event, 1 => (1u8..5).prop_map(Err)];
+        prop::collection::vec(prop::collection::vec(row, 0..1_500), 1..6)
+    }
+
+    fn event(position: Position, content: Option<u16>, age_seconds: i64) -> Event {
+        Event {
+            position,
+            commit_ts: NOW,
+            id: 0,
+            content_id: content.map(|n| Uuid::from_u128(n.into())),
+            user_id: None,
+            event_type: None,
+            event_ts: NOW - age_seconds * 1_000_000,
+            duration_ms: Some(1),
+            device: None,
+            raw_payload: None,
+            raw_payload_bytes: None,
+            content: None,
+        }
+    }
+
+    fn batches(commits: &[Commit], rows_max: usize) -> Vec<Arc<Batch>> {
+        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        let mut batches = Vec::new();
+        for (n, commit) in commits.iter().enumerate() {
+            let commit_lsn = Lsn(100 * (n as u64 + 1));
+            for (ordinal, row) in commit.iter().enumerate() {
+                let position = Position { commit_lsn, ordinal: ordinal as u64 };
+                match row {
+                    Ok((content, age)) => builder.push(Row::Event(event(position, *content, *age))),
+                    Err(count) => (0..*count).for_each(|id| {
+                        let id = Uuid::from_u128(id.into());
+                        let change = ContentChange { position, commit_ts: NOW, id, after: None };
+                        builder.push(Row::Content(change));
+                    }),
+                }
+                if builder.len() >= rows_max {
+                    batches.push(Arc::new(builder.finish(false)));
+                }
+            }
+            builder.hold(Lsn(commit_lsn.0 + 50));
+        }
+        batches.push(Arc::new(builder.finish(false)));
+        batches
+    }
+
+    /// Sums by content, and by content and day: what is wanted of flushes in the end.
+    #[derive(Debug, Default, PartialEq)]
+    struct Sum {
+        ms: HashMap<Uuid, u64>,
+        days: HashMap<(Uuid, i32), Day>,
+        minutes: HashMap<i64, u64>,
+        expired: (u64, u64),
+    }
+
+    impl Sum {
+        fn add(&mut self, flush: &Flush<'_>) {
+            for (id, touched) in &flush.contents {
+                *self.ms.entry(*id).or_default() += touched.ms;
+                for (day, sum) in &touched.days {
+                    self.days.entry((*id, *day)).or_default().add(sum);
+                }
+            }
+            for ((minute, _), count) in &flush.minutes {
+                *self.minutes.entry(*minute).or_default() += count;
+            }
+            self.expired.0 += flush.expired_days;
+            self.expired.1 += flush.expired_minutes;
+        }
+    }
+
+    fn rings() -> [Ring; WINDOWS.len()] {
+        WINDOWS.map(|window| Ring::new(&window, NOW))
+    }
+
+    fn flushes(batches: &[Arc<Batch>], mark: Mark) -> Vec<Flush<'_>> {
+        let mut flushes = Flushes::new(batches, mark);
+        std::iter::from_fn(|| flushes.next(&rings(), NOW)).collect()
+    }
+
+    fn sum(flushes: &[Flush<'_>]) -> Sum {
+        flushes.iter().fold(Sum::default(), |mut sum, flush| {
+            sum.add(flush);
+            sum
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+        #[test]
+        fn whoever_goes_on_from_any_flush_adds_what_is_left(commits in commits(), rows_max in 1usize..3_000, again in 1usize..3_000) {
+            let all = batches(&commits, rows_max);
+            let start = Mark::at(Lsn(1));
+            let flushes = flushes(&all, start);
+            let whole = sum(&flushes);
+            let end = all.last().unwrap().mark();
+            prop_assert_eq!(flushes.last().map_or(start, |flush| flush.mark), end);
+            let mut mark = start;
+            for (n, flush) in flushes.iter().enumerate() {
+                prop_assert!(flush.contents.len() <= TOUCHED_MAX && flush.days <= TOUCHED_MAX && flush.minutes.len() <= TOUCHED_MAX);
+                prop_assert!(flush.mark.covers(&mark) && flush.mark != mark);
+                mark = flush.mark;
+                let mut resumed = sum(&flushes[..=n]);
+                let rest: Vec<_> = batches(&commits, again).iter().filter_map(|batch| batch.beyond(&mark)).collect();
+                super::tests::flushes(&rest, mark).iter().for_each(|flush| resumed.add(flush));
+                prop_assert_eq!(&resumed, &whole, "from {}", mark);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_one_position_stay_together_however_many_they_are() {
+        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        let at = |ordinal| Position { commit_lsn: Lsn(100), ordinal };
+        builder.push(Row::Event(event(at(0), Some(1), 0)));
+        for id in 0..2 * TOUCHED_MAX {
+            let id = Uuid::from_u128(id as u128);
+            builder.push(Row::Content(ContentChange { position: at(1), commit_ts: NOW, id, after: None }));
+        }
+        builder.push(Row::Event(event(at(2), Some(1), 0)));
+        let batches = [Arc::new(builder.finish(false))];
+        let ends: Vec<_> =
+            flushes(&batches, Mark::at(Lsn(1))).iter().map(|flush| flush.mark.position).collect();
+        assert_eq!(ends, [Some(at(0)), Some(at(2))]);
+    }
+
+    #[test]
+    fn what_comes_after_its_counters_expired_is_left_out_and_told() {
+        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        for (ordinal, hours) in [0, 3, 100].into_iter().enumerate() {
+            let position = Position { commit_lsn: Lsn(100), ordinal: ordinal as u64 };
+            builder.push(Row::Event(event(position, Some(1), hours * 3600)));
+        }
+        let batches = [Arc::new(builder.finish(false))];
+        let flush = flushes(&batches, Mark::at(Lsn(1))).remove(0);
+        assert_eq!((flush.expired_minutes, flush.expired_days), (2, 1));
+        assert_eq!((flush.minutes.len(), flush.days), (1, 1), "{:?}", flush.minutes);
+        assert_eq!(flush.contents[&Uuid::from_u128(1)].ms, 3, "all of them count for all time");
+    }
+
+    #[test]
+    fn a_mark_alone_is_a_flush() {
+        let batches = [Arc::new(Batch::empty(Mark::at(Lsn(9)), false))];
+        let flushes = flushes(&batches, Mark::at(Lsn(1)));
+        assert_eq!(flushes.iter().map(|flush| flush.mark).collect::<Vec<_>>(), [Mark::at(Lsn(9))]);
     }
 }

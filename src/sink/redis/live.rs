@@ -181,14 +181,14 @@ impl Live {
         Ok(())
     }
 
-    /// Reads all that must be whole: the windows and the board of all time.
+    /// Reads all that must be whole: the windows and the board of all time. (The types of contents follow
+    /// when time next passes.)
     async fn load(&mut self, now: i64) -> Result<()> {
         for at in 0..WINDOWS.len() {
             let Some(ring) = self.memory.rings.get(at) else { continue };
             let buckets: Vec<i64> = ring.buckets().collect();
             self.load_buckets(at, &buckets, now).await?;
         }
-        self.load_types().await?;
         let mut cursor: u64 = 0;
         loop {
             let mut scan = redis::cmd("HSCAN");

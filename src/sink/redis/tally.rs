@@ -87,3 +87,99 @@ fn pct_micro(event: &Event) -> Option<u64> {
     let ms = u128::try_from(event.duration_ms?).ok()?;
     u64::try_from((ms * 200_000 + length) / (2 * length)).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::{Lsn, Position};
+    use crate::model::content::Content;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+    use std::sync::Arc;
+    use uuid::Uuid;
+
+    fn event(duration_ms: Option<i64>, length_seconds: Option<i32>, event_ts: i64) -> Event {
+        let content = Content {
+            id: Uuid::nil(),
+            slug: String::new(),
+            title: String::new(),
+            content_type: None,
+            length_seconds,
+            publish_ts: None,
+        };
+        Event {
+            position: Position { commit_lsn: Lsn(1), ordinal: 0 },
+            commit_ts: 0,
+            id: 0,
+            content_id: Some(Uuid::nil()),
+            user_id: None,
+            event_type: None,
+            event_ts,
+            duration_ms,
+            device: None,
+            raw_payload: None,
+            raw_payload_bytes: None,
+            content: Some(Arc::new(content)),
+        }
+    }
+
+    fn days() -> impl Strategy<Value = Vec<Day>> {
+        let kind =
+            prop::sample::select(vec![Some("play"), Some("pause"), Some("finish"), Some("click"), None]);
+        let one = (kind, prop::option::of(0i64..10_000_000), prop::option::of(-1i32..9_000), 0i64..1 << 51);
+        prop::collection::vec(
+            one.prop_map(|(kind, ms, length, ts)| Day::of(&event(ms, length, ts), kind)),
+            1..40,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_day_is_the_same_in_every_order_and_grouping(days in days(), cut in 0usize..40) {
+            let sum = |days: &mut dyn Iterator<Item = &Day>| days.fold(Day::default(), |mut sum, day| { sum.add(day); sum });
+            let (left, right) = days.split_at(cut.min(days.len()));
+            let mut grouped = sum(&mut right.iter());
+            grouped.add(&sum(&mut left.iter().rev()));
+            prop_assert_eq!(grouped, sum(&mut days.iter()));
+        }
+
+        #[test]
+        fn the_fields_written_are_the_day_and_read_back(days in days()) {
+            let mut sum = Day::default();
+            let mut redis: HashMap<&str, String> = HashMap::new();
+            for day in &days {
+                redis.extend(sum.grow(day));
+                let texts: Vec<Option<String>> = DAY_FIELDS.iter().map(|field| redis.get(field).cloned()).collect();
+                prop_assert!(texts.iter().all(Option::is_some), "every field is there from the first event on");
+                prop_assert_eq!(Day::from_texts(&texts), Ok(sum));
+            }
+        }
+
+        #[test]
+        fn percent_is_within_half_a_millionth(ms in 0i64..1 << 40, length in 1i32..) {
+            let event = event(Some(ms), Some(length), 0);
+            let exact = event.engagement_pct().unwrap() * 1e6;
+            let rounded = pct_micro(&event).unwrap() as f64;
+            prop_assert!((rounded - exact).abs() <= 0.5 + exact * 1e-15, "{} {}", rounded, exact);
+        }
+    }
+
+    #[test]
+    fn halves_round_up_and_missing_parts_give_nothing() {
+        assert_eq!(pct_micro(&event(Some(1), Some(3), 0)), Some(33_333));
+        assert_eq!(pct_micro(&event(Some(2), Some(3), 0)), Some(66_667));
+        assert_eq!(pct_micro(&event(Some(1), Some(200_000), 0)), Some(1), "0.5 rounds up");
+        assert_eq!(pct_micro(&event(Some(1), Some(0), 0)), None);
+        assert_eq!(pct_micro(&event(None, Some(3), 0)), None);
+        assert_eq!(pct_micro(&Event { content: None, ..event(Some(1), Some(3), 0) }), None);
+    }
+
+    #[test]
+    fn a_foreign_text_is_named_by_its_field() {
+        let mut texts = vec![Some("1".to_owned()); 7];
+        texts.push(Some("2026-01-02T03:04:05.000000Z".into()));
+        assert!(Day::from_texts(&texts).is_ok());
+        texts[3] = Some("many".into());
+        assert_eq!(Day::from_texts(&texts), Err("clicks"));
+    }
+}

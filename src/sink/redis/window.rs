@@ -226,3 +226,164 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Redis as the owner of a ring uses it: what is fresh and what is packed of each bucket.
+    #[derive(Default)]
+    struct Store {
+        fresh: HashMap<i64, Sums>,
+        packed: HashMap<i64, Vec<(Uuid, u64)>>,
+    }
+
+    impl Store {
+        fn load(&self, ring: &mut Ring, bucket: i64, now: i64) {
+            let fresh = self.fresh.get(&bucket).cloned().unwrap_or_default();
+            ring.load(bucket, fresh, self.packed.get(&bucket).cloned(), now);
+        }
+
+        fn restart(&self, window: &Window, now: i64) -> Ring {
+            let mut ring = Ring::new(window, now);
+            ring.buckets().for_each(|bucket| self.load(&mut ring, bucket, now));
+            ring
+        }
+
+        fn advance(&self, ring: &mut Ring, now: i64) {
+            let Some(step) = ring.step(now) else { return };
+            for (bucket, packed) in step.leaving {
+                let packed = if packed { self.packed[&bucket].clone() } else { Default::default() };
+                ring.leave(bucket, &packed);
+            }
+            ring.advance(now);
+            ring.forget_idle(now);
+            step.coming.into_iter().for_each(|bucket| self.load(ring, bucket, now));
+        }
+
+        fn add(&mut self, ring: &mut Ring, event: &Event, now: i64) {
+            let Some(bucket) = ring.place(event.ts) else { return };
+            if !ring.knows(bucket) {
+                self.load(ring, bucket, now);
+            }
+            let fresh = ring.add(bucket, event.id, event.ms, now);
+            self.fresh.entry(bucket).or_default().insert(event.id, fresh);
+        }
+
+        fn pack(&mut self, ring: &mut Ring, bucket: i64) {
+            let fresh = self.fresh.remove(&bucket).unwrap_or_default();
+            self.packed.entry(bucket).or_default().extend(fresh);
+            ring.packed(bucket);
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    struct Event {
+        id: Uuid,
+        ts: i64,
+        ms: u64,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Action {
+        /// An event that is this much younger (or older) than now.
+        Event(u8, i64, u64),
+        Pass(i64),
+        Pack(usize),
+        Restart,
+    }
+
+    fn actions() -> impl Strategy<Value = Vec<Action>> {
+        let age = prop_oneof![4 => -30i64..2, 2 => -700i64..0, 1 => 0i64..800];
+        let action = prop_oneof![
+            12 => (0u8..6, age, 1u64..100_000).prop_map(|(id, age, ms)| Action::Event(id, age, ms)),
+            4 => prop_oneof![5 => 0i64..15, 1 => 0i64..1500].prop_map(Action::Pass),
+            1 => (0usize..64).prop_map(Action::Pack),
+            1 => Just(Action::Restart),
+        ];
+        prop::collection::vec(action, 1..120)
+    }
+
+    /// What the window must hold: computed from all events there ever were.
+    fn expected(window: &Window, events: &[Event], now: i64) -> Sums {
+        let bucket = |micros: i64| micros.div_euclid(window.bucket_seconds * 1_000_000);
+        let mut sums = Sums::new();
+        for event in events {
+            if (bucket(now) - BUCKETS + 1..=bucket(now)).contains(&bucket(event.ts)) {
+                *sums.entry(event.id).or_default() += event.ms;
+            }
+        }
+        sums
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_is_the_sum_over_its_span_whatever_comes_when(actions in actions(), start in 0i64..1 << 50) {
+            let window = &WINDOWS[0];
+            let mut now = start;
+            let mut store = Store::default();
+            let mut ring = store.restart(window, now);
+            let mut events = Vec::new();
+            let mut followed = Sums::new();
+            for action in actions {
+                match action {
+                    Action::Event(id, age, ms) => {
+                        let event = Event { id: Uuid::from_u128(id.into()), ts: now + age * 1_000_000, ms };
+                        store.add(&mut ring, &event, now);
+                        events.push(event);
+                    }
+                    Action::Pass(seconds) => {
+                        now += seconds * 1_000_000;
+                        store.advance(&mut ring, now);
+                    }
+                    Action::Pack(nth) => {
+                        let known: Vec<i64> = ring.buckets.keys().copied().collect();
+                        store.pack(&mut ring, known[nth % known.len()]);
+                    }
+                    Action::Restart => {
+                        ring = store.restart(window, now);
+                        followed.clear();
+                    }
+                }
+                let expected = expected(window, &events, now);
+                prop_assert_eq!(&ring.sums().collect::<Sums>(), &expected);
+                for id in ring.take_changed() {
+                    match ring.sum(&id) {
+                        0 => followed.remove(&id),
+                        sum => followed.insert(id, sum),
+                    };
+                }
+                prop_assert_eq!(&followed, &expected, "every change of a sum is told");
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_sees_at_most_two_percent_of_the_window_too_much_or_too_little() {
+        let seconds = [600, 3_600, 86_400];
+        for (window, seconds) in WINDOWS.iter().zip(seconds) {
+            assert_eq!(window.bucket_seconds * BUCKETS, seconds, "{}", window.name);
+            assert!(window.bucket_seconds * 50 <= seconds, "{}", window.name);
+        }
+    }
+
+    #[test]
+    fn only_buckets_at_rest_are_packed_unless_there_is_too_much() {
+        let window = &WINDOWS[0];
+        let mut ring = Ring::new(window, 0);
+        let id = |n: usize| Uuid::from_u128(n as u128);
+        (0..PACK_MIN).for_each(|n| {
+            ring.add(-1, id(n), 1, 0);
+            ring.add(0, id(n), 1, 0);
+        });
+        assert!(ring.to_pack(PACK_AFTER_MICROS - 1).is_none(), "still being written");
+        assert_eq!(ring.to_pack(PACK_AFTER_MICROS).map(|(bucket, _)| bucket), Some(-1), "never that of now");
+        ring.packed(-1);
+        assert!(ring.to_pack(PACK_AFTER_MICROS).is_none());
+        (0..=FRESH_MAX).for_each(|n| {
+            ring.add(0, id(n), 1, 0);
+        });
+        assert_eq!(ring.to_pack(0).map(|(bucket, _)| bucket), Some(0), "rather than grow without bound");
+    }
+}

@@ -1,0 +1,78 @@
+"""Fresh places for each run of walcast to write to, gone afterwards."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import confluent_kafka.admin
+import redis
+
+from clients import end_with_parent
+
+ENV = os.environ
+CLAIM_SECONDS = 4 * 3600
+
+
+class Targets:
+    def __init__(self, emulator):
+        self.emulator = emulator
+
+    def __enter__(self):
+        self.bigquery = {} if self.emulator else self.stand_in()
+        self.kafka = confluent_kafka.admin.AdminClient({"bootstrap.servers": ENV["KAFKA_BROKERS"]})
+        self.claims = redis_client(0)
+        # How the tests keep out of each other's way too.
+        self.redis_db = next(db for db in range(1, 256) if self.claims.set(f"claimed:{db}", "bench", nx=True, ex=CLAIM_SECONDS))
+        self.redis = redis_client(self.redis_db)
+        return self
+
+    def __exit__(self, *_):
+        self.redis.flushdb()
+        self.claims.delete(f"claimed:{self.redis_db}")
+        if not self.emulator:
+            self.process.kill()
+            self.process.wait()
+
+    def stand_in(self):
+        """Tables are made at the emulator all the same."""
+        program = pathlib.Path(__file__).parent / "stand_in.py"
+        self.process = subprocess.Popen([sys.executable, program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                                        start_new_session=True, preexec_fn=end_with_parent)
+        return {"BIGQUERY_GRPC_URL": f"http://127.0.0.1:{self.process.stdout.readline().strip()}"}
+
+    @contextlib.contextmanager
+    def fresh(self, name):
+        """What walcast is to have in its environment."""
+        self.clear(name)  # what a killed one left
+        try:
+            yield {"KAFKA_TOPIC_PREFIX": name, "REDIS_DB": str(self.redis_db), "BIGQUERY_DATASET": name, **self.bigquery}
+        finally:
+            self.clear(name)
+
+    def clear(self, name):
+        self.redis.flushdb()
+        topics = [topic for topic in self.kafka.list_topics(timeout=30).topics if topic.startswith(f"{name}.")]
+        for deleted in (self.kafka.delete_topics(topics) if topics else {}).values():
+            deleted.result()
+        delete_dataset(name)
+
+
+def redis_client(db):
+    return redis.Redis(ENV["REDIS_HOST"], int(ENV["REDIS_PORT"]), db, ENV["REDIS_PASSWORD"])
+
+
+def delete_dataset(name):
+    url = f"{ENV['BIGQUERY_REST_URL']}/bigquery/v2/projects/{ENV['BIGQUERY_PROJECT_ID']}/datasets/{name}?deleteContents=true"
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+
+
+def versions():
+    return {"redis": redis_client(0).info("server")["redis_version"]}

@@ -1,0 +1,167 @@
+//! What librdkafka reports, sorted by what can be done about it.
+
+use std::sync::{Mutex, PoisonError};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::config::is_secret;
+use crate::error::{Error, Kind};
+
+/// Keeps what a client reports on the side: calls themselves often only say that time ran out.
+#[derive(Default)]
+pub(super) struct Reports {
+    connection: Mutex<Option<(Code, String)>>,
+    delivery: Mutex<Option<Code>>,
+}
+
+impl Reports {
+    /// Why the first record that could not be delivered was refused.
+    pub(super) fn delivery(&self) -> Option<Code> {
+        *self.delivery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connection(&self) -> Option<(Code, String)> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "walcast::librdkafka", ?level, facility, "{message}");
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "walcast::librdkafka", %error, "{reason}");
+        let Some(code) = error.rdkafka_error_code() else { return };
+        let mut last = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        // "all brokers are down" follows the report that says why
+        if code != Code::AllBrokersDown || last.is_none() {
+            *last = Some((code, reason.to_owned()));
+        }
+    }
+}
+
+impl ConsumerContext for Reports {}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            let mut first = self.delivery.lock().unwrap_or_else(PoisonError::into_inner);
+            *first = first.or(error.rdkafka_error_code());
+        }
+    }
+}
+
+/// An error of a call to Kafka; `doing` completes "Kafka: cannot …".
+pub(super) fn sort(doing: &str, error: KafkaError, reports: &Reports) -> Error {
+    let connection = reports.connection();
+    let codes = [reports.delivery(), code_of(&error), connection.as_ref().map(|(code, _)| *code)];
+    let definite = codes.into_iter().flatten().find_map(|code| Some((code, definite(code)?)));
+    match (definite, connection) {
+        (Some((code, (kind, hint))), _) => {
+            Error::new(kind, format!("Kafka: cannot {doing}: {code}")).hint(hint).because(error)
+        }
+        (None, Some((_, reason))) => {
+            Error::new(Kind::Unavailable, format!("Kafka: cannot {doing}: {reason}")).because(error)
+        }
+        (None, None) => Error::new(Kind::Unavailable, format!("Kafka: cannot {doing}")).because(error),
+    }
+}
+
+fn code_of(error: &KafkaError) -> Option<Code> {
+    match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    }
+}
+
+/// What no retry mends, and what does.
+pub(super) fn definite(code: Code) -> Option<(Kind, &'static str)> {
+    let hint = match code {
+        Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => {
+            "set sasl.mechanism, sasl.username and sasl.password in kafka.properties as the brokers want them"
+        }
+        Code::TopicAuthorizationFailed => {
+            "allow this user Create, Describe, DescribeConfigs, Read and Write on the topics of kafka.topic_prefix"
+        }
+        Code::TransactionalIdAuthorizationFailed => {
+            "allow this user Describe and Write on kafka.transactional_id"
+        }
+        Code::ClusterAuthorizationFailed => {
+            "allow this user Create and IdempotentWrite on the cluster, or create the topics yourself"
+        }
+        Code::GroupAuthorizationFailed => "allow this user Read on the group walcast.<kafka.topic_prefix>",
+        Code::InvalidTransactionTimeout => {
+            "lower kafka.transaction_timeout_ms, or raise the brokers' transaction.max.timeout.ms"
+        }
+        Code::MessageSizeTooLarge => "raise the topics' max.message.bytes; `walcast check` says to what",
+        Code::InvalidTimestamp => {
+            "the clock of PostgreSQL's machine is ahead of the brokers': mend it, or raise \
+             message.timestamp.after.max.ms of the topics"
+        }
+        Code::InvalidReplicationFactor => {
+            "set kafka.replication_factor to at most the number of brokers (1 for a broker on its own, and \
+             kafka.min_insync_replicas with it)"
+        }
+        Code::PolicyViolation | Code::InvalidConfig => {
+            "create the topics yourself within the brokers' policy; `walcast check` says what they must be like"
+        }
+        _ => return None,
+    };
+    Some((Kind::Setup, hint))
+}
+
+/// An error of making a client out of settings. Never shows a secret's value.
+pub(super) fn bad_settings(error: KafkaError) -> Error {
+    let what = match error {
+        KafkaError::ClientConfig(_, _, name, _) if is_secret(&name) => format!("{name} is not accepted"),
+        KafkaError::ClientConfig(_, reason, ..) | KafkaError::ClientCreation(reason) => reason,
+        other => other.to_string(),
+    };
+    Error::new(Kind::Config, format!("kafka.properties: {what}"))
+        .hint("the settings' names and values are those of librdkafka's CONFIGURATION.md")
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::ClientConfig;
+    use rdkafka::producer::BaseProducer;
+
+    use super::*;
+
+    #[test]
+    fn a_definite_report_wins_over_a_time_out() {
+        let reports = Reports::default();
+        let timed_out = || KafkaError::Global(Code::OperationTimedOut);
+        assert_eq!(sort("write", timed_out(), &reports).kind(), Kind::Unavailable);
+        reports.error(KafkaError::Global(Code::Authentication), "wrong password");
+        reports.error(KafkaError::Global(Code::AllBrokersDown), "1/1 brokers are down");
+        let error = sort("write", timed_out(), &reports);
+        assert_eq!(error.kind(), Kind::Setup);
+        assert!(error.advice().contains("sasl.password"), "{error:?}");
+    }
+
+    #[test]
+    fn bad_settings_show_no_secret() {
+        for (name, value, shown) in [
+            ("ssl.no.such.password", "hunter2", "ssl.no.such.password is not accepted"),
+            ("no.such.setting", "1", "no.such.setting"),
+        ] {
+            let refused = ClientConfig::new().set(name, value).create::<BaseProducer>().err().unwrap();
+            let error = bad_settings(refused);
+            assert_eq!(error.kind(), Kind::Config);
+            assert!(error.chain().contains(shown), "{error:?}");
+            assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What becomes of a row: topic, partition, key, value and headers.
+//!
+//! Headers: `lsn` is the row's position, `16/B374D848#7`; `op` is `c` for an event, `u` for a content row
+//! that came or changed, `d` for its tombstone. A dead letter has Kafka Connect's `__connect.errors.*`
+//! instead of `op`, so that tools made for those work.
+
+use std::io::Write;
+
+use rdkafka::message::{Header, OwnedHeaders};
+use uuid::Uuid;
+
+use super::config::{KafkaConfig, Topics, record_bytes_max};
+use super::murmur::partition_of;
+use crate::batch::{Batch, ContentChange, DeadLetter, Event, Row};
+use crate::lsn::Position;
+use crate::sink::record;
+use crate::telemetry::metrics;
+
+/// How much of a dead letter's sentence goes into a header.
+const MESSAGE_CHARS_MAX: usize = 1_000;
+const TOO_LARGE: &str = "record_too_large";
+
+/// One record for Kafka.
+pub(super) struct Message<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: i32,
+    pub(super) key: Option<&'a str>,
+    /// `None` is a tombstone.
+    pub(super) payload: Option<&'a [u8]>,
+    /// When the row's transaction committed; `None` for now.
+    pub(super) timestamp_ms: Option<i64>,
+    pub(super) headers: Option<OwnedHeaders>,
+}
+
+/// Makes messages in buffers that it keeps.
+pub(super) struct Encoder {
+    topics: Topics,
+    partitions: u16,
+    record_bytes_max: usize,
+    without_key: u16,
+    key: [u8; 36],
+    value: Vec<u8>,
+    place: Vec<u8>,
+}
+
+impl Encoder {
+    pub(super) fn new(config: &KafkaConfig, row_bytes_max: usize) -> Self {
+        Encoder {
+            topics: config.topics(),
+            partitions: config.partitions,
+            record_bytes_max: record_bytes_max(row_bytes_max),
+            without_key: 0,
+            key: [0; 36],
+            value: Vec::new(),
+            place: Vec::new(),
+        }
+    }
+
+    /// The message of a row. A row that is too large for Kafka becomes a dead letter without its values,
+    /// so that it holds nothing up.
+    pub(super) fn row(&mut self, batch: &Batch, row: &Row) -> Message<'_> {
+        self.value.clear();
+        match row {
+            Row::Event(event) => record::write_json(batch, event, &mut self.value),
+            Row::Content(change) => record::write_content_json(change, &mut self.value),
+            Row::DeadLetter(letter) => self.value.extend_from_slice(letter.row_json.as_bytes()),
+        }
+        if self.value.len() > self.record_bytes_max {
+            return self.too_large(row);
+        }
+        match row {
+            Row::Event(event) => self.event(event),
+            Row::Content(change) => self.content(change),
+            Row::DeadLetter(letter) => self.dead_letter(letter),
+        }
+    }
+
+    /// The message that stores `value` under `key` among the marks.
+    pub(super) fn progress<'a>(&'a self, key: &'a str, value: &'a str) -> Message<'a> {
+        Message {
+            topic: &self.topics.progress,
+            partition: 0,
+            key: Some(key),
+            payload: Some(value.as_bytes()),
+            timestamp_ms: None,
+            headers: None,
+        }
+    }
+
+    fn event(&mut self, event: &Event) -> Message<'_> {
+        let headers = self.headers(event.position, "op", "c");
+        let (partition, key) = match event.content_id {
+            Some(id) => keyed(id, &mut self.key, self.partitions),
+            None => {
+                self.without_key = (self.without_key + 1) % self.partitions;
+                (i32::from(self.without_key), None)
+            }
+        };
+        Message {
+            topic: &self.topics.events,
+            partition,
+            key,
+            payload: Some(&self.value),
+            timestamp_ms: Some(event.commit_ts.div_euclid(1000)),
+            headers: Some(headers),
+        }
+    }
+
+    fn content(&mut self, change: &ContentChange) -> Message<'_> {
+        let exists = change.after.is_some();
+        let headers = self.headers(change.position, "op", if exists { "u" } else { "d" });
+        let (partition, key) = keyed(change.id, &mut self.key, self.partitions);
+        Message {
+            topic: &self.topics.content,
+            partition,
+            key,
+            payload: exists.then_some(&self.value),
+            timestamp_ms: Some(change.commit_ts.div_euclid(1000)),
+            headers: Some(headers),
+        }
+    }
+
+    fn dead_letter(&mut self, letter: &DeadLetter) -> Message<'_> {
+        let offset = letter.position.commit_lsn.0.to_string();
+        let mut headers = self.headers(letter.position, "__connect.errors.topic", &letter.table);
+        for (name, value) in [
+            ("partition", "0"),
+            ("offset", &offset),
+            ("connector.name", "walcast"),
+            ("task.id", "0"),
+            ("stage", "TRANSFORMATION"),
+            ("class.name", "walcast"),
+            ("exception.class.name", letter.reason),
+            ("exception.message", shortened(&letter.message)),
+        ] {
+            headers = headers.insert(Header { key: &format!("__connect.errors.{name}"), value: Some(value) });
+        }
+        Message {
+            topic: &self.topics.dlq,
+            partition: 0,
+            key: None,
+            payload: Some(&self.value),
+            timestamp_ms: Some(letter.commit_ts.div_euclid(1000)),
+            headers: Some(headers),
+        }
+    }
+
+    fn too_large(&mut self, row: &Row) -> Message<'_> {
+        let bytes = self.value.len();
+        let (table, commit_ts, row_json) = match row {
+            Row::Event(event) => {
+                ("engagement_events", event.commit_ts, format!(r#"{{"id":"{}"}}"#, event.id))
+            }
+            Row::Content(change) => ("content", change.commit_ts, format!(r#"{{"id":"{}"}}"#, change.id)),
+            Row::DeadLetter(letter) => (&*letter.table, letter.commit_ts, "{}".to_owned()),
+        };
+        let message = format!(
+            "the record of {bytes} bytes is above the {} that a Kafka record may have: the row's values are left out",
+            self.record_bytes_max
+        );
+        metrics::dead_letter(TOO_LARGE);
+        tracing::warn!(position = %row.position(), bytes, "row too large for Kafka: kept as a dead letter");
+        self.value.clear();
+        self.value.extend_from_slice(row_json.as_bytes());
+        let (position, table, reason) = (row.position(), table.to_owned(), TOO_LARGE);
+        self.dead_letter(&DeadLetter { position, commit_ts, table, reason, message, row_json })
+    }
+
+    fn headers(&mut self, position: Position, name: &str, value: &str) -> OwnedHeaders {
+        self.place.clear();
+        // writing into memory cannot fail
+        let _ = write!(self.place, "{position}");
+        OwnedHeaders::new_with_capacity(2)
+            .insert(Header { key: "lsn", value: Some(&self.place) })
+            .insert(Header { key: name, value: Some(value) })
+    }
+}
+
+fn shortened(message: &str) -> &str {
+    let end = message.char_indices().nth(MESSAGE_CHARS_MAX).map_or(message.len(), |(end, _)| end);
+    message.get(..end).unwrap_or_default()
+}
+
+fn keyed(id: Uuid, buffer: &mut [u8; 36], partitions: u16) -> (i32, Option<&str>) {
+    let key: &str = id.hyphenated().encode_lower(buffer);
+    (partition_of(key.as_bytes(), partitions), Some(key))
+}

@@ -1,0 +1,129 @@
+//! Kafka: events, content rows, dead letters and the mark in one transaction, so that a `read_committed`
+//! reader sees all of a write or nothing.
+//!
+//! Who may write is decided twice. Kafka lets only the newest producer of a transactional id commit, and
+//! whoever has become it reads the mark afterwards: so the history that Kafka holds is one line whatever
+//! instances do. The token in PostgreSQL decides which instance gives up: one that was fenced and still has
+//! the newest token only lost a transaction to its time-out, and begins again.
+
+mod config;
+mod error;
+mod message;
+mod murmur;
+mod progress;
+mod stable;
+mod topics;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use self::config::{KafkaConfig, Properties, Topics};
+use self::progress::Fence;
+use self::stable::Watch;
+use self::writer::Writer;
+use crate::batch::Batch;
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Mark, Session, StoredMark};
+use crate::sink::{Finding, Pace, Sink, Written};
+use crate::state::State;
+
+/// The name in configuration and metrics.
+pub const NAME: &str = "kafka";
+
+/// Writes to Kafka.
+pub struct KafkaSink {
+    config: KafkaConfig,
+    row_bytes_max: usize,
+    state: State,
+    open: Option<Open>,
+    watch: Option<Watch>,
+}
+
+/// What a successful `recover` leaves, and the first error ends.
+struct Open {
+    writer: Writer,
+    session: Session,
+    held: Mark,
+}
+
+impl KafkaSink {
+    /// A sink that connects when it is used first. `row_bytes_max` is the largest row that is sent on with
+    /// its payload; `state` is where the token is looked up. An error of kind `Config` for settings that
+    /// cannot work.
+    pub fn new(config: KafkaConfig, row_bytes_max: usize, state: State) -> Result<Self> {
+        config.validate()?;
+        Ok(KafkaSink { config, row_bytes_max, state, open: None, watch: None })
+    }
+
+    async fn require_token(&mut self, session: &Session) -> Result<()> {
+        self.state.guarded(session).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Sink for KafkaSink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            linger: Duration::from_millis(self.config.commit_interval_ms),
+            write_bytes_max: self.config.write_bytes_max,
+            tick_every: None,
+        }
+    }
+
+    async fn check(&mut self) -> Vec<Finding> {
+        let findings = topics::check(&self.config, self.row_bytes_max).await;
+        findings.unwrap_or_else(|error| vec![Finding::failed("kafka brokers", &error)])
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        topics::prepare(&self.config, self.row_bytes_max).await
+    }
+
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        self.open = None;
+        // before: an instance that is to give up shall not shut the newer one out once more;
+        // after: nobody has become newer while we waited
+        self.require_token(session).await?;
+        let fence = Fence::new(session);
+        let writer = Writer::start(&self.config, self.row_bytes_max, &fence).await?;
+        self.require_token(session).await?;
+        let stored = progress::read(&self.config, &fence).await?;
+        let ours = stored.as_ref().filter(|stored| stored.epoch.epoch == session.epoch.epoch);
+        let held = ours.map_or_else(Mark::default, |stored| stored.mark);
+        self.open = Some(Open { writer, session: session.clone(), held });
+        if self.watch.is_none() {
+            self.watch = Some(Watch::start(&self.config)?);
+        }
+        Ok(stored)
+    }
+
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+        // taken out, and put back when all went well: a write that is dropped halfway ends the producer too
+        let Some(mut open) = self.open.take() else {
+            return Err(Error::new(Kind::Unavailable, "Kafka: there is no producer since the last error"));
+        };
+        let mark = batches.iter().fold(open.held, |mark, batch| mark.advanced(batch.mark()));
+        let stored = StoredMark::new(&open.session.epoch, mark);
+        if let Err(error) = open.writer.write(batches, stored.to_json()).await {
+            return match self.require_token(&open.session).await {
+                Err(newer) if newer.kind() == Kind::Fenced => Err(newer),
+                _ => Err(error),
+            };
+        }
+        open.held = mark;
+        self.open = Some(open);
+        Ok(Written::Durable(mark))
+    }
+
+    async fn close(&mut self) {
+        self.open = None;
+        self.watch = None;
+    }
+}

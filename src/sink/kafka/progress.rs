@@ -1,0 +1,197 @@
+//! Where a slot stands in Kafka: the newest committed mark in the progress topic.
+//!
+//! The topic's end cannot be told by asking for it. Its last offsets are transaction markers, which no
+//! reader is given; the end that a broker names may lie behind another producer's open transaction; "end of
+//! partition" and silence only mean "for now". So the producer, once it has shut all older ones out,
+//! commits a fence record, and the reader reads until it sees that very record: every mark that was ever
+//! committed lies before it, and no other can come.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::config::KafkaConfig;
+use super::error::{Reports, sort};
+use super::stable::{OpenTransaction, bounds, reader};
+use super::writer::spawn;
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Session, StoredMark};
+
+/// How many offsets before the end to read first; the mark is there unless other slots share the topic.
+const FIRST_WINDOW: i64 = 500;
+const WINDOW_GROWTH: i64 = 20;
+const POLL: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A record that only one start of one instance can have written.
+#[derive(Clone)]
+pub(super) struct Fence {
+    /// The slot that it belongs to.
+    pub(super) slot: String,
+    token: i64,
+    nonce: Uuid,
+}
+
+impl Fence {
+    pub(super) fn new(session: &Session) -> Self {
+        Fence { slot: session.epoch.slot.clone(), token: session.token, nonce: Uuid::new_v4() }
+    }
+
+    /// The record's key, one a slot: compaction leaves only the newest.
+    pub(super) fn key(&self) -> String {
+        format!("{}/fence", self.slot)
+    }
+
+    pub(super) fn value(&self) -> String {
+        format!(r#"{{"token":{},"nonce":"{}"}}"#, self.token, self.nonce)
+    }
+}
+
+/// The newest mark of the fence's slot, read on a thread of its own. The fence must be committed.
+pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<StoredMark>> {
+    let (done, outcome) = oneshot::channel();
+    let (config, fence) = (config.clone(), fence.clone());
+    spawn("kafka-progress", move || {
+        let newest = Reader::new(&config).and_then(|reader| reader.newest(&fence, &|| done.is_closed()));
+        drop(done.send(newest));
+    })?;
+    let ended = |_| Error::new(Kind::Unavailable, "Kafka: the reader of the progress topic has ended");
+    outcome.await.map_err(ended)??.map(|json| parse(&json)).transpose()
+}
+
+fn parse(json: &[u8]) -> Result<StoredMark> {
+    StoredMark::from_json(json).map_err(|error| {
+        Error::new(Kind::Protocol, "the mark in Kafka's progress topic has another shape").because(error)
+    })
+}
+
+struct Reader<'a> {
+    config: &'a KafkaConfig,
+    topic: String,
+    consumer: BaseConsumer<Reports>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(config: &'a KafkaConfig) -> Result<Self> {
+        Ok(Reader { config, topic: config.topics().progress, consumer: reader(config, "read_committed")? })
+    }
+
+    /// Reads ever longer ends of the topic until one has a mark, or all of it was read.
+    fn newest(&self, fence: &Fence, given_up: &dyn Fn() -> bool) -> Result<Option<Vec<u8>>> {
+        let (first, end) = bounds(&self.consumer, self.config, &self.topic, 0)?;
+        let mut window = FIRST_WINDOW;
+        loop {
+            let start = end.saturating_sub(window).max(first);
+            let newest = self.read_to_fence(start, fence, given_up)?;
+            if newest.is_some() || start == first {
+                return Ok(newest);
+            }
+            window = window.saturating_mul(WINDOW_GROWTH);
+        }
+    }
+
+    fn read_to_fence(
+        &self,
+        start: i64,
+        fence: &Fence,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<u8>>> {
+        self.assign(start)?;
+        let (fence_key, fence_value) = (fence.key(), fence.value());
+        let mut newest = None;
+        let mut patience = Patience::new();
+        loop {
+            match self.consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    patience.moved();
+                    if is(&message, &fence_key) && message.payload() == Some(fence_value.as_bytes()) {
+                        return Ok(newest);
+                    }
+                    if is(&message, &fence.slot) {
+                        newest = message.payload().map(<[u8]>::to_vec);
+                    }
+                }
+                Some(Err(error)) => self.require_mendable(error)?,
+                None if given_up() => return Err(self.unavailable()),
+                None => self.look(&mut patience)?,
+            }
+        }
+    }
+
+    /// Why is there nothing to read? An error when waiting longer is of no use.
+    fn look(&self, patience: &mut Patience) -> Result<()> {
+        if patience.looked.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        patience.looked = Instant::now();
+        let (_, stable) = bounds(&self.consumer, self.config, &self.topic, 0)?;
+        if stable > patience.stable {
+            patience.stable = stable;
+            patience.moved();
+        }
+        let waited = patience.since.elapsed();
+        if waited < self.config.timeout() {
+            return Ok(());
+        }
+        let all: BaseConsumer<Reports> = reader(self.config, "read_uncommitted")?;
+        let (_, end) = bounds(&all, self.config, &self.topic, 0)?;
+        if stable >= end {
+            return Err(self.unavailable());
+        }
+        if waited > self.config.transaction_open_max() {
+            let open = OpenTransaction { topic: self.topic.clone(), partition: 0, offset: stable };
+            return Err(open.hung(self.config, waited));
+        }
+        Ok(())
+    }
+
+    fn assign(&self, start: i64) -> Result<()> {
+        let mut assignment = TopicPartitionList::new();
+        let added = assignment.add_partition_offset(&self.topic, 0, Offset::Offset(start));
+        added.and_then(|()| self.consumer.assign(&assignment)).map_err(|error| self.failed(error))
+    }
+
+    fn require_mendable(&self, error: KafkaError) -> Result<()> {
+        // no group is joined: that this user may not use one does not matter
+        if error.rdkafka_error_code() == Some(Code::GroupAuthorizationFailed) {
+            return Ok(());
+        }
+        let error = self.failed(error);
+        if error.kind() == Kind::Unavailable { Ok(()) } else { Err(error) }
+    }
+
+    fn failed(&self, error: KafkaError) -> Error {
+        sort("read the progress topic", error, self.consumer.client().context())
+    }
+
+    fn unavailable(&self) -> Error {
+        self.failed(KafkaError::Global(Code::OperationTimedOut))
+    }
+}
+
+fn is(message: &BorrowedMessage<'_>, key: &str) -> bool {
+    message.key() == Some(key.as_bytes())
+}
+
+/// How long nothing has moved.
+struct Patience {
+    stable: i64,
+    since: Instant,
+    looked: Instant,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Patience { stable: 0, since: Instant::now(), looked: Instant::now() }
+    }
+
+    fn moved(&mut self) {
+        self.since = Instant::now();
+    }
+}

@@ -1,0 +1,340 @@
+//! The topics as they must be: made when they are missing, checked when they are there, never changed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::config::{KafkaConfig, Topics, message_bytes_max};
+use super::error::{Reports, bad_settings, definite, sort};
+use super::stable::lasting_transactions;
+use super::writer::spawn;
+use crate::error::{Error, Kind, Result};
+use crate::finding::{Finding, Verdict, refuse};
+
+/// Makes the topics that are missing, and refuses those of another shape.
+pub(super) async fn prepare(config: &KafkaConfig, row_bytes_max: usize) -> Result<()> {
+    on_thread(config, row_bytes_max, |cluster| async move {
+        for wanted in &cluster.wanted {
+            if cluster.found(&wanted.name).await?.is_none() {
+                cluster.create(wanted).await?;
+            }
+        }
+        let mut findings = Vec::new();
+        for wanted in &cluster.wanted {
+            findings.push(wanted.finding(cluster.found(&wanted.name).await?.as_ref(), &cluster.config));
+        }
+        for finding in findings.iter().filter(|finding| finding.verdict == Verdict::Warn) {
+            tracing::warn!("{}: {}", finding.subject, finding.message);
+        }
+        refuse(&findings)
+    })
+    .await
+}
+
+/// What is there and what is wrong with it. Changes nothing.
+pub(super) async fn check(config: &KafkaConfig, row_bytes_max: usize) -> Result<Vec<Finding>> {
+    on_thread(config, row_bytes_max, |cluster| async move {
+        let mut findings = vec![cluster.brokers()?];
+        let mut complete = true;
+        for wanted in &cluster.wanted {
+            let found = cluster.found(&wanted.name).await?;
+            complete &=
+                found.as_ref().is_some_and(|found| found.partitions == usize::from(wanted.partitions));
+            findings.push(wanted.finding(found.as_ref(), &cluster.config));
+        }
+        if complete {
+            findings.push(open_transactions(&cluster.config)?);
+        }
+        Ok(findings)
+    })
+    .await
+}
+
+fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
+    let subject = "kafka transactions";
+    let lasting = lasting_transactions(config)?;
+    let Some(first) = lasting.first() else { return Ok(Finding::ok(subject, "all transactions end")) };
+    let message = format!(
+        "{} partitions have a transaction that does not end, such as {} partition {} at offset {}: hung when \
+         this lasts longer than {} s",
+        lasting.len(),
+        first.topic,
+        first.partition,
+        first.offset,
+        config.transaction_open_max().as_secs()
+    );
+    Ok(Finding::warn(subject, message, first.abort_command(config)))
+}
+
+/// Runs `work` on a thread of its own: some of librdkafka's calls block.
+async fn on_thread<T, F>(
+    config: &KafkaConfig,
+    row_bytes_max: usize,
+    work: impl FnOnce(Cluster) -> F + Send + 'static,
+) -> Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>>,
+{
+    let (done, outcome) = oneshot::channel();
+    let (config, runtime) = (config.clone(), Handle::current());
+    spawn("kafka-admin", move || {
+        let cluster = Cluster::new(config, row_bytes_max);
+        drop(done.send(cluster.and_then(|cluster| runtime.block_on(work(cluster)))));
+    })?;
+    outcome.await.map_err(|_| Error::new(Kind::Unavailable, "Kafka: the admin client has ended"))?
+}
+
+struct Cluster {
+    admin: AdminClient<Reports>,
+    config: KafkaConfig,
+    wanted: [Wanted; 4],
+}
+
+/// A topic as the cluster has it.
+struct Found {
+    partitions: usize,
+    replication: usize,
+    has_leaders: bool,
+    settings: BTreeMap<String, String>,
+}
+
+impl Cluster {
+    fn new(config: KafkaConfig, row_bytes_max: usize) -> Result<Self> {
+        let admin = config.client().create_with_context(Reports::default()).map_err(bad_settings)?;
+        let wanted = wanted(&config, row_bytes_max);
+        Ok(Cluster { admin, config, wanted })
+    }
+
+    fn brokers(&self) -> Result<Finding> {
+        let metadata =
+            self.admin.inner().fetch_metadata(Some(&self.config.topics().events), self.config.timeout());
+        let brokers = metadata.map_err(|error| self.failed("reach the brokers", error))?.brokers().len();
+        let subject = "kafka brokers";
+        let KafkaConfig { replication_factor, min_insync_replicas, brokers: addresses, .. } = &self.config;
+        if *min_insync_replicas >= 2 {
+            return Ok(Finding::ok(subject, format!("{brokers} at {addresses}")));
+        }
+        let message = format!(
+            "{brokers} at {addresses}; with replication_factor = {replication_factor} and min_insync_replicas = \
+             {min_insync_replicas} one lost disk loses events"
+        );
+        Ok(Finding::warn(
+            subject,
+            message,
+            "set kafka.replication_factor = 3 and kafka.min_insync_replicas = 2",
+        ))
+    }
+
+    /// The topic, or `None` when there is none of this name.
+    async fn found(&self, name: &str) -> Result<Option<Found>> {
+        let metadata = self.admin.inner().fetch_metadata(Some(name), self.config.timeout());
+        let metadata = metadata.map_err(|error| self.failed("read the topics", error))?;
+        let Some(topic) = metadata.topics().first().filter(|topic| !topic.partitions().is_empty()) else {
+            return Ok(None);
+        };
+        let partitions = topic.partitions();
+        Ok(Some(Found {
+            partitions: partitions.len(),
+            replication: partitions
+                .iter()
+                .map(|partition| partition.replicas().len())
+                .min()
+                .unwrap_or_default(),
+            has_leaders: partitions.iter().all(|partition| partition.leader() >= 0),
+            settings: self.settings(name).await?,
+        }))
+    }
+
+    async fn settings(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        let described = self.admin.describe_configs([&ResourceSpecifier::Topic(name)], &self.options()).await;
+        let described = described.map_err(|error| self.failed("read a topic's settings", error))?;
+        let mut settings = BTreeMap::new();
+        for resource in described {
+            let resource =
+                resource.map_err(|code| self.failed("read a topic's settings", KafkaError::AdminOp(code)))?;
+            settings
+                .extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
+        }
+        Ok(settings)
+    }
+
+    async fn create(&self, wanted: &Wanted) -> Result<()> {
+        let replication = TopicReplication::Fixed(i32::from(self.config.replication_factor));
+        let mut topic = NewTopic::new(&wanted.name, i32::from(wanted.partitions), replication);
+        for rule in &wanted.rules {
+            topic = topic.set(rule.setting, &rule.value);
+        }
+        let created = self.admin.create_topics([&topic], &self.options()).await;
+        for outcome in created.map_err(|error| self.failed("create topics", error))? {
+            match outcome {
+                Ok(_) => tracing::info!(topic = wanted.name, "topic created"),
+                Err((_, Code::TopicAlreadyExists)) => {}
+                Err((_, code)) => return Err(cannot_create(&wanted.name, code)),
+            }
+        }
+        self.wait_for_leaders(&wanted.name).await
+    }
+
+    async fn wait_for_leaders(&self, name: &str) -> Result<()> {
+        let deadline = Instant::now() + self.config.timeout();
+        while Instant::now() < deadline {
+            if self.found(name).await.is_ok_and(|found| found.is_some_and(|found| found.has_leaders)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(Error::new(Kind::Unavailable, format!("Kafka: the new topic {name} gets no leaders")))
+    }
+
+    fn options(&self) -> AdminOptions {
+        let timeout = Some(self.config.timeout());
+        AdminOptions::new().request_timeout(timeout).operation_timeout(timeout)
+    }
+
+    fn failed(&self, doing: &str, error: KafkaError) -> Error {
+        sort(doing, error, self.admin.inner().context())
+    }
+}
+
+fn cannot_create(topic: &str, code: Code) -> Error {
+    let message = format!("Kafka: cannot create topic {topic}: {code}");
+    match definite(code) {
+        Some((kind, hint)) => Error::new(kind, message).hint(hint),
+        None => Error::new(Kind::Unavailable, message),
+    }
+}
+
+/// A topic as it must be.
+struct Wanted {
+    name: String,
+    partitions: u16,
+    rules: Vec<Rule>,
+}
+
+/// What one setting of a topic must be.
+struct Rule {
+    setting: &'static str,
+    value: String,
+    need: Need,
+}
+
+#[derive(Clone, Copy)]
+enum Need {
+    /// This value and no other.
+    Exactly,
+    /// This number or a greater one.
+    AtLeast,
+    /// Whatever: ours is only for new topics.
+    Default,
+    /// The operator should know when it is another.
+    Told,
+}
+
+impl Rule {
+    fn new(setting: &'static str, value: impl ToString, need: Need) -> Self {
+        Rule { setting, value: value.to_string(), need }
+    }
+
+    fn verdict(&self, found: &str) -> Verdict {
+        let number = |text: &str| text.parse::<i64>().unwrap_or(i64::MIN);
+        match self.need {
+            Need::Exactly if found != self.value => Verdict::Fail,
+            Need::AtLeast if number(found) < number(&self.value) => Verdict::Fail,
+            Need::Told if found != self.value => Verdict::Warn,
+            _ => Verdict::Ok,
+        }
+    }
+}
+
+fn wanted(config: &KafkaConfig, row_bytes_max: usize) -> [Wanted; 4] {
+    let Topics { events, content, dlq, progress } = config.topics();
+    let millis = |hours: i64| if hours < 0 { -1 } else { hours.saturating_mul(3_600_000) };
+    let bytes = message_bytes_max(row_bytes_max);
+    let topic = |name, partitions, cleanup_policy, more: Vec<Rule>| {
+        let mut rules = vec![
+            Rule::new("cleanup.policy", cleanup_policy, Need::Exactly),
+            Rule::new("min.insync.replicas", config.min_insync_replicas, Need::AtLeast),
+            Rule::new("message.timestamp.type", "CreateTime", Need::Told),
+        ];
+        rules.extend(more);
+        Wanted { name, partitions, rules }
+    };
+    let size = || Rule::new("max.message.bytes", bytes, Need::AtLeast);
+    let retention = |hours| Rule::new("retention.ms", millis(hours), Need::Told);
+    // short segments: only a closed one can be compacted
+    let segments = Rule::new("segment.ms", 4 * 3_600_000, Need::Default);
+    [
+        topic(events, config.partitions, "delete", vec![size(), retention(config.events_retention_hours)]),
+        topic(content, config.partitions, "compact", vec![size()]),
+        topic(dlq, 1, "delete", vec![size(), retention(config.dead_letter_retention_hours)]),
+        topic(progress, 1, "compact", vec![segments]),
+    ]
+}
+
+impl Wanted {
+    /// The worst of what differs.
+    fn finding(&self, found: Option<&Found>, config: &KafkaConfig) -> Finding {
+        let subject = format!("kafka topic {}", self.name);
+        let Some(found) = found else {
+            return Finding::fail(subject, "is not there", "`walcast init` creates it");
+        };
+        if found.partitions != usize::from(self.partitions) {
+            return self.wrong_partitions(subject, found);
+        }
+        if found.replication < usize::from(config.replication_factor) {
+            return too_few_replicas(subject, found, config);
+        }
+        let differing = self.rules.iter().filter_map(|rule| {
+            let value = found.settings.get(rule.setting).map_or("", String::as_str);
+            Some((rule, value, rule.verdict(value))).filter(|(.., verdict)| *verdict != Verdict::Ok)
+        });
+        match differing.max_by_key(|(.., verdict)| *verdict == Verdict::Fail) {
+            Some((rule, value, verdict)) => {
+                let (message, fix) = (rule.complaint(value), Some(self.alter(rule, config)));
+                Finding { subject, verdict, message, fix }
+            }
+            None => Finding::ok(subject, format!("{} partitions, as it must be", self.partitions)),
+        }
+    }
+
+    fn wrong_partitions(&self, subject: String, found: &Found) -> Finding {
+        let (found, wanted) = (found.partitions, self.partitions);
+        let message =
+            format!("has {found} partitions instead of {wanted}; their number decides where a content id is");
+        let take_it =
+            if wanted == 1 { String::new() } else { format!("set kafka.partitions = {found}, or ") };
+        let fix = format!(
+            "{take_it}set another kafka.topic_prefix, or delete the topic if nothing of worth is in it"
+        );
+        Finding::fail(subject, message, fix)
+    }
+
+    fn alter(&self, rule: &Rule, config: &KafkaConfig) -> String {
+        format!(
+            "kafka-configs.sh --bootstrap-server {} --alter --entity-type topics --entity-name {} --add-config {}={}",
+            config.brokers, self.name, rule.setting, rule.value
+        )
+    }
+}
+
+impl Rule {
+    fn complaint(&self, found: &str) -> String {
+        let least = if matches!(self.need, Need::AtLeast) { "at least " } else { "" };
+        format!("has {} = {found}, wanted is {least}{}", self.setting, self.value)
+    }
+}
+
+fn too_few_replicas(subject: String, found: &Found, config: &KafkaConfig) -> Finding {
+    let (found, wanted) = (found.replication, config.replication_factor);
+    let message = format!("has {found} replicas of each partition, kafka.replication_factor is {wanted}");
+    let fix = format!(
+        "give it more replicas with kafka-reassign-partitions.sh, or set kafka.replication_factor = {found}"
+    );
+    Finding::fail(subject, message, fix)
+}

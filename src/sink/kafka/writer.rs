@@ -1,0 +1,206 @@
+//! The transactional producer, on a thread of its own: librdkafka's calls block, and a broker that hangs
+//! must hold up neither the runtime nor its shutdown.
+//!
+//! One producer, one life: it ends with the first error, whatever that was. What became of a transaction
+//! in doubt is decided by the next one: its `init_transactions` ends what is open, one way or the other,
+//! and then the mark says which.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::sync::oneshot;
+
+use super::config::KafkaConfig;
+use super::error::{Reports, bad_settings, sort};
+use super::message::{Encoder, Message};
+use super::progress::Fence;
+use crate::batch::Batch;
+use crate::error::{Error, Kind, Result};
+
+/// How often an idle producer looks at what librdkafka has to say.
+const IDLE_POLL: Duration = Duration::from_secs(1);
+/// How often to look whether records have been acknowledged. Slept through: rdkafka's `poll` spins during
+/// the last millisecond of its time.
+const DELIVERY_POLL: Duration = Duration::from_micros(500);
+
+/// A producer at work. Dropping it ends the thread after its current call.
+pub(super) struct Writer {
+    jobs: Sender<Job>,
+}
+
+struct Job {
+    batches: Vec<Arc<Batch>>,
+    mark: String,
+    done: oneshot::Sender<Result<()>>,
+}
+
+impl Writer {
+    /// Makes a producer, which shuts out all older ones of its name and ends what they left open, and
+    /// commits `fence`.
+    pub(super) async fn start(config: &KafkaConfig, row_bytes_max: usize, fence: &Fence) -> Result<Self> {
+        let (jobs, inbox) = channel();
+        let (ready, started) = oneshot::channel();
+        let (config, fence) = (config.clone(), fence.clone());
+        spawn("kafka-producer", move || match Transactions::begin(&config, row_bytes_max, &fence) {
+            Ok(transactions) => {
+                if ready.send(Ok(())).is_ok() {
+                    serve(transactions, &fence.slot, &inbox);
+                }
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        })?;
+        started.await.map_err(|_| ended())??;
+        Ok(Writer { jobs })
+    }
+
+    /// Writes the rows, and the slot's mark, in one transaction.
+    pub(super) async fn write(&self, batches: &[Arc<Batch>], mark: String) -> Result<()> {
+        let (done, outcome) = oneshot::channel();
+        self.jobs.send(Job { batches: batches.to_vec(), mark, done }).map_err(|_| ended())?;
+        outcome.await.map_err(|_| ended())?
+    }
+}
+
+/// A thread for what blocks.
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    spawned.map(drop).map_err(|error| Error::new(Kind::Unavailable, "cannot start a thread").because(error))
+}
+
+fn ended() -> Error {
+    Error::new(Kind::Unavailable, "Kafka: the producer has ended")
+}
+
+fn serve(mut transactions: Transactions, slot: &str, inbox: &Receiver<Job>) {
+    loop {
+        match inbox.recv_timeout(IDLE_POLL) {
+            Ok(job) => {
+                let outcome = transactions.write(&job.batches, slot, &job.mark);
+                let failed = outcome.is_err();
+                drop(job.done.send(outcome));
+                if failed {
+                    return;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => transactions.producer.poll(Duration::ZERO),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+struct Transactions {
+    producer: BaseProducer<Reports>,
+    encoder: Encoder,
+    timeout: Duration,
+}
+
+impl Transactions {
+    fn begin(config: &KafkaConfig, row_bytes_max: usize, fence: &Fence) -> Result<Self> {
+        let settings = config.producer(&config.transactional_id_for(&fence.slot), row_bytes_max);
+        let mut this = Transactions {
+            producer: settings.create_with_context(Reports::default()).map_err(bad_settings)?,
+            encoder: Encoder::new(config, row_bytes_max),
+            timeout: config.timeout(),
+        };
+        this.require_partitions(config)?;
+        let init = this.producer.init_transactions(this.timeout);
+        init.map_err(|error| this.failed("begin as a transactional producer", error))?;
+        this.write(&[], &fence.key(), &fence.value())?;
+        Ok(this)
+    }
+
+    /// A topic that is gone, or was made again with other partitions, is never written to.
+    fn require_partitions(&self, config: &KafkaConfig) -> Result<()> {
+        let deadline = Instant::now() + self.timeout;
+        for (topic, partitions) in config.partitioning() {
+            let mut found = self.partitions(&topic)?;
+            // a broker that has just started may not know its topics yet
+            while found == 0 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(100));
+                found = self.partitions(&topic)?;
+            }
+            if found != usize::from(partitions) {
+                let message = format!("Kafka: topic {topic} has {found} partitions instead of {partitions}");
+                return Err(Error::new(Kind::Setup, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// 0 when there is no such topic.
+    fn partitions(&self, topic: &str) -> Result<usize> {
+        let metadata = self.producer.client().fetch_metadata(Some(topic), self.timeout);
+        let metadata = metadata.map_err(|error| self.failed("read the topics", error))?;
+        Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len()))
+    }
+
+    /// One transaction: the rows, and `mark` under `key`.
+    fn write(&mut self, batches: &[Arc<Batch>], key: &str, mark: &str) -> Result<()> {
+        self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", error))?;
+        for batch in batches {
+            for row in batch.rows() {
+                send(&self.producer, self.encoder.row(batch, row))?;
+            }
+        }
+        send(&self.producer, self.encoder.progress(key, mark))?;
+        self.drain()?;
+        self.producer
+            .commit_transaction(self.timeout)
+            .map_err(|error| self.failed("commit a transaction", error))
+    }
+
+    /// Waits until no record is under way. The flush inside rdkafka's commit would do so in steps of
+    /// 100 ms; after this it has nothing left to wait for.
+    fn drain(&self) -> Result<()> {
+        // a record fails when it is older than the time-out; this only bounds what should not happen
+        let deadline = Instant::now() + 2 * self.timeout;
+        while self.producer.in_flight_count() > 0 {
+            if Instant::now() > deadline {
+                return Err(self.failed("deliver records", KafkaError::Flush(Code::OperationTimedOut)));
+            }
+            std::thread::sleep(DELIVERY_POLL);
+            delivered(&self.producer)?;
+        }
+        delivered(&self.producer)
+    }
+
+    fn failed(&self, doing: &str, error: KafkaError) -> Error {
+        sort(doing, error, self.producer.client().context())
+    }
+}
+
+fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {
+    let mut record = BaseRecord {
+        topic: message.topic,
+        partition: Some(message.partition),
+        payload: message.payload,
+        key: message.key,
+        timestamp: message.timestamp_ms,
+        headers: message.headers,
+        delivery_opaque: (),
+    };
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            // room comes when records are acknowledged, or fail because they are too old
+            Err((KafkaError::MessageProduction(Code::QueueFull), back)) => record = back,
+            Err((error, _)) => return Err(sort("send a record", error, producer.client().context())),
+        }
+        std::thread::sleep(DELIVERY_POLL);
+        delivered(producer)?;
+    }
+}
+
+/// An error when a record could not be delivered.
+fn delivered(producer: &BaseProducer<Reports>) -> Result<()> {
+    producer.poll(Duration::ZERO);
+    let reports = producer.client().context();
+    match reports.delivery() {
+        Some(code) => Err(sort("deliver a record", KafkaError::MessageProduction(code), reports)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,83 @@
+//! Watches the replication slot from the server's side, once a second, on a session of its own.
+//!
+//! Nothing depends on it: when the server cannot be asked the figures grow old (and say how old), and it
+//! tries again.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::MissedTickBehavior;
+use tokio_postgres::{Client, Row, Statement};
+
+use crate::error::Result;
+use crate::lsn::Lsn;
+use crate::source::{PostgresConfig, sql};
+use crate::telemetry::status::{Board, SlotStatus};
+
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+const RECONNECT_AFTER: Duration = Duration::from_secs(2);
+/// An answer later than this is as good as none: the session is opened anew.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Puts on the board what the server says of the slot, until it is dropped.
+pub async fn watch(postgres: PostgresConfig, board: Board) {
+    let mut seen_active = Instant::now();
+    loop {
+        if let Err(error) = sample_while_connected(&postgres, &board, &mut seen_active).await {
+            tracing::debug!(error = error.chain(), "the slot cannot be watched");
+        }
+        tokio::time::sleep(RECONNECT_AFTER).await;
+    }
+}
+
+async fn sample_while_connected(
+    postgres: &PostgresConfig,
+    board: &Board,
+    seen_active: &mut Instant,
+) -> Result<()> {
+    let client = sql::connect(postgres).await?;
+    let statement = client.prepare(include_str!("../../sql/slot_lag.sql")).await.map_err(sql::error)?;
+    let mut due = tokio::time::interval(SAMPLE_EVERY);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        let asked = tokio::time::timeout(ANSWER_WITHIN, sample(&client, &statement, &postgres.slot));
+        let Ok(slot) = asked.await else { return Ok(()) };
+        let mut slot = slot?;
+        if slot.active {
+            *seen_active = Instant::now();
+        } else if slot.inactive_seconds == 0.0 {
+            slot.inactive_seconds = seen_active.elapsed().as_secs_f64();
+        }
+        board.slot(slot);
+    }
+}
+
+/// Asks once. Before PostgreSQL 17 the server does not know for how long a slot has been inactive: 0 then.
+async fn sample(client: &Client, statement: &Statement, slot: &str) -> Result<SlotStatus> {
+    let row = client.query_opt(statement, &[&slot]).await.map_err(sql::error)?;
+    let missing =
+        SlotStatus { name: slot.to_owned(), wal_status: "missing".to_owned(), ..Default::default() };
+    row.map_or(Ok(missing), |row| read(slot, &row)).map_err(sql::error)
+}
+
+fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
+    let lsn = |column| row.try_get::<_, Option<i64>>(column).map(|lsn| lsn.map(|lsn| Lsn(lsn as u64)));
+    let wal_lsn = lsn("wal_lsn")?.unwrap_or_default();
+    let confirmed_lsn = lsn("confirmed_lsn")?.unwrap_or_default();
+    let wal_status: String = row.try_get("wal_status")?;
+    let safe_wal_bytes = row.try_get::<_, Option<i64>>("safe_wal_size")?.map(|bytes| bytes.max(0) as u64);
+    Ok(SlotStatus {
+        name: slot.to_owned(),
+        active: row.try_get("active")?,
+        inactive_seconds: row.try_get::<_, Option<f64>>("inactive_seconds")?.unwrap_or_default().max(0.0),
+        invalidation_reason: row.try_get("invalidation_reason")?,
+        wal_lsn,
+        confirmed_lsn,
+        // A lost slot keeps no WAL, and has no place to start from.
+        retained_bytes: lsn("restart_lsn")?.map_or(0, |restart| wal_lsn.bytes_since(restart)),
+        confirmed_lag_bytes: wal_lsn.bytes_since(confirmed_lsn),
+        safe_wal_bytes: if wal_status == "lost" { Some(0) } else { safe_wal_bytes },
+        wal_status,
+        age_seconds: 0.0,
+    })
+}

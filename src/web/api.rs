@@ -1,0 +1,89 @@
+//! What is answered where.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+
+use crate::telemetry::status::Board;
+use crate::web::is_own_host;
+
+const INDEX: &str = "\
+walcast
+
+/livez       200 while this process works; else restart it
+/readyz      200 while events flow into every sink; else which do not, and why
+/metrics     figures for Prometheus
+/api/status  all of the state as JSON; `walcast status` shows the same
+";
+
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+struct Site {
+    board: Board,
+    recorder: PrometheusHandle,
+    hosts: Vec<String>,
+}
+
+/// All routes.
+pub fn router(board: Board, recorder: PrometheusHandle, hosts: Vec<String>) -> Router {
+    let site = Arc::new(Site { board, recorder, hosts });
+    Router::new()
+        .route("/", get(INDEX))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/api/status", get(status))
+        .layer(middleware::from_fn_with_state(Arc::clone(&site), guard))
+        .with_state(site)
+}
+
+/// Refuses requests that a foreign web page made a browser send, and has browsers take answers as what they
+/// are said to be.
+async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let mut response = match host {
+        Some(host) if is_own_host(host, &site.hosts) => next.run(request).await,
+        _ => refused().into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn refused() -> impl IntoResponse {
+    let why =
+        "walcast is not asked by this name: use its address, or add the name to web.hosts (WEB_HOSTS)\n";
+    (StatusCode::MISDIRECTED_REQUEST, why)
+}
+
+async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    if site.board.is_live() {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the pipeline hangs: restart this process\n")
+    }
+}
+
+async fn readyz(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    let checks = site.board.status().checks();
+    let ready = checks.iter().all(|check| check.ok);
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({ "ready": ready, "checks": checks })))
+}
+
+async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    site.board.set_gauges();
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], site.recorder.render())
+}
+
+async fn status(State(site): State<Arc<Site>>) -> impl IntoResponse {
+    Json(site.board.status())
+}

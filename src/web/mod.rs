@@ -1,0 +1,153 @@
+//! Health, metrics and status over HTTP. Reads the board and changes nothing.
+
+pub mod api;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use axum::http::uri::Authority;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use crate::error::{Error, Kind, Result};
+use crate::telemetry::status::Board;
+
+/// How long answers under way have at the end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// `[web]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebConfig {
+    /// Where to listen, `host:port`. All can read who can reach it; nobody can change anything.
+    pub listen: String,
+    /// Names by which it may be asked, besides localhost, IP addresses and the name in `listen`: a web page
+    /// of somebody else's that points a name of its own here is refused.
+    pub hosts: Vec<String>,
+}
+
+impl Default for WebConfig {
+    fn default() -> Self {
+        WebConfig { listen: "127.0.0.1:8080".into(), hosts: Vec::new() }
+    }
+}
+
+/// A bound listener that does not answer yet.
+pub struct Web {
+    listener: TcpListener,
+    hosts: Vec<String>,
+}
+
+impl Web {
+    /// Takes the address; kind `Setup` when it cannot be had.
+    pub async fn bind(config: &WebConfig) -> Result<Web> {
+        let Ok(authority) = config.listen.parse::<Authority>() else { return Err(not_an_address(config)) };
+        if authority.port_u16().is_none() {
+            return Err(not_an_address(config));
+        }
+        let listener =
+            TcpListener::bind(&config.listen).await.map_err(|error| cannot_listen(config, error))?;
+        let own = std::iter::once(authority.host().to_owned());
+        Ok(Web { listener, hosts: own.chain(config.hosts.iter().cloned()).collect() })
+    }
+
+    /// Where it listens; for a configured port 0 the port that was found.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `shutdown`, then completes the answers under way.
+    pub async fn serve(
+        self,
+        board: Board,
+        recorder: PrometheusHandle,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<()> {
+        let (closing, closed) = oneshot::channel::<()>();
+        let router = api::router(board, recorder, self.hosts);
+        let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
+            shutdown.await;
+            drop(closing);
+        });
+        let too_late = async {
+            let _ = closed.await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            served = serving.into_future() => {
+                served.map_err(|error| Error::new(Kind::Unavailable, "the web server ended").because(error))
+            }
+            () = too_late => Ok(()),
+        }
+    }
+}
+
+/// Whether a request's `Host` is one of ours. An IP address always is: only a name can be pointed at another
+/// machine after a browser has looked at it.
+fn is_own_host(host: &str, hosts: &[String]) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host();
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    bare.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || hosts.iter().any(|own| own.eq_ignore_ascii_case(name))
+}
+
+fn not_an_address(config: &WebConfig) -> Error {
+    Error::new(Kind::Config, format!("web.listen is {:?}, and not host:port", config.listen))
+        .hint("set web.listen (WEB_LISTEN) to an address such as 127.0.0.1:8080")
+}
+
+fn cannot_listen(config: &WebConfig, error: io::Error) -> Error {
+    let listen = &config.listen;
+    let (message, hint) = match error.kind() {
+        io::ErrorKind::AddrInUse => (
+            format!("{listen} is taken by another program"),
+            "stop that program, or set web.listen (WEB_LISTEN) to a free address",
+        ),
+        io::ErrorKind::PermissionDenied => (
+            format!("{listen} may not be listened on by this user"),
+            "set web.listen (WEB_LISTEN) to a port of 1024 or above",
+        ),
+        _ => (
+            format!("{listen} cannot be listened on"),
+            "set web.listen (WEB_LISTEN) to an address of this machine, such as 127.0.0.1:8080",
+        ),
+    };
+    Error::new(Kind::Setup, message).hint(hint).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_hosts_are_loopback_addresses_and_what_is_configured() {
+        let hosts = ["walcast.internal".to_owned(), "walcast".to_owned()];
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "10.1.2.3",
+            "walcast:8080",
+            "Walcast.Internal",
+        ] {
+            assert!(is_own_host(host, &hosts), "{host}");
+        }
+        for host in [
+            "",
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.1.example.com:8080",
+            "walcast.example",
+            "a b",
+            "@",
+        ] {
+            assert!(!is_own_host(host, &hosts), "{host}");
+        }
+    }
+}

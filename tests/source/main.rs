@@ -1,0 +1,28 @@
+//! The connection to PostgreSQL, on real servers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/services.rs"]
+mod services;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod facts;
+mod login;
+mod stream;
+
+use walcast::error::{Error, Kind};
+use walcast::source::PostgresConfig;
+
+/// A server of this major version; 18 is the main one.
+fn server(version: &str) -> PostgresConfig {
+    if version == "18" { support::postgres() } else { services::postgres(version, &[]) }
+}
+
+/// Checks an error's kind and that its text or advice says all of `words`.
+fn expect<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
+    let Err(error) = result else { panic!("no error where {kind:?} was due") };
+    assert_eq!(error.kind(), kind, "{error:?}");
+    for word in words {
+        assert!(format!("{error:?}").contains(word), "{word:?} is not in {error:?}");
+    }
+}

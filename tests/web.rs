@@ -1,0 +1,235 @@
+//! Health, metrics and status over a real listener, and `walcast status` as its reader.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Output;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+use walcast::error::{Error, Kind, Result};
+use walcast::lsn::{Lsn, Mark, Position};
+use walcast::shutdown::{Shutdown, Trigger};
+use walcast::telemetry::metrics;
+use walcast::telemetry::status::{Board, SlotStatus};
+use walcast::web::{Web, WebConfig};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A served board.
+struct Site {
+    board: Board,
+    address: String,
+    stop: Trigger,
+    serving: JoinHandle<Result<()>>,
+}
+
+impl Site {
+    async fn start(hosts: &[&str]) -> Site {
+        let config = WebConfig {
+            listen: "127.0.0.1:0".into(),
+            hosts: hosts.iter().map(|host| host.to_string()).collect(),
+        };
+        let web = Web::bind(&config).await.unwrap();
+        let address = web.address().unwrap().to_string();
+        let board = Board::new();
+        let (stop, mut stopped) = Shutdown::manual();
+        let recorder = metrics::install().unwrap();
+        let serving = tokio::spawn(web.serve(board.clone(), recorder, async move { stopped.wait().await }));
+        Site { board, address, stop, serving }
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let answer = reqwest::get(format!("http://{}{path}", self.address)).await.unwrap();
+        assert_eq!(answer.headers().get("x-content-type-options").unwrap(), "nosniff", "{path}");
+        assert!(answer.headers().get("access-control-allow-origin").is_none(), "{path}");
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    async fn json(&self, path: &str) -> (u16, Value) {
+        let (code, text) = self.get(path).await;
+        (code, serde_json::from_str(&text).unwrap())
+    }
+
+    async fn asked_as(&self, host: &str) -> u16 {
+        let request = reqwest::Client::new().get(format!("http://{}/api/status", self.address));
+        request.header("host", host).send().await.unwrap().status().as_u16()
+    }
+}
+
+#[tokio::test]
+async fn readiness_names_what_is_not_ready() {
+    let site = Site::start(&[]).await;
+    let mut kafka = site.board.sink("kafka", Mark::at(Lsn(1)));
+    site.board.sink("redis", Mark::at(Lsn(1)));
+    let (code, answer) = site.json("/readyz").await;
+    assert_eq!((code, &answer["checks"][0]["why"]), (503, &Value::from("it is starting")));
+
+    site.board.streaming(true);
+    assert_eq!(site.json("/readyz").await.0, 200);
+
+    kafka.failed(&Error::new(Kind::Unavailable, "no broker answers").hint("start one"));
+    let (code, answer) = site.json("/readyz").await;
+    assert_eq!(code, 503);
+    let failed = serde_json::json!([
+        { "name": "source", "ok": true, "why": null },
+        { "name": "sink kafka", "ok": false, "why": "no broker answers; start one" },
+        { "name": "sink redis", "ok": true, "why": null },
+    ]);
+    assert_eq!(answer, serde_json::json!({ "ready": false, "checks": failed }));
+    assert_eq!(site.get("/livez").await, (200, "ok\n".to_owned()), "a restart would not help");
+}
+
+#[tokio::test]
+async fn the_status_has_everything_of_every_sink() {
+    let site = Site::start(&[]).await;
+    let mut redis = site.board.sink("redis", Mark::at(Lsn(0x10)));
+    site.board.streaming(true);
+    let position = Position { commit_lsn: Lsn(0x20), ordinal: 3 };
+    redis.wrote([(position, 0)]);
+    redis.held(Mark { position: Some(position), held: Lsn(0x30) });
+    site.board.source(Lsn(0x40), Lsn(0x30), [("redis", 9)]);
+    site.board.slot(SlotStatus { name: "w".into(), retained_bytes: 5, ..SlotStatus::default() });
+    let (code, answer) = site.json("/api/status").await;
+    assert_eq!(code, 200);
+    assert_eq!(answer["state"], "streaming");
+    assert_eq!(answer["confirmed_lsn"], "0/30");
+    assert_eq!(answer["source"]["received_lsn"], "0/40");
+    assert_eq!(answer["source"]["slot"]["retained_bytes"], 5);
+    let mut sink = answer["sinks"][0].clone();
+    assert!(sink["lag_seconds"].take().is_number());
+    let expected = serde_json::json!({
+        "name": "redis", "state": "ok", "held_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
+        "lag_bytes": 16, "lag_seconds": null, "queue_bytes": 9, "backpressure": false, "rows_total": 1,
+        "last_error": null,
+    });
+    assert_eq!(sink, expected);
+}
+
+#[tokio::test]
+async fn metrics_are_prometheus_text_with_the_state_of_now() {
+    let site = Site::start(&[]).await;
+    site.board.sink("web-test", Mark::at(Lsn(0x10)));
+    site.board.source(Lsn(0x40), Lsn(0x10), [("web-test", 123)]);
+    site.board.backpressure(Some("web-test"));
+    let (code, text) = site.get("/metrics").await;
+    assert_eq!(code, 200);
+    for line in [
+        "# TYPE walcast_queue_bytes gauge",
+        r#"walcast_queue_bytes{sink="web-test"} 123"#,
+        r#"walcast_sink_lag_bytes{sink="web-test"} 48"#,
+        r#"walcast_backpressure_active{sink="web-test"} 1"#,
+        r#"walcast_sink_up{sink="web-test"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_index_names_the_endpoints_and_other_paths_do_not_exist() {
+    let site = Site::start(&[]).await;
+    let (code, text) = site.get("/").await;
+    assert_eq!(code, 200);
+    for path in ["/livez", "/readyz", "/metrics", "/api/status"] {
+        assert!(text.contains(path), "{path}");
+    }
+    assert_eq!(site.get("/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_foreign_name_is_refused() {
+    let site = Site::start(&["walcast.internal"]).await;
+    assert_eq!(site.asked_as("rebound.example:8080").await, 421);
+    assert_eq!(site.asked_as("walcast.internal:8080").await, 200);
+    assert_eq!(site.asked_as("localhost").await, 200);
+    let mut socket = TcpStream::connect(&site.address).await.unwrap();
+    socket.write_all(b"GET /api/status HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut socket, &mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 421"), "{answer}");
+}
+
+#[tokio::test]
+async fn it_ends_when_told_even_while_somebody_holds_a_connection() {
+    let site = Site::start(&[]).await;
+    let mut idle = TcpStream::connect(&site.address).await.unwrap();
+    idle.write_all(b"GET /livez HTTP/1.1\r\nhost: loc").await.unwrap();
+    assert_eq!(site.get("/livez").await.0, 200);
+    site.stop.signal();
+    tokio::time::timeout(DEADLINE, site.serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_taken_port_and_a_wrong_address_are_told_with_the_fix() {
+    let site = Site::start(&[]).await;
+    let refused = async |listen: &str| {
+        let config = WebConfig { listen: listen.into(), ..WebConfig::default() };
+        Web::bind(&config).await.err().unwrap()
+    };
+    let taken = refused(&site.address).await;
+    assert_eq!(taken.kind(), Kind::Setup);
+    assert_eq!(taken.to_string(), format!("{} is taken by another program", site.address));
+    assert!(taken.advice().contains("WEB_LISTEN"));
+    for wrong in ["8080", "127.0.0.1", "localhost:port", ""] {
+        assert_eq!(refused(wrong).await.kind(), Kind::Config, "{wrong}");
+    }
+    assert_eq!(refused("192.0.2.1:8080").await.kind(), Kind::Setup);
+}
+
+async fn walcast(listen: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+    command.args(arguments).env_clear().env("WEB_LISTEN", listen);
+    tokio::time::timeout(DEADLINE, command.output()).await.unwrap().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn walcast_status_shows_the_state_and_exits_0_only_when_ready() {
+    let site = Site::start(&[]).await;
+    site.board.streaming(true);
+    let mut kafka = site.board.sink("kafka", Mark::at(Lsn(0x10)));
+    let ready = walcast(&site.address, &["status"]).await;
+    assert_eq!(ready.status.code(), Some(0));
+    assert!(text(&ready.stdout).contains(": ready\n"), "{}", text(&ready.stdout));
+
+    kafka.failed(&Error::new(Kind::Unavailable, "no broker answers").hint("start one"));
+    let failing = walcast(&site.address, &["status"]).await;
+    assert_eq!(failing.status.code(), Some(1));
+    assert!(
+        text(&failing.stdout).ends_with(
+            "\nproblem: kafka takes no rows and holds the WAL back: no broker answers; start one\n"
+        )
+    );
+
+    let json = walcast(&site.address, &["status", "--json"]).await;
+    assert_eq!(json.status.code(), Some(1));
+    let state: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(state["sinks"][0]["state"], "retrying");
+}
+
+#[tokio::test]
+async fn walcast_run_touches_nothing_when_its_port_is_taken() {
+    let site = Site::start(&[]).await;
+    let ended = walcast(&site.address, &["run"]).await;
+    assert_eq!(ended.status.code(), Some(2), "{}", text(&ended.stderr));
+    let taken = format!("error: {} is taken by another program", site.address);
+    assert!(text(&ended.stderr).starts_with(&taken), "{}", text(&ended.stderr));
+}
+
+#[tokio::test]
+async fn walcast_status_says_what_to_do_when_nothing_answers() {
+    let unused = Site::start(&[]).await;
+    let address = unused.address.clone();
+    unused.stop.signal();
+    unused.serving.await.unwrap().unwrap();
+    let silent = walcast(&address, &["status"]).await;
+    assert_eq!(silent.status.code(), Some(1));
+    let told = text(&silent.stderr);
+    assert!(told.contains(&format!("no walcast answers on {address}")), "{told}");
+    assert!(told.contains("start `walcast run`"), "{told}");
+}
