@@ -14,6 +14,7 @@ use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_respo
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
     AppendRowsRequest, AppendRowsResponse, ProtoRows, RowError,
 };
+use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 use tonic::{Code, Response, Status, Streaming};
@@ -23,6 +24,7 @@ use super::config::APPEND_BYTES_LIMIT;
 use super::refusal::Refusal;
 use super::row::{Encoder, schema};
 use super::write::{RETRY_FOR, WriteClient};
+use crate::batch::{Batch, Event};
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Position;
 use crate::sink::record::write_json;
@@ -43,7 +45,7 @@ pub struct RefusedRow {
     pub reason: &'static str,
     /// The service's words; they may hold the row's values.
     pub message: String,
-    /// The event as one JSON object.
+    /// The event as JSON.
     pub record: String,
 }
 
@@ -278,15 +280,23 @@ impl Appender {
 impl Transfer<'_> {
     fn refuse(&mut self, index: usize, reason: &'static str, message: String) {
         let Record { event, batch, .. } = self.records.remove(index);
-        let mut record = Vec::new();
-        write_json(batch, event, &mut record);
         self.refused.push(RefusedRow {
             position: event.position,
             event_id: event.id,
             reason,
             message,
-            record: String::from_utf8_lossy(&record).into_owned(),
+            record: json_of(batch, event),
         });
+    }
+}
+
+/// The event as JSON; as JSON text of its own when it is not JSON itself, which may be why it was refused.
+fn json_of(batch: &Batch, event: &Event) -> String {
+    let mut record = Vec::new();
+    write_json(batch, event, &mut record);
+    match serde_json::from_slice::<IgnoredAny>(&record) {
+        Ok(_) => String::from_utf8_lossy(&record).into_owned(),
+        Err(_) => serde_json::Value::from(String::from_utf8_lossy(&record)).to_string(),
     }
 }
 

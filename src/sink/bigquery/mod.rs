@@ -164,7 +164,7 @@ impl Target {
     }
 }
 
-/// Looks at the table, and whether the Storage Write service answers.
+/// Looks at the table, and whether both services let us in.
 async fn check(config: &BigQueryConfig) -> Result<Vec<Finding>> {
     let Target { rest, client } = Target::new(config).await?;
     let Some(found) = rest.table().await? else {
@@ -176,13 +176,18 @@ async fn check(config: &BigQueryConfig) -> Result<Vec<Finding>> {
         Err(error) => Finding::failed(config.address(), &error),
     }];
     findings.extend(table::lifetime(config, &found));
-    findings.push(match client.probe().await {
-        Ok(()) => Finding::ok("bigquery write service", "answers"),
-        Err(refusal) => {
-            Finding::failed("bigquery write service", &refusal.into_error("bigquery's write service"))
-        }
-    });
+    findings.push(answers("bigquery queries", rest.probe().await));
+    let wrote =
+        client.probe().await.map_err(|refusal| refusal.into_error("no write stream can be looked at"));
+    findings.push(answers("bigquery write service", wrote));
     Ok(findings)
+}
+
+fn answers(subject: &str, answer: Result<()>) -> Finding {
+    match answer {
+        Ok(()) => Finding::ok(subject, "answers"),
+        Err(error) => Finding::failed(subject, &error),
+    }
 }
 
 fn not_recovered() -> Error {

@@ -139,6 +139,11 @@ impl Rest {
         }
     }
 
+    /// Whether this account may query at all; reads nothing.
+    pub async fn probe(&self) -> Result<()> {
+        self.query("SELECT 1").await.map(drop)
+    }
+
     /// Runs a statement that gives few rows, never from the query cache.
     async fn query(&self, sql: &str) -> Result<Vec<TableRow>> {
         let mut request = QueryRequest::new(sql);

@@ -203,7 +203,7 @@ fn is_required(field: &TableFieldSchema) -> bool {
 pub fn function_sql(config: &BigQueryConfig) -> String {
     let table = config.sql_table();
     // whole turns of the ring, more seconds than from the year 1 to 1970: never negative
-    let bucket = |time: &str| format!("MOD(DIV(UNIX_SECONDS({time}) + 62208000000, 1800), {BUCKETS})");
+    let bucket = |time: &str| format!("MOD(DIV((UNIX_SECONDS({time}) + 62208000000), 1800), {BUCKETS})");
     let (first, last) = (bucket("from_ts"), bucket("to_ts"));
     let within_ring = match config.partitioning {
         Partitioning::Hour => String::new(),

@@ -55,9 +55,8 @@ impl WriteClient {
         let mut endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(wrong)?
             .connect_timeout(CONNECT_WITHIN)
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .keep_alive_while_idle(true);
+            .http2_keep_alive_interval(Duration::from_secs(60))
+            .keep_alive_timeout(Duration::from_secs(20));
         if url.starts_with("https://") {
             endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(wrong)?;
         }
@@ -144,7 +143,7 @@ impl WriteClient {
         match refusal.reason {
             StorageErrorCode::StreamAlreadyCommitted => Ok(Commit::Done),
             StorageErrorCode::InvalidStreamState => self.was_committed(stream).await,
-            _ if refusal.is_not_found() => Ok(Commit::Gone),
+            _ if refusal.is_not_found() => self.was_committed(stream).await,
             _ => Err(refusal.into_error(format!("{} cannot commit a write stream", self.address))),
         }
     }
@@ -154,7 +153,7 @@ impl WriteClient {
         self.stream(&format!("{}/streams/_default", self.table)).await.map(drop)
     }
 
-    /// A stream in no state to be committed either was so before, or is gone.
+    /// A stream that cannot be committed either was so before, or is gone; the service must say so twice.
     async fn was_committed(&self, stream: &str) -> Result<Commit> {
         match self.stream(stream).await {
             Ok(WriteStream { commit_time: Some(_), .. }) => Ok(Commit::Done),
@@ -252,6 +251,16 @@ fn percent_encoded(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn googles_own_service_is_reached_by_tls() {
+        let config = BigQueryConfig { project_id: "acme".into(), ..Default::default() };
+        let client = WriteClient::new(&config, Credentials::None).unwrap();
+        assert_eq!(client.table, "projects/acme/datasets/analytics/tables/engagement_events");
+        let config = BigQueryConfig { grpc_url: "https://not a host".into(), ..config };
+        let error = WriteClient::new(&config, Credentials::None).err().unwrap();
+        assert_eq!(error.kind(), Kind::Config);
+    }
 
     #[test]
     fn names_are_percent_encoded_but_for_their_slashes() {
