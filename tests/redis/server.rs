@@ -138,7 +138,7 @@ impl Server {
         let dir = std::env::temp_dir().join(fresh_name("redis"));
         std::fs::create_dir(&dir).unwrap();
         let config = RedisConfig { port, ..Default::default() };
-        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let mut server = Server { child: spawn(&dir, port, &settings), dir, config, settings };
         server.wait_until_up().await;
         server
