@@ -291,6 +291,11 @@ impl World {
                 }
             }
             builder.hold(commit.end);
+            let next = self.wal.iter().find(|next| next.lsn >= commit.end).map(|next| next.lsn);
+            if let Some(next) = next.filter(|_| self.rng.random_bool(0.2)) {
+                // An idle keepalive: the server has no commit below this place that it has not sent.
+                builder.hold(Lsn(self.rng.random_range(commit.end.0..=next.0)));
+            }
             if self.rng.random_bool(0.3) {
                 batches.push(builder.finish(self.rng.random_bool(0.1)));
             }
