@@ -3,7 +3,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -259,7 +259,8 @@ impl World {
         let url = env("BIGQUERY_REST_URL", "http://127.0.0.1:29050");
         let url = format!("{url}/bigquery/v2/projects/{}/queries", project());
         let body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
-        let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+        let request = reqwest::Client::new().post(url).json(&body).timeout(Duration::from_secs(60));
+        let answer = request.send().await.unwrap();
         let answer: Value = answer.json().await.unwrap();
         assert!(answer.get("error").is_none(), "{query}: {answer}");
         let rows = answer["rows"].as_array().cloned().unwrap_or_default();
@@ -351,6 +352,7 @@ fn client_config() -> ClientConfig {
     config
 }
 
+/// A topic up to its end as of now: one that is still written to has no other.
 fn read_topic(topic: &str) -> Vec<Vec<u8>> {
     let timeout = Duration::from_secs(10);
     let consumer: BaseConsumer = client_config()
@@ -362,17 +364,23 @@ fn read_topic(topic: &str) -> Vec<Vec<u8>> {
         .unwrap();
     let metadata = consumer.fetch_metadata(Some(topic), timeout).unwrap();
     let mut assignment = TopicPartitionList::new();
-    let mut open = 0;
+    let mut ends = BTreeMap::new();
     for partition in metadata.topics()[0].partitions() {
         assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
-        open += 1;
+        ends.insert(partition.id(), consumer.fetch_watermarks(topic, partition.id(), timeout).unwrap().1);
     }
     consumer.assign(&assignment).unwrap();
     let mut values = Vec::new();
-    while open > 0 {
+    while !ends.is_empty() {
         match consumer.poll(timeout).expect("the topic is read to its end within 10 s") {
-            Ok(message) => values.push(message.payload().unwrap_or_default().to_vec()),
-            Err(rdkafka::error::KafkaError::PartitionEOF(_)) => open -= 1,
+            Ok(message) => {
+                // a marker of a transaction may stand last, which no reader is given
+                if ends.get(&message.partition()).is_some_and(|end| message.offset() + 1 >= *end) {
+                    ends.remove(&message.partition());
+                }
+                values.push(message.payload().unwrap_or_default().to_vec());
+            }
+            Err(rdkafka::error::KafkaError::PartitionEOF(partition)) => drop(ends.remove(&partition)),
             Err(error) => panic!("{error}"),
         }
     }
