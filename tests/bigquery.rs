@@ -12,7 +12,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_request::{ProtoData, Rows};
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_response;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::big_query_write_client::BigQueryWriteClient;
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{AppendRowsRequest, ProtoRows};
 use proxy::{Fault, Proxy};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -26,6 +30,8 @@ use walcast::finding::Verdict;
 use walcast::lsn::{Epoch, Lsn, Mark, Position, Session};
 use walcast::model::content::Content;
 use walcast::ops::init::migrate;
+use walcast::sink::bigquery::column::Record;
+use walcast::sink::bigquery::row::{Encoder, schema};
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink, Partitioning};
 use walcast::sink::{Sink, Written};
 use walcast::source::{PostgresConfig, sql};
@@ -583,6 +589,40 @@ async fn a_lost_stream_is_told_as_lost() {
         world.check_recovers(&batches).await;
         world.end().await;
     }
+}
+
+#[tokio::test]
+async fn a_stream_with_a_row_too_many_is_never_committed() {
+    let world = World::new().await;
+    let (mut sink, _) = world.start().await;
+    let batches = batches(1);
+    sink.write(&batches).await.unwrap();
+    let route = world.proxy.route(APPEND);
+    let stream = route.strip_prefix("write_stream=").expect("the service routes by the stream");
+    append_again(stream, &batches[0]).await;
+    let error = sink.flush().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Lost);
+    assert!(error.to_string().contains("11 rows in a stream that was given 10"), "{error}");
+    assert_eq!((world.ids().await, world.progress().await), (vec![], (None, None)));
+    world.check_recovers(&batches).await;
+    world.end().await;
+}
+
+/// Puts the batch's first row into the stream once more, as a request that was thought lost might.
+async fn append_again(stream: &str, batch: &Batch) {
+    let record = Record { event: batch.events().next().unwrap(), batch, epoch: "e", ingested_at: 0 };
+    let row = ProtoRows { serialized_rows: vec![Encoder::default().encode(&record)] };
+    let request = AppendRowsRequest {
+        write_stream: stream.to_owned(),
+        offset: Some(EVENTS_A_COMMIT as i64),
+        rows: Some(Rows::ProtoRows(ProtoData { writer_schema: Some(schema()), rows: Some(row) })),
+        ..Default::default()
+    };
+    let url = env("BIGQUERY_GRPC_URL", "http://127.0.0.1:29060");
+    let mut client = BigQueryWriteClient::connect(url).await.unwrap();
+    let answers = client.append_rows(futures_util::stream::iter([request])).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    assert!(matches!(answer.response, Some(append_rows_response::Response::AppendResult(_))), "{answer:?}");
 }
 
 #[tokio::test]

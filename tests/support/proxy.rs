@@ -43,6 +43,7 @@ pub struct Proxy {
     faults: Arc<Mutex<HashMap<&'static str, VecDeque<Fault>>>>,
     seen: Arc<watch::Sender<HashMap<String, usize>>>,
     release: Arc<Notify>,
+    routes: Arc<Mutex<HashMap<String, String>>>,
     url: String,
 }
 
@@ -55,6 +56,7 @@ impl Proxy {
             faults: Arc::default(),
             seen: Arc::new(watch::Sender::default()),
             release: Arc::default(),
+            routes: Arc::default(),
             url: format!("http://{}", incoming.local_addr().unwrap()),
         };
         tokio::spawn(Server::builder().serve_with_incoming(proxy.clone(), incoming));
@@ -79,6 +81,11 @@ impl Proxy {
     /// Returns when a call of this method has met its fault.
     pub async fn reached(&self, method: &str) {
         wait_until(&format!("{method} meets its fault"), async || self.stopped(method) > 0).await;
+    }
+
+    /// By what the last call of a method asked to be routed.
+    pub fn route(&self, method: &str) -> String {
+        self.routes.lock().unwrap().get(method).cloned().unwrap_or_default()
     }
 
     /// Forgets all faults; held calls stay held until their client is gone.
@@ -109,6 +116,8 @@ impl Proxy {
 
     async fn pass(mut self, request: http::Request<Body>) -> Result<http::Response<Body>, StdError> {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let route = request.headers().get("x-goog-request-params").and_then(|route| route.to_str().ok());
+        self.routes.lock().unwrap().insert(method.clone(), route.unwrap_or_default().to_owned());
         let fault = self.fault(&method);
         match fault {
             Some(Fault::HoldBefore) => self.hold(&method).await,
