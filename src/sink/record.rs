@@ -115,20 +115,21 @@ impl<'a> ContentRecord<'a> {
     }
 }
 
-/// Microseconds since 1970, shown as `2026-01-02T03:04:05.678901Z`; `null` outside the years 1 to 9999.
+/// Microseconds since 1970, shown as [`time_text`] or `null`.
 struct Micros(i64);
 
 impl Serialize for Micros {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut text = *b"0000-00-00T00:00:00.000000Z";
-        match fill_time(self.0, &mut text).and_then(|()| std::str::from_utf8(&text).ok()) {
+        match time_text(self.0).as_ref().and_then(|text| std::str::from_utf8(text).ok()) {
             Some(text) => serializer.serialize_str(text),
             None => serializer.serialize_none(),
         }
     }
 }
 
-fn fill_time(micros: i64, text: &mut [u8; 27]) -> Option<()> {
+/// Microseconds since 1970 as `2026-01-02T03:04:05.678901Z`; `None` outside the years 1 to 9999.
+pub fn time_text(micros: i64) -> Option<[u8; 27]> {
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
     let at =
         DateTime::constant(1970, 1, 1, 0, 0, 0, 0).checked_add(SignedDuration::from_micros(micros)).ok()?;
     let year = u32::try_from(at.year()).ok().filter(|year| *year >= 1)?;
@@ -139,7 +140,7 @@ fn fill_time(micros: i64, text: &mut [u8; 27]) -> Option<()> {
     fill_digits(&mut text[14..16], at.minute() as u32);
     fill_digits(&mut text[17..19], at.second() as u32);
     fill_digits(&mut text[20..26], micros.rem_euclid(1_000_000) as u32);
-    Some(())
+    Some(text)
 }
 
 fn fill_digits(place: &mut [u8], mut number: u32) {

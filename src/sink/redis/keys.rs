@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::window::Window;
+use crate::sink::record;
 
 const SECOND: i64 = 1_000_000;
 const DAY: i64 = 86_400 * SECOND;
@@ -84,6 +85,10 @@ pub fn minute_of(micros: i64) -> i64 {
     micros.div_euclid(MINUTE)
 }
 
+/// Redis is told when a key expires once, and again in the last hour: should its clock be ahead of ours, it has
+/// the key no longer, and a write makes it anew.
+pub const EXPIRY_SLACK_SECONDS: i64 = 3600;
+
 /// Unix seconds at which the counters of a day expire: 48 h after its end.
 pub fn day_expires_at(day: i32) -> i64 {
     (i64::from(day) + 3) * 86_400
@@ -96,7 +101,8 @@ pub fn minute_expires_at(minute: i64) -> i64 {
 
 /// Microseconds since 1970 as `2026-01-02T03:04:05.678901Z`.
 pub fn time_text(micros: i64) -> String {
-    format!("{:.6}", Timestamp::from_microsecond(micros).unwrap_or_default())
+    let text = record::time_text(micros).map(Vec::from).unwrap_or_default();
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Reads [`time_text`] back.
