@@ -152,14 +152,7 @@ impl Refresh {
     fn add(&mut self, at: usize, board: &Board, diff: &Diff) {
         self.sent.push(at);
         self.call.key(&board.key);
-        match diff.expected {
-            Some(members) => self.call.number(members),
-            None => self.call.arg(""),
-        };
-        match board.expires {
-            true => self.call.number(keys::BOARD_SECONDS),
-            false => self.call.arg(""),
-        };
+        self.call.number_if(diff.expected).number_if(board.expires.then_some(keys::BOARD_SECONDS));
         self.call.number(diff.gone.len());
         for id in &diff.gone {
             self.call.number(id);

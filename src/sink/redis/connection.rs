@@ -157,6 +157,14 @@ impl Call {
         self
     }
 
+    /// Adds a number as an argument, an empty one when there is none.
+    pub fn number_if(&mut self, number: Option<impl std::fmt::Display>) -> &mut Self {
+        match number {
+            Some(number) => self.number(number),
+            None => self.arg(""),
+        }
+    }
+
     /// Adds all keys and arguments of another.
     pub fn append(&mut self, other: &Call) {
         other.keys.iter().for_each(|key| self.keys.push(key));

@@ -19,9 +19,9 @@ use super::window::{Ring, WINDOWS};
 use crate::model::content::Content;
 
 /// Days of contents remembered, at least.
-const DAYS_KEPT: usize = 50_000;
+const DAYS_KEPT: usize = 100_000;
 /// Totals and rows of contents remembered, at least.
-const CONTENTS_KEPT: usize = 50_000;
+const CONTENTS_KEPT: usize = 100_000;
 /// Minutes remembered, at least.
 const MINUTES_KEPT: usize = 2_000;
 
@@ -142,7 +142,7 @@ impl Memory {
             }
             self.add_to_windows(id, &touched, now, &mut buckets);
             for (day, more) in &touched.days {
-                self.add_day(id, *day, more, call);
+                self.add_day(id, *day, more, now, call);
             }
             if let Some(seen) = touched.row {
                 self.show(id, seen, now, call);
@@ -179,13 +179,15 @@ impl Memory {
         }
     }
 
-    fn add_day(&mut self, id: Uuid, day: i32, more: &Day, call: &mut Call) {
+    fn add_day(&mut self, id: Uuid, day: i32, more: &Day, now: i64, call: &mut Call) {
         let Some(known) = self.days.get(&(id, day)) else { return };
+        let expires_at = keys::day_expires_at(day);
+        let tell = known.is_empty() || expires_at - now / 1_000_000 < keys::EXPIRY_SLACK_SECONDS;
         let fields: Vec<_> = known.grow(more).collect();
         if fields.is_empty() {
             return;
         }
-        call.key(keys::engagement(&id, day)).number(keys::day_expires_at(day)).number(2 * fields.len());
+        call.key(keys::engagement(&id, day)).number_if(tell.then_some(expires_at)).number(2 * fields.len());
         for (field, text) in fields {
             call.arg(field).arg(text);
         }
@@ -196,7 +198,7 @@ impl Memory {
             let Some(known) = self.minutes.get(&minute) else { continue };
             let sum = known.entry(event_type.to_owned()).or_default();
             *sum = sum.saturating_add(count);
-            call.key(keys::minute(minute)).number(keys::minute_expires_at(minute));
+            call.key(keys::minute(minute)).number_if(Some(keys::minute_expires_at(minute)));
             call.number(2).arg(event_type).number(*sum);
         }
     }
@@ -240,12 +242,7 @@ impl Wanted {
 /// A step that sets fields of a hash of sums by content.
 fn set_sums(call: &mut Call, key: &str, expires_at: Option<i64>, sums: &[(Uuid, u64)]) {
     for part in sums.chunks(WORDS_MAX / 2) {
-        call.key(key);
-        match expires_at {
-            Some(expires_at) => call.number(expires_at),
-            None => call.arg(""),
-        };
-        call.number(2 * part.len());
+        call.key(key).number_if(expires_at).number(2 * part.len());
         for (id, ms) in part {
             call.arg(id.as_bytes()).number(ms);
         }
@@ -264,7 +261,7 @@ fn set_row(call: &mut Call, content: &Content, expires_at: i64) {
     let present = fields.iter().filter_map(|(field, text)| Some((*field, text.as_ref()?)));
     let key = keys::content(&content.id);
     call.key(&key).arg("").number(0);
-    call.key(&key).number(expires_at).number(2 * present.clone().count());
+    call.key(&key).number_if(Some(expires_at)).number(2 * present.clone().count());
     for (field, text) in present {
         call.arg(field).arg(text);
     }

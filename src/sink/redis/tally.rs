@@ -37,6 +37,11 @@ impl Day {
         }
     }
 
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.last_event_ts.is_none()
+    }
+
     /// Adds what `other` counted.
     pub fn add(&mut self, other: &Day) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {
@@ -50,7 +55,7 @@ impl Day {
         let before = *self;
         self.add(more);
         let after = *self;
-        let first = before.last_event_ts.is_none();
+        let first = before.is_empty();
         let counts = after.counts.into_iter().zip(before.counts).zip(DAY_FIELDS);
         let moved = after.last_event_ts.filter(|_| after.last_event_ts != before.last_event_ts);
         counts
