@@ -7,7 +7,7 @@ use walcast::sink::{Finding, Sink, Verdict};
 
 use crate::server::{Server, connect, fresh_database, public, run};
 use crate::story::{Story, Time, session};
-use crate::support::wait_until;
+use crate::support::{fresh_name, wait_until};
 use crate::{recovered, refused, write};
 
 fn secret(text: &str) -> Secret {
@@ -197,4 +197,49 @@ async fn sentinels_tell_the_master_and_the_next_one_after_a_failover() {
     let day = public(&replica.config).await.into_keys().find(|key| key.starts_with("engagement:")).unwrap();
     let ms: u64 = run(&mut connect(&replica.config).await, &["HGET", &day, "engagement_ms"]).await;
     assert_eq!(ms, 3);
+}
+
+fn openssl(dir: &std::path::Path, arguments: &str) {
+    let mut command = std::process::Command::new("openssl");
+    let output = command.args(arguments.split(' ')).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_a_server_that_a_trusted_authority_vouches_for() {
+    let dir = std::env::temp_dir().join(fresh_name("certificates"));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("names"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE").unwrap();
+    for authority in ["ca", "other"] {
+        openssl(&dir, &format!("req -x509 -newkey rsa:2048 -nodes -keyout {authority}.key -out {authority}.crt -days 2 -subj /CN={authority}"));
+    }
+    openssl(&dir, "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server");
+    openssl(&dir, "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Server::start(&[
+        "appendonly yes",
+        "appendfsync always",
+        "tls-auth-clients no",
+        &format!("tls-port {port}"),
+        &format!("tls-cert-file {}", path("server.crt")),
+        &format!("tls-key-file {}", path("server.key")),
+        &format!("tls-ca-cert-file {}", path("ca.crt")),
+    ])
+    .await;
+    let host = "localhost".to_owned();
+    let config = RedisConfig { host, port, tls: true, tls_ca_file: path("ca.crt"), ..server.config.clone() };
+    RedisSink::new(config.clone()).prepare().await.unwrap();
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(mark, 100)).await;
+
+    let other = RedisConfig { tls_ca_file: path("other.crt"), ..config.clone() };
+    refused(RedisSink::new(other).prepare().await, Kind::Setup, "redis.tls_ca_file");
+    let another_name = RedisConfig { host: "127.0.0.1".into(), ..config.clone() };
+    refused(RedisSink::new(another_name).prepare().await, Kind::Setup, "certificate");
+    let missing = RedisConfig { tls_ca_file: path("missing.crt"), ..config };
+    refused(RedisSink::new(missing).prepare().await, Kind::Config, "missing.crt");
+    std::fs::remove_dir_all(dir).unwrap();
 }

@@ -321,6 +321,10 @@ fn failed(address: &str, error: RedisError) -> Error {
             .hint("look into the server's log: it refuses writes until its append-only file or snapshot can be written"),
         (_, Some("READONLY")) => told(Kind::Unavailable, "is a replica")
             .hint("connect to the master, or name the sentinels in redis.sentinel_addrs"),
+        (ErrorKind::Io, _) if error.to_string().contains("invalid peer certificate") => {
+            told(Kind::Setup, "has a certificate that is not trusted")
+                .hint("name the file of its certificate authority in redis.tls_ca_file, and the server as the certificate does in redis.host")
+        }
         (ErrorKind::InvalidClientConfig, _) => told(Kind::Config, "cannot be connected to as configured"),
         _ => told(Kind::Unavailable, "does not answer as it should"),
     };
