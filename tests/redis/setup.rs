@@ -77,7 +77,7 @@ async fn a_user_who_may_not_ask_for_settings_gets_a_warning() {
     let server = Server::start(&[
         "appendonly yes",
         "appendfsync always",
-        "user walcast on >secret ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@admin -info",
+        "user walcast on >secret ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
     ])
     .await;
     let config =
@@ -211,10 +211,18 @@ async fn tls_is_spoken_with_a_server_that_a_trusted_authority_vouches_for() {
     std::fs::create_dir(&dir).unwrap();
     std::fs::write(dir.join("names"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE").unwrap();
     for authority in ["ca", "other"] {
-        openssl(&dir, &format!("req -x509 -newkey rsa:2048 -nodes -keyout {authority}.key -out {authority}.crt -days 2 -subj /CN={authority}"));
+        openssl(
+            &dir,
+            &format!(
+                "req -x509 -newkey rsa:2048 -nodes -keyout {authority}.key -out {authority}.crt -days 2 -subj /CN={authority}"
+            ),
+        );
     }
     openssl(&dir, "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server");
-    openssl(&dir, "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names");
+    openssl(
+        &dir,
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names",
+    );
     let path = |name: &str| dir.join(name).display().to_string();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let server = Server::start(&[
