@@ -55,6 +55,7 @@ metrics! {
     Counter SINK_ROWS_TOTAL = "walcast_sink_rows_total", Count, "Rows that the sink took, by sink.";
     Counter SINK_RETRIES_TOTAL = "walcast_sink_retries_total", Count, "Times that the sink was asked again after an error, by sink.";
     Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors of the sink, by sink and kind.";
+    Counter REDIS_EXPIRED_EVENTS_TOTAL = "walcast_redis_expired_events_total", Count, "Events that came after the Redis key they count in had expired, by key: engagement or stats:events.";
     Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "For how long the oldest open transaction in our topics has been seen: hung when far above the transaction time-out.";
     Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "From a transaction's commit until the sink holds its rows durably, one sample for each part that became durable at once, by sink.";
 }

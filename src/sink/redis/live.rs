@@ -16,6 +16,7 @@ use super::{keys, packed};
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Epoch, Mark, Session, StoredMark};
+use crate::telemetry::metrics::REDIS_EXPIRED_EVENTS_TOTAL;
 
 /// Boards are refreshed at least this often, so that they do not expire.
 const REFRESH_MICROS: i64 = 1_000_000;
@@ -381,7 +382,7 @@ fn parse<T: FromRedisValue>(connection: &Connection, key: &str, answer: Option<V
 fn count_expired(flush: &Flush<'_>) {
     for (key, count) in [("engagement", flush.expired_days), ("stats:events", flush.expired_minutes)] {
         if count > 0 {
-            metrics::counter!("walcast_redis_expired_events_total", "key" => key).increment(count);
+            metrics::counter!(REDIS_EXPIRED_EVENTS_TOTAL, "key" => key).increment(count);
         }
     }
 }

@@ -5,41 +5,57 @@ use std::hash::Hash;
 
 /// A map that forgets: it keeps at least the `keep` entries used last, and at most twice as many.
 ///
-/// Two generations: an entry that is used moves to the young one; when that is full, it becomes the old one
-/// and what was old is dropped.
+/// Time goes in rounds: a round ends when `keep` entries were used in it, and with it go the entries that
+/// were last used in the round before.
 pub struct Recent<K, V> {
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
+    entries: HashMap<K, Entry<V>>,
     keep: usize,
+    round: u32,
+    used_in_round: usize,
+}
+
+struct Entry<V> {
+    value: V,
+    used_in: u32,
 }
 
 impl<K: Hash + Eq, V> Recent<K, V> {
     /// An empty memory of `keep` to `2 * keep` entries.
     pub fn new(keep: usize) -> Self {
-        Recent { young: HashMap::new(), old: HashMap::new(), keep }
+        Recent { entries: HashMap::new(), keep, round: 0, used_in_round: 0 }
     }
 
-    /// The entry, which this use makes young.
+    /// The entry, which is now in use.
     pub fn get(&mut self, key: &K) -> Option<&mut V> {
-        if let Some((key, value)) = self.old.remove_entry(key) {
-            self.insert(key, value);
+        if self.entries.get(key)?.used_in != self.round {
+            self.make_room();
+            self.entries.get_mut(key)?.used_in = self.round;
+            self.used_in_round += 1;
         }
-        self.young.get_mut(key)
+        self.entries.get_mut(key).map(|entry| &mut entry.value)
     }
 
     /// Puts an entry in.
     pub fn insert(&mut self, key: K, value: V) {
-        if self.young.len() >= self.keep && !self.young.contains_key(&key) {
-            self.old = std::mem::take(&mut self.young);
+        if self.entries.get(&key).is_none_or(|entry| entry.used_in != self.round) {
+            self.make_room();
+            self.used_in_round += 1;
         }
-        self.old.remove(&key);
-        self.young.insert(key, value);
+        self.entries.insert(key, Entry { value, used_in: self.round });
     }
 
     /// Takes an entry out.
     pub fn remove(&mut self, key: &K) {
-        self.young.remove(key);
-        self.old.remove(key);
+        self.entries.remove(key);
+    }
+
+    fn make_room(&mut self) {
+        if self.used_in_round >= self.keep {
+            let round = self.round;
+            self.entries.retain(|_, entry| entry.used_in == round);
+            self.round = round.wrapping_add(1);
+            self.used_in_round = 0;
+        }
     }
 }
 
@@ -50,7 +66,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_entries_used_last_are_there(uses in prop::collection::vec(0u8..40, 1..200), keep in 1usize..20) {
+        fn the_entries_used_last_are_there(uses in prop::collection::vec(0u8..40, 1..400), keep in 1usize..20) {
             let mut recent = Recent::new(keep);
             let mut order: Vec<u8> = Vec::new();
             for key in uses {
@@ -60,11 +76,10 @@ mod tests {
                 }
                 order.retain(|other| *other != key);
                 order.push(key);
-                prop_assert!(recent.young.len() + recent.old.len() <= 2 * keep);
+                prop_assert!(recent.entries.len() <= 2 * keep);
             }
             for key in order.iter().rev().take(keep) {
-                let known = recent.young.contains_key(key) || recent.old.contains_key(key);
-                prop_assert!(known, "{} is one of the last {}", key, keep);
+                prop_assert!(recent.entries.contains_key(key), "{} is one of the last {}", key, keep);
             }
         }
     }
