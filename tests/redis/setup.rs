@@ -199,6 +199,22 @@ async fn sentinels_tell_the_master_and_the_next_one_after_a_failover() {
     assert_eq!(ms, 3);
 }
 
+#[tokio::test]
+async fn sentinels_that_cannot_be_asked_are_told_as_what_they_are() {
+    let named = |master: &str, addrs: &[&str]| RedisConfig {
+        sentinel_master: master.into(),
+        sentinel_addrs: addrs.iter().map(|addr| (*addr).to_owned()).collect(),
+        ..Default::default()
+    };
+    for config in [named("mymaster", &[]), named("", &["127.0.0.1:1"])] {
+        refused(RedisSink::new(config).prepare().await, Kind::Config, "need each other");
+    }
+    let without_port = named("mymaster", &["localhost"]);
+    refused(RedisSink::new(without_port).prepare().await, Kind::Config, "host:port");
+    let absent = named("mymaster", &["127.0.0.1:1"]);
+    refused(RedisSink::new(absent).prepare().await, Kind::Unavailable, "redis master mymaster");
+}
+
 fn openssl(dir: &std::path::Path, arguments: &str) {
     let mut command = std::process::Command::new("openssl");
     let output = command.args(arguments.split(' ')).current_dir(dir).output().unwrap();

@@ -30,7 +30,7 @@ pub struct RedisConfig {
     pub sentinel_password: Secret,
     /// What a crash of Redis may cost.
     pub durability: Durability,
-    /// How often, in milliseconds, the boards are refreshed while something changes.
+    /// How often, in milliseconds, the boards are refreshed while something changes; 10 at least.
     pub refresh_ms: u64,
 }
 

@@ -201,7 +201,7 @@ impl Words {
 }
 
 async fn connect(config: &RedisConfig) -> RedisResult<MultiplexedConnection> {
-    let client = match config.sentinel_master.is_empty() {
+    let client = match config.sentinel_master.is_empty() && config.sentinel_addrs.is_empty() {
         true => direct(config)?,
         false => of_sentinels(config).await?,
     };
@@ -229,6 +229,10 @@ fn direct(config: &RedisConfig) -> RedisResult<Client> {
 
 /// Asks the sentinels which server is the master now.
 async fn of_sentinels(config: &RedisConfig) -> RedisResult<Client> {
+    if config.sentinel_addrs.is_empty() || config.sentinel_master.is_empty() {
+        let text = "redis.sentinel_addrs and redis.sentinel_master need each other";
+        return Err((ErrorKind::InvalidClientConfig, text).into());
+    }
     let addresses: Vec<ConnectionAddr> = config
         .sentinel_addrs
         .iter()

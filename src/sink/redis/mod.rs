@@ -82,7 +82,7 @@ impl Sink for RedisSink {
         Pace {
             linger: Duration::ZERO,
             write_bytes_max: 4 << 20,
-            tick_every: Some(Duration::from_millis(self.config.refresh_ms)),
+            tick_every: Some(Duration::from_millis(self.config.refresh_ms.max(10))),
         }
     }
 

@@ -39,7 +39,7 @@ pub const BUCKETS: i64 = 60;
 const PACK_MIN: usize = 64;
 
 /// More contents than this in the unpacked buckets of one window: the largest is packed at once.
-const FRESH_MAX: usize = 400_000;
+const FRESH_MAX: usize = 200_000;
 
 /// A bucket that nobody has written for so long is packed.
 const PACK_AFTER_MICROS: i64 = 5_000_000;
