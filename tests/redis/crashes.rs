@@ -23,8 +23,10 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
         let mut token = 1;
         let (mut sink, mut mark) = recovered(&proxy.config, &story.time, token).await;
         for _ in 0..rng.random_range(5..25) {
-            let contents = rng.random_range(1..40);
-            let commits = rng.random_range(0..8);
+            // now and then so many that buckets are worth packing
+            let many = rng.random_bool(0.15);
+            let contents = if many { 400 } else { rng.random_range(1..40) };
+            let commits = if many { 30 } else { rng.random_range(0..8) };
             story.improvise(&mut rng, contents, commits);
             match rng.random_range(0..8) {
                 0 => story.time.pass(rng.random_range(0..20 * SECOND)),
