@@ -30,10 +30,10 @@ def facts(binary, source, events, rounds, sinks, emulator):
         "bigquery": "emulator" if emulator else "stand-in that counts rows",
         "machine": machine(),
         "versions": {
-            "walcast": first_line([binary, "--version"]),
-            "commit": first_line(["git", "describe", "--always", "--dirty"]),
+            "walcast": version([binary, "--version"]),
+            "commit": output(["git", "describe", "--always", "--dirty"]),
             "postgresql": source.one("SHOW server_version"),
-            "pg_recvlogical": first_line([newest_pg_recvlogical(), "--version"]),
+            "pg_recvlogical": version([newest_pg_recvlogical(), "--version"]),
             **targets.versions(),
         },
     }
@@ -45,9 +45,13 @@ def machine():
     return {"cpu": model[1] if model else platform.machine(), "cores": os.cpu_count(), "memory_gib": round(memory), "kernel": platform.release()}
 
 
-def first_line(command):
-    ended = subprocess.run(command, capture_output=True, text=True)
-    return ended.stdout.strip().partition("\n")[0]
+def version(command):
+    found = re.search(r"\d+(\.\d+)+", output(command))
+    return found[0] if found else "unknown"
+
+
+def output(command):
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def head(facts):
