@@ -18,7 +18,7 @@ demo: services
 
 test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
-	@scripts/services run cargo test --locked
+	@scripts/services run cargo test --locked --features failpoints
 
 # variables: EVENTS, ROUNDS, SINKS; see scripts/bench
 bench: services
@@ -36,7 +36,7 @@ fmt:
 lint:
 	@bash -n scripts/services && bash -n scripts/compose && for f in scripts/record-wire scripts/services.d/*.sh; do bash -n $$f || exit; done
 	@cargo fmt --check
-	@cargo clippy --locked --all-targets --quiet -- -D warnings
+	@cargo clippy --locked --all-targets --features failpoints --quiet -- -D warnings
 
 services:
 	@scripts/services up

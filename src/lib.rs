@@ -50,6 +50,7 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+mod failpoint;
 pub mod lsn;
 pub mod finding;
 pub mod secret;

@@ -78,6 +78,8 @@ fn main() -> ExitCode {
             return ExitCode::from(if usage.use_stderr() { 64 } else { 0 });
         }
     };
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {

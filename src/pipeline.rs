@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
+use crate::failpoint::failpoint;
 use crate::finding;
 use crate::lsn::{Lsn, Mark, Session};
 use crate::shutdown::Shutdown;
@@ -91,7 +92,9 @@ async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
     let session = state.take_token(epoch, confirmed).await?;
+    failpoint!("pipeline_after_token");
     let recovered = recover(sinks, &session, &mut state).await?;
+    failpoint!("pipeline_after_recover");
 
     let watermark =
         Watermark::new(confirmed, recovered.iter().map(|(sink, held, _)| (sink.name(), held.held)));
@@ -243,6 +246,7 @@ impl Streaming {
                 None => {}
             }
             let Some(batch) = self.transform.take_batch(Instant::now()) else { break };
+            failpoint!("pipeline_after_batch");
             self.outbox = Some(Outbox { batch: Arc::new(batch), next: 0 });
         }
         board.tick();
@@ -267,7 +271,10 @@ impl Streaming {
             self.queues.iter().map(|(name, queue)| (*name, queue.bytes())),
         );
         board.backpressure(self.full_queue());
-        self.stream.send_status(self.received.max(confirmed), confirmed, false).await
+        failpoint!("pipeline_before_status");
+        self.stream.send_status(self.received.max(confirmed), confirmed, false).await?;
+        failpoint!("pipeline_after_status");
+        Ok(())
     }
 
     /// The sink whose queue has no room for the batch that is to go into it.
@@ -312,6 +319,7 @@ impl Streaming {
             }
         }
         self.confirm(board).await?;
+        failpoint!("pipeline_before_close");
         let confirmed = self.confirmed();
         self.stream.close(confirmed).await?;
         tracing::info!(%confirmed, "stopped");

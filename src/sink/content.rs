@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::batch::{Batch, ContentChange, Row};
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Session, StoredMark};
 use crate::model::content::Content;
 use crate::sink::{Finding, Pace, Sink, Written};
@@ -53,6 +54,7 @@ impl ContentSink {
             return Ok(None);
         };
         let mark = self.stored.advanced(self.accepted);
+        failpoint!("content_before_store");
         let transaction = self.state.guarded(session).await?;
         insert_versions(&transaction, session, &self.changes).await?;
         store_progress(
@@ -66,7 +68,9 @@ impl ContentSink {
         if self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES) {
             prune(&transaction, session).await?;
         }
+        failpoint!("content_before_commit");
         transaction.commit().await.map_err(sql::error)?;
+        failpoint!("content_after_commit");
         self.flushes = self.flushes.wrapping_add(1);
         self.changes.clear();
         self.stored = mark;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::batch::Batch;
 use crate::error::{Class, Error, Kind, Result};
+use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Session, StoredMark};
 use crate::sink::queue::{QueueReceiver, Queued};
 use crate::sink::retry::Backoff;
@@ -155,7 +156,9 @@ impl Work {
         let Some(mark) = mark else { return Ok(()) };
         let driver = &mut self.driver;
         if let Some(state) = &mut driver.unregistered {
+            failpoint!("driver_before_register");
             state.register_sink(&driver.session, driver.sink.name(), mark).await?;
+            failpoint!("driver_after_register");
             driver.unregistered = None;
         }
         driver.publish(driver.held.advanced(mark));

@@ -5,6 +5,7 @@ use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::failpoint;
 use crate::finding::Finding;
 use crate::lsn::{Epoch, Lsn};
 use crate::source::PostgresConfig;
@@ -223,7 +224,9 @@ async fn create(
         )
         .await
         .map_err(sql::error)?;
+    failpoint!("epoch_before_slot");
     let created = replication.create_slot(&config.slot, true).await?;
+    failpoint!("epoch_after_slot");
     fill(config, state, &epoch, &created.snapshot, created.consistent_point).await?;
     tracing::info!(slot = config.slot, consistent_point = %created.consistent_point, "slot made");
     Ok(epoch)
@@ -259,5 +262,8 @@ async fn fill(
         )
         .await
         .map_err(sql::error)?;
-    transaction.commit().await.map_err(sql::error)
+    failpoint!("epoch_before_ready");
+    transaction.commit().await.map_err(sql::error)?;
+    failpoint!("epoch_after_ready");
+    Ok(())
 }

@@ -12,6 +12,7 @@ use super::write::{Commit, WriteClient};
 use super::{NAME, Target};
 use crate::batch::{Batch, Event};
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Position, Session, StoredMark};
 use crate::state::State;
 use crate::telemetry::metrics;
@@ -70,7 +71,9 @@ impl Live {
             } else {
                 tracing::warn!("bigquery lost a write stream before it was committed; its rows come again");
             }
+            failpoint!("bigquery_recover_before_mark");
             progress::store(state, session, stored.as_ref(), None, &[]).await?;
+            failpoint!("bigquery_recover_after_mark");
         }
         let mark = stored.as_ref().map(|stored| stored.mark);
         let live = Live {
@@ -118,14 +121,19 @@ impl Live {
             let Open { appender, first, footprint, since } = open;
             let rows = appender.rows();
             let intent = Intent { stream: appender.close(), mark: mark.clone(), first, footprint };
+            failpoint!("bigquery_before_finalize");
             self.client.finalize(&intent.stream, rows).await?;
+            failpoint!("bigquery_before_intent");
             self.store(state, self.stored_mark(), Some(&intent)).await?;
+            failpoint!("bigquery_before_commit");
             if self.client.commit(&intent.stream).await? == Commit::Gone {
                 return Err(Error::new(Kind::Lost, "bigquery lost a write stream before it was committed"));
             }
             tracing::debug!(rows, mark = %self.accepted, seconds = since.elapsed().as_secs(), "committed");
         }
+        failpoint!("bigquery_before_mark");
         self.store(state, Some(mark), None).await?;
+        failpoint!("bigquery_after_mark");
         self.stored = Some(self.accepted);
         Ok(())
     }
@@ -214,7 +222,10 @@ impl Live {
                 }),
             };
             records.iter().for_each(|record| open.footprint.add(record.event.event_ts));
-            for refused in open.appender.append(records).await? {
+            failpoint!("bigquery_before_append");
+            let refused = open.appender.append(records).await?;
+            failpoint!("bigquery_after_append");
+            for refused in refused {
                 tracing::warn!(position = %refused.position, reason = refused.reason, "bigquery refuses a row; kept in walcast.dead_letter");
                 metrics::dead_letter(refused.reason);
                 self.refused.push(refused);

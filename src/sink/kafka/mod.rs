@@ -26,6 +26,7 @@ use self::stable::Watch;
 use self::writer::Writer;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Session, StoredMark};
 use crate::sink::{Finding, Pace, Sink, Written};
 use crate::state::State;
@@ -94,6 +95,7 @@ impl Sink for KafkaSink {
         let fence = Fence::new(session);
         let writer = Writer::start(&self.config, self.row_bytes_max, &fence).await?;
         self.require_token(session).await?;
+        failpoint!("kafka_recover_before_read");
         let stored = progress::read(&self.config, &fence).await?;
         let ours = stored.as_ref().filter(|stored| stored.epoch.epoch == session.epoch.epoch);
         let held = ours.map_or_else(Mark::default, |stored| stored.mark);

@@ -20,6 +20,7 @@ use super::message::{Encoder, Message};
 use super::progress::Fence;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::failpoint;
 
 /// How often an idle producer looks at what librdkafka has to say.
 const IDLE_POLL: Duration = Duration::from_secs(1);
@@ -109,6 +110,7 @@ impl Transactions {
         this.require_partitions(config)?;
         let init = this.producer.init_transactions(this.timeout);
         init.map_err(|error| this.failed("begin as a transactional producer", error))?;
+        failpoint!("kafka_recover_after_init");
         this.write(&[], &fence.key(), &fence.value())?;
         Ok(this)
     }
@@ -144,13 +146,16 @@ impl Transactions {
         for batch in batches {
             for row in batch.rows() {
                 send(&self.producer, self.encoder.row(batch, row))?;
+                failpoint!("kafka_after_row");
             }
         }
+        failpoint!("kafka_before_progress");
         send(&self.producer, self.encoder.progress(key, mark))?;
         self.drain()?;
-        self.producer
-            .commit_transaction(self.timeout)
-            .map_err(|error| self.failed("commit a transaction", error))
+        failpoint!("kafka_before_commit");
+        let committed = self.producer.commit_transaction(self.timeout);
+        failpoint!("kafka_after_commit");
+        committed.map_err(|error| self.failed("commit a transaction", error))
     }
 
     /// Waits until no record is under way. The flush inside rdkafka's commit would do so in steps of

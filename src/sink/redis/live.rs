@@ -15,6 +15,7 @@ use super::window::{Step, Sums, WINDOWS, Window};
 use super::{keys, packed};
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::failpoint;
 use crate::lsn::{Epoch, Mark, Session, StoredMark};
 use crate::telemetry::metrics::REDIS_EXPIRED_EVENTS_TOTAL;
 
@@ -60,6 +61,7 @@ impl Live {
             session: Uuid::new_v4().simple().to_string(),
         };
         let answer = connection.run(&connection::CLAIM, &fence.call()).await?;
+        failpoint!("redis_recover_after_claim");
         let mark_text = answer.into_iter().next().unwrap_or_default();
         let stored = match mark_text.is_empty() {
             true => {
@@ -113,7 +115,9 @@ impl Live {
         let mut call = self.fence.call();
         call.arg(&self.mark_text).arg(&mark_text);
         self.memory.apply(flush, now, &mut call);
+        failpoint!("redis_before_flush");
         self.connection.run(&connection::FLUSH, &call).await?;
+        failpoint!("redis_after_flush");
         self.mark = mark;
         self.mark_text = mark_text;
         Ok(())
@@ -146,6 +150,7 @@ impl Live {
             let mut call = self.fence.call();
             call.key(keys::packed(window, bucket)).key(keys::bucket(window, bucket));
             call.arg(records).number(keys::bucket_expires_at(window, bucket));
+            failpoint!("redis_before_pack");
             self.connection.run(&connection::PACK, &call).await?;
             ring.packed(bucket);
             break;
@@ -156,7 +161,9 @@ impl Live {
     async fn refresh_boards(&mut self, now: i64) -> Result<()> {
         let mut refresh = self.memory.boards.refresh();
         self.fence.put_before(&mut refresh.call);
+        failpoint!("redis_before_boards");
         let doubtful = self.connection.run(&connection::BOARDS, &refresh.call).await?;
+        failpoint!("redis_after_boards");
         self.memory.boards.doubt(&refresh, &doubtful);
         self.refreshed_at = now;
         if now - self.leaders_renewed_at >= LEADERS_MICROS {
