@@ -9,7 +9,7 @@ kafka_start() {
   need_port "$kafka_port" SERVICES_KAFKA_PORT
   need_port "$kafka_controller_port" SERVICES_KAFKA_CONTROLLER_PORT
   kafka_jars
-  sed -e "s|@PORT@|$kafka_port|g" -e "s|@CONTROLLER_PORT@|$kafka_controller_port|g" -e "s|@DATA@|$dir/data|g" \
+  sed -e "s|@PORT@|$kafka_port|g" -e "s|@ADVERTISED_PORT@|$kafka_advertised_port|g" -e "s|@CONTROLLER_PORT@|$kafka_controller_port|g" -e "s|@DATA@|$dir/data|g" \
     "$here/services.d/server.properties.template" >"$dir/server.properties"
   if [ -d "$dir/data/__cluster_metadata-0" ]; then kafka_fence_last_broker "$dir"; else kafka_format "$dir"; fi
   # shellcheck disable=SC2086  # the options are to be split

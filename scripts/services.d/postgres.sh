@@ -63,7 +63,7 @@ postgres_choose() {
 postgres_free_port() {
   local port=$((25400 + $(postgres_version "$1")))
   [ "$1" = "postgres-$(postgres_version "$1")" ] || port=$((25500 + RANDOM % 400))
-  while listening "$port" || grep -qsx "$port" "$home"/servers/*/port; do port=$((port + 1)); done
+  while listening "$port" || grep -qsx "$port" "$home"/servers*/*/port; do port=$((port + 1)); done
   echo "$port"
 }
 

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# One server, one folder: $home/servers/NAME holds its data, log, lock and pid file.
+# One server, one folder: $servers/NAME holds its data, log, lock and pid file.
 # The part of NAME before the first "-" is its kind; KIND_start, KIND_ready and KIND_address are in KIND.sh.
 
-dir_of() { echo "$home/servers/$1"; }
-log_of() { echo "$home/servers/$1/log"; }
+dir_of() { echo "$servers/$1"; }
+log_of() { echo "$servers/$1/log"; }
 address() { "${1%%-*}_address" "$1"; }
-known() { [ ! -d "$home/servers" ] || ls "$home/servers"; }
+known() { [ ! -d "$servers" ] || ls "$servers"; }
 
 up() {
   local name=$1 kind=${1%%-*} begun=$SECONDS
