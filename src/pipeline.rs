@@ -35,6 +35,8 @@ use crate::transform::Transform;
 use crate::watermark::Watermark;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// How long the server may say nothing, though asked after half of it: as long as PostgreSQL's own receiver waits.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Runs until `shutdown`, or until an error that starting again would not mend.
 pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Result<()> {
@@ -143,6 +145,8 @@ struct Streaming {
     watermark: Watermark,
     /// The highest LSN that the server has sent us.
     received: Lsn,
+    /// When the server last said something, or was not listened to.
+    heard: Instant,
     queues: Vec<(&'static str, QueueSender)>,
     marks: watch::Receiver<Vec<Mark>>,
     drivers: JoinSet<Result<()>>,
@@ -189,6 +193,7 @@ impl Streaming {
             stream,
             transform,
             received: watermark.confirmed(),
+            heard: Instant::now(),
             watermark,
             queues,
             marks: marks_seen,
@@ -221,7 +226,10 @@ impl Streaming {
                 _ = status_due.tick() => self.send_status(board).await?,
                 sent = send_next(&self.queues, &mut self.outbox), if self.outbox.is_some() => sent?,
                 () = sleep_until(due), if due.is_some() => {}
-                filled = self.stream.fill(), if self.outbox.is_none() => filled?,
+                filled = self.stream.fill(), if self.outbox.is_none() => {
+                    filled?;
+                    self.heard = Instant::now();
+                }
             }
         }
         self.drain(config, board, shutdown).await
@@ -271,10 +279,25 @@ impl Streaming {
             self.queues.iter().map(|(name, queue)| (*name, queue.bytes())),
         );
         board.backpressure(self.full_queue());
+        let ask = self.is_silent()?;
         failpoint!("pipeline_before_status");
-        self.stream.send_status(self.received.max(confirmed), confirmed, false).await?;
+        self.stream.send_status(self.received.max(confirmed), confirmed, ask).await?;
         failpoint!("pipeline_after_status");
         Ok(())
+    }
+
+    /// Whether it is time to ask the server for a sign of life; an error when it has given none for too long. TCP's
+    /// own probes do not see a connection of which only the near half, up to some proxy, is alive.
+    fn is_silent(&mut self) -> Result<bool> {
+        if self.outbox.is_some() {
+            self.heard = Instant::now();
+        }
+        let silence = self.heard.elapsed();
+        if silence > SILENCE_MAX {
+            let message = format!("PostgreSQL has sent nothing for {} s", silence.as_secs());
+            return Err(Error::new(Kind::Unavailable, message));
+        }
+        Ok(silence > SILENCE_MAX / 2)
     }
 
     /// The sink whose queue has no room for the batch that is to go into it.

@@ -100,7 +100,13 @@ start_time() { # in clock ticks since boot; nothing for a zombie
 }
 
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-need_port() { ! listening "$1" || die "port $1 is taken by another process; choose another one: $2"; }
+need_port() { # PORT VARIABLE. What was just killed may hold its port until the last of its threads is gone.
+  local deadline=$((SECONDS + 5))
+  while listening "$1"; do
+    [ $SECONDS -lt $deadline ] || die "port $1 is taken by another process; choose another one: $2"
+    sleep 0.05
+  done
+}
 
 # fetch FOLDER COMMAND…: the command fills the folder whose path it gets as last word; a fetch cut short leaves nothing.
 fetch() (

@@ -72,8 +72,13 @@ impl World {
 
     /// The same world with one more environment variable.
     pub fn with(&self, name: &str, value: &str) -> World {
+        self.with_all([(name.into(), value.into())])
+    }
+
+    /// The same world with more environment variables.
+    pub fn with_all(&self, variables: impl IntoIterator<Item = (String, String)>) -> World {
         let mut world = self.clone();
-        world.more.push((name.into(), value.into()));
+        world.more.extend(variables);
         world
     }
 
@@ -121,9 +126,7 @@ impl World {
     pub async fn walcast<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Ended {
         let output = self.command(arguments).output();
         let output = tokio::time::timeout(Duration::from_secs(60), output).await;
-        let output = output.expect("the command ends within 60 s").unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ended { code: output.status.code(), output: text(&output.stdout) + &text(&output.stderr) }
+        Ended::of(output.expect("the command ends within 60 s").unwrap())
     }
 
     /// Starts `walcast run` and waits until it streams.
@@ -147,6 +150,20 @@ impl World {
             }
         });
         Running { child, log }
+    }
+
+    /// `walcast verify` finds every sink whole.
+    pub async fn verify(&self) {
+        let verified = self.command(["verify"]).output();
+        let verified = tokio::time::timeout(Duration::from_secs(300), verified).await;
+        Ended::of(verified.expect("verify ends within 300 s").unwrap()).expect(0, &[]);
+    }
+
+    /// `walcast generate` at this many events a minute, until it is dropped or has ended.
+    pub fn generate(&self, rate_per_minute: u32) -> Child {
+        let mut command = self.command(["generate"]);
+        command.env("GENERATION_RATE", rate_per_minute.to_string());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     /// Inserts so many events, one content row an event in turn out of three, in one transaction.
@@ -283,6 +300,11 @@ pub struct Ended {
 }
 
 impl Ended {
+    fn of(output: std::process::Output) -> Ended {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ended { code: output.status.code(), output: text(&output.stdout) + &text(&output.stderr) }
+    }
+
     /// The exit code, and words that the output must have.
     pub fn expect(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{}", self.output);
@@ -319,7 +341,8 @@ impl Running {
         self.signal("KILL").await;
     }
 
-    async fn signal(mut self, signal: &str) -> Option<i32> {
+    /// Sends a signal without waiting for what comes of it.
+    pub fn send(&self, signal: &str) {
         let pid = self.pid().to_string();
         assert!(
             std::process::Command::new("kill")
@@ -328,7 +351,16 @@ impl Running {
                 .unwrap()
                 .success()
         );
+    }
+
+    async fn signal(mut self, signal: &str) -> Option<i32> {
+        self.send(signal);
         self.ended().await
+    }
+
+    /// Whether it ends by itself within this time.
+    pub async fn ends_within(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.child.wait()).await.is_ok()
     }
 
     /// Waits for its end; the exit code.

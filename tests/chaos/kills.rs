@@ -1,0 +1,129 @@
+//! walcast itself is killed, under load.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::RngExt;
+
+use crate::plan::{Death, deaths, failpoints, seeded};
+use crate::support::{fresh_database, postgres, run};
+use crate::world::World;
+use crate::{RATE_PER_MINUTE, is_long, kills};
+use walcast::source::sql;
+
+/// A life that has not come to its failpoint by then is ended by kill -9.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+async fn world() -> World {
+    World::new(fresh_database(postgres()).await).await.with("BIGQUERY_COMMIT_SECONDS", "1")
+}
+
+#[tokio::test]
+async fn every_event_is_everywhere_once_after_kills_at_random_instants_and_at_every_failpoint() {
+    let mut rng = seeded();
+    let world = world().await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let load = world.generate(RATE_PER_MINUTE);
+    let mut reached = BTreeMap::new();
+    for death in deaths(&mut rng, kills()) {
+        if rng.random_bool(0.1) {
+            huge_transaction(&world).await;
+        }
+        let died_there = live(&world, &death).await;
+        println!("{death}{}", if died_there { "" } else { ": not reached, kill -9" });
+        if let Death::At { failpoint, .. } = death {
+            *reached.entry(failpoint).or_insert(0) += u32::from(died_there);
+        }
+    }
+    drop(load);
+    println!("deaths at failpoints: {reached:?}");
+    let running = world.start().await;
+    world.verify().await;
+    running.stop().await;
+    if is_long() {
+        let never: Vec<_> = reached.iter().filter(|(_, deaths)| **deaths == 0).collect();
+        assert!(never.is_empty(), "never reached: {never:?}");
+    }
+}
+
+/// One life; whether it ended where it was to end.
+async fn live(world: &World, death: &Death) -> bool {
+    match death {
+        Death::After(time) => {
+            let mut running = world.spawn();
+            assert!(
+                !running.ends_within(*time).await,
+                "walcast ended by itself: {}",
+                running.log.lock().await
+            );
+            running.kill().await;
+            true
+        }
+        Death::At { failpoint, passes } => {
+            let world = world.with("FAILPOINTS", &format!("{failpoint}={passes}*off->return"));
+            let mut running = world.spawn();
+            if failpoint == "pipeline_before_close" {
+                running.wait_until_streaming().await;
+                running.send("TERM");
+            }
+            let died = running.ends_within(PATIENCE).await;
+            if !died {
+                running.kill().await;
+            }
+            died
+        }
+    }
+}
+
+/// More rows than a batch takes, in one transaction.
+async fn huge_transaction(world: &World) {
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let insert = "INSERT INTO engagement_events (event_type, event_ts, duration_ms)
+                  SELECT 'pause', now(), i FROM generate_series(1, 20000) AS i";
+    run(&client, insert).await;
+}
+
+#[tokio::test]
+async fn a_first_start_may_die_at_each_of_its_steps() {
+    let first_steps = |name: &String| name.starts_with("epoch_") || name.starts_with("driver_");
+    let steps: Vec<_> = failpoints().into_iter().filter(first_steps).collect();
+    assert!(steps.len() >= 6, "{steps:?}");
+    let world = world().await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    world.insert_events(5).await;
+    for step in steps.iter().filter(|step| step.starts_with("epoch_")) {
+        forget_slot(&world).await;
+        die_at(&world, step).await;
+        world.insert_events(5).await;
+    }
+    for step in steps.iter().filter(|step| step.starts_with("driver_")) {
+        die_at(&world, step).await;
+        world.insert_events(5).await;
+    }
+    let running = world.start().await;
+    world.verify().await;
+    running.stop().await;
+}
+
+async fn die_at(world: &World, failpoint: &str) {
+    let mut running = world.with("FAILPOINTS", &format!("{failpoint}=return")).spawn();
+    assert!(
+        running.ends_within(2 * PATIENCE).await,
+        "{failpoint} is not reached: {}",
+        running.log.lock().await
+    );
+}
+
+/// As it was before any first start; nothing has been read from the slot yet.
+async fn forget_slot(world: &World) {
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let slot = &world.postgres.slot;
+    run(
+        &client,
+        &format!(
+            "SELECT pg_drop_replication_slot('{slot}') FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        ),
+    )
+    .await;
+    run(&client, "DELETE FROM walcast.epoch; DELETE FROM walcast.content_version").await;
+}

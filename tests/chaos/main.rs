@@ -1,0 +1,30 @@
+//! Whatever is killed, whenever: every committed event is in every sink once.
+//!
+//! `make chaos KILLS=200` is the long form. `WALCAST_SEED` makes the same plan again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/services.rs"]
+mod services;
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../support/wire.rs"]
+mod wire;
+#[path = "../support/world.rs"]
+mod world;
+
+mod kills;
+mod outages;
+mod plan;
+
+/// Events a minute under every series: 3,333 a second.
+const RATE_PER_MINUTE: u32 = 200_000;
+
+/// How many kills a series has.
+fn kills() -> usize {
+    std::env::var("KILLS").map_or(20, |kills| kills.parse().expect("KILLS is a number"))
+}
+
+/// Whether there is time for everything.
+fn is_long() -> bool {
+    kills() >= 200
+}

@@ -1,0 +1,162 @@
+//! Servers are killed and restarted, and wires to them fail, under load, while one walcast goes on.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use tokio::process::Child;
+
+use crate::plan::seeded;
+use crate::services::Servers;
+use crate::support::fresh_database;
+use crate::wire::{Weather, Wire};
+use crate::world::{Running, World};
+use crate::{RATE_PER_MINUTE, is_long};
+use walcast::source::PostgresConfig;
+
+const PORT_SHIFT: u16 = 3_000;
+/// How long a fault of the wire lasts.
+const BAD_WEATHER: Duration = Duration::from_secs(3);
+/// How long a fault's backlog may take; the emulator of BigQuery is slower than the load while it catches up.
+const FLOWS_WITHIN: Duration = Duration::from_secs(300);
+
+/// Servers of one's own, a wire before each, and a world that goes through them.
+struct Stage {
+    world: World,
+    wires: Vec<(&'static str, Wire)>,
+    servers: Servers,
+}
+
+impl Stage {
+    async fn set() -> Stage {
+        let wire = async |port: u16| Wire::to(port + PORT_SHIFT).await;
+        let wires = vec![
+            ("postgres", wire(25_432).await),
+            ("kafka", wire(29_092).await),
+            ("redis", wire(26_379).await),
+            ("bigquery rest", wire(29_050).await),
+            ("bigquery grpc", wire(29_060).await),
+        ];
+        let kafka = ("SERVICES_KAFKA_ADVERTISED_PORT", wires[1].1.port.to_string());
+        let servers =
+            tokio::task::spawn_blocking(|| Servers::start("chaos", PORT_SHIFT, &[kafka])).await.unwrap();
+        let postgres = PostgresConfig { port: 25_432 + PORT_SHIFT, ..crate::support::postgres() };
+        let world = World::new(fresh_database(postgres).await).await;
+        let through = |name: usize| wires[name].1.port;
+        let world = world.with_all([
+            ("POSTGRES_PORT".into(), through(0).to_string()),
+            ("KAFKA_BROKERS".into(), format!("127.0.0.1:{}", through(1))),
+            ("KAFKA_TIMEOUT_MS".into(), "5000".into()),
+            ("REDIS_PORT".into(), through(2).to_string()),
+            ("BIGQUERY_REST_URL".into(), format!("http://127.0.0.1:{}", through(3))),
+            ("BIGQUERY_GRPC_URL".into(), format!("http://127.0.0.1:{}", through(4))),
+            ("BIGQUERY_COMMIT_SECONDS".into(), "1".into()),
+        ]);
+        world.walcast(["init"]).await.expect(0, &[]);
+        Stage { world, wires, servers }
+    }
+
+    /// Load that does not go through a wire.
+    fn load(&self) -> Child {
+        let direct = self.world.with("POSTGRES_PORT", &self.world.postgres.port.to_string());
+        direct.generate(if is_long() { RATE_PER_MINUTE } else { RATE_PER_MINUTE / 5 })
+    }
+
+    /// The slot passes what the WAL's end is now, and every sink with it.
+    async fn flows(&self, running: &Running, after: &str) {
+        let end = self.world.wal_end().await;
+        let passed = async || self.world.confirmed_lsn().await >= end;
+        let waited = tokio::time::timeout(FLOWS_WITHIN, async {
+            while !passed().await {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(
+            waited.await.is_ok(),
+            "the slot does not pass {end} after {after}: {}",
+            running.log.lock().await
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_event_is_everywhere_once_after_each_server_died_and_each_wire_failed() {
+    let mut rng = seeded();
+    let stage = Stage::set().await;
+    let mut running = stage.world.start().await;
+    let mut load = stage.load();
+    for fault in faults(&mut rng) {
+        println!("{fault:?}");
+        fault.strike(&stage).await;
+        if load.try_wait().unwrap().is_some() {
+            load = stage.load();
+        }
+        stage.flows(&running, &format!("{fault:?}")).await;
+        still_runs(&mut running).await;
+    }
+    stage.world.verify().await;
+    drop(load);
+    running.stop().await;
+}
+
+async fn still_runs(running: &mut Running) {
+    let ended = running.ends_within(Duration::ZERO).await;
+    assert!(!ended, "walcast ended: {}", running.log.lock().await);
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// A server gets this signal, and is started again on its data.
+    Signal(&'static str, &'static str),
+    /// A server is stopped in good order, and started again.
+    Restart(&'static str),
+    /// A wire, by its place.
+    Wire(usize, Weather),
+}
+
+/// In random order: each server's deaths and three troubles of wires, and in the long form all of them.
+fn faults(rng: &mut StdRng) -> Vec<Fault> {
+    let mut faults = wire_faults();
+    faults.shuffle(rng);
+    if !is_long() {
+        // silence is noticed after tens of seconds
+        faults.retain(|fault| !matches!(fault, Fault::Wire(_, Weather::Silent)));
+        faults.truncate(3);
+    }
+    faults.extend([
+        Fault::Signal("postgres", "KILL"),
+        // PostgreSQL's immediate shutdown, and with Restart its fast one
+        Fault::Signal("postgres", "QUIT"),
+        Fault::Restart("postgres"),
+        Fault::Signal("kafka", "KILL"),
+        Fault::Signal("redis", "KILL"),
+        Fault::Signal("bigquery", "KILL"),
+    ]);
+    faults.shuffle(rng);
+    faults
+}
+
+fn wire_faults() -> Vec<Fault> {
+    let weathers = [Weather::Cut, Weather::Reset, Weather::Slow(20_000), Weather::Silent];
+    (0..5).flat_map(|wire| weathers.map(|weather| Fault::Wire(wire, weather))).collect()
+}
+
+impl Fault {
+    async fn strike(self, stage: &Stage) {
+        let command =
+            |arguments: &[&str]| drop(tokio::task::block_in_place(|| stage.servers.command(arguments)));
+        match self {
+            Fault::Signal(server, signal) => {
+                command(&["kill", server, signal]);
+                command(&["up", server]);
+            }
+            Fault::Restart(server) => command(&["restart", server]),
+            Fault::Wire(wire, weather) => {
+                let wire = &stage.wires[wire].1;
+                wire.set(weather);
+                tokio::time::sleep(BAD_WEATHER).await;
+                wire.set(Weather::Fair);
+            }
+        }
+    }
+}
