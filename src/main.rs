@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use walcast::config::{Config, Loaded};
@@ -26,7 +27,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 a prerequisite is wrong (see `walcast check`), \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 a prerequisite is wrong (see `walcast check`) or
+`verify` found a difference, \
 4 a sink and the slot do not meet: resync, 5 another instance took over, 64 usage, 78 configuration.
 
 Example: POSTGRES_HOST=db REDIS_HOST=cache KAFKA_BROKERS=kafka:9092 BIGQUERY_PROJECT_ID=acme walcast run";
@@ -53,6 +55,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare PostgreSQL with every sink, event by event, while walcast runs. Exit code 2 when they differ.
+    ///
+    /// What is committed when it begins is compared; it waits until every sink holds that. PostgreSQL keeps old row
+    /// versions meanwhile, as under any long transaction. Needs one free replication slot for a moment, and about
+    /// 120 bytes of temporary disk for each event and side.
+    #[command(after_help = "Example: walcast verify --json | jq .total")]
+    Verify(VerifyOptions),
     /// Write realistic engagement events into the source tables, for trials and load tests.
     #[command(
         after_help = "Examples: GENERATION_RATE=200000 walcast generate\n          BURST_MODE=true BURST_COUNT=100000 walcast generate"
@@ -61,6 +70,26 @@ enum Command {
     /// See the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(clap::Args)]
+struct VerifyOptions {
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    /// How long the sinks may take until they hold what is to be compared.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    wait_seconds: u64,
+    /// Where temporary files go, instead of the system's folder.
+    #[arg(long, value_name = "FOLDER")]
+    temp_dir: Option<PathBuf>,
+}
+
+impl From<VerifyOptions> for ops::verify::Options {
+    fn from(options: VerifyOptions) -> Self {
+        let VerifyOptions { json, wait_seconds, temp_dir } = options;
+        ops::verify::Options { json, wait: Duration::from_secs(wait_seconds), temp_dir }
+    }
 }
 
 #[derive(Subcommand)]
@@ -111,6 +140,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Init => ops::init::init(config).await?,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,
+        Command::Verify(options) => return ops::verify::verify(config, &options.into()).await,
         Command::Status { json } => return ops::status::status(config, json).await,
         Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
     }

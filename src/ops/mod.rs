@@ -5,3 +5,4 @@ pub mod init;
 pub mod check;
 pub mod status;
 pub mod generate;
+pub mod verify;

@@ -106,8 +106,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             17.. if failover => "(SNAPSHOT 'export', FAILOVER true)",
             _ => "(SNAPSHOT 'export')",
         };
+        self.create(slot, "LOGICAL", options).await
+    }
+
+    /// As [`Connection::create_slot`], for a slot that ends with this connection.
+    pub async fn create_temporary_slot(&mut self, slot: &str) -> Result<CreatedSlot> {
+        let options = if self.server_version < 15 { "EXPORT_SNAPSHOT" } else { "(SNAPSHOT 'export')" };
+        self.create(slot, "TEMPORARY LOGICAL", options).await
+    }
+
+    async fn create(&mut self, slot: &str, kind: &str, options: &str) -> Result<CreatedSlot> {
         let slot = identifier(slot);
-        let row = self.query(&format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput {options}")).await?;
+        let row = self.query(&format!("CREATE_REPLICATION_SLOT {slot} {kind} pgoutput {options}")).await?;
         Ok(CreatedSlot { consistent_point: parsed(&row, 1)?, snapshot: field(&row, 2)?.to_owned() })
     }
 

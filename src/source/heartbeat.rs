@@ -51,8 +51,9 @@ async fn watching(config: &PostgresConfig) -> Result<std::convert::Infallible> {
     }
 }
 
-/// On a standby nothing can be written; there the keepalives' WAL end moves the marks.
-async fn beat(client: &tokio_postgres::Client) -> Result<()> {
+/// Sends one heartbeat through the WAL. On a standby nothing can be written; there the keepalives' WAL end moves
+/// the marks.
+pub async fn beat(client: &tokio_postgres::Client) -> Result<()> {
     let sent = client
         .execute(
             "SELECT CASE WHEN NOT pg_is_in_recovery()

@@ -11,6 +11,7 @@ pub mod stream;
 pub mod quote;
 pub mod sql;
 pub mod slot;
+pub mod snapshot;
 pub mod check;
 pub mod heartbeat;
 #[cfg(test)]

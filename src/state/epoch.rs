@@ -60,6 +60,21 @@ async fn open_alone(
     }
 }
 
+/// The epoch of the configured slot, when there is one; changes nothing. Kind `Resync` when slot and epoch do not
+/// belong together.
+pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Epoch> {
+    let identity = Connection::connect(config).await?.identify_system().await?;
+    let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
+    match judge(client, config, &identity, publication).await? {
+        Judgement::Whole(epoch) => Ok(epoch),
+        Judgement::Missing | Judgement::HalfMade => Err(Error::new(
+            Kind::Setup,
+            format!("slot {} has not been made yet: nothing was delivered", config.slot),
+        )
+        .hint("run `walcast init`")),
+    }
+}
+
 /// What `walcast check` says of publication and slot; changes nothing.
 pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Vec<Finding>> {
     let publication = slot::publication(client, config).await;

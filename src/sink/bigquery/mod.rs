@@ -28,6 +28,7 @@ mod progress;
 mod refusal;
 mod rest;
 pub mod row;
+pub mod scan;
 mod table;
 mod write;
 

@@ -7,6 +7,7 @@ use gcp_bigquery_client::Client;
 use gcp_bigquery_client::client_builder::ClientBuilder;
 use gcp_bigquery_client::error::BQError;
 use gcp_bigquery_client::model::dataset::Dataset;
+use gcp_bigquery_client::model::get_query_results_parameters::GetQueryResultsParameters;
 use gcp_bigquery_client::model::query_request::QueryRequest;
 use gcp_bigquery_client::model::table::Table;
 use gcp_bigquery_client::model::table_row::TableRow;
@@ -21,6 +22,8 @@ use crate::lsn::{Lsn, Position};
 
 const GOOGLE: &str = "https://bigquery.googleapis.com";
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// Rows of one page of a large answer.
+const PAGE_ROWS: i32 = 5_000;
 const QUERY_WITHIN: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 
@@ -144,6 +147,42 @@ impl Rest {
         self.query("SELECT 1").await.map(drop)
     }
 
+    /// Runs a statement that may give many rows; gives them page by page, each cell as text.
+    pub async fn pages(
+        &self,
+        sql: &str,
+        mut page: impl FnMut(&[Vec<Option<String>>]) -> Result<()>,
+    ) -> Result<()> {
+        let project = &self.config.project_id;
+        let mut request = QueryRequest::new(sql);
+        request.use_query_cache = Some(false);
+        request.timeout_ms = Some(QUERY_WITHIN.as_millis() as i32);
+        request.max_results = Some(PAGE_ROWS);
+        let sent = self.client.job().query(project, request).await;
+        let first = sent.map_err(|error| self.failed("cannot be queried", error))?;
+        let job = first.job_reference.unwrap_or_default();
+        let (mut done, mut token) = (first.job_complete == Some(true), first.page_token);
+        if done {
+            page(&cells(first.rows))?;
+        }
+        while !done || token.is_some() {
+            let next = GetQueryResultsParameters {
+                location: job.location.clone(),
+                max_results: Some(PAGE_ROWS),
+                page_token: token.take(),
+                timeout_ms: Some(QUERY_WITHIN.as_millis() as i32),
+                ..Default::default()
+            };
+            let id = job.job_id.as_deref().unwrap_or_default();
+            let answer = self.client.job().get_query_results(project, id, next).await;
+            let answer = answer.map_err(|error| self.failed("does not give a query's rows", error))?;
+            done = answer.job_complete == Some(true);
+            token = answer.page_token;
+            page(&cells(answer.rows))?;
+        }
+        Ok(())
+    }
+
     /// Runs a statement that gives few rows, never from the query cache.
     async fn query(&self, sql: &str) -> Result<Vec<TableRow>> {
         let mut request = QueryRequest::new(sql);
@@ -165,6 +204,19 @@ impl Rest {
     fn failed(&self, what: &str, error: BQError) -> Error {
         failed(&self.config, what, error)
     }
+}
+
+fn cells(rows: Option<Vec<TableRow>>) -> Vec<Vec<Option<String>>> {
+    let text = |value: serde_json::Value| match value {
+        serde_json::Value::Null => None,
+        serde_json::Value::String(text) => Some(text),
+        other => Some(other.to_string()),
+    };
+    let row = |row: TableRow| {
+        let columns = row.columns.unwrap_or_default().into_iter();
+        columns.map(|cell| cell.value.and_then(text)).collect()
+    };
+    rows.unwrap_or_default().into_iter().map(row).collect()
 }
 
 fn code(error: &BQError) -> Option<i64> {

@@ -11,6 +11,7 @@ mod error;
 mod message;
 mod murmur;
 mod progress;
+pub mod scan;
 mod stable;
 mod topics;
 mod writer;

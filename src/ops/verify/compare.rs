@@ -1,0 +1,170 @@
+//! Holding the sides against each other, partition by partition. Pure.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::record::{ANY_PARTITION, OF_CONTENT, Record, flag, names};
+use super::report::{Difference, Report};
+use crate::lsn::Position;
+
+/// A sink's records of one partition, by id.
+pub struct Side {
+    /// The sink.
+    pub sink: &'static str,
+    /// Its events and dead letters.
+    pub records: Vec<Record>,
+}
+
+/// What is known of the sinks as wholes.
+#[derive(Default)]
+pub struct Context {
+    /// Kafka's partitions that have lost their beginning, with the first place left.
+    pub kafka_begins: BTreeMap<u16, Position>,
+    /// Whether dead letters of all sinks are in Kafka, which is compared here.
+    pub letters_in_kafka: bool,
+    /// Contents, by hash, that have changed after one of their events.
+    pub changed: HashSet<u32>,
+}
+
+/// One event as all sides have it.
+struct Event<'a> {
+    source: Option<&'a Record>,
+    sinks: Vec<(&'static str, &'a [Record])>,
+}
+
+/// Compares one partition.
+pub fn compare(source: &[Record], sides: &[Side], context: &mut Context, report: &mut Report) {
+    let mut rest_of_source = source;
+    let mut rests: Vec<(&'static str, &[Record])> =
+        sides.iter().map(|side| (side.sink, side.records.as_slice())).collect();
+    loop {
+        let firsts = rests.iter().filter_map(|(_, rest)| rest.first()).chain(rest_of_source.first());
+        let Some(id) = firsts.map(|record| record.id).min() else { break };
+        let ours = take(&mut rest_of_source, id);
+        let sinks = rests.iter_mut().map(|(sink, rest)| (*sink, take(rest, id))).collect();
+        Event { source: ours.first(), sinks }.compare(context, report);
+    }
+}
+
+fn take<'a>(rest: &mut &'a [Record], id: i64) -> &'a [Record] {
+    let count = rest.iter().take_while(|record| record.id == id).count();
+    let (taken, left) = rest.split_at(count);
+    *rest = left;
+    taken
+}
+
+impl Event<'_> {
+    fn compare(&self, context: &mut Context, report: &mut Report) {
+        if let Some(source) = self.source {
+            let line = report.line(source.half_hour);
+            match source.has(flag::BEFORE) {
+                true => line.before_walcast += 1,
+                false => line.source += 1,
+            }
+        }
+        for (sink, records) in &self.sinks {
+            let events: Vec<&Record> = records.iter().filter(|record| !record.has(flag::LETTER)).collect();
+            match (self.source, events.as_slice()) {
+                (Some(source), []) => self.absent(source, sink, records, context, report),
+                (_, []) => {}
+                (source, events) => self.present(source, sink, events, context, report),
+            }
+        }
+        self.compare_sinks(report);
+    }
+
+    /// A sink has no event where the source has a row.
+    fn absent(
+        &self,
+        source: &Record,
+        sink: &'static str,
+        letters: &[Record],
+        context: &Context,
+        report: &mut Report,
+    ) {
+        let tally = report.tally(sink, Some(source.half_hour));
+        let letter_elsewhere = self.all().any(|record| record.has(flag::LETTER_FOR_ALL));
+        let refused = source.has(flag::REFUSED) && !context.letters_in_kafka;
+        if source.has(flag::BEFORE) {
+        } else if !letters.is_empty() || letter_elsewhere || refused {
+            tally.dead_letters += 1;
+        } else if sink == crate::sink::kafka::NAME && self.expired(source, context) {
+            tally.expired += 1;
+        } else {
+            let what = || (format!("event {}", source.id), Vec::new());
+            report.differs(sink, Some(source.half_hour), Difference::Missing, what);
+        }
+    }
+
+    /// Whether Kafka's retention has deleted the event. Where no other sink tells the event's place, it is taken
+    /// for deleted when its partition has lost anything.
+    fn expired(&self, source: &Record, context: &Context) -> bool {
+        let begin = match source.partition {
+            ANY_PARTITION => context.kafka_begins.values().max(),
+            partition => context.kafka_begins.get(&partition),
+        };
+        let position = self.all().find(|record| !record.has(flag::LETTER)).map(|record| record.position);
+        begin.is_some_and(|begin| position.is_none_or(|position| position < *begin))
+    }
+
+    /// A sink has the event.
+    fn present(
+        &self,
+        source: Option<&Record>,
+        sink: &'static str,
+        events: &[&Record],
+        context: &mut Context,
+        report: &mut Report,
+    ) {
+        let Some(first) = events.first() else { return };
+        let half_hour = Some(source.unwrap_or(first).half_hour);
+        report.tally(sink, half_hour).held += 1;
+        let what = || (format!("event {} at {}", first.id, first.position), Vec::new());
+        for _ in events.iter().skip(1) {
+            report.differs(sink, half_hour, Difference::Doubled, what);
+        }
+        let Some(source) = source else {
+            return report.differs(sink, half_hour, Difference::Foreign, what);
+        };
+        if first.position < source.position {
+            context.changed.insert(source.content());
+        }
+        for event in events {
+            let fields = differences(source, event);
+            if fields != 0 {
+                let what = || (format!("event {} at {}", event.id, event.position), names(fields));
+                report.differs(sink, half_hour, Difference::Different, what);
+                break;
+            }
+        }
+    }
+
+    /// What only the sinks know must be the same in all; where the source tells, it has been compared already.
+    fn compare_sinks(&self, report: &mut Report) {
+        let mut events = self.sinks.iter().filter_map(|(sink, records)| {
+            Some((*sink, records.iter().find(|record| !record.has(flag::LETTER))?))
+        });
+        let Some((one, first)) = events.next() else { return };
+        for (other, record) in events {
+            let told =
+                self.source.map_or(0, |source| differences(source, first) | differences(source, record));
+            let fields = first.differences(record, !told);
+            if fields != 0 {
+                let half_hour = Some(self.source.unwrap_or(first).half_hour);
+                let what =
+                    || (format!("event {} at {}, from {one},", record.id, record.position), names(fields));
+                report.differs(other, half_hour, Difference::Different, what);
+            }
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Record> {
+        self.sinks.iter().flat_map(|(_, records)| records.iter())
+    }
+}
+
+/// The fields in which a sink's record is not what the source says. The content row's are compared where the event
+/// came after the version that the source tells of.
+fn differences(source: &Record, event: &Record) -> u32 {
+    let after = event.position > source.position;
+    source.differences(event, if after { u32::MAX } else { !OF_CONTENT })
+}

@@ -1,0 +1,100 @@
+//! Records by hash partition in one file on disk: what of each side is looked at together fits into memory,
+//! however many events there are.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::record::{RECORD_BYTES, Record};
+use crate::error::{Error, Kind, Result};
+
+/// Bytes of one partition that wait in memory to be written together.
+const BLOCK_BYTES: usize = 16 << 10;
+
+/// The records of one side.
+pub struct Spill {
+    file: File,
+    end: u64,
+    partitions: Vec<Partition>,
+}
+
+#[derive(Default)]
+struct Partition {
+    waiting: Vec<u8>,
+    /// Where in the file the blocks begin, and their lengths.
+    blocks: Vec<(u64, usize)>,
+}
+
+impl Spill {
+    /// An empty one. The file has no name from the start: it is gone when this process is.
+    pub fn new(folder: &Path, partitions: usize) -> Result<Spill> {
+        let path = folder.join(format!("walcast-verify-{}", Uuid::new_v4()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
+        std::fs::remove_file(&path).map_err(failed)?;
+        let partitions = (0..partitions.max(1)).map(|_| Partition::default()).collect();
+        Ok(Spill { file, end: 0, partitions })
+    }
+
+    /// Adds a record.
+    pub fn add(&mut self, record: &Record) -> Result<()> {
+        let at =
+            ((record.id as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize % self.partitions.len();
+        let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        record.write(&mut partition.waiting);
+        if partition.waiting.len() < BLOCK_BYTES {
+            return Ok(());
+        }
+        self.file.write_all(&partition.waiting).map_err(failed)?;
+        partition.blocks.push((self.end, partition.waiting.len()));
+        self.end += partition.waiting.len() as u64;
+        partition.waiting.clear();
+        Ok(())
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// All records of one partition, by id.
+    pub fn partition(&mut self, at: usize) -> Result<Vec<Record>> {
+        let Some(partition) = self.partitions.get_mut(at) else { return Ok(Vec::new()) };
+        let mut bytes = std::mem::take(&mut partition.waiting);
+        for (start, length) in std::mem::take(&mut partition.blocks) {
+            let known = bytes.len();
+            bytes.resize(known + length, 0);
+            self.file.seek(SeekFrom::Start(start)).map_err(failed)?;
+            self.file.read_exact(bytes.get_mut(known..).unwrap_or_default()).map_err(failed)?;
+        }
+        let mut records: Vec<Record> = bytes.chunks_exact(RECORD_BYTES).filter_map(Record::read).collect();
+        records.sort_by_key(|record| record.id);
+        Ok(records)
+    }
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::new(Kind::Setup, "the temporary file for the comparison cannot be written or read")
+        .because(error)
+        .hint("it needs about 120 bytes for each event and side; name a folder with --temp-dir")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::{Lsn, Position};
+
+    #[test]
+    fn all_records_come_back_each_in_one_partition() {
+        let mut spill = Spill::new(&std::env::temp_dir(), 3).unwrap();
+        for id in (-5_000..5_000).rev() {
+            spill.add(&Record::new(id, Position { commit_lsn: Lsn(9), ordinal: 0 }, 0)).unwrap();
+        }
+        let partitions: Vec<Vec<Record>> = (0..3).map(|at| spill.partition(at).unwrap()).collect();
+        let mut ids: Vec<i64> = partitions.iter().flatten().map(|record| record.id).collect();
+        assert!(partitions.iter().all(|records| records.is_sorted_by_key(|record| record.id)));
+        ids.sort_unstable();
+        assert_eq!(ids, (-5_000..5_000).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,76 @@
+//! Waiting until every sink holds what is to be compared.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Epoch, Lsn};
+use crate::source::{heartbeat, slot, sql};
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Returns once every sink holds all below `end`: the slot's confirmed LSN is the lowest of what they hold.
+/// Nothing is compared before: what is on its way would look as if it were missing.
+pub async fn until_held(
+    config: &Config,
+    client: &Client,
+    epoch: &Epoch,
+    end: Lsn,
+    within: Duration,
+) -> Result<()> {
+    // an idle stream moves at once by this, instead of at its next own heartbeat
+    if let Err(error) = heartbeat::beat(client).await {
+        tracing::debug!(error = error.chain(), "no heartbeat");
+    }
+    let began = Instant::now();
+    loop {
+        let facts = slot::facts(client, &epoch.slot).await?;
+        let confirmed = facts.as_ref().and_then(|facts| facts.confirmed_flush_lsn).unwrap_or_default();
+        let unwritten = unwritten(config, client, epoch).await?;
+        if confirmed >= end && unwritten.is_none() {
+            return Ok(());
+        }
+        if began.elapsed() >= within {
+            if let Some(sink) = unwritten {
+                return Err(never_written(sink, epoch));
+            }
+            return Err(late(config, confirmed, end, within, facts.is_some_and(|facts| facts.active)));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// A sink that is configured here and was never written by this slot: it would be empty for a reason.
+async fn unwritten<'a>(config: &'a Config, client: &Client, epoch: &Epoch) -> Result<Option<&'a str>> {
+    let query = "SELECT name FROM walcast.sink WHERE epoch = $1";
+    let rows = client.query(query, &[&epoch.epoch]).await.map_err(sql::error)?;
+    let known: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    let mut sinks = config.pipeline.sinks.iter().filter(|sink| *sink != "null");
+    Ok(sinks.find(|sink| !known.contains(sink)).map(String::as_str))
+}
+
+fn never_written(sink: &str, epoch: &Epoch) -> Error {
+    let slot = &epoch.slot;
+    let message =
+        format!("nothing was compared: {sink} is configured here and has never been written by slot {slot}");
+    Error::new(Kind::Unavailable, message)
+        .hint("start `walcast run` with these sinks, or name those that run in pipeline.sinks")
+}
+
+fn late(config: &Config, confirmed: Lsn, end: Lsn, within: Duration, active: bool) -> Error {
+    let slot = &config.postgres.slot;
+    let (state, hint) = match active {
+        true => ("is read", "`walcast status` says which sink is behind; give more time with --wait-seconds"),
+        false => ("is read by nobody", "start `walcast run`, and verify again while it runs"),
+    };
+    Error::new(
+        Kind::Unavailable,
+        format!(
+            "nothing was compared: the sinks hold all up to {confirmed} and not up to {end} within {} s; slot {slot} {state}",
+            within.as_secs()
+        ),
+    )
+    .hint(hint)
+}

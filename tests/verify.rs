@@ -1,0 +1,160 @@
+//! `walcast verify` on real servers: clean on a live pipeline, and it finds what was planted.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+#[path = "support/world.rs"]
+mod world;
+
+use std::time::Duration;
+
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::Value;
+use support::{env, run};
+use walcast::source::sql;
+use world::World;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What `verify --json` printed, and its exit code.
+async fn verify(world: &World) -> (Option<i32>, Value) {
+    let ended = world.walcast(["--log", "error", "verify", "--json", "--wait-seconds", "30"]).await;
+    let json = ended.output.find('{').and_then(|at| serde_json::from_str(&ended.output[at..]).ok());
+    (ended.code, json.unwrap_or_else(|| panic!("no JSON: {}", ended.output)))
+}
+
+/// It is clean, and has compared so many events in each sink.
+async fn expect_clean(world: &World, events: u64) -> Value {
+    let (code, report) = verify(world).await;
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(report["total"]["source"], events, "{report:#}");
+    for sink in ["kafka", "bigquery"] {
+        assert_eq!(report["total"]["sinks"][sink]["held"], events, "{report:#}");
+    }
+    report
+}
+
+/// It finds this many of one kind in one sink, and names the fields.
+async fn expect_found(world: &World, sink: &str, kind: &str, count: u64, fields: &[&str]) {
+    let (code, report) = verify(world).await;
+    assert_eq!(code, Some(2), "{report:#}");
+    assert_eq!(report["total"]["sinks"][sink][kind], count, "{sink} {kind}: {report:#}");
+    let examples = report["examples"].as_array().unwrap();
+    let example = examples.iter().find(|one| one["sink"] == sink && one["difference"] == kind).unwrap();
+    for field in fields {
+        assert!(example["fields"].as_array().unwrap().contains(&(*field).into()), "{field}: {example}");
+    }
+    let text = world.walcast(["--log", "error", "verify"]).await;
+    text.expect(2, &[sink, &kind.replace('_', " ")]);
+}
+
+#[tokio::test]
+async fn a_live_pipeline_is_clean_and_planted_faults_are_found_in_kafka_and_bigquery() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(300).await;
+    world.wait_until_all_hold(300).await;
+    expect_clean(&world, 300).await;
+    let table = format!("{}.engagement_events", world.dataset);
+
+    world.bigquery(&format!("UPDATE {table} SET device = 'radio' WHERE event_id = 7")).await;
+    expect_found(&world, "bigquery", "different", 1, &["device"]).await;
+    world.bigquery(&format!("UPDATE {table} SET device = 'tv' WHERE event_id = 7")).await;
+    world.bigquery(&format!("UPDATE {table} SET title = 'x' WHERE event_id = 8")).await;
+    expect_found(&world, "bigquery", "different", 1, &["title"]).await;
+    world.bigquery(&format!("DELETE FROM {table} WHERE event_id = 8")).await;
+    expect_found(&world, "bigquery", "missing", 1, &[]).await;
+    world.bigquery(&format!("INSERT INTO {table} SELECT * FROM {table} WHERE event_id = 9")).await;
+    expect_found(&world, "bigquery", "doubled", 1, &[]).await;
+    world.bigquery(&format!("UPDATE {table} SET event_id = 1000000 WHERE event_id = 10")).await;
+    expect_found(&world, "bigquery", "foreign", 1, &[]).await;
+
+    produce_again(&world, 11).await;
+    expect_found(&world, "kafka", "doubled", 1, &[]).await;
+    expect_found(&world, "kafka", "out_of_order", 1, &[]).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn rows_that_the_stream_never_brought_are_missing_and_rows_from_before_are_not() {
+    let world = World::new(support::fresh_database(support::postgres()).await).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, include_str!("../migrations/0001_source.sql")).await;
+    world.insert_events(50).await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(10).await;
+    let report = expect_clean(&world, 10).await;
+    assert_eq!(report["total"]["before_walcast"], 50, "{report:#}");
+
+    // what the publication leaves out is in no sink
+    let publication = &world.postgres.publication;
+    let unseen = format!(
+        "ALTER PUBLICATION {publication} SET (publish = 'update');
+         INSERT INTO engagement_events (event_type, event_ts) VALUES ('play', now());
+         ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')"
+    );
+    run(&client, &unseen).await;
+    expect_found(&world, "kafka", "missing", 1, &[]).await;
+    expect_found(&world, "bigquery", "missing", 1, &[]).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stopped_pipeline_is_not_compared() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(3).await;
+    world.wait_until_all_hold(3).await;
+    running.stop().await;
+    let ended = world.walcast(["verify", "--wait-seconds", "1"]).await;
+    ended.expect(1, &["nothing was compared", "is read by nobody", "start `walcast run`"]);
+}
+
+/// Writes a record of the events topic once more, as a transaction of somebody else's.
+async fn produce_again(world: &World, event_id: i64) {
+    let events = world.kafka_events().await;
+    let event = events.iter().find(|event| event["event_id"] == event_id).unwrap().clone();
+    let topic = format!("{}.events", world.topic_prefix);
+    tokio::task::spawn_blocking(move || {
+        let producer: BaseProducer = rdkafka::ClientConfig::new()
+            .set("bootstrap.servers", env("KAFKA_BROKERS", "127.0.0.1:29092"))
+            .set("transactional.id", format!("{topic}.again"))
+            .create()
+            .unwrap();
+        producer.init_transactions(TIMEOUT).unwrap();
+        producer.begin_transaction().unwrap();
+        let (key, value) = (event["content_id"].as_str().unwrap().to_owned(), event.to_string());
+        // the partition that walcast has it in
+        let partition = partition_of(&topic, event_id);
+        let record = BaseRecord::to(&topic).key(&key).payload(&value).partition(partition);
+        producer.send(record).map_err(|(error, _)| error).unwrap();
+        producer.flush(TIMEOUT).unwrap();
+        producer.commit_transaction(TIMEOUT).unwrap();
+    })
+    .await
+    .unwrap();
+}
+
+fn partition_of(topic: &str, event_id: i64) -> i32 {
+    use rdkafka::Message as _;
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    use rdkafka::{Offset, TopicPartitionList};
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", env("KAFKA_BROKERS", "127.0.0.1:29092"))
+        .set("group.id", "walcast-tests")
+        .create()
+        .unwrap();
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..16 {
+        assignment.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+    }
+    consumer.assign(&assignment).unwrap();
+    loop {
+        let message = consumer.poll(TIMEOUT).expect("the record is there").unwrap();
+        let value: Value = serde_json::from_slice(message.payload().unwrap_or_default()).unwrap();
+        if value["event_id"] == event_id {
+            return message.partition();
+        }
+    }
+}
