@@ -154,9 +154,9 @@ impl World {
 
     /// `walcast verify` finds every sink whole.
     pub async fn verify(&self) {
-        let verified = self.command(["verify"]).output();
-        let verified = tokio::time::timeout(Duration::from_secs(300), verified).await;
-        Ended::of(verified.expect("verify ends within 300 s").unwrap()).expect(0, &[]);
+        let verified = self.command(["verify", "--wait-seconds", "600"]).output();
+        let verified = tokio::time::timeout(Duration::from_secs(900), verified).await;
+        Ended::of(verified.expect("verify ends within 900 s").unwrap()).expect(0, &[]);
     }
 
     /// `walcast generate` at this many events a minute, until it is dropped or has ended.
