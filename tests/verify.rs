@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
-use support::{env, run};
+use support::{env, run, wait_until};
 use walcast::source::sql;
 use world::World;
 
@@ -33,6 +33,12 @@ async fn expect_clean(world: &World, events: u64) -> Value {
     report
 }
 
+/// Redis agrees too, and was compared.
+fn expect_redis(report: &Value) {
+    let redis = &report["total"]["sinks"]["redis"];
+    assert!(redis["held"].as_u64().unwrap() > 0, "{report:#}");
+}
+
 /// It finds this many of one kind in one sink, and names the fields.
 async fn expect_found(world: &World, sink: &str, kind: &str, count: u64, fields: &[&str]) {
     let (code, report) = verify(world).await;
@@ -43,8 +49,6 @@ async fn expect_found(world: &World, sink: &str, kind: &str, count: u64, fields:
     for field in fields {
         assert!(example["fields"].as_array().unwrap().contains(&(*field).into()), "{field}: {example}");
     }
-    let text = world.walcast(["--log", "error", "verify"]).await;
-    text.expect(2, &[sink, &kind.replace('_', " ")]);
 }
 
 #[tokio::test]
@@ -70,7 +74,68 @@ async fn a_live_pipeline_is_clean_and_planted_faults_are_found_in_kafka_and_bigq
 
     produce_again(&world, 11).await;
     expect_found(&world, "kafka", "doubled", 1, &[]).await;
-    expect_found(&world, "kafka", "out_of_order", 1, &[]).await;
+    let text = world.walcast(["--log", "error", "verify"]).await;
+    text.expect(2, &["kafka: doubled: event 11 at", "kafka: out of order", "bigquery: foreign: event 1000000"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn planted_faults_are_found_in_redis() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(300).await;
+    world.wait_until_all_hold(300).await;
+    expect_redis(&expect_clean(&world, 300).await);
+    let mut redis = world.redis().await;
+    let id = "00000000-0000-0000-0000-000000000001";
+    let day = {
+        let keys: Vec<String> =
+            redis::cmd("KEYS").arg(format!("engagement:{id}:*")).query_async(&mut redis).await.unwrap();
+        keys[0].clone()
+    };
+    let mut run = async |words: &str| -> redis::Value {
+        let mut words = words.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        words.for_each(|word| drop(command.arg(word)));
+        command.query_async(&mut redis).await.unwrap()
+    };
+    run(&format!("HINCRBY {day} engagement_ms 1")).await;
+    expect_found(&world, "redis", "different", 1, &["engagement_ms"]).await;
+    run(&format!("HINCRBY {day} engagement_ms -1")).await;
+    run(&format!("HINCRBY {day} pct_micro_sum 1")).await;
+    expect_found(&world, "redis", "different", 1, &["pct_micro_sum"]).await;
+    run(&format!("HINCRBY {day} pct_micro_sum -1")).await;
+    run(&format!("ZINCRBY top_engagement:all 5 {id}")).await;
+    expect_found(&world, "redis", "different", 1, &[]).await;
+    run(&format!("ZINCRBY top_engagement:all -5 {id}")).await;
+    run(&format!("ZINCRBY top_engagement:24h 5 {id}")).await;
+    expect_found(&world, "redis", "different", 1, &[]).await;
+    run(&format!("ZINCRBY top_engagement:24h -5 {id}")).await;
+    run("HSET engagement:00000000-0000-0000-0000-00000000000a:2999-01-01 plays 1").await;
+    expect_found(&world, "redis", "foreign", 1, &[]).await;
+    run("DEL engagement:00000000-0000-0000-0000-00000000000a:2999-01-01").await;
+    expect_redis(&expect_clean(&world, 300).await);
+    run(&format!("DEL {day}")).await;
+    expect_found(&world, "redis", "missing", 1, &[]).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_pipeline_under_load_is_clean() {
+    let world = World::initialised().await.with("GENERATION_RATE", "200000");
+    let running = world.start().await;
+    let load = world.spawn_command("generate");
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let events = async || client.query_one("SELECT count(*) FROM engagement_events", &[]).await.unwrap().get::<_, i64>(0);
+    for least in [5_000, 30_000, 60_000] {
+        wait_until("there are events", async || events().await >= least).await;
+        let (code, report) = verify(&world).await;
+        assert_eq!(code, Some(0), "{report:#}");
+        assert!(report["total"]["source"].as_i64().unwrap() >= least, "{report:#}");
+        expect_redis(&report);
+        run(&client, "UPDATE content SET title = title || '!', length_seconds = length_seconds + 1 WHERE random() < 0.1").await;
+    }
+    load.stop().await;
     running.stop().await;
 }
 

@@ -138,7 +138,12 @@ impl World {
 
     /// Starts `walcast run`.
     pub fn spawn(&self) -> Running {
-        let mut child = self.command(["run"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        self.spawn_command("run")
+    }
+
+    /// Starts a command that runs until it is stopped.
+    pub fn spawn_command(&self, name: &str) -> Running {
+        let mut child = self.command([name]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = Arc::clone(&log);

@@ -21,6 +21,8 @@ pub struct Context {
     pub kafka_begins: BTreeMap<u16, Position>,
     /// Whether dead letters of all sinks are in Kafka, which is compared here.
     pub letters_in_kafka: bool,
+    /// Whether any sink tells the events' places.
+    pub tells_places: bool,
     /// Contents, by hash, that have changed after one of their events.
     pub changed: HashSet<u32>,
 }

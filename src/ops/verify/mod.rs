@@ -10,6 +10,7 @@ mod bigquery;
 mod compare;
 mod kafka;
 mod record;
+mod redis;
 mod report;
 mod spill;
 mod truth;
@@ -20,11 +21,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio_postgres::Client;
+use uuid::Uuid;
 
 use crate::config::Config;
 use crate::error::Result;
 use crate::lsn::{Epoch, Lsn};
 use crate::sink;
+use crate::sink::redis::audit::Expected;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
 use crate::state::epoch;
@@ -56,9 +60,10 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     waiting.set_message(format!("waiting until every sink holds all up to {end}"));
     wait::until_held(config, &client, &epoch, end, options.wait).await?;
     waiting.finish_and_clear();
+    tracing::info!(%end, "every sink holds what is compared");
     let mut verifying =
         Verifying { config, options, epoch: &epoch, end, progress, report: Report::default() };
-    verifying.events(&snapshot, &client).await?;
+    verifying.compare_all(snapshot, &client).await?;
     let report = verifying.report;
     match options.json {
         true => println!("{}", report.json(&epoch, end)),
@@ -77,23 +82,50 @@ struct Verifying<'a> {
 }
 
 impl Verifying<'_> {
-    /// Compares the events of Kafka and BigQuery with those of the snapshot.
-    async fn events(&mut self, snapshot: &Snapshot, client: &tokio_postgres::Client) -> Result<()> {
-        let Verifying { config, epoch, end, .. } = *self;
-        let count = truth::count(&snapshot.client, &config.postgres).await?;
-        let before = Before::load(&snapshot.client, epoch).await?;
+    async fn compare_all(&mut self, snapshot: Snapshot, client: &Client) -> Result<()> {
+        let Verifying { config, epoch, end, options, .. } = *self;
         let versions = Versions::load(client, epoch).await?;
-        let (of_source, of_kafka, of_bigquery) = (
-            self.progress.bar("postgres", count),
-            self.progress.bar("kafka", count),
-            self.progress.bar("bigquery", count),
-        );
-        let source =
-            truth::read(config, &snapshot.client, &before, &versions, self.spill(count)?, &of_source);
-        let (for_kafka, for_bigquery) = (self.spill(count)?, self.spill(count)?);
+        let mut redis = match self.has("redis") {
+            true => Some(redis::read(config, epoch).await?),
+            false => None,
+        };
+        let (reader, stream) = snapshot.follow(&config.postgres.publication).await?;
+        if let Some(redis) = &mut redis {
+            redis.follow(config, stream, end, &versions, options.wait).await?;
+            tracing::info!("redis read");
+        }
+        let expected = redis.as_mut().map(|redis| &mut redis.expected);
+        let context = self.events(&reader, client, &versions, expected).await?;
+        if let Some(redis) = redis {
+            // where no sink tells the events' places, any content that has changed may have changed after them
+            let first_lsn = if context.tells_places { end } else { Lsn(1) };
+            let unsure = |id: &Uuid| {
+                context.changed.contains(&record::content_hash(id))
+                    || versions.position(id).is_some_and(|position| position.commit_lsn >= first_lsn)
+            };
+            redis.compare(unsure, &mut self.report);
+        }
+        Ok(())
+    }
+
+    /// Compares the events of Kafka and BigQuery with those of the snapshot, and adds these up in `expected`.
+    async fn events(
+        &mut self,
+        reader: &Client,
+        client: &Client,
+        versions: &Versions,
+        expected: Option<&mut Expected>,
+    ) -> Result<Context> {
+        let Verifying { config, epoch, end, .. } = *self;
+        let count = truth::count(reader, &config.postgres).await?;
+        let before = Before::load(reader, epoch).await?;
+        let spills = (self.spill(count)?, self.spill(count)?, self.spill(count)?);
+        let bars = ["postgres", "kafka", "bigquery"].map(|side| self.progress.bar(side, count));
+        let [of_source, of_kafka, of_bigquery] = bars;
+        let source = truth::read(config, reader, &before, versions, spills.0, expected, &of_source);
         let kafka = async {
             match self.has(sink::kafka::NAME) {
-                true => kafka::read_apart(&config.kafka, end, for_kafka, of_kafka).await.map(Some),
+                true => kafka::read_apart(&config.kafka, end, spills.1, of_kafka).await.map(Some),
                 false => Ok(None),
             }
         };
@@ -101,11 +133,12 @@ impl Verifying<'_> {
             if !self.has(sink::bigquery::NAME) {
                 return Ok(None);
             }
-            let mut spill = bigquery::read(&config.bigquery, end, for_bigquery, &of_bigquery).await?;
+            let mut spill = bigquery::read(&config.bigquery, end, spills.2, &of_bigquery).await?;
             truth::dead_letters(client, epoch, sink::bigquery::NAME, end, &mut spill).await?;
             Ok(Some(spill))
         };
         let (source, kafka, bigquery) = tokio::try_join!(source, kafka, bigquery)?;
+        tracing::info!("all events read");
         let mut context = Context { letters_in_kafka: kafka.is_some(), ..Context::default() };
         let mut sides = Vec::new();
         if let Some((spill, topic)) = kafka {
@@ -113,7 +146,9 @@ impl Verifying<'_> {
             sides.push((sink::kafka::NAME, spill));
         }
         sides.extend(bigquery.map(|spill| (sink::bigquery::NAME, spill)));
-        self.compare(source, sides, &mut context)
+        context.tells_places = !sides.is_empty();
+        self.compare(source, sides, &mut context)?;
+        Ok(context)
     }
 
     fn topic(&mut self, topic: kafka::Topic, context: &mut Context) {

@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::lsn::{Lsn, Position};
 
@@ -221,6 +222,11 @@ pub fn names(bits: u32) -> Vec<&'static str> {
     FIELDS.iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0).map(|(_, name)| *name).collect()
 }
 
+/// The hash by which a content id is known in [`Record::content`].
+pub fn content_hash(id: &Uuid) -> u32 {
+    hash_of(id).max(1)
+}
+
 const fn bit(field: Field) -> u32 {
     1 << field as u32
 }
@@ -264,8 +270,6 @@ fn json_hash(value: &Value) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn record() -> Record {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use indicatif::ProgressBar;
@@ -14,9 +15,13 @@ use super::record::{Field, Record, flag};
 use super::spill::Spill;
 use crate::config::Config;
 use crate::error::Result;
+use crate::event::Event;
 use crate::lsn::{Epoch, Lsn, Position};
+use crate::model::content::Content;
 use crate::sink::kafka;
+use crate::sink::redis::audit::Expected;
 use crate::source::{PostgresConfig, quote, sql};
+use crate::transform::content_cache::ContentCache;
 
 const BEFORE_ALL: Position = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };
 
@@ -34,6 +39,7 @@ pub async fn read(
     before: &Before,
     versions: &Versions,
     mut spill: Spill,
+    mut expected: Option<&mut Expected>,
     progress: &ProgressBar,
 ) -> Result<Spill> {
     let query = include_str!("../../../sql/verify_events.sql")
@@ -41,7 +47,12 @@ pub async fn read(
     let rows = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut rows = std::pin::pin!(rows);
     while let Some(row) = rows.try_next().await.map_err(sql::error)? {
-        spill.add(&record(config, before, versions, &row).map_err(sql::error)?)?;
+        let record = record(config, before, versions, &row).map_err(sql::error)?;
+        spill.add(&record)?;
+        if let Some(expected) = expected.as_mut().filter(|_| !record.has(flag::BEFORE | flag::REFUSED)) {
+            let event = event(&row, versions).map_err(sql::error)?;
+            expected.add(&event, row.try_get(4).map_err(sql::error)?);
+        }
         progress.inc(1);
     }
     Ok(spill)
@@ -84,13 +95,33 @@ fn record(
     Ok(record)
 }
 
+/// The event as a counter sees it.
+fn event(row: &Row, versions: &Versions) -> Result<Event, tokio_postgres::Error> {
+    let content_id: Option<Uuid> = row.try_get(2)?;
+    Ok(Event {
+        position: BEFORE_ALL,
+        commit_ts: 0,
+        id: row.try_get(1)?,
+        content_id,
+        user_id: None,
+        event_type: None,
+        event_ts: row.try_get::<_, Option<i64>>(5)?.unwrap_or_default(),
+        duration_ms: row.try_get(6)?,
+        device: None,
+        raw_payload: None,
+        raw_payload_bytes: None,
+        content: content_id.and_then(|id| versions.content(&id)).cloned(),
+    })
+}
+
 /// The newest version of every content row: what every event after it has seen.
 pub struct Versions(HashMap<Uuid, Version>);
 
 struct Version {
     /// The version's place, and its fields.
     record: Record,
-    length_seconds: Option<i32>,
+    /// The row; `None` when it was deleted.
+    content: Option<Arc<Content>>,
 }
 
 impl Versions {
@@ -107,6 +138,21 @@ impl Versions {
         Ok(Versions(versions))
     }
 
+    /// The rows, for those who join events with them.
+    pub fn cache(&self) -> ContentCache {
+        self.0.values().filter_map(|version| version.content.as_deref().cloned()).collect()
+    }
+
+    /// The newest version's place; `None` for a content without any.
+    pub fn position(&self, id: &Uuid) -> Option<Position> {
+        self.0.get(id).map(|version| version.record.position)
+    }
+
+    /// The newest version's row.
+    pub fn content(&self, id: &Uuid) -> Option<&Arc<Content>> {
+        self.0.get(id)?.content.as_ref()
+    }
+
     /// What an event of this content has seen, unless it came before the version.
     fn join(&self, record: &mut Record, content_id: Option<Uuid>, duration_ms: Option<i64>) {
         let version = match content_id {
@@ -119,7 +165,7 @@ impl Versions {
         let (position, length) = match version {
             Some(version) => {
                 record.take_content(&version.record);
-                (version.record.position, version.length_seconds)
+                (version.record.position, version.length_seconds())
             }
             None => {
                 record.take_content(&no_content(BEFORE_ALL));
@@ -133,19 +179,34 @@ impl Versions {
     }
 }
 
+impl Version {
+    fn length_seconds(&self) -> Option<i32> {
+        self.content.as_ref()?.length_seconds
+    }
+}
+
 fn version(row: &Row) -> Result<(Uuid, Version), tokio_postgres::Error> {
     let commit_lsn = Lsn(row.try_get::<_, PgLsn>(1)?.into());
     let position = Position { commit_lsn, ordinal: row.try_get::<_, i64>(2)?.unsigned_abs() };
-    let length_seconds: Option<i32> = row.try_get(7)?;
+    let id = row.try_get(0)?;
     let mut record = no_content(position);
-    if !row.try_get::<_, bool>(3)? {
-        record.set(Field::Slug, row.try_get::<_, Option<&str>>(4)?);
-        record.set(Field::Title, row.try_get::<_, Option<&str>>(5)?);
-        record.set(Field::ContentType, row.try_get::<_, Option<&str>>(6)?);
-        record.set(Field::LengthSeconds, length_seconds.map(i64::from));
-        record.set(Field::PublishTs, row.try_get::<_, Option<i64>>(8)?);
+    if row.try_get(3)? {
+        return Ok((id, Version { record, content: None }));
     }
-    Ok((row.try_get(0)?, Version { record, length_seconds }))
+    let content = Content {
+        id,
+        slug: row.try_get(4)?,
+        title: row.try_get(5)?,
+        content_type: row.try_get(6)?,
+        length_seconds: row.try_get(7)?,
+        publish_ts: row.try_get(8)?,
+    };
+    record.set(Field::Slug, Some(content.slug.as_str()));
+    record.set(Field::Title, Some(content.title.as_str()));
+    record.set(Field::ContentType, content.content_type.as_deref());
+    record.set(Field::LengthSeconds, content.length_seconds.map(i64::from));
+    record.set(Field::PublishTs, content.publish_ts);
+    Ok((id, Version { record, content: Some(Arc::new(content)) }))
 }
 
 fn no_content(position: Position) -> Record {

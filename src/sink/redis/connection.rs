@@ -78,15 +78,7 @@ impl Connection {
 
     /// Runs a script; gives what it answers after `ok`.
     pub async fn run(&mut self, script: &Script, call: &Call) -> Result<Vec<String>> {
-        let command = call.command(script);
-        let answer: RedisResult<Vec<String>> = match command.query_async(&mut self.inner).await {
-            Err(error) if error.code() == Some("NOSCRIPT") => {
-                script.load_async(&mut self.inner).await.map_err(|error| failed(&self.address, error))?;
-                command.query_async(&mut self.inner).await
-            }
-            answer => answer,
-        };
-        let answer = answer.map_err(|error| failed(&self.address, error))?;
+        let answer: Vec<String> = self.call(script, call).await?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["ok", rest @ ..] => Ok(rest.iter().map(|text| (*text).to_owned()).collect()),
             ["type", key, kind] => Err(wrong_type(&self.address, key, kind)),
@@ -97,6 +89,23 @@ impl Connection {
             ["lost", what] => Err(Error::new(Kind::Unavailable, format!("{}: {what}", self.address))),
             _ => Err(Error::new(Kind::Protocol, format!("{}: a script gave another answer", self.address))),
         }
+    }
+
+    /// Runs a script that only reads; gives the list that it answers.
+    pub async fn answer(&mut self, script: &Script, call: &Call) -> Result<Vec<Value>> {
+        self.call(script, call).await
+    }
+
+    async fn call<T: redis::FromRedisValue>(&mut self, script: &Script, call: &Call) -> Result<T> {
+        let command = call.command(script);
+        let answer: RedisResult<T> = match command.query_async(&mut self.inner).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                script.load_async(&mut self.inner).await.map_err(|error| failed(&self.address, error))?;
+                command.query_async(&mut self.inner).await
+            }
+            answer => answer,
+        };
+        answer.map_err(|error| failed(&self.address, error))
     }
 
     /// Runs one command.

@@ -17,6 +17,7 @@
 //!
 //! Every key is named in [`keys`].
 
+pub mod audit;
 mod board;
 mod boards;
 mod check;

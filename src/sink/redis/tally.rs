@@ -1,6 +1,8 @@
 //! Counters of a content on a day. Every one is a sum of integers (the last is a maximum), so the order in
 //! which events come does not matter and SQL gives the same numbers.
 
+use std::collections::HashMap;
+
 use crate::event::Event;
 
 use super::keys;
@@ -64,6 +66,24 @@ impl Day {
             .chain(moved.map(|last| ("last_event_ts", keys::time_text(last))))
     }
 
+    /// The fields in which two days differ.
+    pub fn differences(&self, other: &Day) -> Vec<&'static str> {
+        let counts = self.counts.iter().zip(&other.counts).zip(DAY_FIELDS);
+        let unequal = counts.filter(|((one, other), _)| one != other).map(|(_, field)| field);
+        let last = (self.last_event_ts != other.last_event_ts).then_some("last_event_ts");
+        unequal.chain(last).collect()
+    }
+
+    /// Whether a field depends on the content's length.
+    pub fn is_percent(field: &str) -> bool {
+        field.starts_with("pct_")
+    }
+
+    /// Reads all fields of a day; `None` when one holds something else.
+    pub fn from_fields(fields: &HashMap<String, String>) -> Option<Day> {
+        Day::from_texts(&DAY_FIELDS.map(|field| fields.get(field).cloned())).ok()
+    }
+
     /// Reads the fields' texts back; `Err` names the field that holds something else.
     pub fn from_texts(texts: &[Option<String>]) -> Result<Day, &'static str> {
         let mut day = Day::default();
@@ -99,7 +119,6 @@ mod tests {
     use crate::lsn::{Lsn, Position};
     use crate::model::content::Content;
     use proptest::prelude::*;
-    use std::collections::HashMap;
     use std::sync::Arc;
     use uuid::Uuid;
 

@@ -1,0 +1,202 @@
+//! Whether Redis holds what the events amount to: [`Reading`] is what it holds, [`Expected`] what it should, and
+//! [`differences`] holds the one against the other.
+//!
+//! Redis is read in parts, each in one script together with the mark that covers it: no script runs long. So what is
+//! expected of a key is cut at that key's own mark. Boards follow the counters by up to a second: a score must lie
+//! between what the events before the reading amount to and what all up to the board's mark do.
+
+mod expected;
+mod reading;
+
+use uuid::Uuid;
+
+pub use expected::{Expected, Later};
+pub use reading::{Reading, read};
+
+use super::board::SIZE;
+use super::keys;
+use super::tally::Day;
+use super::window::{Sums, WINDOWS};
+
+/// Keys that expire this soon after the reading are left out: clocks differ.
+const EXPIRY_SLACK_SECONDS: i64 = 60;
+
+/// How far walcast's clock may be from ours.
+const CLOCK_SLACK_MICROS: i64 = 3_000_000;
+
+/// What a key is found to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// As expected.
+    Same,
+    /// It is not there.
+    Missing,
+    /// It holds something else.
+    Different,
+    /// It should not be there.
+    Foreign,
+}
+
+/// A key, or a member or field of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What it is.
+    pub verdict: Verdict,
+    /// The key; with its member, where it is about one.
+    pub key: String,
+    /// The fields that differ.
+    pub fields: Vec<&'static str>,
+}
+
+/// Compares all that can be compared. `expected` is of the snapshot, `later` what came after it, up to the reading's
+/// mark at least. `unsure` tells the contents whose percents are not known, because their length has changed.
+pub fn differences(
+    mut expected: Expected,
+    later: &[Later],
+    reading: &Reading,
+    unsure: impl Fn(&Uuid) -> bool,
+    found: &mut impl FnMut(Found),
+) {
+    for key in &reading.unreadable {
+        found(Found { verdict: Verdict::Different, key: key.clone(), fields: Vec::new() });
+    }
+    boards(&expected, later, reading, found);
+    for event in later {
+        expected.add_later(event, reading);
+    }
+    days(&expected, reading, unsure, found);
+    minutes(&expected, reading, found);
+    totals(&expected, reading, found);
+    buckets(&expected, reading, found);
+}
+
+fn days(
+    expected: &Expected,
+    reading: &Reading,
+    unsure: impl Fn(&Uuid) -> bool,
+    found: &mut impl FnMut(Found),
+) {
+    let alive = |day: i32| keys::day_expires_at(day) > reading.seconds() + EXPIRY_SLACK_SECONDS;
+    for ((id, day), wanted) in expected.days.iter().filter(|((_, day), _)| alive(*day)) {
+        let held = reading.days.get(&(*id, *day)).map(|(held, _)| held);
+        let mut fields = held.map_or_else(Vec::new, |held| held.differences(wanted));
+        if unsure(id) {
+            fields.retain(|field| !Day::is_percent(field));
+        }
+        let verdict = judge(held.is_some(), !fields.is_empty());
+        found(Found { verdict, key: keys::engagement(id, *day), fields });
+    }
+    for (id, day) in reading.days.keys().filter(|key| alive(key.1) && !expected.days.contains_key(key)) {
+        found(foreign(keys::engagement(id, *day)));
+    }
+}
+
+fn minutes(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)) {
+    let alive = |minute: i64| keys::minute_expires_at(minute) > reading.seconds() + EXPIRY_SLACK_SECONDS;
+    for (minute, wanted) in expected.minutes.iter().filter(|(minute, _)| alive(**minute)) {
+        let held = reading.minutes.get(minute).map(|(held, _)| held);
+        let verdict = judge(held.is_some(), held != Some(wanted));
+        found(Found { verdict, key: keys::minute(*minute), fields: Vec::new() });
+    }
+    for minute in reading.minutes.keys().filter(|at| alive(**at) && !expected.minutes.contains_key(at)) {
+        found(foreign(keys::minute(*minute)));
+    }
+}
+
+fn totals(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)) {
+    let key = |id: &Uuid| format!("{} {id}", keys::TOTALS);
+    for (id, wanted) in &expected.totals {
+        let held = reading.totals.get(id).map(|(held, _)| held);
+        found(Found {
+            verdict: judge(held.is_some(), held != Some(wanted)),
+            key: key(id),
+            fields: Vec::new(),
+        });
+    }
+    for id in reading.totals.keys().filter(|id| !expected.totals.contains_key(id)) {
+        found(foreign(key(id)));
+    }
+}
+
+/// Only buckets of the window: a late event leaves the others as they are.
+fn buckets(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)) {
+    let none = Sums::new();
+    for ((window, wanted), held) in WINDOWS.iter().zip(&expected.buckets).zip(&reading.buckets) {
+        for bucket in window.buckets_at(reading.at + CLOCK_SLACK_MICROS) {
+            let wanted = wanted.get(&bucket).unwrap_or(&none);
+            let held = held.get(&bucket).map_or(&none, |(held, _)| held);
+            if wanted.is_empty() && held.is_empty() {
+                continue;
+            }
+            let verdict = match (held.is_empty(), wanted.is_empty()) {
+                (true, _) => Verdict::Missing,
+                (_, true) => Verdict::Foreign,
+                _ => judge(true, held != wanted),
+            };
+            found(Found { verdict, key: keys::bucket(window, bucket), fields: Vec::new() });
+        }
+    }
+}
+
+fn boards(expected: &Expected, later: &[Later], reading: &Reading, found: &mut impl FnMut(Found)) {
+    let mut more = Sums::new();
+    for (id, ms) in later.iter().filter_map(Later::engagement) {
+        *more.entry(id).or_default() += ms;
+    }
+    let totals = &expected.totals;
+    Board { key: keys::BOARD_ALL, at_least: totals, at_most: totals, more: &more }
+        .compare(reading, true, found);
+    for (at, window) in WINDOWS.iter().enumerate() {
+        let (at_least, at_most) = expected.window_at(at, reading.boards_at, CLOCK_SLACK_MICROS);
+        let key = keys::board(window);
+        let board = Board { key: &key, at_least: &at_least, at_most: &at_most, more: &more };
+        board.compare(reading, true, found);
+        let prefix = format!("{key}:");
+        for key in reading.boards.keys().filter(|key| key.starts_with(&prefix)) {
+            Board { key, ..board }.compare(reading, false, found);
+        }
+    }
+}
+
+/// What a board may show: each content's sum lies between `at_least` and `at_most` and what came meanwhile.
+struct Board<'a> {
+    key: &'a str,
+    at_least: &'a Sums,
+    at_most: &'a Sums,
+    more: &'a Sums,
+}
+
+impl Board<'_> {
+    /// `whole`: every content belongs to it.
+    fn compare(&self, reading: &Reading, whole: bool, found: &mut impl FnMut(Found)) {
+        let none = Sums::new();
+        let shown = reading.boards.get(self.key).unwrap_or(&none);
+        let of = |sums: &Sums, id: &Uuid| sums.get(id).copied().unwrap_or_default();
+        let mut tell = |verdict, id: &Uuid| {
+            found(Found { verdict, key: format!("{} {id}", self.key), fields: Vec::new() });
+        };
+        for (id, ms) in shown {
+            let right = (of(self.at_least, id)..=of(self.at_most, id) + of(self.more, id)).contains(ms);
+            tell(if right { Verdict::Same } else { Verdict::Different }, id);
+        }
+        if !whole {
+            return;
+        }
+        let lowest = if shown.len() < SIZE { 0 } else { shown.values().min().copied().unwrap_or_default() };
+        for (id, _) in self.at_least.iter().filter(|(id, ms)| **ms > lowest && !shown.contains_key(id)) {
+            tell(Verdict::Missing, id);
+        }
+    }
+}
+
+fn judge(there: bool, differs: bool) -> Verdict {
+    match (there, differs) {
+        (false, _) => Verdict::Missing,
+        (true, true) => Verdict::Different,
+        (true, false) => Verdict::Same,
+    }
+}
+
+fn foreign(key: String) -> Found {
+    Found { verdict: Verdict::Foreign, key, fields: Vec::new() }
+}

@@ -1,0 +1,262 @@
+//! What Redis holds.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{FromRedisValue, Script, Value};
+use uuid::Uuid;
+
+use crate::error::{Error, Kind, Result};
+use crate::lsn::{Epoch, Mark, Position, StoredMark};
+use crate::sink::redis::connection::{Call, Connection};
+use crate::sink::redis::tally::Day;
+use crate::sink::redis::window::{Sums, WINDOWS};
+use crate::sink::redis::{RedisConfig, keys, packed, system_micros};
+
+static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/read.lua")));
+static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/scan.lua")));
+
+/// Keys read in one script.
+const KEYS_AT_ONCE: usize = 200;
+
+/// Boards are brought up to date at least this often, while a sink runs.
+const BOARDS_FOLLOW: Duration = Duration::from_millis(1_500);
+
+/// What Redis holds, each part with the mark that covers it.
+#[derive(Default)]
+pub struct Reading {
+    pub(super) days: HashMap<(Uuid, i32), (Day, u32)>,
+    pub(super) minutes: HashMap<i64, (HashMap<String, u64>, u32)>,
+    pub(super) totals: HashMap<Uuid, (u64, u32)>,
+    pub(super) buckets: [HashMap<i64, (Sums, u32)>; WINDOWS.len()],
+    /// Board → member → milliseconds.
+    pub(super) boards: BTreeMap<String, Sums>,
+    /// Keys that hold what walcast does not write.
+    pub(super) unreadable: Vec<String>,
+    /// When reading began, microseconds since 1970.
+    pub at: i64,
+    /// When the boards were read.
+    pub(super) boards_at: i64,
+    marks: Vec<Mark>,
+}
+
+impl Reading {
+    /// The highest mark of all parts: what came up to it must be known.
+    pub fn mark(&self) -> Mark {
+        self.marks.iter().fold(Mark::default(), |highest, mark| highest.advanced(*mark))
+    }
+
+    /// Whether a part covers what is at `position`.
+    pub(super) fn covers(&self, part: u32, position: Position) -> bool {
+        self.marks.get(part as usize).is_some_and(|mark| mark.holds(position))
+    }
+
+    pub(super) fn seconds(&self) -> i64 {
+        self.at / 1_000_000
+    }
+}
+
+/// A key of ours, by its name.
+enum Name {
+    Day(Uuid, i32),
+    Minute(i64),
+    Bucket(usize, i64),
+    Board,
+}
+
+/// Reads all that a sink of this epoch has written. Kind `Resync` when there is no mark of it.
+pub async fn read(config: &RedisConfig, epoch: &Epoch) -> Result<Reading> {
+    let mut reader = Reader {
+        connection: Connection::open(config).await?,
+        mark_key: keys::mark(&epoch.slot),
+        epoch,
+        reading: Reading { at: system_micros(), ..Reading::default() },
+    };
+    let names = reader.names().await?;
+    let (boards, others): (Vec<_>, Vec<_>) =
+        names.into_iter().partition(|name| name.starts_with("top_engagement:"));
+    for some in others.chunks(KEYS_AT_ONCE) {
+        reader.keys(some).await?;
+    }
+    reader.totals().await?;
+    tokio::time::sleep(BOARDS_FOLLOW).await;
+    reader.boards(boards).await?;
+    Ok(reader.reading)
+}
+
+struct Reader<'a> {
+    connection: Connection,
+    mark_key: String,
+    epoch: &'a Epoch,
+    reading: Reading,
+}
+
+impl Reader<'_> {
+    /// The names of our keys; both keys of a bucket side by side.
+    async fn names(&mut self) -> Result<Vec<String>> {
+        let mut names = HashSet::new();
+        let mut cursor: u64 = 0;
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            let (next, some): (u64, Vec<Vec<u8>>) =
+                self.connection.ask(scan.arg(cursor).arg("COUNT").arg(1_000)).await?;
+            let texts = some.into_iter().filter_map(|name| String::from_utf8(name).ok());
+            names
+                .extend(texts.filter(|name| name_of(name).is_some()).map(|name| first_key(&name).to_owned()));
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    async fn keys(&mut self, names: &[String]) -> Result<()> {
+        let mut call = Call::default();
+        call.key(&self.mark_key);
+        let mut asked = Vec::new();
+        for name in names {
+            call.key(name);
+            asked.push(name);
+            if let Some(Name::Bucket(..)) = name_of(name) {
+                call.key(format!("{name}:packed"));
+            }
+        }
+        let mut answers = self.connection.answer(&READ, &call).await?.into_iter();
+        let part = self.part(answers.next())?;
+        for name in asked {
+            let first = answers.next();
+            let second = matches!(name_of(name), Some(Name::Bucket(..))).then(|| answers.next()).flatten();
+            if self.take(name, first, second, part).is_none() {
+                self.reading.unreadable.push(name.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what a key holds; `None` when it is not what walcast writes.
+    fn take(&mut self, name: &str, first: Option<Value>, second: Option<Value>, part: u32) -> Option<()> {
+        let reading = &mut self.reading;
+        match name_of(name)? {
+            Name::Day(id, day) => {
+                let fields: HashMap<String, String> = parse(first)?;
+                if !fields.is_empty() {
+                    reading.days.insert((id, day), (Day::from_fields(&fields)?, part));
+                }
+            }
+            Name::Minute(minute) => {
+                let counts: HashMap<String, u64> = parse(first)?;
+                if !counts.is_empty() {
+                    reading.minutes.insert(minute, (counts, part));
+                }
+            }
+            Name::Bucket(at, bucket) => {
+                let fresh: Vec<(Vec<u8>, u64)> = parse(first)?;
+                let mut sums = Sums::new();
+                for (id, ms) in fresh {
+                    *sums.entry(Uuid::from_slice(&id).ok()?).or_default() += ms;
+                }
+                for (id, ms) in packed_sums(second)? {
+                    *sums.entry(id).or_default() += ms;
+                }
+                reading.buckets.get_mut(at)?.insert(bucket, (sums, part));
+            }
+            Name::Board => {
+                let members: Vec<(String, f64)> = parse(first)?;
+                let member = |(id, seconds): (String, f64)| {
+                    Some((id.parse().ok()?, (seconds * 1000.0).round() as u64))
+                };
+                let members = members.into_iter().map(member).collect::<Option<Sums>>()?;
+                reading.boards.insert(name.to_owned(), members);
+            }
+        }
+        Some(())
+    }
+
+    async fn totals(&mut self) -> Result<()> {
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut call = Call::default();
+            call.key(&self.mark_key).key(keys::TOTALS).arg(&cursor);
+            let mut answers = self.connection.answer(&SCAN, &call).await?.into_iter();
+            let part = self.part(answers.next())?;
+            let next: Option<String> = parse(answers.next());
+            let totals: Option<Vec<(Vec<u8>, u64)>> = parse(answers.next());
+            for (id, ms) in totals.unwrap_or_default() {
+                match Uuid::from_slice(&id) {
+                    Ok(id) => drop(self.reading.totals.insert(id, (ms, part))),
+                    Err(_) => self.reading.unreadable.push(keys::TOTALS.to_owned()),
+                }
+            }
+            cursor = next.unwrap_or_default();
+            if cursor == "0" || cursor.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn boards(&mut self, mut names: Vec<String>) -> Result<()> {
+        names.push(keys::BOARD_ALL.to_owned());
+        names.extend(WINDOWS.iter().map(keys::board));
+        names.sort();
+        names.dedup();
+        self.keys(&names).await?;
+        self.reading.boards_at = system_micros();
+        Ok(())
+    }
+
+    /// The number of the part that came with this mark.
+    fn part(&mut self, mark: Option<Value>) -> Result<u32> {
+        let text: String = parse(mark).unwrap_or_default();
+        let address = &self.mark_key;
+        let lost = |what: &str| {
+            Error::new(Kind::Resync, format!("redis: {address} holds {what}"))
+                .hint("run `walcast rebuild redis`")
+        };
+        if text.is_empty() {
+            return Err(lost("no mark: it has lost its data"));
+        }
+        let stored =
+            StoredMark::from_json(text.as_bytes()).map_err(|_| lost("a mark that cannot be read"))?;
+        if stored.epoch != *self.epoch {
+            return Err(lost("the mark of another history"));
+        }
+        self.reading.marks.push(stored.mark);
+        Ok(self.reading.marks.len() as u32 - 1)
+    }
+}
+
+/// `walcast:10min:123:packed` lies in the same bucket as `walcast:10min:123`.
+fn first_key(name: &str) -> &str {
+    name.strip_suffix(":packed").unwrap_or(name)
+}
+
+fn name_of(name: &str) -> Option<Name> {
+    if let Some(rest) = name.strip_prefix("engagement:") {
+        let (id, date) = rest.split_once(':')?;
+        return Some(Name::Day(id.parse().ok()?, keys::day_of(keys::time_of(&format!("{date}T00:00:00Z"))?)));
+    }
+    if let Some(minute) = name.strip_prefix("stats:events:") {
+        return Some(Name::Minute(keys::minute_of(keys::time_of(&format!("{minute}:00Z"))?)));
+    }
+    if name.starts_with("top_engagement:") {
+        return Some(Name::Board);
+    }
+    let (window, start) = first_key(name).strip_prefix("walcast:")?.split_once(':')?;
+    let at = WINDOWS.iter().position(|known| known.name == window)?;
+    let start: i64 = start.parse().ok()?;
+    Some(Name::Bucket(at, start.div_euclid(WINDOWS.get(at)?.bucket_seconds)))
+}
+
+/// A packed bucket; one that is not there comes as an empty list.
+fn packed_sums(value: Option<Value>) -> Option<Vec<(Uuid, u64)>> {
+    match value {
+        Some(Value::BulkString(bytes)) => packed::read(&bytes),
+        _ => Some(Vec::new()),
+    }
+}
+
+fn parse<T: FromRedisValue>(value: Option<Value>) -> Option<T> {
+    redis::from_redis_value(value?).ok()
+}
