@@ -75,7 +75,10 @@ async fn a_live_pipeline_is_clean_and_planted_faults_are_found_in_kafka_and_bigq
     produce_again(&world, 11).await;
     expect_found(&world, "kafka", "doubled", 1, &[]).await;
     let text = world.walcast(["--log", "error", "verify"]).await;
-    text.expect(2, &["kafka: doubled: event 11 at", "kafka: out of order", "bigquery: foreign: event 1000000"]);
+    text.expect(
+        2,
+        &["kafka: doubled: event 11 at", "kafka: out of order", "bigquery: foreign: event 1000000"],
+    );
     running.stop().await;
 }
 
@@ -126,7 +129,9 @@ async fn a_pipeline_under_load_is_clean() {
     let running = world.start().await;
     let load = world.spawn_command("generate");
     let client = sql::connect(&world.postgres).await.unwrap();
-    let events = async || client.query_one("SELECT count(*) FROM engagement_events", &[]).await.unwrap().get::<_, i64>(0);
+    let events = async || {
+        client.query_one("SELECT count(*) FROM engagement_events", &[]).await.unwrap().get::<_, i64>(0)
+    };
     for least in [5_000, 30_000, 60_000] {
         wait_until("there are events", async || events().await >= least).await;
         let (code, report) = verify(&world).await;

@@ -13,6 +13,7 @@ mod wire;
 mod world;
 
 mod kills;
+mod named;
 mod outages;
 mod plan;
 

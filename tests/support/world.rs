@@ -330,6 +330,14 @@ impl Running {
         wait_until("walcast streams", async || self.log.lock().await.contains("streaming from slot")).await;
     }
 
+    /// What `/metrics` says now.
+    pub async fn metrics(&self) -> String {
+        let log = self.log.lock().await.clone();
+        let address =
+            log.split("status on ").nth(1).and_then(|rest| rest.split(['"', ' ', '\n']).next()).unwrap();
+        reqwest::get(format!("{address}/metrics")).await.unwrap().text().await.unwrap()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
     }
