@@ -1,5 +1,6 @@
 # make demo   the whole stream on this machine, live, until Ctrl-C (make demo SECONDS=40: ends by itself)
 # make test   everything that is checked
+# make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble
 # make bench  how fast it is: the inner parts in memory, then a whole slot drained, beside pg_recvlogical
 # Both install and start what they need: see scripts/services.
 
@@ -10,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(HOME_DIR)/target
 SECONDS ?=
 unexport SECONDS
 
-.PHONY: demo test bench record-wire fmt lint services clean-services compose-config
+.PHONY: demo test chaos bench record-wire fmt lint services clean-services compose-config
 
 demo: services
 	@cargo build --release --locked
@@ -19,6 +20,11 @@ demo: services
 test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run cargo test --locked --features failpoints
+
+# a seed is printed; WALCAST_SEED draws the same deaths again
+chaos: KILLS ?= 200
+chaos: services
+	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test chaos --test odd -- --nocapture --test-threads 1
 
 # variables: EVENTS, ROUNDS, SINKS; see scripts/bench
 bench: services
