@@ -108,7 +108,11 @@ async fn judge(
     if let Some(facts) = &facts {
         facts.check_usable(config)?;
     }
-    match (known(client, &config.slot).await?, facts) {
+    let known = known(client, &config.slot).await?;
+    if let Some(known) = known.as_ref().filter(|known| known.ready) {
+        check_system(known, identity, config)?;
+    }
+    match (known, facts) {
         (Some(known), Some(_)) if known.ready => {
             check_same(&known, identity, publication, config)?;
             let (system_id, timeline) = (known.system_id, identity.timeline);
@@ -139,6 +143,29 @@ async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Kno
     }))
 }
 
+/// Looked at before the slot: a database restored elsewhere has none, and that is not what is wrong with it.
+fn check_system(known: &Known, identity: &SystemIdentity, config: &PostgresConfig) -> Result<()> {
+    let (theirs, ours) = (&known.system_id, &identity.system_id);
+    if theirs == ours {
+        return Ok(());
+    }
+    let message = format!("walcast.epoch is of system {theirs}, this server is {ours}");
+    Err(Error::new(Kind::Resync, message).hint(format!(
+        "this database was restored from another cluster: {}, then `walcast init`; the sinks need fresh targets, or \
+         to be brought level with it",
+        forget(&config.slot)
+    )))
+}
+
+/// What makes walcast forget a slot, as SQL.
+fn forget(slot: &str) -> String {
+    let slot = quote::literal(slot);
+    format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}; \
+         DELETE FROM walcast.epoch WHERE slot = {slot}"
+    )
+}
+
 fn check_same(
     known: &Known,
     identity: &SystemIdentity,
@@ -146,12 +173,6 @@ fn check_same(
     config: &PostgresConfig,
 ) -> Result<()> {
     let resync = |message: String, hint: &str| Err(Error::new(Kind::Resync, message).hint(hint));
-    if known.system_id != identity.system_id {
-        return resync(
-            format!("walcast.epoch is of system {}, this server is {}", known.system_id, identity.system_id),
-            "this database was restored from another cluster: drop the slot and the schema walcast, then `walcast init`",
-        );
-    }
     if known.timeline != identity.timeline as i32 {
         return resync(
             format!(
@@ -167,7 +188,11 @@ fn check_same(
                 "publication {} was dropped (and perhaps made again) after slot {} was made",
                 config.publication, config.slot
             ),
-            "the slot cannot read past that place: rebuild, then drop the slot and its row in walcast.epoch, and run `walcast init`",
+            &format!(
+                "the slot cannot read past that place: bring the sinks level with PostgreSQL, then {}, and run \
+                 `walcast init`",
+                forget(&config.slot)
+            ),
         );
     }
     Ok(())
@@ -179,8 +204,14 @@ fn no_publication(config: &PostgresConfig) -> Error {
 }
 
 fn slot_gone(config: &PostgresConfig) -> Error {
-    Error::new(Kind::Resync, format!("replication slot {} is gone, and with it the WAL that was not delivered", config.slot))
-        .hint("bring the sinks level with PostgreSQL, then delete the slot's row from walcast.epoch and run `walcast init`")
+    Error::new(
+        Kind::Resync,
+        format!("replication slot {} is gone, and with it the WAL that was not delivered", config.slot),
+    )
+    .hint(format!(
+        "bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
+        forget(&config.slot)
+    ))
 }
 
 fn slot_not_ours(config: &PostgresConfig) -> Error {
