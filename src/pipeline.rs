@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
-use crate::lsn::{Lsn, Mark, Session};
+use crate::lsn::{Lsn, Mark, Session, fresh_start};
 use crate::shutdown::Shutdown;
 use crate::sink::driver::Driver;
 use crate::sink::queue::{QueueSender, queue};
@@ -88,10 +88,10 @@ async fn start(config: &Config, board: &Board) -> Result<Streaming> {
         sink.prepare().await?;
     }
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
+    let (epoch, history) = epoch::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
-    let session = state.take_token(epoch, confirmed).await?;
+    let session = state.take_token(epoch, history, confirmed).await?;
     failpoint!("pipeline_after_token");
     let recovered = recover(sinks, &session, &mut state).await?;
     failpoint!("pipeline_after_recover");
@@ -117,7 +117,12 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
     let mut recovered = Recovered::new();
     for mut sink in sinks {
         let name = sink.name();
-        let stored = sink.recover(session).await?;
+        let stored = match sink.recover(session).await {
+            Err(error) if error.kind() == Kind::Fenced => {
+                return Err(older_state(error, session, state).await);
+            }
+            stored => stored?,
+        };
         let registered = state.is_registered(session, name).await?;
         let mark = match stored {
             Some(stored) => stored.go_on(name, session)?,
@@ -130,10 +135,36 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
             }
             None => Mark::at(session.start),
         };
+        require_reached(name, mark, state.wal_end().await?)?;
         tracing::info!(sink = name, %mark, "sink recovered");
         recovered.push((sink, mark, registered));
     }
     Ok(recovered)
+}
+
+/// A sink beyond the server's WAL has seen a future that this server has lost: what it writes there next, the
+/// sink would take for what it holds.
+fn require_reached(name: &str, mark: Mark, wal_end: Lsn) -> Result<()> {
+    if mark.held <= wal_end {
+        return Ok(());
+    }
+    let message = format!(
+        "{name} holds everything up to {}, and the server's WAL ends at {wal_end}: this server was restored from an \
+         older state, and {name} has events that it has lost",
+        mark.held
+    );
+    Err(Error::new(Kind::Resync, message).hint(fresh_start(name)))
+}
+
+/// A target that has seen a newer instance than PostgreSQL knows of has not been fenced by one: PostgreSQL has
+/// forgotten it.
+async fn older_state(fenced: Error, session: &Session, state: &mut State) -> Error {
+    match state.guarded(session).await {
+        Err(newer) => newer,
+        Ok(_) => Error::new(Kind::Resync, "this server was restored from an older state: a sink knows of a newer walcast than walcast.epoch does")
+            .hint("restore the sinks from the same time, or give them fresh targets")
+            .because(fenced),
+    }
 }
 
 /// The stream and the sinks at work.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
-use crate::lsn::{Epoch, Lsn};
+use crate::lsn::{Epoch, History, Lsn};
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::{quote, slot, sql};
@@ -23,19 +23,20 @@ struct Known {
 
 /// The epoch of the configured slot. Makes slot and epoch when there are neither; kind `Resync` when they do
 /// not belong together.
-pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<Epoch> {
+pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<(Epoch, History)> {
     let mut replication = Connection::connect(config).await?;
     let identity = replication.identify_system().await?;
+    let history = replication.timeline_history(identity.timeline).await?;
     let client = state.client().await?;
     // One process at a time makes a slot; the lock ends with this session at the latest.
     client
         .execute("SELECT pg_advisory_lock(hashtext('walcast'), hashtext($1))", &[&config.slot])
         .await
         .map_err(sql::error)?;
-    let opened = open_alone(config, state, replication, &identity).await;
+    let opened = open_alone(config, state, replication, &identity, &history).await;
     let unlock = "SELECT pg_advisory_unlock(hashtext('walcast'), hashtext($1))";
     state.client().await?.execute(unlock, &[&config.slot]).await.map_err(sql::error)?;
-    opened
+    opened.map(|epoch| (epoch, history))
 }
 
 async fn open_alone(
@@ -43,10 +44,11 @@ async fn open_alone(
     state: &mut State,
     replication: Connection,
     identity: &SystemIdentity,
+    history: &History,
 ) -> Result<Epoch> {
     let client = state.client().await?;
     let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
-    match judge(client, config, identity, publication).await? {
+    match judge(client, config, identity, history, publication).await? {
         Judgement::Whole(epoch) => Ok(epoch),
         Judgement::Missing => create(config, state, replication, identity, publication).await,
         Judgement::HalfMade => {
@@ -71,9 +73,11 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
         Err(error) => Finding::failed(subject, error),
     });
     let publication = publication.ok().flatten().map(|publication| publication.oid);
-    let identity = Connection::connect(config).await?.identify_system().await?;
+    let mut replication = Connection::connect(config).await?;
+    let identity = replication.identify_system().await?;
+    let history = replication.timeline_history(identity.timeline).await?;
     let subject = format!("slot {}", config.slot);
-    findings.push(match judge(client, config, &identity, publication).await {
+    findings.push(match judge(client, config, &identity, &history, publication).await {
         Ok(Judgement::Whole(epoch)) => Finding::ok(subject, format!("belongs to {epoch}")),
         Ok(Judgement::Missing) => Finding::warn(
             subject,
@@ -102,6 +106,7 @@ async fn judge(
     client: &tokio_postgres::Client,
     config: &PostgresConfig,
     identity: &SystemIdentity,
+    history: &History,
     publication: Option<u32>,
 ) -> Result<Judgement> {
     let facts = slot::facts(client, &config.slot).await?;
@@ -111,10 +116,11 @@ async fn judge(
     let known = known(client, &config.slot).await?;
     if let Some(known) = known.as_ref().filter(|known| known.ready) {
         check_system(known, identity, config)?;
+        check_timeline(known, identity, history)?;
     }
     match (known, facts) {
         (Some(known), Some(_)) if known.ready => {
-            check_same(&known, identity, publication, config)?;
+            check_publication(&known, publication, config)?;
             let (system_id, timeline) = (known.system_id, identity.timeline);
             Ok(Judgement::Whole(Epoch { epoch: known.epoch, system_id, timeline, slot: config.slot.clone() }))
         }
@@ -166,36 +172,31 @@ fn forget(slot: &str) -> String {
     )
 }
 
-fn check_same(
-    known: &Known,
-    identity: &SystemIdentity,
-    publication: Option<u32>,
-    config: &PostgresConfig,
-) -> Result<()> {
-    let resync = |message: String, hint: &str| Err(Error::new(Kind::Resync, message).hint(hint));
-    if known.timeline != identity.timeline as i32 {
-        return resync(
-            format!(
-                "walcast.epoch is of timeline {}, this server is on {}",
-                known.timeline, identity.timeline
-            ),
-            "after a failover the sinks must be compared with the new primary first",
-        );
+/// Its own timeline, or one that it grew out of; how far each mark of that one counts is for the mark to say.
+fn check_timeline(known: &Known, identity: &SystemIdentity, history: &History) -> Result<()> {
+    let (theirs, ours) = (known.timeline as u32, identity.timeline);
+    if theirs == ours || history.left_at(theirs).is_some() {
+        return Ok(());
     }
-    if publication != Some(known.publication_oid) {
-        return resync(
-            format!(
-                "publication {} was dropped (and perhaps made again) after slot {} was made",
-                config.publication, config.slot
-            ),
-            &format!(
-                "the slot cannot read past that place: bring the sinks level with PostgreSQL, then {}, and run \
-                 `walcast init`",
-                forget(&config.slot)
-            ),
-        );
+    let message = format!(
+        "walcast.epoch is of timeline {theirs}, this server is on {ours} and did not grow out of that one"
+    );
+    Err(Error::new(Kind::Resync, message)
+        .hint("set postgres.host to the newest primary: this server has parted from what walcast has read"))
+}
+
+fn check_publication(known: &Known, publication: Option<u32>, config: &PostgresConfig) -> Result<()> {
+    if publication == Some(known.publication_oid) {
+        return Ok(());
     }
-    Ok(())
+    let message = format!(
+        "publication {} was dropped (and perhaps made again) after slot {} was made",
+        config.publication, config.slot
+    );
+    Err(Error::new(Kind::Resync, message).hint(format!(
+        "the slot cannot read past that place: bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
+        forget(&config.slot)
+    )))
 }
 
 fn no_publication(config: &PostgresConfig) -> Error {

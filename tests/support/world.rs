@@ -236,13 +236,21 @@ impl World {
         assert!(made.iter().all(Result::is_ok), "{made:?}");
     }
 
+    /// Deletes a topic, and returns when it is gone.
+    pub async fn delete_topic(&self, name: &str) {
+        let admin: AdminClient<DefaultClientContext> = client_config().create().unwrap();
+        let topic = format!("{}.{name}", self.topic_prefix);
+        let deleted = admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
+        assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    }
+
     /// A connection to this world's Redis database.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
         redis_connection(self.redis_db).await
     }
 
     /// The sum of all plays of all days.
-    async fn redis_plays(&self) -> i64 {
+    pub async fn redis_plays(&self) -> i64 {
         let mut redis = self.redis().await;
         let keys: Vec<String> = redis::cmd("KEYS").arg("engagement:*").query_async(&mut redis).await.unwrap();
         let mut plays = 0;
@@ -269,7 +277,7 @@ impl World {
         rows.into_iter().map(values).collect()
     }
 
-    async fn bigquery_ids(&self) -> Vec<i64> {
+    pub async fn bigquery_ids(&self) -> Vec<i64> {
         let rows = self.bigquery(&format!("SELECT event_id FROM {}.engagement_events", self.dataset)).await;
         rows.iter().map(|row| row[0].as_str().unwrap().parse().unwrap()).collect()
     }

@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::oneshot;
 
+use super::NAME;
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::message::{Encoder, Message};
@@ -21,9 +22,12 @@ use super::progress::Fence;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
+use crate::lsn::fresh_start;
 
 /// How often an idle producer looks at what librdkafka has to say.
 const IDLE_POLL: Duration = Duration::from_secs(1);
+/// How long after its own start a broker may not know its topics.
+const TOPICS_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// How often to look whether records have been acknowledged. Slept through: rdkafka's `poll` spins during
 /// the last millisecond of its time.
 const DELIVERY_POLL: Duration = Duration::from_micros(500);
@@ -117,13 +121,16 @@ impl Transactions {
 
     /// A topic that is gone, or was made again with other partitions, is never written to.
     fn require_partitions(&self, config: &KafkaConfig) -> Result<()> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout.min(TOPICS_KNOWN_WITHIN);
         for (topic, partitions) in config.partitioning() {
             let mut found = self.partitions(&topic)?;
             // a broker that has just started may not know its topics yet
             while found == 0 && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(100));
                 found = self.partitions(&topic)?;
+            }
+            if found == 0 && topic == config.topics().progress {
+                return Err(mark_gone(&topic));
             }
             if found != usize::from(partitions) {
                 let message = format!("Kafka: topic {topic} has {found} partitions instead of {partitions}");
@@ -176,6 +183,12 @@ impl Transactions {
     fn failed(&self, doing: &str, error: KafkaError) -> Error {
         sort(doing, error, self.producer.client().context())
     }
+}
+
+/// `prepare` has made the topic, or found it, at the start.
+fn mark_gone(topic: &str) -> Error {
+    let message = format!("kafka held a mark once and holds none now: topic {topic} was deleted");
+    Error::new(Kind::Resync, message).hint(fresh_start(NAME))
 }
 
 fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {
