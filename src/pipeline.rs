@@ -39,9 +39,10 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// Runs until `shutdown`, or until an error that starting again would not mend.
 pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Result<()> {
     let mut backoff = Backoff::default();
+    let mut former = None;
     loop {
         let began = Instant::now();
-        let ended = stream_once(config, board, &mut shutdown).await;
+        let ended = stream_once(config, board, &mut former, &mut shutdown).await;
         board.streaming(false);
         match ended {
             Ok(()) => return Ok(()),
@@ -63,8 +64,13 @@ pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Resu
 }
 
 /// One life of the pipeline: from "who holds what" to the end of the stream.
-async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) -> Result<()> {
-    let starting = start(config, board);
+async fn stream_once(
+    config: &Config,
+    board: &Board,
+    former: &mut Option<Session>,
+    shutdown: &mut Shutdown,
+) -> Result<()> {
+    let starting = start(config, board, former);
     let streaming = tokio::select! {
         streaming = starting => streaming?,
         () = shutdown.wait() => return Ok(()),
@@ -80,8 +86,12 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 }
 
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
-async fn start(config: &Config, board: &Board) -> Result<Streaming> {
+async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
+    if let Some(former) = former {
+        // whoever took over while we did not look is left alone
+        drop(state.guarded(former).await?);
+    }
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
     let mut sinks = sink::build(config)?;
     for sink in &mut sinks {
@@ -92,6 +102,7 @@ async fn start(config: &Config, board: &Board) -> Result<Streaming> {
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
     let session = state.take_token(epoch, history, confirmed).await?;
+    *former = Some(session.clone());
     failpoint!("pipeline_after_token");
     let recovered = recover(sinks, &session, &mut state).await?;
     failpoint!("pipeline_after_recover");

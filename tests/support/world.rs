@@ -227,6 +227,22 @@ impl World {
         tokio::task::spawn_blocking(move || read_topic(&topic)).await.unwrap()
     }
 
+    /// How far a reader of this isolation sees into the events topic: the sum of its partitions' ends.
+    pub async fn kafka_end(&self, isolation: &'static str) -> i64 {
+        let topic = format!("{}.events", self.topic_prefix);
+        let end = move || {
+            let reader: BaseConsumer = client_config()
+                .set("group.id", "walcast-tests")
+                .set("isolation.level", isolation)
+                .create()
+                .unwrap();
+            let end =
+                |partition| reader.fetch_watermarks(&topic, partition, Duration::from_secs(10)).unwrap().1;
+            (0..16).map(end).sum()
+        };
+        tokio::task::spawn_blocking(end).await.unwrap()
+    }
+
     /// Makes a topic the way an operator might have.
     pub async fn create_topic(&self, name: &str, partitions: i32) {
         let admin: AdminClient<DefaultClientContext> = client_config().create().unwrap();
@@ -328,15 +344,15 @@ impl Running {
     }
 
     async fn signal(mut self, signal: &str) -> Option<i32> {
-        let pid = self.pid().to_string();
-        assert!(
-            std::process::Command::new("kill")
-                .args([&format!("-{signal}"), &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        self.send(signal);
         self.ended().await
+    }
+
+    /// Sends a signal, such as STOP or CONT.
+    pub fn send(&self, signal: &str) {
+        let pid = self.pid().to_string();
+        let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap();
+        assert!(sent.success());
     }
 
     /// Waits for its end; the exit code.
