@@ -113,6 +113,11 @@ impl Mark {
         self.held >= other.held && other.position.is_none_or(|position| self.holds(position))
     }
 
+    /// Whether nothing that is covered lies at or beyond `end`, the end of a timeline.
+    fn is_within(&self, end: Lsn) -> bool {
+        self.held <= end && self.position.is_none_or(|last| last.commit_lsn < end)
+    }
+
     /// The mark of somebody who had `self` and now also has all up to `to`.
     #[must_use]
     pub fn advanced(self, to: Mark) -> Mark {
@@ -152,6 +157,27 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// The timelines that a server's own grew out of, oldest first, each with the LSN where it was left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History(Vec<(u32, Lsn)>);
+
+impl History {
+    /// Reads a timeline history file: a line a timeline, its number, where it was left, and why.
+    pub fn parse(text: &str) -> Option<History> {
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let entry = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        };
+        lines.map(entry).collect::<Option<_>>().map(History)
+    }
+
+    /// Where this timeline was left; `None` when it is no ancestor.
+    pub fn left_at(&self, timeline: u32) -> Option<Lsn> {
+        self.0.iter().find(|(number, _)| *number == timeline).map(|(_, left)| *left)
+    }
+}
+
 /// A mark as a target stores it, in the same atomic act as the data it speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredMark {
@@ -174,15 +200,9 @@ impl StoredMark {
     /// The mark to go on from in this session. Kind `Resync` when the slot can no longer deliver what `sink`
     /// lacks.
     pub fn go_on(&self, sink: &str, session: &Session) -> Result<Mark> {
-        let Session { epoch, start, .. } = session;
+        let start = &session.start;
         let mark = self.mark;
-        if self.epoch != *epoch {
-            return Err(Error::new(
-                Kind::Resync,
-                format!("{sink} holds {mark} of another history ({}), the slot is of {epoch}", self.epoch),
-            )
-            .hint(format!("rebuild {sink} from PostgreSQL, or give it fresh targets, then start again")));
-        }
+        self.check_history(sink, session)?;
         if mark.held < *start {
             return Err(Error::new(
                 Kind::Resync,
@@ -201,6 +221,24 @@ impl StoredMark {
         Ok(mark)
     }
 
+    /// A failover keeps what was below the place where the new primary's timeline left the old one.
+    fn check_history(&self, sink: &str, session: &Session) -> Result<()> {
+        let (ours, mark) = (&session.epoch, self.mark);
+        let same_but_timeline = Epoch { timeline: ours.timeline, ..self.epoch.clone() };
+        let left_at = session.history.left_at(self.epoch.timeline);
+        let message = match left_at {
+            _ if self.epoch == *ours => return Ok(()),
+            Some(left) if same_but_timeline == *ours && mark.is_within(left) => return Ok(()),
+            Some(left) if same_but_timeline == *ours => format!(
+                "{sink} holds {mark} of timeline {}, which this server, on timeline {}, left at {left}: {sink} has \
+                 events from between that were lost in the failover",
+                self.epoch.timeline, ours.timeline
+            ),
+            _ => format!("{sink} holds {mark} of another history ({}), the slot is of {ours}", self.epoch),
+        };
+        Err(Error::new(Kind::Resync, message).hint(fresh_start(sink)))
+    }
+
     /// The stored form: one JSON object, the same text for the same mark.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
@@ -212,6 +250,17 @@ impl StoredMark {
     }
 }
 
+/// What makes a sink whole whose targets nothing can bring level with the slot.
+pub fn fresh_start(sink: &str) -> String {
+    match sink {
+        "redis" => "`walcast rebuild redis`, then start again".to_owned(),
+        _ => format!(
+            "bring {sink} level with PostgreSQL, or give it fresh targets; then DELETE FROM walcast.sink WHERE name = \
+             '{sink}', and start again: it goes on at the slot's confirmed LSN"
+        ),
+    }
+}
+
 /// What one running instance knows itself by; every target checks the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
@@ -220,6 +269,8 @@ pub struct Session {
     /// Taken from PostgreSQL at start, greater than that of every earlier instance. A target that has
     /// seen a greater one refuses us: an older instance can change nothing.
     pub token: i64,
+    /// The timelines before `epoch.timeline`.
+    pub history: History,
     /// The slot's confirmed LSN at start: where a sink that holds no mark yet begins. A mark inside a
     /// transaction needs it for its `held` before the first commit is whole.
     pub start: Lsn,
@@ -255,6 +306,44 @@ mod tests {
         assert!(mark.holds(position(200, 3)));
         assert!(!mark.holds(position(200, 4)));
         assert!(!Mark::at(Lsn(150)).holds(position(150, 0)), "a commit record at held is the next one");
+    }
+
+    fn held(timeline: u32, position: Option<Position>, held: u64) -> StoredMark {
+        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline, slot: "walcast".into() };
+        StoredMark::new(&epoch, Mark { position, held: Lsn(held) })
+    }
+
+    #[test]
+    fn after_a_failover_only_marks_below_the_switch_carry_over() {
+        let history = History::parse("1\t0/100\tno recovery target specified\n\n2\t0/200\tx y\n").unwrap();
+        let session = Session { epoch: held(3, None, 0).epoch, token: 1, history, start: Lsn(0x80) };
+        for (stored, goes_on) in [
+            (held(1, None, 0x100), true),
+            (held(1, None, 0x101), false),
+            (held(1, Some(position(0xF8, 7)), 0x90), true),
+            (held(1, Some(position(0x100, 0)), 0x90), false),
+            (held(2, None, 0x200), true),
+            (held(2, None, 0x201), false),
+            (held(3, None, 0x999), true),
+            (held(4, None, 0x90), false),
+        ] {
+            let judged = stored.go_on("kafka", &session);
+            assert_eq!(judged.is_ok(), goes_on, "{stored:?}: {judged:?}");
+            assert!(judged.is_ok_and(|mark| mark == stored.mark) || !goes_on);
+        }
+        let other = StoredMark {
+            epoch: Epoch { system_id: "8".into(), ..held(1, None, 0).epoch },
+            ..held(1, None, 0x90)
+        };
+        assert!(other.go_on("kafka", &session).is_err(), "another cluster's timeline 1");
+    }
+
+    #[test]
+    fn what_is_not_a_timeline_history_is_refused() {
+        for text in ["1", "x\t0/1", "1\tx", "1 0/1\nx"] {
+            assert_eq!(History::parse(text), None, "{text:?}");
+        }
+        assert_eq!(History::parse("# none\n"), Some(History::default()));
     }
 
     #[test]

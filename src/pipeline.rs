@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
-use crate::lsn::{Lsn, Mark, Session};
+use crate::lsn::{Lsn, Mark, Session, fresh_start};
 use crate::shutdown::Shutdown;
 use crate::sink::driver::Driver;
 use crate::sink::queue::{QueueSender, queue};
@@ -41,9 +41,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Runs until `shutdown`, or until an error that starting again would not mend.
 pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Result<()> {
     let mut backoff = Backoff::default();
+    let mut former = None;
     loop {
         let began = Instant::now();
-        let ended = stream_once(config, board, &mut shutdown).await;
+        let ended = stream_once(config, board, &mut former, &mut shutdown).await;
         board.streaming(false);
         match ended {
             Ok(()) => return Ok(()),
@@ -65,8 +66,13 @@ pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Resu
 }
 
 /// One life of the pipeline: from "who holds what" to the end of the stream.
-async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) -> Result<()> {
-    let starting = start(config, board);
+async fn stream_once(
+    config: &Config,
+    board: &Board,
+    former: &mut Option<Session>,
+    shutdown: &mut Shutdown,
+) -> Result<()> {
+    let starting = start(config, board, former);
     let streaming = tokio::select! {
         streaming = starting => streaming?,
         () = shutdown.wait() => return Ok(()),
@@ -82,18 +88,23 @@ async fn stream_once(config: &Config, board: &Board, shutdown: &mut Shutdown) ->
 }
 
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
-async fn start(config: &Config, board: &Board) -> Result<Streaming> {
+async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> Result<Streaming> {
     let mut state = State::new(config.postgres.clone());
+    if let Some(former) = former {
+        // whoever took over while we did not look is left alone
+        drop(state.guarded(former).await?);
+    }
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
     let mut sinks = sink::build(config)?;
     for sink in &mut sinks {
         sink.prepare().await?;
     }
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
+    let (epoch, history) = epoch::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
     let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
-    let session = state.take_token(epoch, confirmed).await?;
+    let session = state.take_token(epoch, history, confirmed).await?;
+    *former = Some(session.clone());
     failpoint!("pipeline_after_token");
     let recovered = recover(sinks, &session, &mut state).await?;
     failpoint!("pipeline_after_recover");
@@ -119,7 +130,12 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
     let mut recovered = Recovered::new();
     for mut sink in sinks {
         let name = sink.name();
-        let stored = sink.recover(session).await?;
+        let stored = match sink.recover(session).await {
+            Err(error) if error.kind() == Kind::Fenced => {
+                return Err(older_state(error, session, state).await);
+            }
+            stored => stored?,
+        };
         let registered = state.is_registered(session, name).await?;
         let mark = match stored {
             Some(stored) => stored.go_on(name, session)?,
@@ -132,10 +148,36 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
             }
             None => Mark::at(session.start),
         };
+        require_reached(name, mark, state.wal_end().await?)?;
         tracing::info!(sink = name, %mark, "sink recovered");
         recovered.push((sink, mark, registered));
     }
     Ok(recovered)
+}
+
+/// A sink beyond the server's WAL has seen a future that this server has lost: what it writes there next, the
+/// sink would take for what it holds.
+fn require_reached(name: &str, mark: Mark, wal_end: Lsn) -> Result<()> {
+    if mark.held <= wal_end {
+        return Ok(());
+    }
+    let message = format!(
+        "{name} holds everything up to {}, and the server's WAL ends at {wal_end}: this server was restored from an \
+         older state, and {name} has events that it has lost",
+        mark.held
+    );
+    Err(Error::new(Kind::Resync, message).hint(fresh_start(name)))
+}
+
+/// A target that has seen a newer instance than PostgreSQL knows of has not been fenced by one: PostgreSQL has
+/// forgotten it.
+async fn older_state(fenced: Error, session: &Session, state: &mut State) -> Error {
+    match state.guarded(session).await {
+        Err(newer) => newer,
+        Ok(_) => Error::new(Kind::Resync, "this server was restored from an older state: a sink knows of a newer walcast than walcast.epoch does")
+            .hint("restore the sinks from the same time, or give them fresh targets")
+            .because(fenced),
+    }
 }
 
 /// The stream and the sinks at work.

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::{Class, Kind, Result};
 use walcast::finding::Verdict;
-use walcast::lsn::{Epoch, Lsn, Mark, Position, Session};
+use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
 use walcast::model::content::Content;
 use walcast::ops::init::migrate;
 use walcast::sink::bigquery::column::Record;
@@ -92,7 +92,10 @@ impl World {
     }
 
     async fn newest(&self) -> Session {
-        State::new(self.postgres.clone()).take_token(self.epoch.clone(), START).await.unwrap()
+        State::new(self.postgres.clone())
+            .take_token(self.epoch.clone(), History::default(), START)
+            .await
+            .unwrap()
     }
 
     /// Runs a statement at the emulator; a row's values in order.

@@ -198,18 +198,3 @@ async fn a_fast_shutdown_of_postgresql_is_not_held_up() {
     running.stop().await;
     services::command(&["postgres", "17:shutdown", "down"]);
 }
-
-#[tokio::test]
-async fn a_second_instance_waits_for_the_first() {
-    let world = World::initialised().await;
-    let first = world.start().await;
-    let second = world.spawn();
-    wait_until("the second waits", async || second.log.lock().await.contains("waiting for its end")).await;
-    world.insert_events(10).await;
-    world.wait_until_all_hold(10).await;
-    first.kill().await;
-    second.wait_until_streaming().await;
-    world.insert_events(10).await;
-    world.wait_until_all_hold(20).await;
-    second.stop().await;
-}

@@ -23,7 +23,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Row};
 use walcast::error::Kind;
-use walcast::lsn::{Epoch, Lsn, Mark, Position, Session, StoredMark};
+use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session, StoredMark};
 use walcast::model::content::Content;
 use walcast::sink::kafka::{KafkaConfig, KafkaSink, Topics};
 use walcast::sink::{Sink, Verdict, Written};
@@ -77,7 +77,7 @@ impl Fixture {
     async fn session(&self) -> Session {
         let update = "UPDATE walcast.epoch SET token = token + 1 RETURNING token";
         let token = self.sql.query_one(update, &[]).await.unwrap().get(0);
-        Session { epoch: self.epoch.clone(), token, start: Lsn(0) }
+        Session { epoch: self.epoch.clone(), token, history: History::default(), start: Lsn(0) }
     }
 
     /// A sink that has its topics and the newest token.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, ContentChange, Row};
 use walcast::error::{Class, Error, Kind, Result};
-use walcast::lsn::{Epoch, Lsn, Mark, Position, Session, StoredMark};
+use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session, StoredMark};
 use walcast::sink::driver::Driver;
 use walcast::sink::queue::{QueueSender, queue};
 use walcast::sink::{Finding, Pace, Sink, Written};
@@ -169,7 +169,7 @@ impl World {
             wal,
             targets: NAMES.iter().map(|_| Arc::default()).collect(),
             confirmed: Lsn(1000),
-            session: Session { epoch, token: 1, start: Lsn(1000) },
+            session: Session { epoch, token: 1, history: History::default(), start: Lsn(1000) },
         }
     }
 

@@ -19,7 +19,7 @@ postgres_start() {
 postgres_ready() {
   local dir
   dir=$(dir_of "$1")
-  [ "$(sed -n '8s/ *$//p' "$dir/data/postmaster.pid" 2>/dev/null)" = ready ] || return 1
+  case $(sed -n '8s/ *$//p' "$dir/data/postmaster.pid" 2>/dev/null) in ready | standby) ;; *) return 1 ;; esac
   [ -e "$dir/data/engagement.made" ] && return
   postgres_psql "$1" -c 'CREATE DATABASE engagement' && touch "$dir/data/engagement.made"
 }
@@ -43,6 +43,7 @@ postgres_command() {
   case $command in
     up) install_packages; postgres_choose "$name" "$@"; up "$name" ;;
     env) postgres_env "$name" ;;
+    copy) [ $# -ge 1 ] || usage; postgres_copy "$name" "postgres-${1/:/-}" "${2:-}" ;;
     down | wipe | restart) "$command" "$name" ;;
     kill) signal "$name" "$@" ;;
     *) usage ;;
@@ -58,6 +59,20 @@ postgres_choose() {
   case ${1:-} in *=* | '') ;; *) echo "$1" >"$dir/port"; shift ;; esac
   [ -e "$dir/port" ] || postgres_free_port "$name" >"$dir/port"
   [ $# -eq 0 ] || printf '%s\n' "$@" >"$dir/extra.conf"
+}
+
+# postgres_copy NAME SOURCE [standby]: takes over the data of a server of the same version. Both must be down.
+postgres_copy() {
+  local dir source
+  dir=$(dir_of "$1") source=$(dir_of "$2")
+  lock "$1"
+  ! pid_of "$1" >/dev/null && ! pid_of "$2" >/dev/null || die "stop $1 and $2 first"
+  rm -rf "$dir/data"
+  cp -a "$source/data" "$dir/data"
+  cp -a "$source/server.crt" "$dir/"
+  [ "${3:-}" = standby ] || return 0
+  rm -rf "$dir"/data/pg_replslot/* # it gets its own
+  touch "$dir/data/standby.signal" && give_to_postgres "$dir/data/standby.signal"
 }
 
 postgres_free_port() {

@@ -28,7 +28,7 @@ pub async fn init(config: &Config) -> Result<()> {
         sink.prepare().await?;
         tracing::info!(sink = sink.name(), "target ready");
     }
-    let epoch = epoch::open(&config.postgres, &mut state).await?;
+    let (epoch, _) = epoch::open(&config.postgres, &mut state).await?;
     tracing::info!(slot = epoch.slot, epoch = %epoch.epoch, "slot ready");
     Ok(())
 }

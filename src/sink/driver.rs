@@ -193,7 +193,8 @@ impl Work {
     fn resume(&mut self, stored: Option<StoredMark>) -> Result<()> {
         let name = self.driver.sink.name();
         let mark = match stored {
-            Some(stored) if stored.epoch == self.driver.session.epoch => stored.mark,
+            // of an earlier timeline: that was looked at when we started
+            Some(stored) if stored.epoch.epoch == self.driver.session.epoch.epoch => stored.mark,
             Some(_) => {
                 return Err(Error::new(Kind::Lost, format!("{name} came back with a mark of another epoch")));
             }

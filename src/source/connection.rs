@@ -5,7 +5,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Error, Kind, Result};
-use crate::lsn::Lsn;
+use crate::lsn::{History, Lsn};
 use crate::source::PostgresConfig;
 use crate::source::auth::{Security, authenticate};
 use crate::source::dial::{dial, in_time};
@@ -96,6 +96,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             wal_flush: parsed(&row, 2)?,
             db: row.get(3).cloned().flatten(),
         })
+    }
+
+    /// TIMELINE_HISTORY: the timelines that this one grew out of.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<History> {
+        if timeline <= 1 {
+            return Ok(History::default());
+        }
+        let row = self.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        History::parse(field(&row, 1)?).ok_or_else(|| malformed("a timeline's history of another shape"))
     }
 
     /// Makes a logical slot for `pgoutput` and exports its snapshot. Waits until every transaction that

@@ -1,18 +1,19 @@
-//! The source's own watch: a heartbeat through the WAL every 10 s, and once a minute a look whether the
-//! publication is still what the slot was made for (PostgreSQL 18 skips rows of a missing one silently).
+//! The source's own watch: every 10 s a heartbeat through the WAL, and a look whether the publication is still what
+//! the slot was made for (PostgreSQL 18 skips rows of a missing one, and warns only once).
 
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
+use tokio_postgres::Client;
 
 use crate::error::{Error, Kind, Result};
+use crate::source::slot::Publication;
 use crate::source::{PostgresConfig, slot, sql};
 
 /// Prefix of our logical messages.
 pub const PREFIX: &str = "walcast";
 
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
-const LOOK_EVERY_HEARTBEATS: u32 = 6;
 
 /// Runs until the session is lost or something is wrong with the source; gives the reason. The end of this
 /// ordinary session is also how a shutdown of the server is noticed: the stream itself is held open by the
@@ -26,34 +27,45 @@ pub async fn watch(config: &PostgresConfig) -> Error {
 
 async fn watching(config: &PostgresConfig) -> Result<std::convert::Infallible> {
     let (client, mut session_ended) = sql::connect_watched(config).await?;
-    let publication = slot::publication(&client, config).await?;
+    let publication = published(&client, config).await?;
     let mut heartbeat_due = tokio::time::interval(HEARTBEAT_EVERY);
     heartbeat_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut count = 0_u32;
     loop {
         tokio::select! {
             ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Kind::Unavailable, "the SQL session ended"))),
             _ = heartbeat_due.tick() => {}
         }
         beat(&client).await?;
-        count = count.wrapping_add(1);
-        if count.is_multiple_of(LOOK_EVERY_HEARTBEATS)
-            && slot::publication(&client, config).await? != publication
-        {
-            return Err(Error::new(
-                Kind::Resync,
-                format!(
-                    "publication {} was dropped (and perhaps made again) while streaming",
-                    config.publication
-                ),
-            ));
+        if published(&client, config).await? != publication {
+            return Err(dropped(config));
         }
     }
 }
 
+/// The publication; kind `Resync` when it is not as it must be, since rows may have been left out by now.
+async fn published(client: &Client, config: &PostgresConfig) -> Result<Publication> {
+    match slot::publication(client, config).await {
+        Ok(Some(publication)) => Ok(publication),
+        Ok(None) => Err(dropped(config)),
+        Err(error) if error.kind() == Kind::Setup => {
+            Err(Error::new(Kind::Resync, format!("{error}: rows may be missing from the sinks"))
+                .hint(format!("{}; then bring the sinks level with PostgreSQL", error.advice())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn dropped(config: &PostgresConfig) -> Error {
+    let message =
+        format!("publication {} was dropped (and perhaps made again) while streaming", config.publication);
+    Error::new(Kind::Resync, message).hint(
+        "the next `walcast run` refuses to start, and says what mends it: the slot cannot read past that place",
+    )
+}
+
 /// Sends one heartbeat through the WAL. On a standby nothing can be written; there the keepalives' WAL end moves
 /// the marks.
-pub async fn beat(client: &tokio_postgres::Client) -> Result<()> {
+pub async fn beat(client: &Client) -> Result<()> {
     let sent = client
         .execute(
             "SELECT CASE WHEN NOT pg_is_in_recovery()

@@ -51,11 +51,14 @@ const BETWEEN: &str = "the server's certificate is another one than we were show
     and PostgreSQL, or a proxy ends the TLS; set `postgres.host` and `postgres.port` to PostgreSQL itself";
 const PG_HBA: &str = "see `postgres.user` and `postgres.sslmode`, and let it in by pg_hba.conf, for example: \
     host <db> <user> <address> scram-sha-256";
+const STANDBY: &str =
+    "this server is a standby: walcast goes on when it is promoted; or set `postgres.host` to the primary";
 const WAL_SENDERS: &str = "raise max_wal_senders (or max_connections), or see who holds the connections: \
     SELECT pid, application_name, state FROM pg_stat_replication";
 
 /// The first row that fits says it.
 const MEANINGS: &[Meaning] = &[
+    meaning("25006", "", Kind::Unavailable, STANDBY),
     meaning("28P01", "", Kind::Setup, PASSWORD),
     meaning("28", "channel binding", Kind::Setup, BETWEEN),
     meaning("28", "", Kind::Setup, PG_HBA),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
-use crate::lsn::{Epoch, Lsn};
+use crate::lsn::{Epoch, History, Lsn};
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::{quote, slot, sql};
@@ -23,19 +23,18 @@ struct Known {
 
 /// The epoch of the configured slot. Makes slot and epoch when there are neither; kind `Resync` when they do
 /// not belong together.
-pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<Epoch> {
-    let mut replication = Connection::connect(config).await?;
-    let identity = replication.identify_system().await?;
+pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<(Epoch, History)> {
+    let (replication, identity, history) = server(config).await?;
     let client = state.client().await?;
     // One process at a time makes a slot; the lock ends with this session at the latest.
     client
         .execute("SELECT pg_advisory_lock(hashtext('walcast'), hashtext($1))", &[&config.slot])
         .await
         .map_err(sql::error)?;
-    let opened = open_alone(config, state, replication, &identity).await;
+    let opened = open_alone(config, state, replication, &identity, &history).await;
     let unlock = "SELECT pg_advisory_unlock(hashtext('walcast'), hashtext($1))";
     state.client().await?.execute(unlock, &[&config.slot]).await.map_err(sql::error)?;
-    opened
+    opened.map(|epoch| (epoch, history))
 }
 
 async fn open_alone(
@@ -43,10 +42,11 @@ async fn open_alone(
     state: &mut State,
     replication: Connection,
     identity: &SystemIdentity,
+    history: &History,
 ) -> Result<Epoch> {
     let client = state.client().await?;
     let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
-    match judge(client, config, identity, publication).await? {
+    match judge(client, config, identity, history, publication).await? {
         Judgement::Whole(epoch) => Ok(epoch),
         Judgement::Missing => create(config, state, replication, identity, publication).await,
         Judgement::HalfMade => {
@@ -63,9 +63,9 @@ async fn open_alone(
 /// The epoch of the configured slot, when there is one; changes nothing. Kind `Resync` when slot and epoch do not
 /// belong together.
 pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Epoch> {
-    let identity = Connection::connect(config).await?.identify_system().await?;
+    let (_, identity, history) = server(config).await?;
     let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
-    match judge(client, config, &identity, publication).await? {
+    match judge(client, config, &identity, &history, publication).await? {
         Judgement::Whole(epoch) => Ok(epoch),
         Judgement::Missing | Judgement::HalfMade => Err(Error::new(
             Kind::Setup,
@@ -86,9 +86,9 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
         Err(error) => Finding::failed(subject, error),
     });
     let publication = publication.ok().flatten().map(|publication| publication.oid);
-    let identity = Connection::connect(config).await?.identify_system().await?;
+    let (_, identity, history) = server(config).await?;
     let subject = format!("slot {}", config.slot);
-    findings.push(match judge(client, config, &identity, publication).await {
+    findings.push(match judge(client, config, &identity, &history, publication).await {
         Ok(Judgement::Whole(epoch)) => Finding::ok(subject, format!("belongs to {epoch}")),
         Ok(Judgement::Missing) => Finding::warn(
             subject,
@@ -105,6 +105,14 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
     Ok(findings)
 }
 
+/// A replication connection, whose it is, and how its timeline came to be.
+async fn server(config: &PostgresConfig) -> Result<(Connection, SystemIdentity, History)> {
+    let mut replication = Connection::connect(config).await?;
+    let identity = replication.identify_system().await?;
+    let history = replication.timeline_history(identity.timeline).await?;
+    Ok((replication, identity, history))
+}
+
 /// How slot and epoch stand to each other.
 enum Judgement {
     Whole(Epoch),
@@ -117,15 +125,21 @@ async fn judge(
     client: &tokio_postgres::Client,
     config: &PostgresConfig,
     identity: &SystemIdentity,
+    history: &History,
     publication: Option<u32>,
 ) -> Result<Judgement> {
     let facts = slot::facts(client, &config.slot).await?;
     if let Some(facts) = &facts {
         facts.check_usable(config)?;
     }
-    match (known(client, &config.slot).await?, facts) {
+    let known = known(client, &config.slot).await?;
+    if let Some(known) = known.as_ref().filter(|known| known.ready) {
+        check_system(known, identity, config)?;
+        check_timeline(known, identity, history)?;
+    }
+    match (known, facts) {
         (Some(known), Some(_)) if known.ready => {
-            check_same(&known, identity, publication, config)?;
+            check_publication(&known, publication, config)?;
             let (system_id, timeline) = (known.system_id, identity.timeline);
             Ok(Judgement::Whole(Epoch { epoch: known.epoch, system_id, timeline, slot: config.slot.clone() }))
         }
@@ -154,38 +168,54 @@ async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Kno
     }))
 }
 
-fn check_same(
-    known: &Known,
-    identity: &SystemIdentity,
-    publication: Option<u32>,
-    config: &PostgresConfig,
-) -> Result<()> {
-    let resync = |message: String, hint: &str| Err(Error::new(Kind::Resync, message).hint(hint));
-    if known.system_id != identity.system_id {
-        return resync(
-            format!("walcast.epoch is of system {}, this server is {}", known.system_id, identity.system_id),
-            "this database was restored from another cluster: drop the slot and the schema walcast, then `walcast init`",
-        );
+/// Looked at before the slot: a database restored elsewhere has none, and that is not what is wrong with it.
+fn check_system(known: &Known, identity: &SystemIdentity, config: &PostgresConfig) -> Result<()> {
+    let (theirs, ours) = (&known.system_id, &identity.system_id);
+    if theirs == ours {
+        return Ok(());
     }
-    if known.timeline != identity.timeline as i32 {
-        return resync(
-            format!(
-                "walcast.epoch is of timeline {}, this server is on {}",
-                known.timeline, identity.timeline
-            ),
-            "after a failover the sinks must be compared with the new primary first",
-        );
+    let message = format!("walcast.epoch is of system {theirs}, this server is {ours}");
+    Err(Error::new(Kind::Resync, message).hint(format!(
+        "this database was restored from another cluster: {}, then `walcast init`; the sinks need fresh targets, or \
+         to be brought level with it",
+        forget(&config.slot)
+    )))
+}
+
+/// What makes walcast forget a slot, as SQL.
+fn forget(slot: &str) -> String {
+    let slot = quote::literal(slot);
+    format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}; \
+         DELETE FROM walcast.epoch WHERE slot = {slot}"
+    )
+}
+
+/// Its own timeline, or one that it grew out of; how far each mark of that one counts is for the mark to say.
+fn check_timeline(known: &Known, identity: &SystemIdentity, history: &History) -> Result<()> {
+    let (theirs, ours) = (known.timeline as u32, identity.timeline);
+    if theirs == ours || history.left_at(theirs).is_some() {
+        return Ok(());
     }
-    if publication != Some(known.publication_oid) {
-        return resync(
-            format!(
-                "publication {} was dropped (and perhaps made again) after slot {} was made",
-                config.publication, config.slot
-            ),
-            "the slot cannot read past that place: rebuild, then drop the slot and its row in walcast.epoch, and run `walcast init`",
-        );
+    let message = format!(
+        "walcast.epoch is of timeline {theirs}, this server is on {ours} and did not grow out of that one"
+    );
+    Err(Error::new(Kind::Resync, message)
+        .hint("set postgres.host to the newest primary: this server has parted from what walcast has read"))
+}
+
+fn check_publication(known: &Known, publication: Option<u32>, config: &PostgresConfig) -> Result<()> {
+    if publication == Some(known.publication_oid) {
+        return Ok(());
     }
-    Ok(())
+    let message = format!(
+        "publication {} was dropped (and perhaps made again) after slot {} was made",
+        config.publication, config.slot
+    );
+    Err(Error::new(Kind::Resync, message).hint(format!(
+        "the slot cannot read past that place: bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
+        forget(&config.slot)
+    )))
 }
 
 fn no_publication(config: &PostgresConfig) -> Error {
@@ -194,8 +224,14 @@ fn no_publication(config: &PostgresConfig) -> Error {
 }
 
 fn slot_gone(config: &PostgresConfig) -> Error {
-    Error::new(Kind::Resync, format!("replication slot {} is gone, and with it the WAL that was not delivered", config.slot))
-        .hint("bring the sinks level with PostgreSQL, then delete the slot's row from walcast.epoch and run `walcast init`")
+    Error::new(
+        Kind::Resync,
+        format!("replication slot {} is gone, and with it the WAL that was not delivered", config.slot),
+    )
+    .hint(format!(
+        "bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
+        forget(&config.slot)
+    ))
 }
 
 fn slot_not_ours(config: &PostgresConfig) -> Error {

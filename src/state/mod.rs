@@ -5,11 +5,11 @@ pub mod epoch;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio_postgres::types::Json;
+use tokio_postgres::types::{Json, PgLsn};
 use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Error, Kind, Result};
-use crate::lsn::{Epoch, Lsn, Mark, Session, StoredMark};
+use crate::lsn::{Epoch, History, Lsn, Mark, Session, StoredMark};
 use crate::source::{PostgresConfig, sql};
 
 /// One session to the state schema, opened again when it was lost. Each user has its own.
@@ -53,17 +53,26 @@ impl State {
     }
 
     /// Makes this process the newest instance: from here on no older one can change any target.
-    pub async fn take_token(&mut self, epoch: Epoch, start: Lsn) -> Result<Session> {
+    /// After a failover the token jumps: the new primary may not know the last ones of the old.
+    pub async fn take_token(&mut self, epoch: Epoch, history: History, start: Lsn) -> Result<Session> {
         let row = self
             .client()
             .await?
             .query_one(
-                "UPDATE walcast.epoch SET token = token + 1 WHERE slot = $1 AND epoch = $2 RETURNING token",
-                &[&epoch.slot, &epoch.epoch],
+                "UPDATE walcast.epoch SET timeline = $3,
+                   token = token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END
+                 WHERE slot = $1 AND epoch = $2 RETURNING token",
+                &[&epoch.slot, &epoch.epoch, &(epoch.timeline as i32)],
             )
             .await
             .map_err(sql::error)?;
-        Ok(Session { token: row.get(0), epoch, start })
+        Ok(Session { token: row.get(0), epoch, history, start })
+    }
+
+    /// The end of the WAL that is safe on the server's disk; all that was ever sent to us lies below.
+    pub async fn wal_end(&mut self) -> Result<Lsn> {
+        let row = self.client().await?.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await;
+        Ok(Lsn(row.map_err(sql::error)?.get::<_, PgLsn>(0).into()))
     }
 
     /// Whether a sink has ever made a mark of this epoch durable.

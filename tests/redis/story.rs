@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, ContentChange, Event, Row};
-use walcast::lsn::{Epoch, Lsn, Mark, Position, Session};
+use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
 use walcast::model::content::Content;
 use walcast::sink::redis::Clock;
 
@@ -246,7 +246,7 @@ fn push(builder: &mut BatchBuilder, told: &Told) {
 pub fn session(token: i64) -> Session {
     let epoch =
         Epoch { epoch: Uuid::from_u128(7), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
-    Session { epoch, token, start: START }
+    Session { epoch, token, history: History::default(), start: START }
 }
 
 /// Random numbers from the seed in `WALCAST_SEED`, or from one that is printed.

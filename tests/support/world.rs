@@ -249,6 +249,22 @@ impl World {
         tokio::task::spawn_blocking(move || read_topic(&topic)).await.unwrap()
     }
 
+    /// How far a reader of this isolation sees into the events topic: the sum of its partitions' ends.
+    pub async fn kafka_end(&self, isolation: &'static str) -> i64 {
+        let topic = format!("{}.events", self.topic_prefix);
+        let end = move || {
+            let reader: BaseConsumer = client_config()
+                .set("group.id", "walcast-tests")
+                .set("isolation.level", isolation)
+                .create()
+                .unwrap();
+            let end =
+                |partition| reader.fetch_watermarks(&topic, partition, Duration::from_secs(10)).unwrap().1;
+            (0..16).map(end).sum()
+        };
+        tokio::task::spawn_blocking(end).await.unwrap()
+    }
+
     /// Makes a topic the way an operator might have.
     pub async fn create_topic(&self, name: &str, partitions: i32) {
         let admin: AdminClient<DefaultClientContext> = client_config().create().unwrap();
@@ -258,13 +274,21 @@ impl World {
         assert!(made.iter().all(Result::is_ok), "{made:?}");
     }
 
+    /// Deletes a topic, and returns when it is gone.
+    pub async fn delete_topic(&self, name: &str) {
+        let admin: AdminClient<DefaultClientContext> = client_config().create().unwrap();
+        let topic = format!("{}.{name}", self.topic_prefix);
+        let deleted = admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
+        assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    }
+
     /// A connection to this world's Redis database.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
         redis_connection(self.redis_db).await
     }
 
     /// The sum of all plays of all days.
-    async fn redis_plays(&self) -> i64 {
+    pub async fn redis_plays(&self) -> i64 {
         let mut redis = self.redis().await;
         let keys: Vec<String> = redis::cmd("KEYS").arg("engagement:*").query_async(&mut redis).await.unwrap();
         let mut plays = 0;
@@ -291,7 +315,7 @@ impl World {
         rows.into_iter().map(values).collect()
     }
 
-    async fn bigquery_ids(&self) -> Vec<i64> {
+    pub async fn bigquery_ids(&self) -> Vec<i64> {
         let rows = self.bigquery(&format!("SELECT event_id FROM {}.engagement_events", self.dataset)).await;
         rows.iter().map(|row| row[0].as_str().unwrap().parse().unwrap()).collect()
     }
@@ -354,18 +378,6 @@ impl Running {
         self.signal("KILL").await;
     }
 
-    /// Sends a signal without waiting for what comes of it.
-    pub fn send(&self, signal: &str) {
-        let pid = self.pid().to_string();
-        assert!(
-            std::process::Command::new("kill")
-                .args([&format!("-{signal}"), &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-
     async fn signal(mut self, signal: &str) -> Option<i32> {
         self.send(signal);
         self.ended().await
@@ -374,6 +386,13 @@ impl Running {
     /// Whether it ends by itself within this time.
     pub async fn ends_within(&mut self, time: Duration) -> bool {
         tokio::time::timeout(time, self.child.wait()).await.is_ok()
+    }
+
+    /// Sends a signal, such as STOP or CONT.
+    pub fn send(&self, signal: &str) {
+        let pid = self.pid().to_string();
+        let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap();
+        assert!(sent.success());
     }
 
     /// Waits for its end; the exit code.

@@ -161,6 +161,15 @@ impl Default for Footprint {
 }
 
 impl Footprint {
+    /// The whole table, years 1 to 9999.
+    pub fn whole() -> Self {
+        Footprint {
+            buckets: (0..BUCKETS).collect(),
+            event_ts_min: -62_135_596_800_000_000,
+            event_ts_max: 253_402_300_799_999_999,
+        }
+    }
+
     /// Adds an event's place.
     pub fn add(&mut self, event_ts: i64) {
         self.buckets.insert(bucket_30m(event_ts));

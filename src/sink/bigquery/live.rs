@@ -75,6 +75,9 @@ impl Live {
             progress::store(state, session, stored.as_ref(), None, &[]).await?;
             failpoint!("bigquery_recover_after_mark");
         }
+        if let Some(stored) = &stored {
+            refuse_lost_future(&rest, stored, session).await?;
+        }
         let mark = stored.as_ref().map(|stored| stored.mark);
         let live = Live {
             config: config.clone(),
@@ -266,6 +269,26 @@ async fn was_committed(
             Ok(last.is_some())
         }
     }
+}
+
+/// After a failover the mark in PostgreSQL is as old as the new primary. Rows of the old one's last moments, which
+/// the new one has lost, would pass for rows that are yet to come.
+async fn refuse_lost_future(rest: &Rest, stored: &StoredMark, session: &Session) -> Result<()> {
+    let Some(left_at) = session.history.left_at(stored.epoch.timeline) else { return Ok(()) };
+    let from = Position { commit_lsn: left_at, ordinal: 0 };
+    let Some(last) = rest.last_position(session.epoch.epoch, &Footprint::whole(), from).await? else {
+        return Ok(());
+    };
+    let message = format!(
+        "bigquery holds events up to {last} of timeline {}, which this server, on timeline {}, left at {left_at}: \
+         bigquery has events from between that were lost in the failover",
+        stored.epoch.timeline, session.epoch.timeline
+    );
+    Err(Error::new(Kind::Resync, message).hint(format!(
+        "delete them: DELETE FROM engagement_events WHERE epoch = '{}' AND commit_lsn >= {}, with the \
+         table's partition filter; then start again",
+        session.epoch.epoch, left_at.0
+    )))
 }
 
 fn now_micros() -> i64 {

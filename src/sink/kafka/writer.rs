@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::oneshot;
 
+use super::NAME;
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::message::{Encoder, Message};
@@ -21,9 +22,15 @@ use super::progress::Fence;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
+use crate::lsn::fresh_start;
 
 /// How often an idle producer looks at what librdkafka has to say.
 const IDLE_POLL: Duration = Duration::from_secs(1);
+/// How long after its own start a broker may not know its topics.
+const TOPICS_KNOWN_WITHIN: Duration = Duration::from_secs(5);
+/// How often to see, while records are under way, whether the topic of marks is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// How often to look whether records have been acknowledged. Slept through: rdkafka's `poll` spins during
 /// the last millisecond of its time.
 const DELIVERY_POLL: Duration = Duration::from_micros(500);
@@ -96,6 +103,7 @@ fn serve(mut transactions: Transactions, slot: &str, inbox: &Receiver<Job>) {
 struct Transactions {
     producer: BaseProducer<Reports>,
     encoder: Encoder,
+    progress_topic: String,
     timeout: Duration,
 }
 
@@ -105,6 +113,7 @@ impl Transactions {
         let mut this = Transactions {
             producer: settings.create_with_context(Reports::default()).map_err(bad_settings)?,
             encoder: Encoder::new(config, row_bytes_max),
+            progress_topic: config.topics().progress,
             timeout: config.timeout(),
         };
         this.require_partitions(config)?;
@@ -117,13 +126,16 @@ impl Transactions {
 
     /// A topic that is gone, or was made again with other partitions, is never written to.
     fn require_partitions(&self, config: &KafkaConfig) -> Result<()> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout.min(TOPICS_KNOWN_WITHIN);
         for (topic, partitions) in config.partitioning() {
-            let mut found = self.partitions(&topic)?;
+            let mut found = self.partitions(&topic, self.timeout)?;
             // a broker that has just started may not know its topics yet
             while found == 0 && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(100));
-                found = self.partitions(&topic)?;
+                found = self.partitions(&topic, self.timeout)?;
+            }
+            if found == 0 && topic == self.progress_topic {
+                return Err(mark_gone(&topic));
             }
             if found != usize::from(partitions) {
                 let message = format!("Kafka: topic {topic} has {found} partitions instead of {partitions}");
@@ -133,9 +145,21 @@ impl Transactions {
         Ok(())
     }
 
+    /// librdkafka goes on trying until the time-out when a topic was deleted.
+    fn require_progress_topic(&self) -> Result<()> {
+        let deadline = Instant::now() + TOPICS_KNOWN_WITHIN;
+        while matches!(self.partitions(&self.progress_topic, LOOK_WITHIN), Ok(0)) {
+            if Instant::now() > deadline {
+                return Err(mark_gone(&self.progress_topic));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     /// 0 when there is no such topic.
-    fn partitions(&self, topic: &str) -> Result<usize> {
-        let metadata = self.producer.client().fetch_metadata(Some(topic), self.timeout);
+    fn partitions(&self, topic: &str, within: Duration) -> Result<usize> {
+        let metadata = self.producer.client().fetch_metadata(Some(topic), within);
         let metadata = metadata.map_err(|error| self.failed("read the topics", error))?;
         Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len()))
     }
@@ -163,9 +187,14 @@ impl Transactions {
     fn drain(&self) -> Result<()> {
         // a record fails when it is older than the time-out; this only bounds what should not happen
         let deadline = Instant::now() + 2 * self.timeout;
+        let mut look_at = Instant::now() + LOOK_EVERY;
         while self.producer.in_flight_count() > 0 {
             if Instant::now() > deadline {
                 return Err(self.failed("deliver records", KafkaError::Flush(Code::OperationTimedOut)));
+            }
+            if Instant::now() > look_at {
+                self.require_progress_topic()?;
+                look_at = Instant::now() + LOOK_EVERY;
             }
             std::thread::sleep(DELIVERY_POLL);
             delivered(&self.producer)?;
@@ -176,6 +205,12 @@ impl Transactions {
     fn failed(&self, doing: &str, error: KafkaError) -> Error {
         sort(doing, error, self.producer.client().context())
     }
+}
+
+/// `prepare` has made the topic, or found it, at the start.
+fn mark_gone(topic: &str) -> Error {
+    let message = format!("kafka held a mark once and holds none now: topic {topic} was deleted");
+    Error::new(Kind::Resync, message).hint(fresh_start(NAME))
 }
 
 fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {
