@@ -130,9 +130,10 @@ fn contains(bytes: &[u8], word: &[u8]) -> bool {
 /// An old instance, paused with events in its socket that it has not read, and a new one that has asked every
 /// sink and taken every fence, but has not written anything yet.
 struct Standoff {
-    world: World,
     old: Running,
     new: Running,
+    // last: its database can only go when nobody reads the slot
+    world: World,
 }
 
 impl Standoff {
@@ -162,7 +163,7 @@ impl Standoff {
         let free =
             "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE slot_name = $1";
         client.query(free, &[&world.postgres.slot]).await.unwrap();
-        let new = world.with("FAILPOINTS", "pipeline_after_recover=sleep(10000)").spawn();
+        let new = world.with("FAILPOINTS", "pipeline_after_recover=sleep(15000)").spawn();
         for sink in sinks.split(',').filter(|sink| !sink.is_empty()).chain(["content"]) {
             wait_until("the new one has recovered", async || {
                 let log = new.log.lock().await;
@@ -172,7 +173,7 @@ impl Standoff {
             })
             .await;
         }
-        Standoff { world, old, new }
+        Standoff { old, new, world }
     }
 
     /// Resumes the old one: it must give up, and `look` must see the same before and after.
@@ -185,6 +186,7 @@ impl Standoff {
         assert_eq!(before, after, "the old instance has changed something");
         said(&self.old, "what to do: ").await;
         let log = self.old.log.lock().await;
+        eprintln!("OLD {log}");
         assert_eq!(code, Some(5), "{log}");
         assert!(log.contains("a newer walcast"), "{log}");
         drop(log);
@@ -195,7 +197,7 @@ impl Standoff {
 }
 
 /// Slows the sink that is stopped by PostgreSQL itself.
-const CONTENT_LAST: &str = "content_before_store=sleep(4000)";
+const CONTENT_LAST: &str = "content_before_store=sleep(6000)";
 
 #[tokio::test]
 async fn a_resumed_instance_changes_nothing_in_kafka() {
