@@ -126,7 +126,7 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
                     Kind::Resync,
                     format!("{name} held a mark once and holds none now: it has lost its data"),
                 )
-                .hint(format!("rebuild {name} from PostgreSQL, then delete its row from walcast.sink to start it at the slot's confirmed LSN {}", session.start)));
+                .hint(lost_its_data(name, session)));
             }
             None => Mark::at(session.start),
         };
@@ -134,6 +134,16 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
         recovered.push((sink, mark, registered));
     }
     Ok(recovered)
+}
+
+fn lost_its_data(sink: &str, session: &Session) -> String {
+    match sink {
+        "redis" => "run `walcast rebuild redis`, which fills it from PostgreSQL".to_owned(),
+        _ => format!(
+            "rebuild {sink} from PostgreSQL, then delete its row from walcast.sink to start it at the slot's confirmed LSN {}",
+            session.start
+        ),
+    }
 }
 
 /// The stream and the sinks at work.

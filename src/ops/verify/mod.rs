@@ -5,7 +5,7 @@
 //! partition by partition is compared. What a sink has beyond the point is left out by its commit LSN, so a
 //! pipeline under load is no hindrance.
 
-mod before;
+pub(super) mod before;
 mod bigquery;
 mod compare;
 mod kafka;
