@@ -36,6 +36,8 @@
 //!   compared. **A token** taken from PostgreSQL at start shuts older instances out of every target.
 //! - **What cannot be made whole is refused** with both positions (exit code 4): a sink below the slot, a sink
 //!   that lost its mark, a slot made again, a publication made again.
+//! - **It can be looked at**: [`ops::verify`] compares PostgreSQL, as of a temporary slot's snapshot, with every
+//!   sink; [`ops::rebuild`] fills Redis from such a snapshot.
 //!
 //! # Deliberately absent
 //!

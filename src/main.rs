@@ -62,6 +62,9 @@ enum Command {
     /// 120 bytes of temporary disk for each event and side.
     #[command(after_help = "Example: walcast verify --json | jq .total")]
     Verify(VerifyOptions),
+    /// Fill a sink anew from PostgreSQL, when it has lost its data.
+    #[command(subcommand)]
+    Rebuild(RebuildCommand),
     /// Write realistic engagement events into the source tables, for trials and load tests.
     #[command(
         after_help = "Examples: GENERATION_RATE=200000 walcast generate\n          BURST_MODE=true BURST_COUNT=100000 walcast generate"
@@ -90,6 +93,19 @@ impl From<VerifyOptions> for ops::verify::Options {
         let VerifyOptions { json, wait_seconds, temp_dir } = options;
         ops::verify::Options { json, wait: Duration::from_secs(wait_seconds), temp_dir }
     }
+}
+
+#[derive(Subcommand)]
+enum RebuildCommand {
+    /// Compute every counter and board from PostgreSQL, as of now; the stream goes on from there.
+    ///
+    /// A walcast that runs is shut out (it ends with exit code 5, or 4 when it starts again meanwhile): start it when
+    /// this has ended. Readers see the former boards, empty ones after 30 s, then the new ones. Broken off, it is to
+    /// be run again. Counts and milliseconds are exact; percents are of each content's length as it is now.
+    #[command(
+        after_help = "Example: walcast --config walcast.toml rebuild redis && walcast --config walcast.toml run"
+    )]
+    Redis,
 }
 
 #[derive(Subcommand)]
@@ -138,6 +154,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init => ops::init::init(config).await?,
+        Command::Rebuild(RebuildCommand::Redis) => ops::rebuild::redis(config).await?,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,
         Command::Verify(options) => return ops::verify::verify(config, &options.into()).await,

@@ -144,7 +144,7 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
                     Kind::Resync,
                     format!("{name} held a mark once and holds none now: it has lost its data"),
                 )
-                .hint(format!("rebuild {name} from PostgreSQL, then delete its row from walcast.sink to start it at the slot's confirmed LSN {}", session.start)));
+                .hint(fresh_start(name)));
             }
             None => Mark::at(session.start),
         };

@@ -6,3 +6,4 @@ pub mod check;
 pub mod status;
 pub mod generate;
 pub mod verify;
+pub mod rebuild;

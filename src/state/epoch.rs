@@ -60,13 +60,13 @@ async fn open_alone(
     }
 }
 
-/// The epoch of the configured slot, when there is one; changes nothing. Kind `Resync` when slot and epoch do not
-/// belong together.
-pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Epoch> {
+/// The epoch of the configured slot, when there is one, and the timelines before its own; changes nothing. Kind
+/// `Resync` when slot and epoch do not belong together.
+pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<(Epoch, History)> {
     let (_, identity, history) = server(config).await?;
     let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
     match judge(client, config, &identity, &history, publication).await? {
-        Judgement::Whole(epoch) => Ok(epoch),
+        Judgement::Whole(epoch) => Ok((epoch, history)),
         Judgement::Missing | Judgement::HalfMade => Err(Error::new(
             Kind::Setup,
             format!("slot {} has not been made yet: nothing was delivered", config.slot),

@@ -176,7 +176,7 @@ async fn counters_without_a_mark_are_not_added_to() {
     told(&config, &story).await;
     run::<i64>(&mut connect(&config).await, &["DEL", "walcast:mark:walcast"]).await;
     let mut sink = RedisSink::with_clock(config.clone(), time.clock());
-    refused(sink.recover(&session(2)).await, Kind::Resync, "FLUSHDB");
+    refused(sink.recover(&session(2)).await, Kind::Resync, "walcast rebuild redis");
 }
 
 #[tokio::test]

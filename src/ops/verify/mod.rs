@@ -5,7 +5,7 @@
 //! partition by partition is compared. What a sink has beyond the point is left out by its commit LSN, so a
 //! pipeline under load is no hindrance.
 
-mod before;
+pub(super) mod before;
 mod bigquery;
 mod compare;
 mod kafka;
@@ -53,7 +53,7 @@ pub struct Options {
 pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new();
     let client = sql::connect(&config.postgres).await?;
-    let epoch = epoch::find(&config.postgres, &client).await?;
+    let (epoch, _) = epoch::find(&config.postgres, &client).await?;
     let waiting = progress.line("waiting for the transactions that write now");
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;

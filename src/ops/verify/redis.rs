@@ -60,7 +60,7 @@ impl Redis {
             }
             // a keepalive tells the end of an idle stream
             stream.send_status(start, start, true).await?;
-            let _ = tokio::time::timeout(ASK_EVERY, stream.fill()).await.unwrap_or(Ok(()))?;
+            tokio::time::timeout(ASK_EVERY, stream.fill()).await.unwrap_or(Ok(()))?;
             while let Some(frame) = stream.next_frame()? {
                 match frame {
                     Frame::XLogData { payload, .. } => transform.apply(&payload)?,

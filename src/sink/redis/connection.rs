@@ -31,6 +31,12 @@ macro_rules! script {
 
 /// Takes the fence and tells the mark.
 pub static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/claim.lua")));
+/// Takes the fence for a rebuild.
+pub static REBUILD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/rebuild.lua")));
+/// Deletes keys for a rebuild.
+pub static CLEAR: LazyLock<Script> = script!("clear.lua");
+/// Ends a rebuild.
+pub static REBUILT: LazyLock<Script> = script!("rebuilt.lua");
 /// Writes a flush and its mark.
 pub static FLUSH: LazyLock<Script> = script!("flush.lua");
 /// Brings the boards up to date.
@@ -82,6 +88,11 @@ impl Connection {
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["ok", rest @ ..] => Ok(rest.iter().map(|text| (*text).to_owned()).collect()),
             ["type", key, kind] => Err(wrong_type(&self.address, key, kind)),
+            ["rebuilding", key] => Err(Error::new(
+                Kind::Resync,
+                format!("{}: a rebuild is at work or was broken off ({key} is there)", self.address),
+            )
+            .hint("wait until `walcast rebuild redis` has ended, or run it again")),
             ["fenced", token] => Err(Error::new(
                 Kind::Fenced,
                 format!("{}: a newer walcast (token {token}) writes here", self.address),
@@ -143,7 +154,7 @@ impl Connection {
     /// The error of a key that holds what walcast has not written.
     pub fn unreadable(&self, key: &str, what: &str) -> Error {
         Error::new(Kind::Protocol, format!("{}: {key} holds {what}", self.address))
-            .hint("something else writes to walcast's keys: give walcast a database of its own (redis.db), and rebuild redis")
+            .hint("something else writes to walcast's keys: give walcast a database of its own (redis.db), and run `walcast rebuild redis`")
     }
 }
 

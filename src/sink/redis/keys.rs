@@ -33,6 +33,11 @@ pub fn mark(slot: &str) -> String {
     format!("walcast:mark:{slot}")
 }
 
+/// HASH of `token`, `session` and `mark` while Redis is rebuilt; until it is gone nobody else writes.
+pub fn rebuild(slot: &str) -> String {
+    format!("walcast:rebuild:{slot}")
+}
+
 /// HASH of content id (16 bytes) → milliseconds in this bucket of the window, beyond what is packed.
 pub fn bucket(window: &Window, bucket: i64) -> String {
     format!("walcast:{}:{}", window.name, bucket * window.bucket_seconds)

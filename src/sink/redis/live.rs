@@ -55,12 +55,10 @@ impl Live {
         session: &Session,
         now: i64,
     ) -> Result<(Live, Option<StoredMark>)> {
-        let fence = Fence {
-            key: keys::mark(&session.epoch.slot),
-            token: session.token,
-            session: Uuid::new_v4().simple().to_string(),
-        };
-        let answer = connection.run(&connection::CLAIM, &fence.call()).await?;
+        let fence = Fence::new(keys::mark(&session.epoch.slot), session);
+        let mut call = fence.call();
+        call.key(keys::rebuild(&session.epoch.slot));
+        let answer = connection.run(&connection::CLAIM, &call).await?;
         failpoint!("redis_recover_after_claim");
         let mark_text = answer.into_iter().next().unwrap_or_default();
         let stored = match mark_text.is_empty() {
@@ -72,18 +70,59 @@ impl Live {
                 connection.unreadable(&fence.key, "a mark that cannot be read").because(error)
             })?),
         };
-        let mut live = Live {
+        let mark = stored.as_ref().map_or(Mark::at(session.start), |stored| stored.mark);
+        let mut live = Live::new(connection, fence, session, mark, mark_text, now);
+        live.load(now).await?;
+        Ok((live, stored))
+    }
+
+    /// Takes the fence for a rebuild: the key that stands for it takes the mark's place, and nothing is known to be
+    /// there.
+    pub async fn rebuild(mut connection: Connection, session: &Session, now: i64) -> Result<Live> {
+        let fence = Fence::new(keys::rebuild(&session.epoch.slot), session);
+        let mut call = Call::default();
+        call.key(keys::mark(&session.epoch.slot)).key(&fence.key).number(fence.token).arg(&fence.session);
+        connection.run(&connection::REBUILD, &call).await?;
+        Ok(Live::new(connection, fence, session, Mark::default(), String::new(), now))
+    }
+
+    fn new(
+        connection: Connection,
+        fence: Fence,
+        session: &Session,
+        mark: Mark,
+        mark_text: String,
+        now: i64,
+    ) -> Live {
+        Live {
             connection,
             fence,
             epoch: session.epoch.clone(),
-            mark: stored.as_ref().map_or(Mark::at(session.start), |stored| stored.mark),
+            mark,
             mark_text,
             memory: Memory::new(now),
             refreshed_at: 0,
             leaders_renewed_at: 0,
-        };
-        live.load(now).await?;
-        Ok((live, stored))
+        }
+    }
+
+    /// A script call that begins with the fence.
+    pub fn fence_call(&self) -> Call {
+        self.fence.call()
+    }
+
+    /// Shows the boards as they are now.
+    pub async fn show(&mut self, now: i64) -> Result<()> {
+        self.advance(now).await?;
+        self.memory.boards.follow(&mut self.memory.rings);
+        self.refresh_boards(now).await
+    }
+
+    /// Ends a rebuild.
+    pub async fn rebuilt(&mut self, mark_key: &str, mark: &StoredMark) -> Result<()> {
+        let mut call = self.fence.call();
+        call.key(mark_key).arg(mark.to_json());
+        self.connection.run(&connection::REBUILT, &call).await.map(drop)
     }
 
     /// Writes all batches, flush by flush; gives the mark of the last.
@@ -142,7 +181,8 @@ impl Live {
         self.load_types().await
     }
 
-    async fn pack_one(&mut self, now: i64) -> Result<()> {
+    /// Packs one bucket that is at rest, or one of too many.
+    pub async fn pack_one(&mut self, now: i64) -> Result<()> {
         for (ring, window) in self.memory.rings.iter_mut().zip(&WINDOWS) {
             let Some((bucket, fresh)) = ring.to_pack(now) else { continue };
             let mut records = Vec::with_capacity(20 * fresh.len());
@@ -312,6 +352,10 @@ impl Live {
 }
 
 impl Fence {
+    fn new(key: String, session: &Session) -> Self {
+        Fence { key, token: session.token, session: Uuid::new_v4().simple().to_string() }
+    }
+
     fn call(&self) -> Call {
         let mut call = Call::default();
         call.key(&self.key).number(self.token).arg(&self.session);
@@ -359,7 +403,7 @@ async fn refuse_remains(connection: &mut Connection, mark_key: &str) -> Result<(
         Kind::Resync,
         format!("redis holds counters of walcast ({}) and no {mark_key}: they belong to another slot, or their mark was deleted", keys::TOTALS),
     )
-    .hint("give walcast a database of its own (redis.db), or empty this one with FLUSHDB and rebuild redis"))
+    .hint("give walcast a database of its own (redis.db), or run `walcast rebuild redis`, which replaces what walcast keeps there"))
 }
 
 async fn read_packed(connection: &mut Connection, window: &Window, bucket: i64) -> Result<Vec<(Uuid, u64)>> {

@@ -28,6 +28,7 @@ mod keys;
 mod live;
 mod memory;
 mod packed;
+mod rebuild;
 mod recent;
 mod tally;
 mod window;
@@ -40,6 +41,7 @@ use async_trait::async_trait;
 pub use config::{Durability, RedisConfig};
 use connection::Connection;
 use live::Live;
+pub use rebuild::Rebuild;
 
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};

@@ -11,7 +11,7 @@ mod reading;
 use uuid::Uuid;
 
 pub use expected::{Expected, Later};
-pub use reading::{Reading, read};
+pub use reading::{Reading, is_ours, read};
 
 use super::board::SIZE;
 use super::keys;

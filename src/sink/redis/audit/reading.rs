@@ -227,6 +227,13 @@ impl Reader<'_> {
     }
 }
 
+/// Whether walcast keeps its state under this name; boards, which are made of it, left out.
+pub fn is_ours(name: &str) -> bool {
+    let content = name.strip_prefix("content:").is_some_and(|id| id.parse::<Uuid>().is_ok());
+    let state = name_of(name).is_some_and(|name| !matches!(name, Name::Board));
+    content || state || name == keys::TOTALS
+}
+
 /// `walcast:10min:123:packed` lies in the same bucket as `walcast:10min:123`.
 fn first_key(name: &str) -> &str {
     name.strip_suffix(":packed").unwrap_or(name)
