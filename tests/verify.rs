@@ -7,6 +7,8 @@ mod world;
 
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 use support::{env, run, wait_until};
@@ -166,6 +168,9 @@ async fn redis_that_has_lost_its_data_is_rebuilt_and_the_stream_goes_on() {
     let _: () = redis::cmd("FLUSHDB").query_async(&mut redis).await.unwrap();
     expect_run_refused(&world).await;
     world.insert_events(50).await;
+    // as if it had never been written: then only the broken rebuild itself keeps `run` away
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "DELETE FROM walcast.sink WHERE name = 'redis'").await;
     for place in ["after_begin", "after_clear", "after_write", "before_mark"] {
         let killed = world.with("FAILPOINTS", &format!("redis_rebuild_{place}=return"));
         let ended = killed.walcast(["rebuild", "redis"]).await;
@@ -264,6 +269,56 @@ async fn rows_that_the_stream_never_brought_are_missing_and_rows_from_before_are
     expect_found(&world, "kafka", "missing", 1, &[]).await;
     expect_found(&world, "bigquery", "missing", 1, &[]).await;
     running.stop().await;
+}
+
+#[tokio::test]
+async fn dead_letters_and_what_retention_has_deleted_are_counted_and_not_missed() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(200).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let negative =
+        "INSERT INTO engagement_events (event_type, event_ts, duration_ms) VALUES ('play', now(), -1)";
+    run(&client, negative).await;
+    world.wait_until_all_hold(200).await;
+    let table = format!("{}.engagement_events", world.dataset);
+    let position =
+        world.bigquery(&format!("SELECT commit_lsn, ordinal FROM {table} WHERE event_id = 7")).await;
+    world.bigquery(&format!("DELETE FROM {table} WHERE event_id = 7")).await;
+    let letter = format!(
+        "INSERT INTO walcast.dead_letter (sink, epoch, commit_lsn, ordinal, event_id, reason, message)
+         SELECT 'bigquery', epoch, '0/0'::pg_lsn + {}, {}, 7, 'refused', '' FROM walcast.epoch WHERE slot = '{}'",
+        position[0][0].as_str().unwrap(),
+        position[0][1].as_str().unwrap(),
+        world.postgres.slot
+    );
+    run(&client, &letter).await;
+    delete_records(&world, 3, 20).await;
+    let (code, report) = verify(&world).await;
+    assert_eq!(code, Some(0), "{report:#}");
+    let sinks = &report["total"]["sinks"];
+    assert_eq!(
+        (sinks["kafka"]["dead_letters"].as_u64(), sinks["bigquery"]["dead_letters"].as_u64()),
+        (Some(1), Some(2))
+    );
+    let expired = sinks["kafka"]["expired"].as_u64().unwrap();
+    assert_eq!(sinks["kafka"]["held"].as_u64().unwrap() + expired, 200, "{report:#}");
+    assert!(expired > 0, "{report:#}");
+    running.stop().await;
+}
+
+/// Deletes the beginning of the partition of an event, as retention does.
+async fn delete_records(world: &World, event_id: i64, offset: i64) {
+    let topic = format!("{}.events", world.topic_prefix);
+    let of = topic.clone();
+    let partition = tokio::task::spawn_blocking(move || partition_of(&of, event_id)).await.unwrap();
+    let admin: AdminClient<DefaultClientContext> = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", env("KAFKA_BROKERS", "127.0.0.1:29092"))
+        .create()
+        .unwrap();
+    let mut offsets = rdkafka::TopicPartitionList::new();
+    offsets.add_partition_offset(&topic, partition, rdkafka::Offset::Offset(offset)).unwrap();
+    admin.delete_records(&offsets, &AdminOptions::new()).await.unwrap();
 }
 
 #[tokio::test]

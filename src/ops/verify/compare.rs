@@ -170,3 +170,96 @@ fn differences(source: &Record, event: &Record) -> u32 {
     let after = event.position > source.position;
     source.differences(event, if after { u32::MAX } else { !OF_CONTENT })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Field;
+    use super::*;
+    use crate::lsn::Lsn;
+    use crate::sink;
+
+    fn at(commit_lsn: u64) -> Position {
+        Position { commit_lsn: Lsn(commit_lsn), ordinal: 0 }
+    }
+
+    fn record(id: i64, commit_lsn: u64) -> Record {
+        let mut record = Record::new(id, at(commit_lsn), 0);
+        record.set(Field::Device, Some("tv"));
+        record
+    }
+
+    fn flagged(mut record: Record, flags: u8) -> Record {
+        record.flags = flags;
+        record
+    }
+
+    fn letter(id: i64, flags: u8) -> Record {
+        flagged(Record::new(id, at(1), 0), flags)
+    }
+
+    /// Kafka's and BigQuery's tallies.
+    fn compared(
+        source: &[Record],
+        kafka: &[Record],
+        bigquery: &[Record],
+        mut context: Context,
+    ) -> [super::super::report::Tally; 2] {
+        let side = |sink, records: &[Record]| Side { sink, records: records.to_vec() };
+        let sides = [side(sink::kafka::NAME, kafka), side(sink::bigquery::NAME, bigquery)];
+        let mut report = Report::default();
+        compare(source, &sides, &mut context, &mut report);
+        let total = report.total();
+        [sink::kafka::NAME, sink::bigquery::NAME]
+            .map(|sink| total.sinks.get(sink).copied().unwrap_or_default())
+    }
+
+    #[test]
+    fn each_event_is_there_once_or_told() {
+        let source = [record(1, 0), record(2, 0), record(3, 0)];
+        let kafka = [record(1, 10), record(2, 11), record(2, 11), record(4, 12)];
+        let bigquery = [record(1, 10), record(2, 11), record(3, 13)];
+        let [kafka, bigquery] = compared(&source, &kafka, &bigquery, Context::default());
+        assert_eq!((kafka.held, kafka.missing, kafka.doubled, kafka.foreign), (3, 1, 1, 1));
+        assert_eq!((bigquery.held, bigquery.missing, bigquery.doubled, bigquery.foreign), (3, 0, 0, 0));
+    }
+
+    #[test]
+    fn a_letter_stands_for_its_own_sink_or_for_all() {
+        let source = [record(1, 0), record(2, 0), flagged(record(3, 0), flag::REFUSED)];
+        let kafka = [letter(1, flag::LETTER | flag::LETTER_FOR_ALL), letter(2, flag::LETTER)];
+        let context = || Context { letters_in_kafka: true, ..Context::default() };
+        let [kafka, bigquery] = compared(&source, &kafka, &[], context());
+        assert_eq!((kafka.dead_letters, kafka.missing), (2, 1), "a refused row must be in Kafka's topic");
+        assert_eq!((bigquery.dead_letters, bigquery.missing), (1, 2));
+        let [kafka, _] = compared(&source[2..], &[], &[], Context::default());
+        assert_eq!((kafka.dead_letters, kafka.missing), (1, 0));
+    }
+
+    #[test]
+    fn what_retention_has_deleted_is_told_apart_by_its_place() {
+        let mut source: Vec<Record> = (1..=3).map(|id| record(id, 0)).collect();
+        source.iter_mut().for_each(|record| record.partition = record.id as u16 % 2);
+        let bigquery = [record(1, 10), record(2, 11), record(3, 12)];
+        let context = || Context { kafka_begins: BTreeMap::from([(1, at(12))]), ..Context::default() };
+        let [kafka, _] = compared(&source, &[], &bigquery, context());
+        assert_eq!((kafka.expired, kafka.missing), (1, 2), "only what lay before the first record left");
+        let [kafka, _] = compared(&source, &[], &[], context());
+        assert_eq!((kafka.expired, kafka.missing), (2, 1), "where nobody tells the place");
+    }
+
+    #[test]
+    fn content_is_compared_where_the_event_came_after_the_version() {
+        let titled = |id, commit_lsn, title: &str| {
+            let mut record = record(id, commit_lsn);
+            record.set(Field::Title, Some(title));
+            record
+        };
+        let source = [titled(1, 20, "new"), titled(2, 20, "new")];
+        let kafka = [titled(1, 10, "old"), titled(2, 30, "old")];
+        let [kafka_tally, _] = compared(&source, &kafka, &kafka, Context::default());
+        assert_eq!(kafka_tally.different, 1);
+        let bigquery = [titled(1, 10, "other"), titled(2, 30, "new")];
+        let [_, bigquery] = compared(&source, &kafka, &bigquery, Context::default());
+        assert_eq!(bigquery.different, 1, "between the sinks what the source does not tell");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{FromRedisValue, Script, Value};
 use uuid::Uuid;
@@ -20,8 +20,10 @@ static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../sc
 /// Keys read in one script.
 const KEYS_AT_ONCE: usize = 200;
 
-/// Boards are brought up to date at least this often, while a sink runs.
+/// A sink that runs brings the boards up to date at least once a second; this is how long that may take.
 const BOARDS_FOLLOW: Duration = Duration::from_millis(1_500);
+const BOARDS_FOLLOW_MAX: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What Redis holds, each part with the mark that covers it.
 #[derive(Default)]
@@ -80,7 +82,7 @@ pub async fn read(config: &RedisConfig, epoch: &Epoch) -> Result<Reading> {
         reader.keys(some).await?;
     }
     reader.totals().await?;
-    tokio::time::sleep(BOARDS_FOLLOW).await;
+    reader.wait_for_boards().await?;
     reader.boards(boards).await?;
     Ok(reader.reading)
 }
@@ -194,6 +196,28 @@ impl Reader<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits until the boards have been refreshed once from now on: their time to live tells when that was last.
+    async fn wait_for_boards(&mut self) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < BOARDS_FOLLOW_MAX {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let mut refreshed = None;
+            for window in &WINDOWS {
+                let asked = Instant::now();
+                let left: i64 = self.connection.ask(redis::cmd("PTTL").arg(keys::board(window))).await?;
+                let age = Duration::from_millis((keys::BOARD_SECONDS * 1000 - left).unsigned_abs());
+                if left > 0 {
+                    refreshed = Some(refreshed.unwrap_or(true) && asked.duration_since(began) > age);
+                }
+            }
+            // there is no board where nothing happened lately
+            if refreshed.unwrap_or(began.elapsed() > BOARDS_FOLLOW) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn boards(&mut self, mut names: Vec<String>) -> Result<()> {
