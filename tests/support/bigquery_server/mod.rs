@@ -100,6 +100,7 @@ impl BigQueryServer {
 
     /// Lets held calls go on.
     pub fn release(&self) {
+        self.held.send_replace(0);
         self.released.send_modify(|generation| *generation += 1);
     }
 
@@ -116,6 +117,30 @@ impl BigQueryServer {
     /// The calls of a kind so far, and what befell each.
     pub fn seen(&self, call: Call) -> Vec<Fault> {
         self.seen.borrow().iter().filter(|(seen, _)| *seen == call).map(|(_, fault)| *fault).collect()
+    }
+
+    /// How many calls were made so far.
+    pub fn calls(&self) -> usize {
+        self.seen.borrow().len()
+    }
+
+    /// Returns when so many calls were made.
+    pub async fn has_seen(&self, calls: usize) {
+        let seen = self.seen.subscribe().wait_for(|seen| seen.len() >= calls).await.map(drop);
+        seen.expect("the server lives");
+    }
+
+    /// Lets held calls go on when so many calls of a kind were made.
+    pub async fn release_at(&self, call: Call, calls: usize) {
+        let count = |seen: &Vec<(Call, Fault)>| seen.iter().filter(|(seen, _)| *seen == call).count();
+        let seen = self.seen.subscribe().wait_for(|seen| count(seen) >= calls).await.map(drop);
+        seen.expect("the server lives");
+        self.release();
+    }
+
+    /// How many calls are held now.
+    pub fn held(&self) -> usize {
+        *self.held.borrow()
     }
 
     /// Returns when so many calls are held.
@@ -171,7 +196,6 @@ impl BigQueryServer {
         let mut released = self.released.subscribe();
         self.held.send_modify(|held| *held += 1);
         let _ = released.changed().await;
-        self.held.send_modify(|held| *held -= 1);
     }
 }
 

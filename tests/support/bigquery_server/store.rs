@@ -248,6 +248,16 @@ impl Store {
         self.streams.clear();
     }
 
+    /// Somebody takes a column out of a table.
+    pub fn drop_column(&mut self, table: &str, column: &str) {
+        let Some(table) = self.tables.get_mut(table) else { return };
+        let mut definition = table.definition.clone();
+        if let Some(fields) = definition["schema"]["fields"].as_array_mut() {
+            fields.retain(|field| field["name"] != column);
+        }
+        *table = Table { rows: std::mem::take(&mut table.rows), ..Table::new(definition) };
+    }
+
     fn show(&mut self, names: &[String], end: usize) {
         let mut shown = 0;
         let mut table = String::new();
