@@ -416,6 +416,56 @@ async fn a_row_that_bigquery_alone_refuses_is_a_dead_letter_and_the_others_go_in
     .await;
 }
 
+/// A request is on its way while rows before it are refused, and its call breaks: it was made of other rows than
+/// what is sent at that offset afterwards.
+#[tokio::test]
+async fn a_request_from_before_a_refusal_puts_no_row_in_whenever_it_arrives() {
+    with_database(async |postgres| {
+        let world = World::new(postgres, 4).await;
+        world.server.store().refuses = [0].into();
+        for fault in [Fault::None, Fault::HoldBefore, Fault::CutAfter] {
+            world.server.next(Call::AppendRows, fault);
+        }
+        let lives = world.spawn().await;
+        world.server.holds(1).await;
+        let server = world.server.clone();
+        let arrives = tokio::spawn(async move { server.release_at(Call::AppendRows, 3).await });
+        world.server.cut();
+        let lived = lives.await.unwrap();
+        arrives.abort();
+        world.check();
+        assert!(lived.is_err_and(|error| error.kind() == Kind::Lost), "nobody knows what the stream has");
+        world.check_delivers().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_state_restored_to_an_older_one_doubles_nothing() {
+    with_database(async |postgres| {
+        each([Fault::None].into_iter().chain(FAILURES), async |fault| {
+            let world = World::new(postgres, 12).await;
+            world.server.next(Call::BatchCommitWriteStreams, Fault::None);
+            world.server.next(Call::BatchCommitWriteStreams, Fault::HoldBefore);
+            let crashes = world.spawn().await;
+            world.server.holds(1).await;
+            crashes.abort();
+            let client = sql::connect(postgres).await.unwrap();
+            let old = "SELECT mark, intent FROM walcast.progress WHERE epoch = $1";
+            let old = client.query_one(old, &[&world.epoch.epoch]).await.unwrap();
+            world.live().await.unwrap();
+            let restore = "UPDATE walcast.progress SET mark = $2, intent = NULL WHERE epoch = $1";
+            let mark = old.get::<_, serde_json::Value>(0);
+            client.execute(restore, &[&world.epoch.epoch, &mark]).await.unwrap();
+            world.server.next(Call::Query, fault);
+            world.live().await.unwrap();
+            world.check_delivers().await;
+        })
+        .await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_column_that_the_service_has_not_heard_of_yet_is_waited_for() {
     with_database(async |postgres| {
