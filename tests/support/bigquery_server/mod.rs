@@ -9,8 +9,8 @@
 pub mod fault;
 mod grpc;
 mod rest;
-mod row;
-mod store;
+pub mod row;
+pub mod store;
 
 use std::net::SocketAddr;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! BigQuery's stand-in as a process of its own.
 #![allow(missing_docs)]
 
-#[path = "mod.rs"]
+#[path = "../tests/support/bigquery_server/mod.rs"]
 mod bigquery_server;
 
 use std::time::Duration;
