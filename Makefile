@@ -28,7 +28,7 @@ chaos: services
 
 # variables: EVENTS, ROUNDS, SINKS; see scripts/bench
 bench: services
-	@cargo build --release --locked
+	@cargo build --release --locked --bin walcast --example bigquery-server
 	@scripts/services run cargo bench --locked
 	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/bench $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/bench target/bench.json
 

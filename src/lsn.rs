@@ -89,7 +89,7 @@ impl fmt::Display for Position {
 ///
 /// Both parts only ever grow. A batch may end inside a transaction: then `position` moves and `held`
 /// stays at the end of the last whole transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Mark {
     /// The last event covered; `None` before the first.
     pub position: Option<Position>,

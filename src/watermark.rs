@@ -6,7 +6,7 @@ use crate::lsn::Lsn;
 /// What each sink holds, and what may be confirmed therefore.
 ///
 /// Both only grow: a sink that reports less than before (it was asked twice) changes nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Watermark {
     held: Vec<(&'static str, Lsn)>,
     confirmed: Lsn,

@@ -38,7 +38,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder.mkdir(parents=True, exist_ok=True)
 
-    with only_one(folder), Targets(emulator) as targets, Source(binary, folder) as source:
+    stand_in = None if emulator else binary.parent / "examples" / "bigquery-server"
+    with only_one(folder), Targets(stand_in) as targets, Source(binary, folder) as source:
         report.say(f"writing {events:,} events")
         source.fill(events)
         facts = report.facts(binary, source, events, rounds, sinks, emulator)

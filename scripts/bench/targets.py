@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import pathlib
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 
@@ -18,11 +16,12 @@ CLAIM_SECONDS = 4 * 3600
 
 
 class Targets:
-    def __init__(self, emulator):
-        self.emulator = emulator
+    def __init__(self, stand_in):
+        """stand_in: the program that takes BigQuery's place; None for the emulator."""
+        self.stand_in = stand_in
 
     def __enter__(self):
-        self.bigquery = {} if self.emulator else self.stand_in()
+        self.bigquery = self.start_stand_in() if self.stand_in else {}
         self.kafka = confluent_kafka.admin.AdminClient({"bootstrap.servers": ENV["KAFKA_BROKERS"]})
         self.claims = redis_client(0)
         # How the tests keep out of each other's way too.
@@ -33,16 +32,15 @@ class Targets:
     def __exit__(self, *_):
         self.redis.flushdb()
         self.claims.delete(f"claimed:{self.redis_db}")
-        if not self.emulator:
+        if self.stand_in:
             self.process.kill()
             self.process.wait()
 
-    def stand_in(self):
-        """Tables are made at the emulator all the same."""
-        program = pathlib.Path(__file__).parent / "stand_in.py"
-        self.process = subprocess.Popen([sys.executable, program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    def start_stand_in(self):
+        self.process = subprocess.Popen([self.stand_in, "--forget-rows"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
                                         start_new_session=True, preexec_fn=end_with_parent)
-        return {"BIGQUERY_GRPC_URL": f"http://127.0.0.1:{self.process.stdout.readline().strip()}"}
+        url = self.process.stdout.readline().strip()
+        return {"BIGQUERY_GRPC_URL": url, "BIGQUERY_REST_URL": url}
 
     @contextlib.contextmanager
     def fresh(self, name):
@@ -58,15 +56,15 @@ class Targets:
         topics = [topic for topic in self.kafka.list_topics(timeout=30).topics if topic.startswith(f"{name}.")]
         for deleted in (self.kafka.delete_topics(topics) if topics else {}).values():
             deleted.result()
-        delete_dataset(name)
+        delete_dataset(self.bigquery.get("BIGQUERY_REST_URL", ENV["BIGQUERY_REST_URL"]), name)
 
 
 def redis_client(db):
     return redis.Redis(ENV["REDIS_HOST"], int(ENV["REDIS_PORT"]), db, ENV["REDIS_PASSWORD"])
 
 
-def delete_dataset(name):
-    url = f"{ENV['BIGQUERY_REST_URL']}/bigquery/v2/projects/{ENV['BIGQUERY_PROJECT_ID']}/datasets/{name}?deleteContents=true"
+def delete_dataset(service, name):
+    url = f"{service}/bigquery/v2/projects/{ENV['BIGQUERY_PROJECT_ID']}/datasets/{name}?deleteContents=true"
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
     except urllib.error.HTTPError as error:

@@ -229,14 +229,17 @@ impl Appender {
 
     /// Takes the rows out. The service stored nothing of this request, so it refuses those behind it for their
     /// offsets; their answers come first, then all the rest is sent anew.
+    ///
+    /// Requests are cut anew then: one whose answer nobody has heard might still arrive, and fit with other rows
+    /// than those that are sent at its offset now. After a broken call the stream is given up therefore.
     async fn rows_refused(&mut self, transfer: &mut Transfer<'_>, errors: Vec<RowError>) -> Result<()> {
+        if transfer.sent.iter().any(|sent| sent.again) {
+            return Err(self.out_of_step("refused rows of a call that broke"));
+        }
         for _ in 1..transfer.sent.len() {
             match self.answer().await {
                 Answer::Stored => return Err(self.out_of_step("stored rows behind refused ones")),
-                Answer::Broken(_) => {
-                    self.call = None;
-                    break;
-                }
+                Answer::Broken(_) => return Err(self.out_of_step("broke off behind refused rows")),
                 Answer::RowsRefused(_) | Answer::Refused(_) => {}
             }
         }

@@ -104,6 +104,9 @@ impl Sink for BigQuerySink {
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
         self.live = None;
         let target = Target::new(&self.config).await?;
+        if let Some(table) = target.rest.table().await? {
+            table::verify(&self.config, &table)?;
+        }
         let (live, mark) = Live::recover(&self.config, target, &mut self.state, session).await?;
         self.live = Some(live);
         Ok(mark)

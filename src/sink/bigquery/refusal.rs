@@ -46,9 +46,9 @@ impl Refusal {
             |kind| Error::new(kind, what.to_string()).because(format!("{} ({:?})", self.message, self.code));
         match (self.code, self.reason) {
             (Code::PermissionDenied | Code::Unauthenticated, _) => new(Kind::Setup).hint(ROLES),
-            (_, StorageErrorCode::SchemaMismatchExtraFields) => {
-                new(Kind::Setup).hint("a column is gone from the table: `walcast check` names it")
-            }
+            // for minutes after a column was added too; one that is gone is found by the next recovery
+            (_, StorageErrorCode::SchemaMismatchExtraFields) => new(Kind::Unavailable)
+                .hint("a column just added takes some minutes to be known everywhere; it is tried again"),
             (_, StorageErrorCode::StreamFinalized | StorageErrorCode::InvalidStreamState)
             | (Code::NotFound | Code::OutOfRange | Code::AlreadyExists, _) => new(Kind::Lost),
             _ if self.is_transient() => new(Kind::Unavailable),
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(Refusal::from(wire), Refusal::from(status.clone()));
         let refusal = Refusal::from(status);
         assert_eq!(refusal.reason, StorageErrorCode::SchemaMismatchExtraFields);
-        assert_eq!(refusal.into_error("x").kind(), Kind::Setup);
+        assert_eq!(refusal.into_error("x").kind(), Kind::Unavailable);
     }
 
     #[test]
