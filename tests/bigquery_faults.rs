@@ -46,7 +46,7 @@ use tonic::Code;
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::{Class, Kind, Result};
-use walcast::lsn::{Epoch, Lsn, Mark, Position, Session};
+use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
 use walcast::ops::init::migrate;
 use walcast::sink::Sink;
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink};
@@ -105,7 +105,10 @@ impl World {
     }
 
     async fn newest(&self) -> Session {
-        State::new(self.postgres.clone()).take_token(self.epoch.clone(), START).await.unwrap()
+        State::new(self.postgres.clone())
+            .take_token(self.epoch.clone(), History::default(), START)
+            .await
+            .unwrap()
     }
 
     async fn live_as(&self, session: Session) -> Result<()> {
