@@ -142,7 +142,10 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
             None if registered => {
                 return Err(Error::new(
                     Kind::Resync,
-                    format!("{name} held a mark once and holds none now: it has lost its data"),
+                    format!(
+                        "{name} held a mark once and holds none now: it has lost its data (the slot's confirmed LSN is {})",
+                        session.start
+                    ),
                 )
                 .hint(fresh_start(name)));
             }
