@@ -6,7 +6,7 @@ Plain local-bigquery 0.3.2 does these things, each seen here; this launcher chan
  2. a PENDING commit that holds a bad row loses the rows and still answers success
                                                  -> rows checked in AppendRows, and a commit that fails says so
  3. BatchCommit of a committed stream says INVALID_STREAM_STATE, the same name twice in one call
-    inserts twice, an unknown stream says INVALID_ARGUMENT
+    and two calls at once insert twice, an unknown stream says INVALID_ARGUMENT
                                                  -> STREAM_ALREADY_COMMITTED, once, STREAM_NOT_FOUND / NOT_FOUND
  4. offset errors carry no details               -> google.cloud.bigquery.storage.v1.StorageError is attached
  5. rows of committed streams stay in memory     -> dropped
@@ -24,6 +24,7 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 
 VERSION = "0.3.2"
 found = importlib.metadata.version("local-bigquery")
@@ -119,7 +120,16 @@ def append(stream, rows, offset):
     return plain_append(stream, rows, offset)
 
 
+# a client that died in its commit comes back and commits again while the first one is still at work
+committing = threading.Lock()
+
+
 def commit(request):
+    with committing:
+        return commit_alone(request)
+
+
+def commit_alone(request):
     streams, errors = [], []
     for name in dict.fromkeys(request.write_streams):
         stream = write._streams.get(name)
