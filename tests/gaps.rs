@@ -91,7 +91,11 @@ async fn a_slot_dropped_while_down_is_a_gap() {
     streaming_to_redis(&world).await.stop().await;
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, &format!("SELECT pg_drop_replication_slot('{}')", world.postgres.slot)).await;
-    start_ends_in_a_resync(&world, &["is gone", "DELETE FROM walcast.epoch", "walcast init"]).await;
+    start_ends_in_a_resync(
+        &world,
+        &["is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+    )
+    .await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
 }
 
@@ -102,7 +106,11 @@ async fn a_slot_dropped_while_running_is_a_gap() {
     let client = sql::connect(&world.postgres).await.unwrap();
     let drop = format!("PERFORM pg_drop_replication_slot('{}')", world.postgres.slot);
     cut_off_and(&client, &world, &drop).await;
-    ends_in_a_resync(running, &["is gone", "DELETE FROM walcast.epoch", "walcast init"]).await;
+    ends_in_a_resync(
+        running,
+        &["is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+    )
+    .await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
 }
 
@@ -376,6 +384,31 @@ async fn a_table_taken_out_of_the_publication_while_streaming_is_a_gap() {
     let publication = &world.postgres.publication;
     run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE engagement_events")).await;
     ends_in_a_resync(running, &["engagement_events", "may be missing", "ADD TABLE"]).await;
+}
+
+/// Between two looks, or while walcast is down: the rows of that while are in no stream.
+#[tokio::test]
+async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
+    let world = world_of(support::postgres(), "redis").await;
+    let running = streaming_to_redis(&world).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let publication = &world.postgres.publication;
+    let moment = async {
+        run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE engagement_events")).await;
+        world.insert_events(1).await;
+        run(&client, &format!("ALTER PUBLICATION {publication} ADD TABLE engagement_events")).await;
+    };
+    moment.await;
+    ends_in_a_resync(running, &["publication", publication, "put back"]).await;
+    start_ends_in_a_resync(&world, &["put back", "DELETE FROM walcast.epoch", "walcast init"]).await;
+
+    let world = world_of(support::postgres(), "redis").await;
+    streaming_to_redis(&world).await.stop().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let publication = &world.postgres.publication;
+    run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE content")).await;
+    run(&client, &format!("ALTER PUBLICATION {publication} ADD TABLE content")).await;
+    start_ends_in_a_resync(&world, &["put back", "DELETE FROM walcast.epoch", "walcast init"]).await;
 }
 
 #[tokio::test]

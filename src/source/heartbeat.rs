@@ -56,8 +56,10 @@ async fn published(client: &Client, config: &PostgresConfig) -> Result<Publicati
 }
 
 fn dropped(config: &PostgresConfig) -> Error {
-    let message =
-        format!("publication {} was dropped (and perhaps made again) while streaming", config.publication);
+    let message = format!(
+        "publication {0}, or a table in it, was dropped (and perhaps put back) while streaming",
+        config.publication
+    );
     Error::new(Kind::Resync, message).hint(
         "the next `walcast run` refuses to start, and says what mends it: the slot cannot read past that place",
     )

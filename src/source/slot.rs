@@ -86,13 +86,18 @@ pub struct PublishedTable {
     pub columns: Option<Vec<String>>,
     /// The condition that rows must meet, as SQL; from version 15.
     pub row_filter: Option<String>,
+    /// The OID of its entry in the publication; `None` when all tables, or all of a schema, are published.
+    pub entry: Option<u32>,
 }
 
 /// A publication that is as walcast needs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     /// Its OID: another one for the same name means that it was made again.
     pub oid: u32,
+    /// OIDs of its entries for content and engagement_events: another one means that the table was out of it for a
+    /// while.
+    pub entries: Vec<Option<u32>>,
 }
 
 /// Asks the server of itself.
@@ -190,14 +195,21 @@ pub async fn publication_facts(client: &Client, publication: &str) -> Result<Opt
 
 fn published(row: &Row) -> Result<Option<PublishedTable>> {
     let (Some(schema), Some(table)) = (get(row, 6)?, get(row, 7)?) else { return Ok(None) };
-    Ok(Some(PublishedTable { schema, table, columns: get(row, 8)?, row_filter: get(row, 9)? }))
+    Ok(Some(PublishedTable {
+        schema,
+        table,
+        columns: get(row, 8)?,
+        row_filter: get(row, 9)?,
+        entry: get(row, 10)?,
+    }))
 }
 
 /// The publication, if there is one of that name; kind `Setup` when it is not as walcast needs it.
 pub async fn publication(client: &Client, config: &PostgresConfig) -> Result<Option<Publication>> {
     let Some(facts) = publication_facts(client, &config.publication).await? else { return Ok(None) };
     facts.check_usable(config)?;
-    Ok(Some(Publication { oid: facts.oid }))
+    let ours = |table| facts.table(&config.schema, table).and_then(|published| published.entry);
+    Ok(Some(Publication { oid: facts.oid, entries: vec![ours("content"), ours("engagement_events")] }))
 }
 
 impl PublicationFacts {
@@ -215,6 +227,10 @@ impl PublicationFacts {
         Ok(())
     }
 
+    fn table(&self, schema: &str, table: &str) -> Option<&PublishedTable> {
+        self.tables.iter().find(|one| one.schema == schema && one.table == table)
+    }
+
     fn check_table<'a>(
         &self,
         config: &PostgresConfig,
@@ -223,8 +239,7 @@ impl PublicationFacts {
     ) -> Result<()> {
         let (name, schema) = (&config.publication, &config.schema);
         let place = format!("{}.{}", identifier(schema), identifier(table));
-        let Some(published) = self.tables.iter().find(|one| one.schema == *schema && one.table == table)
-        else {
+        let Some(published) = self.table(schema, table) else {
             let message = format!("publication {name} does not have the table {schema}.{table}");
             return Err(setup(message).hint(format!(
                 "ALTER PUBLICATION {0} ADD TABLE {place}; a partitioned table needs \

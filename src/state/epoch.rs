@@ -10,6 +10,7 @@ use crate::finding::Finding;
 use crate::lsn::{Epoch, History, Lsn};
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
+use crate::source::slot::Publication;
 use crate::source::{quote, slot, sql};
 use crate::state::State;
 
@@ -18,6 +19,12 @@ struct Known {
     system_id: String,
     timeline: i32,
     publication_oid: u32,
+    /// `None` for an epoch made before these were kept.
+    published_entries: Option<Vec<Option<u32>>>,
+    /// Where the stream began; `None` while the slot is being made.
+    consistent_point: Option<Lsn>,
+    /// How far the server's WAL reaches.
+    wal_end: Lsn,
     ready: bool,
 }
 
@@ -45,8 +52,8 @@ async fn open_alone(
     history: &History,
 ) -> Result<Epoch> {
     let client = state.client().await?;
-    let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
-    match judge(client, config, identity, history, publication).await? {
+    let publication = slot::publication(client, config).await?;
+    match judge(client, config, identity, history, publication.as_ref()).await? {
         Judgement::Whole(epoch) => Ok(epoch),
         Judgement::Missing => create(config, state, replication, identity, publication).await,
         Judgement::HalfMade => {
@@ -64,8 +71,8 @@ async fn open_alone(
 /// `Resync` when slot and epoch do not belong together.
 pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<(Epoch, History)> {
     let (_, identity, history) = server(config).await?;
-    let publication = slot::publication(client, config).await?.map(|publication| publication.oid);
-    match judge(client, config, &identity, &history, publication).await? {
+    let publication = slot::publication(client, config).await?;
+    match judge(client, config, &identity, &history, publication.as_ref()).await? {
         Judgement::Whole(epoch) => Ok((epoch, history)),
         Judgement::Missing | Judgement::HalfMade => Err(Error::new(
             Kind::Setup,
@@ -85,10 +92,10 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
         Ok(None) => Finding::fail(subject, "does not exist", "run `walcast init`"),
         Err(error) => Finding::failed(subject, error),
     });
-    let publication = publication.ok().flatten().map(|publication| publication.oid);
+    let publication = publication.ok().flatten();
     let (_, identity, history) = server(config).await?;
     let subject = format!("slot {}", config.slot);
-    findings.push(match judge(client, config, &identity, &history, publication).await {
+    findings.push(match judge(client, config, &identity, &history, publication.as_ref()).await {
         Ok(Judgement::Whole(epoch)) => Finding::ok(subject, format!("belongs to {epoch}")),
         Ok(Judgement::Missing) => Finding::warn(
             subject,
@@ -126,7 +133,7 @@ async fn judge(
     config: &PostgresConfig,
     identity: &SystemIdentity,
     history: &History,
-    publication: Option<u32>,
+    publication: Option<&Publication>,
 ) -> Result<Judgement> {
     let facts = slot::facts(client, &config.slot).await?;
     if let Some(facts) = &facts {
@@ -143,7 +150,7 @@ async fn judge(
             let (system_id, timeline) = (known.system_id, identity.timeline);
             Ok(Judgement::Whole(Epoch { epoch: known.epoch, system_id, timeline, slot: config.slot.clone() }))
         }
-        (Some(known), None) if known.ready => Err(slot_gone(config)),
+        (Some(known), None) if known.ready => Err(slot_gone(&known, config)),
         (None, Some(_)) => Err(slot_not_ours(config)),
         (Some(_), Some(_)) => Ok(Judgement::HalfMade),
         (_, None) => Ok(Judgement::Missing),
@@ -153,7 +160,9 @@ async fn judge(
 async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Known>> {
     let row = client
         .query_opt(
-            "SELECT epoch, system_id, timeline, publication_oid, state = 'ready' FROM walcast.epoch WHERE slot = $1",
+            "SELECT epoch, system_id, timeline, publication_oid, published_entries, consistent_point,
+               CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+               state = 'ready' FROM walcast.epoch WHERE slot = $1",
             &[&slot],
         )
         .await
@@ -164,7 +173,10 @@ async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Kno
         system_id: row.get(1),
         timeline: row.get(2),
         publication_oid: row.get(3),
-        ready: row.get(4),
+        published_entries: row.get(4),
+        consistent_point: row.get::<_, Option<PgLsn>>(5).map(|lsn| Lsn(lsn.into())),
+        wal_end: Lsn(row.get::<_, PgLsn>(6).into()),
+        ready: row.get(7),
     }))
 }
 
@@ -204,12 +216,20 @@ fn check_timeline(known: &Known, identity: &SystemIdentity, history: &History) -
         .hint("set postgres.host to the newest primary: this server has parted from what walcast has read"))
 }
 
-fn check_publication(known: &Known, publication: Option<u32>, config: &PostgresConfig) -> Result<()> {
-    if publication == Some(known.publication_oid) {
+fn check_publication(
+    known: &Known,
+    publication: Option<&Publication>,
+    config: &PostgresConfig,
+) -> Result<()> {
+    let is_same = |publication: &Publication| {
+        publication.oid == known.publication_oid
+            && known.published_entries.as_ref().is_none_or(|entries| *entries == publication.entries)
+    };
+    if publication.is_some_and(is_same) {
         return Ok(());
     }
     let message = format!(
-        "publication {} was dropped (and perhaps made again) after slot {} was made",
+        "publication {}, or a table in it, was dropped (and perhaps put back) after slot {} was made",
         config.publication, config.slot
     );
     Err(Error::new(Kind::Resync, message).hint(format!(
@@ -223,10 +243,16 @@ fn no_publication(config: &PostgresConfig) -> Error {
         .hint("run `walcast init`")
 }
 
-fn slot_gone(config: &PostgresConfig) -> Error {
+fn slot_gone(known: &Known, config: &PostgresConfig) -> Error {
     Error::new(
         Kind::Resync,
-        format!("replication slot {} is gone, and with it the WAL that was not delivered", config.slot),
+        format!(
+            "replication slot {} is gone, and with it the WAL that was not delivered: it began at {}, the server's \
+             WAL is at {}, and what of it the sinks hold their own marks tell",
+            config.slot,
+            known.consistent_point.unwrap_or_default(),
+            known.wal_end
+        ),
     )
     .hint(format!(
         "bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
@@ -255,7 +281,7 @@ async fn create(
     state: &mut State,
     mut replication: Connection,
     identity: &SystemIdentity,
-    publication: Option<u32>,
+    publication: Option<Publication>,
 ) -> Result<Epoch> {
     let publication = publication.ok_or_else(|| no_publication(config))?;
     let client = state.client().await?;
@@ -267,11 +293,21 @@ async fn create(
     };
     client
         .execute(
-            "INSERT INTO walcast.epoch (slot, epoch, system_id, timeline, publication, publication_oid, state)
-             VALUES ($1, $2, $3, $4, $5, $6, 'in progress')
+            "INSERT INTO walcast.epoch (slot, epoch, system_id, timeline, publication, publication_oid, published_entries,
+               state)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 'in progress')
              ON CONFLICT (slot) DO UPDATE SET epoch = $2, system_id = $3, timeline = $4, publication = $5,
-               publication_oid = $6, state = 'in progress', consistent_point = NULL, snapshot = NULL",
-            &[&epoch.slot, &epoch.epoch, &epoch.system_id, &(epoch.timeline as i32), &config.publication, &publication],
+               publication_oid = $6, published_entries = $7, state = 'in progress', consistent_point = NULL,
+               snapshot = NULL",
+            &[
+                &epoch.slot,
+                &epoch.epoch,
+                &epoch.system_id,
+                &(epoch.timeline as i32),
+                &config.publication,
+                &publication.oid,
+                &publication.entries,
+            ],
         )
         .await
         .map_err(sql::error)?;

@@ -241,6 +241,6 @@ pub async fn dead_letters(
 
 /// A folder for the files that hold the records.
 pub fn spill(folder: &Path, events: u64) -> Result<Spill> {
-    const EVENTS_AT_ONCE: u64 = 100_000;
+    const EVENTS_AT_ONCE: u64 = 50_000;
     Spill::new(folder, (events / EVENTS_AT_ONCE + 1).min(2_000) as usize)
 }
