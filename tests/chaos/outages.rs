@@ -19,6 +19,8 @@ const PORT_SHIFT: u16 = 3_000;
 const BAD_WEATHER: Duration = Duration::from_secs(3);
 /// How long a fault's backlog may take; the emulator of BigQuery is slower than the load while it catches up.
 const FLOWS_WITHIN: Duration = Duration::from_secs(300);
+/// How soon lost data must have ended the process.
+const GAP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Servers of one's own, a wire before each, and a world that goes through them.
 struct Stage {
@@ -95,7 +97,23 @@ async fn every_event_is_everywhere_once_after_each_server_died_and_each_wire_fai
         still_runs(&mut running).await;
     }
     stage.world.verify().await;
+    redis_comes_back_empty(&stage, running).await;
     drop(load);
+}
+
+/// The gap is loud and soon, and rebuilding mends it while events go on arriving.
+async fn redis_comes_back_empty(stage: &Stage, mut running: Running) {
+    tokio::task::block_in_place(|| {
+        stage.servers.command(&["kill", "redis", "KILL"]);
+        stage.servers.command(&["wipe", "redis"]);
+        stage.servers.command(&["up", "redis"]);
+    });
+    let ended = running.ends_within(GAP_WITHIN).await;
+    assert!(ended, "an empty Redis is not noticed: {}", running.log.lock().await);
+    assert_eq!(running.ended().await, Some(4));
+    stage.world.walcast(["rebuild", "redis"]).await.expect(0, &[]);
+    let running = stage.world.start().await;
+    stage.world.verify().await;
     running.stop().await;
 }
 

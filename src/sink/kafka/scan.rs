@@ -15,6 +15,9 @@ use super::murmur::partition_of;
 use super::stable::{OpenTransaction, bounds, reader};
 use crate::error::{Error, Kind, Result};
 
+/// How much is read ahead of what is looked at.
+const AHEAD_KBYTES: &str = "16384";
+
 const POLL: Duration = Duration::from_millis(100);
 
 /// A record as a `read_committed` reader is given it.
@@ -59,6 +62,7 @@ impl Scan {
         let consumer = config
             .reader("read_committed")
             .set("enable.partition.eof", "true")
+            .set("queued.max.messages.kbytes", AHEAD_KBYTES)
             .create_with_context(Reports::default())
             .map_err(bad_settings)?;
         let scan = Scan { config: config.clone(), topic: topic.to_owned(), consumer, bounds: ends };
