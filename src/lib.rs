@@ -33,9 +33,10 @@
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row
 //!   as of its own place in the stream, so every sink gets the same record.
 //! - **An epoch names the history** that LSNs belong to ([`lsn::Epoch`]); marks of different epochs are never
-//!   compared. **A token** taken from PostgreSQL at start shuts older instances out of every target.
+//!   compared. On a new timeline, the server's history says how far a mark of the former one counts.
+//!   **A token** taken from PostgreSQL at start shuts older instances out of every target.
 //! - **What cannot be made whole is refused** with both positions (exit code 4): a sink below the slot, a sink
-//!   that lost its mark, a slot made again, a publication made again.
+//!   that lost its mark or is beyond the server's WAL, a slot made again, a publication or a table in it put back.
 //! - **It can be looked at**: [`ops::verify`] compares PostgreSQL, as of a temporary slot's snapshot, with every
 //!   sink; [`ops::rebuild`] fills Redis from such a snapshot.
 //!
