@@ -61,7 +61,7 @@ async fn without_its_publication_nothing_starts() {
             ),
         )
         .await;
-        world.walcast(["run"]).await.expect(4, &["made again", "walcast init"]);
+        world.walcast(["run"]).await.expect(4, &["put back", "walcast init"]);
         assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
     }
 }
