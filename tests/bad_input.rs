@@ -8,7 +8,7 @@ mod support;
 #[path = "support/world.rs"]
 mod world;
 
-use support::{fresh_database, run};
+use support::{fresh_database, run, wait_until};
 use walcast::source::sql;
 use world::World;
 
@@ -64,6 +64,22 @@ async fn without_its_publication_nothing_starts() {
         world.walcast(["run"]).await.expect(4, &["put back", "walcast init"]);
         assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
     }
+}
+
+/// On a server of its own: no slot at all can be made there meanwhile.
+#[tokio::test]
+async fn a_slot_that_waits_for_a_transaction_says_for_which() {
+    let server = services::postgres("18:writing", &[]);
+    let world = World::new(fresh_database(server).await).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "BEGIN; CREATE TABLE written (i INT)").await;
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let mut init = world.spawn_command("init");
+    let said = format!("pid {pid} for ");
+    wait_until("it says for which", async || init.log.lock().await.contains(&said)).await;
+    run(&client, "COMMIT").await;
+    assert_eq!(init.ended().await, Some(0));
+    services::command(&["postgres", "18:writing", "wipe"]);
 }
 
 #[tokio::test]

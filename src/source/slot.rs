@@ -1,5 +1,6 @@
 //! What the server says of itself, the slot and the publication, and whether that will do.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio_postgres::types::PgLsn;
@@ -10,6 +11,9 @@ use crate::lsn::Lsn;
 use crate::model::{content, engagement};
 use crate::source::quote::{identifier, literal};
 use crate::source::{PostgresConfig, sql};
+
+/// How often to say what the making of a slot waits for.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// The server, and what our role may do on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -264,6 +268,30 @@ impl PublicationFacts {
 
 fn lacks(columns: &[String], wanted: &str) -> bool {
     !columns.iter().any(|column| column == wanted)
+}
+
+/// Waits for a slot that is being made, and says what it waits for when that takes long.
+pub async fn made<T>(client: &Client, making: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut making = pin!(making);
+    loop {
+        match tokio::time::timeout(SAY_EVERY, &mut making).await {
+            Ok(made) => return made,
+            Err(_) => say_what_writes(client).await?,
+        }
+    }
+}
+
+async fn say_what_writes(client: &Client) -> Result<()> {
+    let rows =
+        client.query(include_str!("../../sql/writing_transactions.sql"), &[]).await.map_err(sql::error)?;
+    let holder = |row: &Row| Ok(format!("{} for {} s", get::<String>(row, 0)?, get::<i64>(row, 1)?));
+    let holders = rows.iter().map(holder).collect::<Result<Vec<_>>>()?;
+    let oldest = if holders.is_empty() { "not visible to this role".to_owned() } else { holders.join(", ") };
+    tracing::warn!(
+        oldest,
+        "PostgreSQL makes the slot once every transaction that has written has ended; SELECT pg_terminate_backend(pid) ends one"
+    );
+    Ok(())
 }
 
 /// Waits while another process reads the slot: this is how a standby instance waits for its turn.

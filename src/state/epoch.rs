@@ -312,7 +312,7 @@ async fn create(
         .await
         .map_err(sql::error)?;
     failpoint!("epoch_before_slot");
-    let created = replication.create_slot(&config.slot, true).await?;
+    let created = slot::made(client, replication.create_slot(&config.slot, true)).await?;
     failpoint!("epoch_after_slot");
     fill(config, state, &epoch, &created.snapshot, created.consistent_point).await?;
     tracing::info!(slot = config.slot, consistent_point = %created.consistent_point, "slot made");
