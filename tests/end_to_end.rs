@@ -76,6 +76,31 @@ async fn the_sinks_show_the_joined_record() {
 }
 
 #[tokio::test]
+async fn versions_of_content_that_no_start_can_ask_for_are_deleted() {
+    let world = World::initialised().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let running = world.start().await;
+    world.insert_events(1).await;
+    for title in ["first", "second"] {
+        run(&client, &format!("UPDATE content SET title = '{title}'")).await;
+    }
+    let insert =
+        "INSERT INTO content (id, slug, title, publish_ts) VALUES (gen_random_uuid(), 'gone', '', now())";
+    run(&client, insert).await;
+    run(&client, "DELETE FROM content WHERE slug = 'gone'").await;
+    world.insert_events(1).await;
+    world.wait_until_all_hold(2).await;
+    running.stop().await;
+    assert_eq!(world.content_versions().await, 3 * 3 + 2, "all are there while they may be asked for");
+
+    // a life prunes at its first flush what the ones before it have left
+    let running = world.start().await;
+    world.insert_events(1).await;
+    wait_until("one version of each row is left", async || world.content_versions().await == 3).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn an_event_replayed_after_content_changed_sees_it_as_it_was() {
     let world = World::initialised().await;
     let running = world.start().await;

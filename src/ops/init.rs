@@ -11,11 +11,12 @@ use crate::sink;
 use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, epoch};
 
-const MIGRATIONS: [(i32, &str, &str); 4] = [
+const MIGRATIONS: [(i32, &str, &str); 5] = [
     (1, "source", include_str!("../../migrations/0001_source.sql")),
     (2, "state", include_str!("../../migrations/0002_state.sql")),
     (3, "role", include_str!("../../migrations/0003_role.sql")),
     (4, "published_entries", include_str!("../../migrations/0004_published_entries.sql")),
+    (5, "content_version_by_commit", include_str!("../../migrations/0005_content_version_by_commit.sql")),
 ];
 
 /// Makes what is missing, touches nothing that is there.

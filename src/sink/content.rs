@@ -17,13 +17,15 @@ use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Session, StoredMark};
 use crate::model::content::Content;
 use crate::sink::{Finding, Pace, Sink, Written};
-use crate::source::{PostgresConfig, sql};
+use crate::source::{PostgresConfig, slot, sql};
 use crate::state::{State, store_progress};
 use crate::transform::content_cache::ContentCache;
 
 const NAME: &str = "content";
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_EVERY_FLUSHES: u32 = 60;
+/// Versions of the slot's snapshot stand at LSN 0, and put an end to none.
+const BEYOND_SNAPSHOT: Lsn = Lsn(1);
 const CHANGES_MAX: usize = 2_000;
 
 /// Keeps `walcast.content_version`.
@@ -34,6 +36,8 @@ pub struct ContentSink {
     accepted: Mark,
     changes: Vec<ContentChange>,
     flushes: u32,
+    /// The slot's confirmed LSN when versions were last pruned.
+    pruned: Lsn,
 }
 
 impl ContentSink {
@@ -46,6 +50,7 @@ impl ContentSink {
             accepted: Mark::default(),
             changes: Vec::new(),
             flushes: 0,
+            pruned: BEYOND_SNAPSHOT,
         }
     }
 
@@ -66,7 +71,7 @@ impl ContentSink {
         )
         .await?;
         if self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES) {
-            prune(&transaction, session).await?;
+            self.pruned = prune(&transaction, session, self.pruned).await?;
         }
         failpoint!("content_before_commit");
         transaction.commit().await.map_err(sql::error)?;
@@ -162,16 +167,18 @@ async fn insert_versions(
     Ok(())
 }
 
-/// Below the confirmed LSN only each id's newest version can still be asked for.
-async fn prune(transaction: &Transaction<'_>, session: &Session) -> Result<()> {
+/// Below the confirmed LSN only each id's newest version can still be asked for. Gives that LSN: the next time
+/// only what has come since is looked at.
+async fn prune(transaction: &Transaction<'_>, session: &Session, pruned: Lsn) -> Result<Lsn> {
+    let confirmed = slot::confirmed(transaction.client(), &session.epoch.slot).await?;
     transaction
         .execute(
             include_str!("../../sql/prune_content_versions.sql"),
-            &[&session.epoch.epoch, &session.epoch.slot],
+            &[&session.epoch.epoch, &PgLsn::from(pruned.0), &PgLsn::from(confirmed.0)],
         )
         .await
         .map_err(sql::error)?;
-    Ok(())
+    Ok(confirmed)
 }
 
 /// The content rows as the stream saw them at `start`, the end of a commit.

@@ -199,6 +199,12 @@ impl World {
         lsn.parse().unwrap()
     }
 
+    /// Rows of `walcast.content_version`.
+    pub async fn content_versions(&self) -> i64 {
+        let client = sql::connect(&self.postgres).await.unwrap();
+        client.query_one("SELECT count(*) FROM walcast.content_version", &[]).await.unwrap().get(0)
+    }
+
     /// Whether the slot is there.
     pub async fn has_slot(&self) -> bool {
         let client = sql::connect(&self.postgres).await.unwrap();
