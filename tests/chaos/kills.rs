@@ -12,7 +12,7 @@ use crate::{RATE_PER_MINUTE, is_long, kills};
 use walcast::source::sql;
 
 /// A life that has not come to its failpoint by then is ended by kill -9.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(25);
 
 pub async fn world() -> World {
     World::new(fresh_database(postgres()).await).await.with("BIGQUERY_COMMIT_SECONDS", "1")
