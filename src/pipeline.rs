@@ -30,7 +30,7 @@ use crate::source::frame::Frame;
 use crate::source::stream::ReplicationStream;
 use crate::source::{check, heartbeat, slot};
 use crate::state::{State, epoch};
-use crate::telemetry::status::Board;
+use crate::telemetry::board::Board;
 use crate::transform::Transform;
 use crate::watermark::Watermark;
 

@@ -54,7 +54,7 @@ use walcast::sink::driver::Driver;
 use walcast::sink::queue::queue;
 use walcast::source::{PostgresConfig, sql};
 use walcast::state::State;
-use walcast::telemetry::status::Board;
+use walcast::telemetry::board::Board;
 
 const START: Lsn = Lsn(1);
 const EVENTS_A_COMMIT: u64 = 5;

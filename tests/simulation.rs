@@ -22,7 +22,7 @@ use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session, StoredMark};
 use walcast::sink::driver::Driver;
 use walcast::sink::queue::{QueueSender, queue};
 use walcast::sink::{Finding, Pace, Sink, Written};
-use walcast::telemetry::status::Board;
+use walcast::telemetry::board::Board;
 use walcast::watermark::Watermark;
 
 const NAMES: [&str; 3] = ["writes", "cuts", "accepts"];

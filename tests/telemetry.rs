@@ -10,8 +10,9 @@ use std::time::Duration;
 use support::{drop_database, fresh_database, run, wait_until};
 use tokio_postgres::Client;
 use walcast::source::{PostgresConfig, sql};
+use walcast::telemetry::board::Board;
 use walcast::telemetry::lag;
-use walcast::telemetry::status::{Board, SlotStatus};
+use walcast::telemetry::status::SlotStatus;
 
 /// Watches the slot of a database of its own while `test` runs.
 async fn with_watched_slot(server: PostgresConfig, test: impl AsyncFnOnce(&PostgresConfig, &Client, &Board)) {

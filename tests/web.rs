@@ -12,8 +12,9 @@ use tokio::task::JoinHandle;
 use walcast::error::{Error, Kind, Result};
 use walcast::lsn::{Lsn, Mark, Position};
 use walcast::shutdown::{Shutdown, Trigger};
+use walcast::telemetry::board::Board;
 use walcast::telemetry::metrics;
-use walcast::telemetry::status::{Board, SlotStatus};
+use walcast::telemetry::status::SlotStatus;
 use walcast::web::{Web, WebConfig};
 
 const DEADLINE: Duration = Duration::from_secs(30);

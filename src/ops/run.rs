@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::pipeline;
 use crate::shutdown::Shutdown;
-use crate::telemetry::status::Board;
+use crate::telemetry::board::Board;
 use crate::telemetry::{lag, metrics};
 use crate::web::Web;
 

@@ -19,7 +19,7 @@ use crate::sink::queue::{QueueReceiver, Queued};
 use crate::sink::retry::Backoff;
 use crate::sink::{Sink, Written};
 use crate::state::State;
-use crate::telemetry::status::SinkStatus;
+use crate::telemetry::board::SinkStatus;
 
 /// A sink at work.
 pub struct Driver {

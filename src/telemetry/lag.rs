@@ -11,7 +11,8 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::error::Result;
 use crate::lsn::Lsn;
 use crate::source::{PostgresConfig, sql};
-use crate::telemetry::status::{Board, SlotStatus};
+use crate::telemetry::board::Board;
+use crate::telemetry::status::SlotStatus;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_AFTER: Duration = Duration::from_secs(2);

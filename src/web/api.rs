@@ -11,7 +11,7 @@ use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
-use crate::telemetry::status::Board;
+use crate::telemetry::board::Board;
 use crate::web::is_own_host;
 
 const INDEX: &str = "\

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Kind, Result};
-use crate::telemetry::status::Board;
+use crate::telemetry::board::Board;
 
 /// How long answers under way have at the end.
 const GRACE: Duration = Duration::from_secs(3);
