@@ -1,9 +1,16 @@
--- $1 the epoch, $2 and $3 the confirmed LSN then and now, where every start begins at the earliest. What came in
--- between puts an end to all earlier versions of its id; and to itself, when it says that the row was deleted.
+-- $1 the epoch, $2 and $3 the confirmed LSN then and now, where every start begins at the earliest. Of the ids that
+-- changed in between, a version can go when a newer one lies below that; the newest too, when it says "deleted".
+-- ARRAY, and EXISTS under OR, are looked up in the primary key whatever the statistics say: a join, planned before
+-- the first ANALYZE, compares every version with every other.
 DELETE FROM walcast.content_version AS version
-USING walcast.content_version AS newer
-WHERE newer.epoch = $1 AND newer.commit_lsn >= $2 AND newer.commit_lsn < $3
-  AND version.epoch = $1
-  AND version.content_id = newer.content_id
-  AND ((version.commit_lsn, version.ordinal) < (newer.commit_lsn, newer.ordinal)
-       OR newer.deleted AND (version.commit_lsn, version.ordinal) = (newer.commit_lsn, newer.ordinal))
+WHERE epoch = $1
+  AND commit_lsn < $3
+  AND content_id = ANY (ARRAY(
+    SELECT DISTINCT content_id FROM walcast.content_version
+    WHERE epoch = $1 AND commit_lsn > '0/0' AND commit_lsn >= $2 AND commit_lsn < $3))
+  AND (deleted OR EXISTS (
+    SELECT FROM walcast.content_version AS newer
+    WHERE newer.epoch = $1
+      AND newer.content_id = version.content_id
+      AND newer.commit_lsn < $3
+      AND (newer.commit_lsn, newer.ordinal) > (version.commit_lsn, version.ordinal)))

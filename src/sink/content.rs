@@ -24,8 +24,6 @@ use crate::transform::content_cache::ContentCache;
 const NAME: &str = "content";
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_EVERY_FLUSHES: u32 = 60;
-/// Versions of the slot's snapshot stand at LSN 0, and put an end to none.
-const BEYOND_SNAPSHOT: Lsn = Lsn(1);
 const CHANGES_MAX: usize = 2_000;
 
 /// Keeps `walcast.content_version`.
@@ -50,7 +48,7 @@ impl ContentSink {
             accepted: Mark::default(),
             changes: Vec::new(),
             flushes: 0,
-            pruned: BEYOND_SNAPSHOT,
+            pruned: Lsn::default(),
         }
     }
 
