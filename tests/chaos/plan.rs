@@ -54,7 +54,8 @@ pub fn deaths(rng: &mut StdRng, count: usize) -> Vec<Death> {
 /// A death at a failpoint, after the one that lets it be reached.
 fn at(rng: &mut StdRng, failpoint: String) -> Vec<Death> {
     let passes = match failpoint.as_str() {
-        "kafka_after_row" | "pipeline_after_batch" => rng.random_range(0..500),
+        "kafka_after_row" => rng.random_range(0..500),
+        "pipeline_after_batch" => rng.random_range(0..50),
         name if is_once_a_life(name) => 0,
         _ => rng.random_range(0..8),
     };
