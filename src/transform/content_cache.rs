@@ -1,8 +1,8 @@
 //! The content rows as of the current place in the stream.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use uuid::Uuid;
 
 use crate::model::content::Content;

@@ -169,7 +169,8 @@ impl Encoder {
     fn headers(&mut self, position: Position, name: &str, value: &str) -> OwnedHeaders {
         self.place.clear();
         // writing into memory cannot fail
-        let _ = write!(self.place, "{position}");
+        position.commit_lsn.put_text(&mut self.place);
+        let _ = write!(self.place, "#{}", position.ordinal);
         OwnedHeaders::new_with_capacity(2)
             .insert(Header { key: "lsn", value: Some(&self.place) })
             .insert(Header { key: name, value: Some(value) })

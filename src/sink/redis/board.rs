@@ -1,7 +1,6 @@
 //! A board: the contents with the most engagement, and what of it Redis shows already. Pure.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use uuid::Uuid;
 
 /// Contents on a board.
@@ -122,9 +121,9 @@ impl Board {
         }
         let best: HashMap<Uuid, u64> = self.top.best().into_iter().collect();
         let shown = self.shown.take().unwrap_or_default();
-        let gone = shown.keys().filter(|id| !best.contains_key(id)).copied().collect();
-        let joined = best.keys().filter(|id| !shown.contains_key(id)).copied().collect();
-        let put = best.iter().filter(|(id, score)| shown.get(id) != Some(score));
+        let gone = shown.keys().filter(|id| !best.contains_key(*id)).copied().collect();
+        let joined = best.keys().filter(|id| !shown.contains_key(*id)).copied().collect();
+        let put = best.iter().filter(|(id, score)| shown.get(*id) != Some(score));
         let put = put.map(|(id, score)| (*id, *score)).collect();
         self.shown = Some(best);
         Diff { expected, gone, put, joined }

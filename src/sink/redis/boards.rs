@@ -1,7 +1,6 @@
 //! All boards: one for each window, one for all time, and one for each content type in the first window. Pure.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use uuid::Uuid;
 
 use super::board::{Board, Diff, seconds_text};

@@ -4,9 +4,9 @@
 //! contents (or days of contents, or minutes), so that one script stays short, and never between rows of one
 //! position: its mark is the position of its last row, and every cut is a whole state.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use uuid::Uuid;
 
 use super::keys;

@@ -4,9 +4,9 @@
 //! Memory is never ahead of Redis for longer than one script call: when that fails, memory is dropped and
 //! read again. Pure.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use uuid::Uuid;
 
 use super::boards::Boards;
@@ -109,8 +109,8 @@ impl Memory {
     }
 
     /// Redis has this of a minute.
-    pub fn learn_minute(&mut self, minute: i64, counted: HashMap<String, u64>) {
-        self.minutes.insert(minute, counted);
+    pub fn learn_minute(&mut self, minute: i64, counted: impl IntoIterator<Item = (String, u64)>) {
+        self.minutes.insert(minute, counted.into_iter().collect());
     }
 
     /// Redis has this of all time.

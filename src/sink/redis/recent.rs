@@ -1,7 +1,8 @@
 //! A bounded memory of what was in use lately.
 
-use std::collections::HashMap;
 use std::hash::Hash;
+
+use hashbrown::HashMap;
 
 /// A map that forgets: it keeps at least the `keep` entries used last, and at most twice as many.
 ///

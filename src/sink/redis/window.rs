@@ -12,8 +12,9 @@
 //! Pure: no IO, no clock. Who owns a [`Ring`] brings what Redis has ([`Ring::load`], [`Ring::leave`]) and
 //! writes what [`Ring::add`] answers.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 
+use hashbrown::{HashMap, HashSet};
 use uuid::Uuid;
 
 /// A window.

@@ -113,7 +113,7 @@ fn totals(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found))
             fields: Vec::new(),
         });
     }
-    for id in reading.totals.keys().filter(|id| !expected.totals.contains_key(id)) {
+    for id in reading.totals.keys().filter(|id| !expected.totals.contains_key(*id)) {
         found(foreign(key(id)));
     }
 }
@@ -183,7 +183,7 @@ impl Board<'_> {
             return;
         }
         let lowest = if shown.len() < SIZE { 0 } else { shown.values().min().copied().unwrap_or_default() };
-        for (id, _) in self.at_least.iter().filter(|(id, ms)| **ms > lowest && !shown.contains_key(id)) {
+        for (id, _) in self.at_least.iter().filter(|(id, ms)| **ms > lowest && !shown.contains_key(*id)) {
             tell(Verdict::Missing, id);
         }
     }
