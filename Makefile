@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(HOME_DIR)/target
 SECONDS ?=
 unexport SECONDS
 
-.PHONY: demo test chaos bench record-wire fmt lint services clean-services compose-config
+.PHONY: demo test instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config
 
 demo: services
 	@cargo build --release --locked
@@ -20,6 +20,14 @@ demo: services
 test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run cargo test --locked --features failpoints
+	@$(MAKE) --no-print-directory instructions
+
+# what an event costs, by callgrind, against benches/instructions.baseline
+instructions:
+	@$(HOME_DIR)/venv/bin/python scripts/instructions.py
+
+instructions-baseline:
+	@$(HOME_DIR)/venv/bin/python scripts/instructions.py write
 
 # a seed is printed; WALCAST_SEED draws the same deaths again
 chaos: KILLS ?= 200

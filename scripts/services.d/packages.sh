@@ -27,6 +27,7 @@ gcc gcc
 g++ g++
 make make
 pkg-config pkg-config
+valgrind valgrind
 T
   pkg-config --exists openssl 2>/dev/null || out="$out libssl-dev"
   pkg-config --exists zlib 2>/dev/null || out="$out zlib1g-dev"

@@ -23,12 +23,23 @@ fn content_id(number: u64) -> Uuid {
 
 /// The payloads of one transaction: Begin, Relation, so many inserts, Commit. An insert has about 250 bytes in
 /// binary form, 130 of them jsonb.
+#[allow(dead_code)]
 pub fn transaction(inserts: i64, binary: bool) -> Vec<Vec<u8>> {
-    let begin = Sent::Begin { final_lsn: Lsn(100), commit_ts: 0, xid: 1 };
-    let commit = Sent::Commit { commit_lsn: Lsn(100), end_lsn: Lsn(200), commit_ts: 0 };
-    let inserts = (1..=inserts).map(|id| Sent::Insert { relation_id: RELATION_ID, new: row(id, binary) });
-    let all = [begin, Sent::Relation(relation())].into_iter().chain(inserts).chain([commit]);
-    all.map(|sent| sent.encode()).collect()
+    transactions(1, inserts, binary)
+}
+
+/// The payloads of so many transactions of so many inserts, the Relation in the first, as a server sends it.
+pub fn transactions(count: i64, inserts: i64, binary: bool) -> Vec<Vec<u8>> {
+    let transaction = |number: i64| {
+        let (commit_lsn, end_lsn) = (Lsn(200 * number as u64 + 100), Lsn(200 * number as u64 + 200));
+        let begin = Sent::Begin { final_lsn: commit_lsn, commit_ts: 0, xid: 1 + number as u32 };
+        let relation = (number == 0).then(|| Sent::Relation(relation()));
+        let ids = number * inserts + 1..=(number + 1) * inserts;
+        let inserts = ids.map(move |id| Sent::Insert { relation_id: RELATION_ID, new: row(id, binary) });
+        let commit = Sent::Commit { commit_lsn, end_lsn, commit_ts: 0 };
+        [begin].into_iter().chain(relation).chain(inserts).chain([commit])
+    };
+    (0..count).flat_map(transaction).map(|sent| sent.encode()).collect()
 }
 
 /// The decoder's state in a session, used the way the service uses it.

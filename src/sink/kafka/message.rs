@@ -21,19 +21,23 @@ const MESSAGE_CHARS_MAX: usize = 1_000;
 const TOO_LARGE: &str = "record_too_large";
 
 /// One record for Kafka.
-pub(super) struct Message<'a> {
-    pub(super) topic: &'a str,
-    pub(super) partition: i32,
-    pub(super) key: Option<&'a str>,
+pub struct Message<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The partition, from 0.
+    pub partition: i32,
+    /// The key; `None` for a dead letter, and for an event without content.
+    pub key: Option<&'a str>,
     /// `None` is a tombstone.
-    pub(super) payload: Option<&'a [u8]>,
+    pub payload: Option<&'a [u8]>,
     /// When the row's transaction committed; `None` for now.
-    pub(super) timestamp_ms: Option<i64>,
-    pub(super) headers: Option<OwnedHeaders>,
+    pub timestamp_ms: Option<i64>,
+    /// See the module.
+    pub headers: Option<OwnedHeaders>,
 }
 
 /// Makes messages in buffers that it keeps.
-pub(super) struct Encoder {
+pub struct Encoder {
     topics: Topics,
     partitions: u16,
     record_bytes_max: usize,
@@ -44,7 +48,8 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    pub(super) fn new(config: &KafkaConfig, row_bytes_max: usize) -> Self {
+    /// An encoder for these topics. `row_bytes_max` is the largest row that is sent on with its payload.
+    pub fn new(config: &KafkaConfig, row_bytes_max: usize) -> Self {
         Encoder {
             topics: config.topics(),
             partitions: config.partitions,
@@ -58,7 +63,7 @@ impl Encoder {
 
     /// The message of a row. A row that is too large for Kafka becomes a dead letter without its values,
     /// so that it holds nothing up.
-    pub(super) fn row(&mut self, batch: &Batch, row: &Row) -> Message<'_> {
+    pub fn row(&mut self, batch: &Batch, row: &Row) -> Message<'_> {
         self.value.clear();
         match row {
             Row::Event(event) => record::write_json(batch, event, &mut self.value),
@@ -76,7 +81,7 @@ impl Encoder {
     }
 
     /// The message that stores `value` under `key` among the marks.
-    pub(super) fn progress<'a>(&'a self, key: &'a str, value: &'a str) -> Message<'a> {
+    pub fn progress<'a>(&'a self, key: &'a str, value: &'a str) -> Message<'a> {
         Message {
             topic: &self.topics.progress,
             partition: 0,

@@ -8,7 +8,7 @@
 
 mod config;
 mod error;
-mod message;
+pub mod message;
 mod murmur;
 mod progress;
 pub mod scan;

@@ -191,7 +191,8 @@ impl Call {
         other.args.iter().for_each(|arg| self.args.push(arg));
     }
 
-    fn command(&self, script: &Script) -> Cmd {
+    /// The command that runs a script with these.
+    pub fn command(&self, script: &Script) -> Cmd {
         let words = 3 + self.keys.ends.len() + self.args.ends.len();
         let mut command = Cmd::with_capacity(words, 64 + self.keys.bytes.len() + self.args.bytes.len());
         command.arg("EVALSHA").arg(script.get_hash()).arg(self.keys.ends.len());

@@ -1,0 +1,83 @@
+//! How many allocations the way of an event takes. A test binary of its own, as the counting allocator is the
+//! process's; what librdkafka allocates in C is not in it.
+#![allow(clippy::unwrap_used)]
+
+#[path = "pgoutput/encode.rs"]
+#[allow(dead_code)]
+mod encode;
+#[path = "pgoutput/engagement.rs"]
+mod engagement;
+mod stages;
+
+use allocation_counter::measure;
+use engagement::Decoder;
+use stages::Stages;
+
+/// Events of a batch: one for each content there is.
+const EVENTS: usize = 1000;
+
+/// Allocations that a batch of [`EVENTS`] takes in each stage, once all is warm.
+const WRITTEN_DOWN: [(&str, u64); 5] = [
+    ("decode", 0),
+    // rows and texts of the batch, which double as they grow
+    ("enrich", 24),
+    // but for what librdkafka allocates in C for the headers
+    ("kafka", 0),
+    // fifteen a content that a flush touches
+    ("redis", 15_125),
+    // a row goes to gRPC as a `Vec` of its own
+    ("bigquery", EVENTS as u64),
+];
+
+#[test]
+fn a_batch_takes_the_allocations_that_are_written_down() {
+    let payloads = engagement::transactions(4, EVENTS as i64, true);
+    let (cold, warm) = payloads.split_at(2 * EVENTS + 5);
+    let (cold, warming) = cold.split_at(EVENTS + 3);
+    let mut stages = Stages::new(EVENTS + 1);
+    allocations(&mut stages, cold);
+    allocations(&mut stages, warming);
+    for payloads in warm.chunks(EVENTS + 2) {
+        assert_eq!(allocations(&mut stages, payloads), WRITTEN_DOWN);
+    }
+}
+
+/// What each stage allocates for the one batch that the payloads make.
+fn allocations(stages: &mut Stages, payloads: &[Vec<u8>]) -> [(&'static str, u64); 5] {
+    let mut batches = Vec::new();
+    let counts = [
+        ("decode", measure(|| assert_eq!(stages::decode(&mut stages.decoder, payloads), EVENTS))),
+        ("enrich", measure(|| batches = stages::enrich(&mut stages.transform, payloads))),
+        ("kafka", measure(|| stages::kafka(&mut stages.kafka, &batches))),
+        ("redis", measure(|| stages::redis(&mut stages.redis, &batches))),
+        ("bigquery", measure(|| stages::bigquery(&mut stages.bigquery, &batches))),
+    ];
+    assert_eq!(batches.iter().map(|batch| batch.rows().len()).collect::<Vec<_>>(), [EVENTS]);
+    counts.map(|(stage, count)| (stage, count.count_total))
+}
+
+#[test]
+fn an_insert_is_decoded_without_an_allocation() {
+    for binary in [true, false] {
+        let payloads = engagement::transaction(1000, binary);
+        let mut decoder = Decoder::default();
+        let mut decode = |payloads: &[Vec<u8>]| {
+            payloads.iter().filter(|payload| decoder.decode(payload).unwrap().is_some()).count()
+        };
+
+        let described = measure(|| assert_eq!(decode(&payloads[..2]), 0));
+        assert!(described.count_total > 8, "a relation is owned, and the counter counts: {described:?}");
+
+        let rows = measure(|| assert_eq!(decode(&payloads[2..]), 1000));
+        assert_eq!(rows.count_total, 0, "binary '{binary}': {rows:?}");
+    }
+}
+
+#[test]
+fn both_forms_give_the_same_event() {
+    let (binary, text) = (engagement::transaction(100, true), engagement::transaction(100, false));
+    let (mut of_binary, mut of_text) = (Decoder::default(), Decoder::default());
+    for (binary, text) in binary.iter().zip(&text) {
+        assert_eq!(of_binary.decode(binary).unwrap(), of_text.decode(text).unwrap());
+    }
+}
