@@ -1,29 +1,40 @@
-"""How fast walcast drains a slot, beside pg_recvlogical on a copy of the same slot, on the servers of scripts/services.
+"""How fast walcast is, beside pg_recvlogical and Debezium, on the servers of scripts/services.
 
-    make bench                          1,000,000 events, each client once
-    make bench EVENTS=200000 ROUNDS=3   medians of three rounds, the clients in turn
+    make bench                          1,000,000 events, three rounds
+    make bench EVENTS=100000 ROUNDS=1   a first look, minutes instead of an hour
     make bench SINKS=kafka,redis        without BigQuery
+    make bench DEBEZIUM=off             without Debezium, which needs Maven Central once, and a JDK
     make bench BIGQUERY=emulator        at about 1,500 events/s: try it with few events
 
-Every run replays the same WAL, from a copy of one template slot: pg_recvlogical to nothing, walcast to the null sink, to
-each sink alone, to all of them. The clock runs from the start of streaming until the slot's confirmed LSN is past the last
-event: until every sink holds everything. walcast is asked to stop once it has received all, so that nobody waits for the
-next commit by time (BigQuery: 30 s). CPU is that of the whole process, from its start to its end; memory is its peak.
-No TLS on either side. BigQuery's place is taken by a process that counts rows, since the emulator would be all that is
-measured. The database, slots, topics and datasets made for this are gone afterwards.
+Backlog: every run replays the same WAL, from a copy of one template slot: pg_recvlogical to nothing, walcast to the null
+sink, to each sink alone, to all of them, Debezium (debezium.py says with which settings). The clock runs from the start of
+streaming until the slot's confirmed LSN is past the last event: until every sink holds everything. walcast is asked to stop
+once it has received all, so that nobody waits for the next commit by time (BigQuery: 30 s). CPU is that of the process from
+the start of streaming to its end, so that a JVM's start does not count; memory is its peak. The start is from the
+process's own until the server has sent it the first event. No TLS on either side. BigQuery's place is taken by a process that
+counts rows, since the emulator would be all that is measured.
+
+Figures are worth something on a machine that does nothing else: look at the load before each run, at the spread of the rounds,
+and believe the ratios, which compare runs of one round, before the absolute figures. All servers share the machine
+with what is measured: with two cores it is their CPU that runs out.
+
+The database, slots, topics, groups and datasets made for this are gone afterwards.
 
 usage: scripts/services run PYTHON scripts/bench WALCAST_BINARY FOLDER REPORT
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import signal
 import sys
 
+import backlog
+import debezium
 import report
-from clients import pg_recvlogical, walcast
+import tables
 from source import Source
 from targets import Targets
 
@@ -32,7 +43,7 @@ def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     binary, folder, path = (pathlib.Path(argument).absolute() for argument in sys.argv[1:])
-    events, rounds = number("EVENTS", 1_000_000), number("ROUNDS", 1)
+    events, rounds = number("EVENTS", 1_000_000), number("ROUNDS", 3)
     sinks = [sink for sink in os.environ.get("SINKS", "kafka,redis,bigquery").split(",") if sink]
     emulator = os.environ.get("BIGQUERY") == "emulator"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -40,20 +51,22 @@ def main():
 
     stand_in = None if emulator else binary.parent / "examples" / "bigquery-server"
     with only_one(folder), Targets(stand_in) as targets, Source(binary, folder) as source:
-        report.say(f"writing {events:,} events")
-        source.fill(events)
-        facts = report.facts(binary, source, events, rounds, sinks, emulator)
-        report.head(facts)
-        clients = {"pg_recvlogical": pg_recvlogical()}
-        for name, used in {"null": ["null"], **{sink: [sink] for sink in sinks}, "all": sinks}.items():
-            clients[name] = walcast(binary, used)
-        results = []
-        for number_of_round in range(1, rounds + 1):
-            for name, client in clients.items():
-                with source.copied_slot(f"{name}_{number_of_round}") as slot, targets.fresh(slot.name) as fresh:
-                    results.append(client.drain(slot, fresh, name, folder / f"{name}.log"))
-                    report.line(results[-1])
-    report.write(path, facts, results)
+        class_path, about_debezium = debezium_if_wanted(folder)
+        found = report.facts(binary, source, emulator, about_debezium)
+        found["backlog"] = backlog.measure(source, targets, backlog.clients(binary, folder, sinks, class_path), events, rounds, folder)
+    write(path, found)
+
+
+def debezium_if_wanted(folder):
+    """Its class path, if it takes part, and its version, or why it does not."""
+    if os.environ.get("DEBEZIUM") == "off":
+        return None, "not asked for"
+    try:
+        class_path = debezium.fetch(folder)
+    except debezium.Unavailable as why:
+        report.say(f"bench: without Debezium: {why}")
+        return None, str(why)
+    return class_path, debezium.version(class_path)
 
 
 def number(name, default):
@@ -61,6 +74,14 @@ def number(name, default):
     if not value.isdecimal() or int(value) == 0:
         sys.exit(f"bench: {name}={value}: give a whole number above 0")
     return int(value)
+
+
+def write(path, found):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    text = tables.markdown(found)
+    path.with_suffix(".md").write_text(text)
+    print(f"\n{text}\n{path}, {path.with_suffix('.md')}")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ class Slot:
     name: str
     environment: dict  # for walcast
     connection: psycopg.Connection
+    first: str  # an LSN: who was sent up to it was sent an event
     end: str  # an LSN: who has confirmed it has delivered every event
     events: int
     received: int  # events in the stream once one transaction beyond `end` is whole, see Source.fill
@@ -56,13 +57,18 @@ class Source:
         self.walcast("generate", BURST_MODE="true", BURST_COUNT="0", GENERATE_SEED="1")
         drop_slot(self.admin, first)
         self.walcast("init", POSTGRES_SLOT=TEMPLATE)
+        self.add_event()
+        self.first = self.one("SELECT pg_current_wal_insert_lsn()::text")
         self.walcast("generate", BURST_MODE="true", BURST_COUNT=str(events), GENERATE_SEED="1")
         self.end = self.one("SELECT pg_current_wal_insert_lsn()::text")
         # Once the second of these has been received, the first one's commit has been too, and that is beyond `end`.
         for _ in range(2):
-            self.connection.execute("INSERT INTO engagement_events (event_ts) VALUES (now())")
-        self.events = events
+            self.add_event()
+        self.events = 1 + events
         self.connection.execute("CHECKPOINT")  # now, and not during a run
+
+    def add_event(self):
+        self.connection.execute("INSERT INTO engagement_events (event_ts) VALUES (now())")
 
     def walcast(self, command, **environment):
         log = self.folder / f"{command}.log"
@@ -71,6 +77,16 @@ class Source:
                                    stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         if ended.returncode:
             sys.exit(f"{log.read_text()}bench: walcast {command} ended with exit code {ended.returncode}")
+
+    def drop_template(self):
+        """So that it retains no WAL while others are looked at."""
+        drop_slot(self.admin, TEMPLATE)
+
+    def shape(self):
+        return {
+            "transactions": self.one("SELECT count(DISTINCT xmin::text) FROM engagement_events"),
+            "payload_bytes": self.one("SELECT avg(octet_length(raw_payload::text))::int FROM engagement_events"),
+        }
 
     def one(self, query):
         return self.connection.execute(query).fetchone()[0]
@@ -84,7 +100,7 @@ class Source:
         self.copy_rows("walcast.content_version", {"epoch": epoch})
         self.connection.execute("ANALYZE walcast.content_version")
         try:
-            yield Slot(name, {**self.environment, "POSTGRES_SLOT": name}, self.connection, self.end, self.events, self.events + 2)
+            yield Slot(name, {**self.environment, "POSTGRES_SLOT": name}, self.connection, self.first, self.end, self.events, self.events + 2)
         finally:
             drop_slot(self.admin, name)
             for table in ("epoch", "content_version", "progress", "sink"):

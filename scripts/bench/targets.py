@@ -9,7 +9,7 @@ import urllib.request
 import confluent_kafka.admin
 import redis
 
-from clients import end_with_parent
+from processes import end_with_parent
 
 ENV = os.environ
 CLAIM_SECONDS = 4 * 3600
@@ -53,6 +53,9 @@ class Targets:
 
     def clear(self, name):
         self.redis.flushdb()
+        groups = [group.group_id for group in self.kafka.list_consumer_groups(request_timeout=30).result().valid if group.group_id.startswith(name)]
+        for deleted in (self.kafka.delete_consumer_groups(groups) if groups else {}).values():
+            deleted.result()
         topics = [topic for topic in self.kafka.list_topics(timeout=30).topics if topic.startswith(f"{name}.")]
         for deleted in (self.kafka.delete_topics(topics) if topics else {}).values():
             deleted.result()
