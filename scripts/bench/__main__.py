@@ -25,16 +25,15 @@ usage: scripts/services run PYTHON scripts/bench WALCAST_BINARY FOLDER REPORT
 
 import contextlib
 import fcntl
-import json
-import os
 import pathlib
 import signal
 import sys
 
 import backlog
 import debezium
+import rates
 import report
-import tables
+from settings import Settings
 from source import Source
 from targets import Targets
 
@@ -43,23 +42,34 @@ def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     binary, folder, path = (pathlib.Path(argument).absolute() for argument in sys.argv[1:])
-    events, rounds = number("EVENTS", 1_000_000), number("ROUNDS", 3)
-    sinks = [sink for sink in os.environ.get("SINKS", "kafka,redis,bigquery").split(",") if sink]
-    emulator = os.environ.get("BIGQUERY") == "emulator"
+    settings = Settings.read()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder.mkdir(parents=True, exist_ok=True)
 
-    stand_in = None if emulator else binary.parent / "examples" / "bigquery-server"
+    stand_in = None if settings.emulator else binary.parent / "examples" / "bigquery-server"
     with only_one(folder), Targets(stand_in) as targets, Source(binary, folder) as source:
-        class_path, about_debezium = debezium_if_wanted(folder)
-        found = report.facts(binary, source, emulator, about_debezium)
-        found["backlog"] = backlog.measure(source, targets, backlog.clients(binary, folder, sinks, class_path), events, rounds, folder)
-    write(path, found)
+        class_path, about_debezium = debezium_if_wanted(settings, folder)
+        found = report.facts(binary, source, settings.emulator, about_debezium)
+        for name, part in parts(settings, source, targets, folder, class_path).items():
+            found[name] = part()
+            report.write(path, found)  # the next part may be broken off
+    report.show(path)
 
 
-def debezium_if_wanted(folder):
+def parts(settings, source, targets, folder, class_path):
+    """Those asked for, by name."""
+    sinks = settings.sinks
+    clients = backlog.clients(source.binary, folder, sinks, class_path)
+    asked_for = {
+        "backlog": settings.events and (lambda: backlog.measure(source, targets, clients, settings.events, settings.rounds, folder)),
+        "rates": settings.rates and (lambda: rates.measure(source, targets, folder, sinks, settings.rates, settings.minutes, class_path)),
+    }
+    return {name: part for name, part in asked_for.items() if part}
+
+
+def debezium_if_wanted(settings, folder):
     """Its class path, if it takes part, and its version, or why it does not."""
-    if os.environ.get("DEBEZIUM") == "off":
+    if not settings.debezium:
         return None, "not asked for"
     try:
         class_path = debezium.fetch(folder)
@@ -67,21 +77,6 @@ def debezium_if_wanted(folder):
         report.say(f"bench: without Debezium: {why}")
         return None, str(why)
     return class_path, debezium.version(class_path)
-
-
-def number(name, default):
-    value = os.environ.get(name) or str(default)
-    if not value.isdecimal() or int(value) == 0:
-        sys.exit(f"bench: {name}={value}: give a whole number above 0")
-    return int(value)
-
-
-def write(path, found):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    text = tables.markdown(found)
-    path.with_suffix(".md").write_text(text)
-    print(f"\n{text}\n{path}, {path.with_suffix('.md')}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,10 @@ PUBLICATION = "walcast"
 
 
 class Client:
+    """Something that reads a slot. `command` and `environment` say how it is started."""
+
     exit_codes = (0,)
+    sinks = ("null",)
 
     def environment(self, slot, fresh):
         """What it needs besides the slot's and the targets' addresses."""
@@ -52,6 +55,10 @@ class Walcast(Client):
     def command(self, slot, environment):
         return [self.binary, "run"]
 
+    def topic(self, slot):
+        """Where it writes events."""
+        return f"{slot.name}.events"
+
     def has_all(self, look, slot, environment):
         return look.all_sent and events_received(environment) >= slot.received
 
@@ -68,3 +75,8 @@ def events_received(environment):
             return json.load(answer)["source"]["events_total"]
     except (urllib.error.URLError, OSError):
         return 0
+
+
+def newest_event(connection):
+    """Its id; events are counted by the differences."""
+    return connection.execute("SELECT coalesce(max(id), 0) FROM engagement_events").fetchone()[0]

@@ -4,7 +4,7 @@ Both begin where the slot does: there is no stored offset, snapshot.mode=no_data
 the confirmed LSN of a slot that exists. That every event came is counted, by the handler and in the topic.
 
 Settings are Debezium's own except where said, and then in its favour: JSON without schemas, lz4 as walcast has it, batches four
-times the default. The slot's confirmed LSN is what ends the clock for it too, so offsets and heartbeats, which move that, come each
+times the default, and sent after 100 ms, not 500, as walcast does to Kafka. The slot's confirmed LSN is what ends the clock for it too, so offsets and heartbeats, which move that, come each
 100 ms instead of each minute and never: the clock may stop that much late. The JVM's flags are those of Kafka Connect's start script.
 """
 
@@ -19,6 +19,7 @@ import urllib.request
 
 import confluent_kafka
 
+import targets
 from clients import PUBLICATION, Client
 from processes import free_port
 
@@ -73,7 +74,7 @@ def connector(slot):
         "plugin.name": "pgoutput", "slot.name": slot.name, "publication.name": PUBLICATION, "publication.autocreate.mode": "disabled",
         "snapshot.mode": "no_data",
         "topic.prefix": slot.name, "topic.heartbeat.prefix": f"{slot.name}.heartbeat", "heartbeat.interval.ms": "100",
-        "max.batch.size": "8192", "max.queue.size": "32768",
+        "max.batch.size": "8192", "max.queue.size": "32768", "poll.interval.ms": "100",
     }
 
 
@@ -136,8 +137,11 @@ class Connect(Debezium):
                     child.give_up(f"took no connector: {problem}")
                 time.sleep(0.1)
 
+    def topic(self, slot):
+        return f"{slot.name}.public.engagement_events"
+
     def prove(self, slot, child):
-        held = count_committed(f"{slot.name}.public.engagement_events")
+        held = count_committed(self.topic(slot))
         if held < slot.events:
             child.give_up(f"wrote {held} events of {slot.events}")
 
@@ -156,8 +160,7 @@ def worker(name, rest):
 
 def count_committed(topic):
     """Records that a read_committed reader finds. Offsets would count the transactions' markers too."""
-    reader = confluent_kafka.Consumer({"bootstrap.servers": os.environ["KAFKA_BROKERS"], "group.id": topic, "enable.auto.commit": False,
-                                       "isolation.level": "read_committed", "enable.partition.eof": True})
+    reader = confluent_kafka.Consumer(targets.KAFKA | targets.COMMITTED | {"group.id": topic, "enable.partition.eof": True})
     left, held, deadline = set(range(PARTITIONS)), 0, time.monotonic() + COUNT_SECONDS_MAX
     reader.assign([confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING) for partition in left])
     while left and time.monotonic() < deadline:

@@ -1,5 +1,6 @@
 """What is said while it runs, and what was measured on."""
 
+import json
 import os
 import pathlib
 import platform
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import tables
 import targets
 from clients import newest_pg_recvlogical
 
@@ -22,6 +24,17 @@ def head():
 def line(name, result):
     say(f"{name:<17}{result.start_seconds:>8.2f}{result.seconds:>9.1f}{result.events_per_s:>10,.0f}{result.cpu_us_per_event:>14.2f}"
         f"{result.walsender_us_per_event:>15.2f}{result.rss_peak_mb:>7.0f} MB{result.load_average:>7.1f}")
+
+
+def write(path, found):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    path.with_suffix(".md").write_text(tables.markdown(found))
+
+
+def show(path):
+    table = path.with_suffix(".md")
+    print(f"\n{table.read_text()}\n{path}, {table}")
 
 
 def facts(binary, source, emulator, debezium):

@@ -22,6 +22,22 @@ class Slot:
     name: str
     environment: dict  # for walcast
     connection: psycopg.Connection
+
+    def active_pid(self):
+        return self.fact("active_pid")
+
+    def retained_bytes(self):
+        return int(self.fact("pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)"))
+
+    def fact(self, expression):
+        (value,) = self.connection.execute(f"SELECT {expression} FROM pg_replication_slots WHERE slot_name = %s", [self.name]).fetchone()
+        return value
+
+
+@dataclasses.dataclass
+class Backlog(Slot):
+    """A slot before a known number of events."""
+
     first: str  # an LSN: who was sent up to it was sent an event
     end: str  # an LSN: who has confirmed it has delivered every event
     events: int
@@ -52,10 +68,8 @@ class Source:
 
     def fill(self, events):
         """The catalogue comes before the template slot, as in a database that has lived, and all events after it."""
-        first = f"{DATABASE}_first"
-        self.walcast("init", POSTGRES_SLOT=first)
-        self.walcast("generate", BURST_MODE="true", BURST_COUNT="0", GENERATE_SEED="1")
-        drop_slot(self.admin, first)
+        with self.new_slot("first"):
+            self.walcast("generate", BURST_MODE="true", BURST_COUNT="0", GENERATE_SEED="1")
         self.walcast("init", POSTGRES_SLOT=TEMPLATE)
         self.add_event()
         self.first = self.one("SELECT pg_current_wal_insert_lsn()::text")
@@ -80,7 +94,7 @@ class Source:
 
     def drop_template(self):
         """So that it retains no WAL while others are looked at."""
-        drop_slot(self.admin, TEMPLATE)
+        self.forget(TEMPLATE)
 
     def shape(self):
         return {
@@ -100,11 +114,30 @@ class Source:
         self.copy_rows("walcast.content_version", {"epoch": epoch})
         self.connection.execute("ANALYZE walcast.content_version")
         try:
-            yield Slot(name, {**self.environment, "POSTGRES_SLOT": name}, self.connection, self.first, self.end, self.events, self.events + 2)
+            environment = {**self.environment, "POSTGRES_SLOT": name}
+            yield Backlog(name, environment, self.connection, self.first, self.end, self.events, self.events + 2)
         finally:
+            self.forget(name)
+
+    @contextlib.contextmanager
+    def new_slot(self, name, **environment):
+        """A slot that begins now, made as users make one, with what its sinks need."""
+        name = f"{DATABASE}_{name}"
+        try:
+            self.walcast("init", POSTGRES_SLOT=name, **environment)
+            yield Slot(name, {**self.environment, "POSTGRES_SLOT": name}, self.connection)
+        finally:
+            self.forget(name)
+
+    def forget(self, name):
+        """The slot, if it came to be, and what walcast knows of it."""
+        if self.admin.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", [name]).fetchone():
             drop_slot(self.admin, name)
-            for table in ("epoch", "content_version", "progress", "sink"):
-                self.connection.execute(f"DELETE FROM walcast.{table} WHERE epoch = %s", [epoch])
+        if not self.one("SELECT to_regclass('walcast.epoch')"):
+            return
+        for table in ("content_version", "progress", "sink", "epoch"):
+            self.connection.execute(
+                f"DELETE FROM walcast.{table} WHERE epoch IN (SELECT epoch FROM walcast.epoch WHERE slot = %s)", [name])
 
     def copy_rows(self, table, changes):
         """The template's rows of a table, with other values in some columns."""
