@@ -1,16 +1,15 @@
 -- $1 the epoch, $2 its slot. A version can go when a newer one of its id lies below the confirmed LSN, where
 -- every start begins at the earliest; the newest there can go too when it says that the row was deleted.
-WITH floor AS (
-  SELECT confirmed_flush_lsn AS lsn FROM pg_replication_slots WHERE slot_name = $2
-), newest AS (
-  SELECT DISTINCT ON (content_id) content_id, commit_lsn, ordinal, deleted
-  FROM walcast.content_version, floor
-  WHERE epoch = $1 AND commit_lsn < floor.lsn
-  ORDER BY content_id, commit_lsn DESC, ordinal DESC
-)
+-- EXISTS under OR is looked up row by row in the primary key, whatever the statistics say: a join, planned before the
+-- first ANALYZE, compares every version with every other.
 DELETE FROM walcast.content_version AS version
-USING newest
-WHERE version.epoch = $1
-  AND version.content_id = newest.content_id
-  AND ((version.commit_lsn, version.ordinal) < (newest.commit_lsn, newest.ordinal)
-       OR newest.deleted AND (version.commit_lsn, version.ordinal) = (newest.commit_lsn, newest.ordinal))
+USING pg_replication_slots AS slot
+WHERE slot.slot_name = $2
+  AND version.epoch = $1
+  AND version.commit_lsn < slot.confirmed_flush_lsn
+  AND (version.deleted OR EXISTS (
+    SELECT FROM walcast.content_version AS newer
+    WHERE newer.epoch = $1
+      AND newer.content_id = version.content_id
+      AND newer.commit_lsn < slot.confirmed_flush_lsn
+      AND (newer.commit_lsn, newer.ordinal) > (version.commit_lsn, version.ordinal)))
