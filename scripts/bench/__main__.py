@@ -1,10 +1,12 @@
-"""How fast walcast is, beside pg_recvlogical and Debezium, on the servers of scripts/services.
+"""How fast and how fresh walcast is, beside pg_recvlogical and Debezium, on the servers of scripts/services.
 
-    make bench                          1,000,000 events, three rounds
-    make bench EVENTS=100000 ROUNDS=1   a first look, minutes instead of an hour
-    make bench SINKS=kafka,redis        without BigQuery
-    make bench DEBEZIUM=off             without Debezium, which needs Maven Central once, and a JDK
-    make bench BIGQUERY=emulator        at about 1,500 events/s: try it with few events
+    make bench                                      a backlog of 1,000,000 events, three rounds; then two rates, two minutes each
+    make bench EVENTS=100000 ROUNDS=1 MINUTES=0.5   a first look
+    make bench EVENTS=0 RATES=3333,10000,25000      the rates alone; RATES=0 is without them
+    make bench SOAK_MINUTES=60                      and then an hour at 3,333 events/s
+    make bench SINKS=kafka,redis                    without BigQuery
+    make bench DEBEZIUM=off                         without Debezium, which needs Maven Central once, and a JDK
+    make bench BIGQUERY=emulator                    at about 1,500 events/s: try it with few events
 
 Backlog: every run replays the same WAL, from a copy of one template slot: pg_recvlogical to nothing, walcast to the null
 sink, to each sink alone, to all of them, Debezium (debezium.py says with which settings). The clock runs from the start of
@@ -13,6 +15,12 @@ once it has received all, so that nobody waits for the next commit by time (BigQ
 the start of streaming to its end, so that a JVM's start does not count; memory is its peak. The start is from the
 process's own until the server has sent it the first event. No TLS on either side. BigQuery's place is taken by a process that
 counts rows, since the emulator would be all that is measured.
+
+Rates: walcast with all sinks keeps up with `walcast generate`, and outside readers look for probes (probes.py); Debezium beside it
+at the lowest rate. What begins is given 20 s to warm up. BigQuery shows rows each 30 s by design and is not looked at.
+
+Soak: resident memory and the WAL that the slot retains, each 10 s: the medians of the first and of the last quarter must
+agree. Then `walcast verify`, which must find no difference; BigQuery's stand-in keeps no rows and is left out of that.
 
 Figures are worth something on a machine that does nothing else: look at the load before each run, at the spread of the rounds,
 and believe the ratios, which compare runs of one round, before the absolute figures. All servers share the machine
@@ -33,9 +41,12 @@ import backlog
 import debezium
 import rates
 import report
+import soak
 from settings import Settings
 from source import Source
 from targets import Targets
+
+PARTS = {"backlog": backlog, "rates": rates, "soak": soak}
 
 
 def main():
@@ -50,21 +61,18 @@ def main():
     with only_one(folder), Targets(stand_in) as targets, Source(binary, folder) as source:
         class_path, about_debezium = debezium_if_wanted(settings, folder)
         found = report.facts(binary, source, settings.emulator, about_debezium)
-        for name, part in parts(settings, source, targets, folder, class_path).items():
-            found[name] = part()
+        for name, part in parts(settings).items():
+            found[name] = part.measure(settings, source, targets, folder, class_path)
             report.write(path, found)  # the next part may be broken off
     report.show(path)
+    if found.get("soak", {}).get("verify_exit_code"):
+        sys.exit(f"bench: walcast verify found a difference; its log: {folder / 'verify.log'}")
 
 
-def parts(settings, source, targets, folder, class_path):
+def parts(settings):
     """Those asked for, by name."""
-    sinks = settings.sinks
-    clients = backlog.clients(source.binary, folder, sinks, class_path)
-    asked_for = {
-        "backlog": settings.events and (lambda: backlog.measure(source, targets, clients, settings.events, settings.rounds, folder)),
-        "rates": settings.rates and (lambda: rates.measure(source, targets, folder, sinks, settings.rates, settings.minutes, class_path)),
-    }
-    return {name: part for name, part in asked_for.items() if part}
+    asked_for = {"backlog": settings.events, "rates": settings.rates, "soak": settings.soak_minutes}
+    return {name: PARTS[name] for name, wanted in asked_for.items() if wanted}
 
 
 def debezium_if_wanted(settings, folder):

@@ -21,40 +21,37 @@ def clients(binary, folder, sinks, class_path):
     return named
 
 
-def measure(source, targets, named, events, rounds, folder):
+def measure(settings, source, targets, folder, class_path):
     """What goes to the report's file."""
-    report.say(f"writing {events:,} events")
-    source.fill(events)
+    report.say(f"writing {settings.events:,} events")
+    source.fill(settings.events)
     report.head()
-    results = []
-    for number in range(1, rounds + 1):
+    named = clients(source.binary, folder, settings.sinks, class_path)
+    results = {name: [] for name in named}
+    for number in range(1, settings.rounds + 1):
         for name, client in named.items():
             with source.copied_slot(f"{name}_{number}") as slot, targets.fresh(slot.name) as fresh:
-                results.append(drain(client, slot, fresh, folder / f"{name}.log"))
-                report.line(name, results[-1])
+                results[name].append(drain(client, slot, fresh, folder / f"{name}.log"))
+                report.line(name, results[name][-1])
     source.drop_template()
-    return summary(list(named), results) | {"events": source.events, "rounds": rounds, **source.shape()}
+    return {"events": source.events, "rounds": settings.rounds, **source.shape(), "runs": [run(name, group) for name, group in results.items()],
+            **ratios(results)}
 
 
-def summary(names, results):
-    by_name = {name: results[index::len(names)] for index, name in enumerate(names)}
-    base = by_name[BASE]
-    # Round by round: what disturbs the machine disturbs both.
-    ratios = {name: [result.events_per_s / beside.events_per_s for result, beside in zip(group, base)] for name, group in by_name.items()}
-    return {
-        "runs": [{"name": name} | {figure: middle(getattr(result, figure) for result in group) for figure in FIGURES}
-                 | {"spread": spread(result.events_per_s for result in group), "rounds": [dataclasses.asdict(result) for result in group]}
-                 for name, group in by_name.items()],
-        "ratios": {f"{name}_to_{BASE}": middle(values) for name, values in ratios.items() if name != BASE},
-        "ratio_ranges": {f"{name}_to_{BASE}": [round(min(values), 3), round(max(values), 3)] for name, values in ratios.items() if name != BASE},
-    }
+def run(name, group):
+    rates = [result.events_per_s for result in group]
+    return {"name": name, **{figure: middle(getattr(result, figure) for result in group) for figure in FIGURES},
+            "spread": round((max(rates) - min(rates)) / statistics.median(rates), 3),  # highest less lowest
+            "rounds": [dataclasses.asdict(result) for result in group]}
+
+
+def ratios(results):
+    """Of events/s, round by round: what disturbs the machine disturbs both."""
+    found = {f"{name}_to_{BASE}": [result.events_per_s / base.events_per_s for result, base in zip(group, results[BASE])]
+             for name, group in results.items() if name != BASE}
+    return {"ratios": {name: middle(values) for name, values in found.items()},
+            "ratio_ranges": {name: [round(min(values), 3), round(max(values), 3)] for name, values in found.items()}}
 
 
 def middle(values):
     return round(statistics.median(values), 3)
-
-
-def spread(values):
-    """Highest less lowest, as a share of the median."""
-    values = list(values)
-    return round((max(values) - min(values)) / statistics.median(values), 3)

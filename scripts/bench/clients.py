@@ -4,7 +4,6 @@ import glob
 import json
 import os
 import pathlib
-import urllib.error
 import urllib.request
 
 from processes import free_port
@@ -28,6 +27,9 @@ class Client:
     def has_all(self, look, slot, environment):
         """Whether it is to be asked to end."""
         return False
+
+    def status(self, environment):
+        """What it says of itself."""
 
     def prove(self, slot, child):
         """Gives up unless it delivered every event, where that can be told from more than the slot."""
@@ -56,25 +58,25 @@ class Walcast(Client):
         return [self.binary, "run"]
 
     def topic(self, slot):
-        """Where it writes events."""
-        return f"{slot.name}.events"
+        """Where it writes events, if to Kafka."""
+        return f"{slot.name}.events" if "kafka" in self.sinks else None
+
+    def status(self, environment):
+        try:
+            with urllib.request.urlopen(f"http://{environment['WEB_LISTEN']}/api/status", timeout=5) as answer:
+                return json.load(answer)
+        except OSError:  # what urllib raises is one; it may not serve yet, or no more
+            return None
 
     def has_all(self, look, slot, environment):
-        return look.all_sent and events_received(environment) >= slot.received
+        said = look.all_sent and self.status(environment)
+        return bool(said) and said["source"]["events_total"] >= slot.received
 
 
 def newest_pg_recvlogical():
     """Debian's own, past its wrapper in Perl."""
     found = glob.glob("/usr/lib/postgresql/*/bin/pg_recvlogical")
     return max(found, key=lambda path: int(pathlib.Path(path).parts[4])) if found else "pg_recvlogical"
-
-
-def events_received(environment):
-    try:
-        with urllib.request.urlopen(f"http://{environment['WEB_LISTEN']}/api/status", timeout=5) as answer:
-            return json.load(answer)["source"]["events_total"]
-    except (urllib.error.URLError, OSError):
-        return 0
 
 
 def newest_event(connection):

@@ -4,8 +4,9 @@ Both begin where the slot does: there is no stored offset, snapshot.mode=no_data
 the confirmed LSN of a slot that exists. That every event came is counted, by the handler and in the topic.
 
 Settings are Debezium's own except where said, and then in its favour: JSON without schemas, lz4 as walcast has it, batches four
-times the default, and sent after 100 ms, not 500, as walcast does to Kafka. The slot's confirmed LSN is what ends the clock for it too, so offsets and heartbeats, which move that, come each
-100 ms instead of each minute and never: the clock may stop that much late. The JVM's flags are those of Kafka Connect's start script.
+times the default, and sent after 100 ms, not 500, as walcast does to Kafka. The slot's confirmed LSN is what ends the clock for
+it too, so offsets and heartbeats, which move that, come each 100 ms instead of each minute and never: the clock may stop that
+much late. The JVM's flags are those of Kafka Connect's start script.
 """
 
 import hashlib

@@ -51,9 +51,11 @@ def drain(client, slot, fresh, log):
         if seen.ended is None:
             child.give_up("ended before it had confirmed everything")
     client.prove(slot, child)
-    seconds, micros = seen.ended - seen.streaming, 1e6 / slot.events
-    cpu = cpu_of_children() - cpu_before - seen.cpu_before
-    return Result((seen.first or seen.ended) - started, seconds, slot.events / seconds, cpu * micros, seen.walsender * micros, seen.rss, load)
+    seconds, cpu = seen.ended - seen.streaming, cpu_of_children() - cpu_before - seen.cpu_before
+    return Result(
+        start_seconds=(seen.first or seen.ended) - started, seconds=seconds, events_per_s=slot.events / seconds,
+        cpu_us_per_event=cpu * 1e6 / slot.events, walsender_us_per_event=seen.walsender * 1e6 / slot.events,
+        rss_peak_mb=seen.rss, load_average=load)
 
 
 class Watch:

@@ -6,6 +6,7 @@ Redis reads how many are in `engagement:<id>:<day>`, and on a board by its score
 falls out; all boards are written at once. The poller looks every 2 ms, so that its figures are up to that much high.
 """
 
+import contextlib
 import datetime
 import random
 import re
@@ -27,24 +28,27 @@ DEVICE = re.compile(rb'"device": ?"bench-probe-(\d+)"')
 
 class Probes:
     def __init__(self, topic, redis_db):
-        """redis_db: None for a client that does not write there."""
+        """None for what the client does not write to."""
         self.content = f"ffffffff-ffff-4fff-bfff-{uuid.uuid4().hex[:12]}"  # the highest: the generator takes the lowest ids
         self.day = datetime.datetime.now(datetime.timezone.utc)
         self.topic, self.redis_db = topic, redis_db
         self.begun = 0
         self.committed = []  # when, by the probe's number
-        self.seen = {"kafka": {}} if redis_db is None else {"kafka": {}, "redis": {}, "board": {}}  # by the probe's number
+        self.watches = {"kafka": self.watch_kafka} if topic else {}
+        self.watches |= {"redis": self.watch_redis} if redis_db is not None else {}
+        places = {"kafka": ["kafka"], "redis": ["redis", "board"]}
+        self.seen = {place: {} for watch in self.watches for place in places[watch]}  # when, by the probe's number
         self.problem = None
         self.at_work = threading.Event()
 
     def __enter__(self):
         self.at_work.set()
-        self.ready = threading.Barrier(2 if self.redis_db is None else 3)
-        watches = [self.watch_kafka] if self.redis_db is None else [self.watch_kafka, self.watch_redis]
-        self.threads = [threading.Thread(target=self.guarded, args=[watch], daemon=True) for watch in watches]
+        self.ready = threading.Barrier(1 + len(self.watches))
+        self.threads = [threading.Thread(target=self.guarded, args=[watch], daemon=True) for watch in self.watches.values()]
         for thread in self.threads:
             thread.start()
-        self.ready.wait(LAST_SECONDS_MAX)
+        with contextlib.suppress(threading.BrokenBarrierError):  # `send` hands on the problem
+            self.ready.wait(2 * LAST_SECONDS_MAX)
         return self
 
     def __exit__(self, *_):

@@ -55,7 +55,8 @@ def facts(binary, source, emulator, debezium):
 def machine():
     model = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": model[1] if model else platform.machine(), "cores": os.cpu_count(), "memory_gib": round(memory), "kernel": platform.release()}
+    cpu = model[1] if model else platform.machine()
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory), "kernel": platform.release()}
 
 
 def version(command):

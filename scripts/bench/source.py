@@ -30,8 +30,8 @@ class Slot:
         return int(self.fact("pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)"))
 
     def fact(self, expression):
-        (value,) = self.connection.execute(f"SELECT {expression} FROM pg_replication_slots WHERE slot_name = %s", [self.name]).fetchone()
-        return value
+        query = f"SELECT {expression} FROM pg_replication_slots WHERE slot_name = %s"
+        return self.connection.execute(query, [self.name]).fetchone()[0]
 
 
 @dataclasses.dataclass
@@ -112,7 +112,6 @@ class Source:
         self.connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [TEMPLATE, name])
         self.copy_rows("walcast.epoch", {"slot": name, "epoch": epoch})
         self.copy_rows("walcast.content_version", {"epoch": epoch})
-        self.connection.execute("ANALYZE walcast.content_version")
         try:
             environment = {**self.environment, "POSTGRES_SLOT": name}
             yield Backlog(name, environment, self.connection, self.first, self.end, self.events, self.events + 2)

@@ -3,7 +3,7 @@
 
 def markdown(found):
     parts = [heading(found)]
-    parts += [part(found[name]) for name, part in (("backlog", backlog), ("rates", rates)) if name in found]
+    parts += [part(found[name]) for name, part in (("backlog", backlog), ("rates", rates), ("soak", soak)) if name in found]
     return "\n".join(parts)
 
 
@@ -26,11 +26,12 @@ def debezium(version_or_why):
 
 
 def backlog(found):
-    title = (f"{found['events']:,} events in {found['transactions']:,} transactions, payload {found['payload_bytes']} bytes, from copies of one "
-             f"slot; medians of {found['rounds']}\n")
+    title = (f"{found['events']:,} events in {found['transactions']:,} transactions, payload {found['payload_bytes']} bytes, "
+             f"from copies of one slot; medians, rounds: {found['rounds']}\n")
     columns = ["", "events/s", "spread", "of pg_recvlogical", "µs CPU/event", "its walsender", "peak RSS", "start to first event"]
-    rows = [[run["name"], f"{run['events_per_s']:,.0f}", f"{run['spread']:.0%}" if found["rounds"] > 1 else "", share(found, run["name"]), f"{run['cpu_us_per_event']:.1f}",
-             f"{run['walsender_us_per_event']:.1f}", f"{run['rss_peak_mb']:.0f} MB", f"{run['start_seconds']:.2f} s"] for run in found["runs"]]
+    rows = [[run["name"], f"{run['events_per_s']:,.0f}", f"{run['spread']:.0%}" if found["rounds"] > 1 else "", share(found, run["name"]),
+             f"{run['cpu_us_per_event']:.1f}", f"{run['walsender_us_per_event']:.1f}", f"{run['rss_peak_mb']:,.0f} MB",
+             f"{run['start_seconds']:.2f} s"] for run in found["runs"]]
     return title + "\n" + table(columns, rows)
 
 
@@ -44,7 +45,8 @@ def share(found, name):
 def rates(found):
     title = f"Commit until readable by an outside reader, milliseconds, by one clock; {found['minutes']:g} minutes at each rate\n"
     columns = ["", "events/s", "read from", "p50", "p95", "p99", "max", "not found", "µs CPU/event", "peak RSS"]
-    rows = [[run["client"], f"{run['events_per_s']:,}", PLACES[place], *(f"{figures.get(name, 0):,.0f}" for name in QUANTILES),
+    rows = [[run["client"], f"{run['events_per_s']:,}", PLACES[place],
+             *(f"{figures[name]:,.0f}" if name in figures else "–" for name in QUANTILES),
              f"{figures['not_found']} of {figures['probes']}", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mb']} MB"]
             for run in found["runs"] for place, figures in run["latencies"].items()]
     return title + "\n" + table(columns, rows)
@@ -52,6 +54,15 @@ def rates(found):
 
 PLACES = {"kafka": "Kafka, `read_committed`", "redis": "`engagement:<id>:<day>`", "board": "a board"}
 QUANTILES = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
+
+
+def soak(found):
+    result = "clean" if found["verify_exit_code"] == 0 else f"exit code {found['verify_exit_code']}"
+    title = (f"{found['minutes']:g} minutes at {found['events_per_s']:,} events/s, {found['events']:,} events; then `walcast verify` "
+             f"({', '.join(found['verified'])}): {result}\n")
+    rows = [[name, *(f"{found[figure][part]:,.0f} MB" for part in ("first", "last", "max"))]
+            for name, figure in (("RSS", "rss_mb"), ("retained WAL", "retained_wal_mb"))]
+    return title + "\n" + table(["", "first quarter", "last quarter", "max"], rows)
 
 
 def table(columns, rows):
