@@ -20,6 +20,7 @@ import urllib.request
 
 import confluent_kafka
 
+import report
 import targets
 from clients import PUBLICATION, Client
 from processes import free_port
@@ -49,14 +50,15 @@ def fetch(folder):
         log = folder / "debezium-fetch.log"
         with log.open("wb") as out:
             made(out, ["mvn", "-B", "-ntp", "-U", "-C", "-f", sources[0], "dependency:copy-dependencies", "-DincludeScope=runtime",
-                       f"-DoutputDirectory={part}"], f"its jars could not be fetched from Maven Central; the log: {log}")
-            made(out, ["javac", "-cp", f"{part}/*", "-d", part, sources[1]], f"the engine did not compile; the log: {log}")
+                       f"-DoutputDirectory={part}"], "its jars could not be fetched from Maven Central")
+            made(out, ["javac", "-cp", f"{part}/*", "-d", part, sources[1]], "its engine did not compile")
         part.rename(jars)
     return f"{jars}:{jars}/*"
 
 
 def made(out, command, otherwise):
     if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode:
+        report.say(f"bench: the log: {out.name}")
         raise Unavailable(otherwise)
 
 
