@@ -1,7 +1,7 @@
 # make demo   the whole stream on this machine, live, until Ctrl-C (make demo SECONDS=40: ends by itself)
 # make test   everything that is checked
 # make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble
-# make bench  how fast it is: the inner parts in memory, then a whole slot drained, beside pg_recvlogical
+# make bench  how fast it is: the inner parts in memory, a whole slot drained, steady rates, beside pg_recvlogical and Debezium
 # Both install and start what they need: see scripts/services.
 
 SHELL := /bin/bash
@@ -34,7 +34,7 @@ chaos: KILLS ?= 200
 chaos: services
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test chaos --test odd -- --nocapture --test-threads 1
 
-# variables: EVENTS, ROUNDS, SINKS; see scripts/bench
+# variables: EVENTS, ROUNDS, RATES, MINUTES, SOAK_MINUTES, SINKS, DEBEZIUM; see scripts/bench
 bench: services
 	@cargo build --release --locked --bin walcast --example bigquery-server
 	@scripts/services run cargo bench --locked

@@ -1,66 +1,90 @@
-"""How fast walcast drains a slot, beside pg_recvlogical on a copy of the same slot, on the servers of scripts/services.
+"""How fast and how fresh walcast is, beside pg_recvlogical and Debezium, on the servers of scripts/services.
 
-    make bench                          1,000,000 events, each client once
-    make bench EVENTS=200000 ROUNDS=3   medians of three rounds, the clients in turn
-    make bench SINKS=kafka,redis        without BigQuery
-    make bench BIGQUERY=emulator        at about 1,500 events/s: try it with few events
+    make bench                                      a backlog of 1,000,000 events, three rounds; then two rates, two minutes each
+    make bench EVENTS=100000 ROUNDS=1 MINUTES=0.5   a first look
+    make bench EVENTS=0 RATES=3333,10000,25000      the rates alone; RATES=0 is without them
+    make bench SOAK_MINUTES=60                      and then an hour at 3,333 events/s
+    make bench SINKS=kafka,redis                    without BigQuery
+    make bench DEBEZIUM=off                         without Debezium, which needs Maven Central once, and a JDK
+    make bench BIGQUERY=emulator                    at about 1,500 events/s: try it with few events
 
-Every run replays the same WAL, from a copy of one template slot: pg_recvlogical to nothing, walcast to the null sink, to
-each sink alone, to all of them. The clock runs from the start of streaming until the slot's confirmed LSN is past the last
-event: until every sink holds everything. walcast is asked to stop once it has received all, so that nobody waits for the
-next commit by time (BigQuery: 30 s). CPU is that of the whole process, from its start to its end; memory is its peak.
-No TLS on either side. BigQuery's place is taken by a process that counts rows, since the emulator would be all that is
-measured. The database, slots, topics and datasets made for this are gone afterwards.
+Backlog: every run replays the same WAL, from a copy of one template slot: pg_recvlogical to nothing, walcast to the null
+sink, to each sink alone, to all of them, Debezium (debezium.py says with which settings). The clock runs from the start of
+streaming until the slot's confirmed LSN is past the last event: until every sink holds everything. walcast is asked to stop
+once it has received all, so that nobody waits for the next commit by time (BigQuery: 30 s). CPU is that of the process from
+the start of streaming to its end, so that a JVM's start does not count; memory is its peak. The start is from the
+process's own until the server has sent it the first event. No TLS on either side. BigQuery's place is taken by a process that
+counts rows, since the emulator would be all that is measured.
+
+Rates: walcast with all sinks keeps up with `walcast generate`, and outside readers look for probes (probes.py); Debezium beside it
+at the lowest rate. What begins is given 20 s to warm up. BigQuery shows rows each 30 s by design and is not looked at.
+
+Soak: resident memory and the WAL that the slot retains, each 10 s: the medians of the first and of the last quarter must
+agree. Then `walcast verify`, which must find no difference; BigQuery's stand-in keeps no rows and is left out of that.
+
+Figures are worth something on a machine that does nothing else: look at the load before each run, at the spread of the rounds,
+and believe the ratios, which compare runs of one round, before the absolute figures. All servers share the machine
+with what is measured: with two cores it is their CPU that runs out.
+
+The database, slots, topics, groups and datasets made for this are gone afterwards.
 
 usage: scripts/services run PYTHON scripts/bench WALCAST_BINARY FOLDER REPORT
 """
 
 import contextlib
 import fcntl
-import os
 import pathlib
 import signal
 import sys
 
+import backlog
+import debezium
+import rates
 import report
-from clients import pg_recvlogical, walcast
+import soak
+from settings import Settings
 from source import Source
 from targets import Targets
+
+PARTS = {"backlog": backlog, "rates": rates, "soak": soak}
 
 
 def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     binary, folder, path = (pathlib.Path(argument).absolute() for argument in sys.argv[1:])
-    events, rounds = number("EVENTS", 1_000_000), number("ROUNDS", 1)
-    sinks = [sink for sink in os.environ.get("SINKS", "kafka,redis,bigquery").split(",") if sink]
-    emulator = os.environ.get("BIGQUERY") == "emulator"
+    settings = Settings.read()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder.mkdir(parents=True, exist_ok=True)
 
-    stand_in = None if emulator else binary.parent / "examples" / "bigquery-server"
+    stand_in = None if settings.emulator else binary.parent / "examples" / "bigquery-server"
     with only_one(folder), Targets(stand_in) as targets, Source(binary, folder) as source:
-        report.say(f"writing {events:,} events")
-        source.fill(events)
-        facts = report.facts(binary, source, events, rounds, sinks, emulator)
-        report.head(facts)
-        clients = {"pg_recvlogical": pg_recvlogical()}
-        for name, used in {"null": ["null"], **{sink: [sink] for sink in sinks}, "all": sinks}.items():
-            clients[name] = walcast(binary, used)
-        results = []
-        for number_of_round in range(1, rounds + 1):
-            for name, client in clients.items():
-                with source.copied_slot(f"{name}_{number_of_round}") as slot, targets.fresh(slot.name) as fresh:
-                    results.append(client.drain(slot, fresh, name, folder / f"{name}.log"))
-                    report.line(results[-1])
-    report.write(path, facts, results)
+        class_path, about_debezium = debezium_if_wanted(settings, folder)
+        found = report.facts(binary, source, settings.emulator, about_debezium)
+        for name, part in parts(settings).items():
+            found[name] = part.measure(settings, source, targets, folder, class_path)
+            report.write(path, found)  # the next part may be broken off
+    report.show(path)
+    if found.get("soak", {}).get("verify_exit_code"):
+        sys.exit(f"bench: walcast verify found a difference; its log: {folder / 'verify.log'}")
 
 
-def number(name, default):
-    value = os.environ.get(name) or str(default)
-    if not value.isdecimal() or int(value) == 0:
-        sys.exit(f"bench: {name}={value}: give a whole number above 0")
-    return int(value)
+def parts(settings):
+    """Those asked for, by name."""
+    asked_for = {"backlog": settings.events, "rates": settings.rates, "soak": settings.soak_minutes}
+    return {name: PARTS[name] for name, wanted in asked_for.items() if wanted}
+
+
+def debezium_if_wanted(settings, folder):
+    """Its class path, if it takes part, and its version, or why it does not."""
+    if not settings.debezium:
+        return None, "not asked for"
+    try:
+        class_path = debezium.fetch(folder)
+    except debezium.Unavailable as why:
+        report.say(f"bench: without Debezium: {why}")
+        return None, str(why)
+    return class_path, debezium.version(class_path)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,23 @@ class Slot:
     name: str
     environment: dict  # for walcast
     connection: psycopg.Connection
+
+    def active_pid(self):
+        return self.fact("active_pid")
+
+    def retained_bytes(self):
+        return int(self.fact("pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)"))
+
+    def fact(self, expression):
+        query = f"SELECT {expression} FROM pg_replication_slots WHERE slot_name = %s"
+        return self.connection.execute(query, [self.name]).fetchone()[0]
+
+
+@dataclasses.dataclass
+class Backlog(Slot):
+    """A slot before a known number of events."""
+
+    first: str  # an LSN: who was sent up to it was sent an event
     end: str  # an LSN: who has confirmed it has delivered every event
     events: int
     received: int  # events in the stream once one transaction beyond `end` is whole, see Source.fill
@@ -51,18 +68,21 @@ class Source:
 
     def fill(self, events):
         """The catalogue comes before the template slot, as in a database that has lived, and all events after it."""
-        first = f"{DATABASE}_first"
-        self.walcast("init", POSTGRES_SLOT=first)
-        self.walcast("generate", BURST_MODE="true", BURST_COUNT="0", GENERATE_SEED="1")
-        drop_slot(self.admin, first)
+        with self.new_slot("first"):
+            self.walcast("generate", BURST_MODE="true", BURST_COUNT="0", GENERATE_SEED="1")
         self.walcast("init", POSTGRES_SLOT=TEMPLATE)
+        self.add_event()
+        self.first = self.one("SELECT pg_current_wal_insert_lsn()::text")
         self.walcast("generate", BURST_MODE="true", BURST_COUNT=str(events), GENERATE_SEED="1")
         self.end = self.one("SELECT pg_current_wal_insert_lsn()::text")
         # Once the second of these has been received, the first one's commit has been too, and that is beyond `end`.
         for _ in range(2):
-            self.connection.execute("INSERT INTO engagement_events (event_ts) VALUES (now())")
-        self.events = events
+            self.add_event()
+        self.events = 1 + events
         self.connection.execute("CHECKPOINT")  # now, and not during a run
+
+    def add_event(self):
+        self.connection.execute("INSERT INTO engagement_events (event_ts) VALUES (now())")
 
     def walcast(self, command, **environment):
         log = self.folder / f"{command}.log"
@@ -71,6 +91,16 @@ class Source:
                                    stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         if ended.returncode:
             sys.exit(f"{log.read_text()}bench: walcast {command} ended with exit code {ended.returncode}")
+
+    def drop_template(self):
+        """So that it retains no WAL while others are looked at."""
+        self.forget(TEMPLATE)
+
+    def shape(self):
+        return {
+            "transactions": self.one("SELECT count(DISTINCT xmin::text) FROM engagement_events"),
+            "payload_bytes": self.one("SELECT avg(octet_length(raw_payload::text))::int FROM engagement_events"),
+        }
 
     def one(self, query):
         return self.connection.execute(query).fetchone()[0]
@@ -82,13 +112,31 @@ class Source:
         self.connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [TEMPLATE, name])
         self.copy_rows("walcast.epoch", {"slot": name, "epoch": epoch})
         self.copy_rows("walcast.content_version", {"epoch": epoch})
-        self.connection.execute("ANALYZE walcast.content_version")
         try:
-            yield Slot(name, {**self.environment, "POSTGRES_SLOT": name}, self.connection, self.end, self.events, self.events + 2)
+            environment = {**self.environment, "POSTGRES_SLOT": name}
+            yield Backlog(name, environment, self.connection, self.first, self.end, self.events, self.events + 2)
         finally:
+            self.forget(name)
+
+    @contextlib.contextmanager
+    def new_slot(self, name, **environment):
+        """A slot that begins now, made as users make one, with what its sinks need."""
+        name = f"{DATABASE}_{name}"
+        try:
+            self.walcast("init", POSTGRES_SLOT=name, **environment)
+            yield Slot(name, {**self.environment, "POSTGRES_SLOT": name}, self.connection)
+        finally:
+            self.forget(name)
+
+    def forget(self, name):
+        """The slot, if it came to be, and what walcast knows of it."""
+        if self.admin.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", [name]).fetchone():
             drop_slot(self.admin, name)
-            for table in ("epoch", "content_version", "progress", "sink"):
-                self.connection.execute(f"DELETE FROM walcast.{table} WHERE epoch = %s", [epoch])
+        if not self.one("SELECT to_regclass('walcast.epoch')"):
+            return
+        for table in ("content_version", "progress", "sink", "epoch"):
+            self.connection.execute(
+                f"DELETE FROM walcast.{table} WHERE epoch IN (SELECT epoch FROM walcast.epoch WHERE slot = %s)", [name])
 
     def copy_rows(self, table, changes):
         """The template's rows of a table, with other values in some columns."""

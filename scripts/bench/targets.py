@@ -9,10 +9,12 @@ import urllib.request
 import confluent_kafka.admin
 import redis
 
-from clients import end_with_parent
+from processes import end_with_parent
 
 ENV = os.environ
-CLAIM_SECONDS = 4 * 3600
+CLAIM_SECONDS = 12 * 3600
+KAFKA = {"bootstrap.servers": ENV.get("KAFKA_BROKERS")}
+COMMITTED = {"isolation.level": "read_committed", "enable.auto.commit": False}
 
 
 class Targets:
@@ -22,7 +24,7 @@ class Targets:
 
     def __enter__(self):
         self.bigquery = self.start_stand_in() if self.stand_in else {}
-        self.kafka = confluent_kafka.admin.AdminClient({"bootstrap.servers": ENV["KAFKA_BROKERS"]})
+        self.kafka = confluent_kafka.admin.AdminClient(KAFKA)
         self.claims = redis_client(0)
         # How the tests keep out of each other's way too.
         self.redis_db = next(db for db in range(1, 256) if self.claims.set(f"claimed:{db}", "bench", nx=True, ex=CLAIM_SECONDS))
@@ -53,10 +55,17 @@ class Targets:
 
     def clear(self, name):
         self.redis.flushdb()
+        self.delete_groups(name)
         topics = [topic for topic in self.kafka.list_topics(timeout=30).topics if topic.startswith(f"{name}.")]
         for deleted in (self.kafka.delete_topics(topics) if topics else {}).values():
             deleted.result()
         delete_dataset(self.bigquery.get("BIGQUERY_REST_URL", ENV["BIGQUERY_REST_URL"]), name)
+
+    def delete_groups(self, name):
+        listed = self.kafka.list_consumer_groups(request_timeout=30).result().valid
+        groups = [group.group_id for group in listed if group.group_id.startswith(name)]
+        for deleted in (self.kafka.delete_consumer_groups(groups) if groups else {}).values():
+            deleted.result()
 
 
 def redis_client(db):

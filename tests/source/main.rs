@@ -6,6 +6,7 @@ mod services;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod content_versions;
 mod facts;
 mod login;
 mod stream;

@@ -161,7 +161,7 @@ impl Redis {
     fn learn(&mut self, wanted: Wanted) {
         match wanted {
             Wanted::Day(id, day) => self.memory.learn_day(id, day, Default::default()),
-            Wanted::Minute(minute) => self.memory.learn_minute(minute, Default::default()),
+            Wanted::Minute(minute) => self.memory.learn_minute(minute, []),
             Wanted::Total(id) => self.memory.learn_total(id, 0),
             Wanted::Row(id) => self.memory.learn_row(id, 0),
             Wanted::Bucket(at, bucket) => self.memory.rings[at].load(bucket, Sums::new(), None, NOW),

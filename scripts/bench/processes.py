@@ -1,0 +1,89 @@
+"""What the operating system says about a process, and how one ends."""
+
+import ctypes
+import os
+import pathlib
+import resource
+import signal
+import socket
+import subprocess
+import sys
+
+END_SECONDS_MAX = 60
+LOG_LINES = 12
+PR_SET_PDEATHSIG = 1
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Child:
+    """A process with a log file, in a session of its own, killed when the `with` is left while it still runs."""
+
+    def __init__(self, command, environment, log):
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                            start_new_session=True, preexec_fn=end_with_parent)
+        self.pid = self.process.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.runs():
+            self.process.kill()
+            self.process.wait()
+
+    def runs(self):
+        return self.process.poll() is None
+
+    def ask_to_end(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self):
+        """Its exit code."""
+        try:
+            return self.process.wait(END_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self.give_up(f"did not end within {END_SECONDS_MAX} s of being asked to")
+
+    def give_up(self, what):
+        print(*self.log.read_text(errors="replace").splitlines()[-LOG_LINES:], sep="\n", file=sys.stderr)
+        sys.exit(f"bench: {self.log.stem} {what}; its log: {self.log}")
+
+
+def end_with_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def cpu_of_children():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def cpu_seconds(pid):
+    """None once the process is gone."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) * TICK_SECONDS
+
+
+def peak_rss_mb(pid):
+    """Not ru_maxrss: that of a child begins with what its parent had."""
+    return status_mb(pid, "VmHWM")
+
+
+def status_mb(pid, name):
+    """None once the process is gone."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(f"{name}:")), None)

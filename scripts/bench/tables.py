@@ -1,0 +1,71 @@
+"""The report's file as Markdown."""
+
+
+def markdown(found):
+    parts = [heading(found)]
+    parts += [part(found[name]) for name, part in (("backlog", backlog), ("rates", rates), ("soak", soak)) if name in found]
+    return "\n".join(parts)
+
+
+def heading(found):
+    machine, versions = found["machine"], found["versions"]
+    return (f"{machine['cores']} cores {machine['cpu']}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; servers, generator and "
+            f"clients share them. {', '.join(f'{name} {version}' for name, version in versions.items())}.\n"
+            f"{BIGQUERY[found['bigquery']]} {debezium(found['debezium'])}\n")
+
+
+BIGQUERY = {
+    "stand-in": "In BigQuery's place: a process that checks and counts rows, since the emulator would be the limit.",
+    "emulator": "In BigQuery's place: an emulator, which is the limit.",
+}
+
+
+def debezium(version_or_why):
+    is_version = version_or_why[:1].isdigit()
+    return f"Debezium {version_or_why}." if is_version else f"Debezium is left out: {version_or_why}."
+
+
+def backlog(found):
+    title = (f"{found['events']:,} events in {found['transactions']:,} transactions, payload {found['payload_bytes']} bytes, "
+             f"from copies of one slot; medians, rounds: {found['rounds']}\n")
+    columns = ["", "events/s", "spread", "of pg_recvlogical", "µs CPU/event", "its walsender", "peak RSS", "start to first event"]
+    rows = [[run["name"], f"{run['events_per_s']:,.0f}", f"{run['spread']:.0%}" if found["rounds"] > 1 else "", share(found, run["name"]),
+             f"{run['cpu_us_per_event']:.1f}", f"{run['walsender_us_per_event']:.1f}", f"{run['rss_peak_mb']:,.0f} MB",
+             f"{run['start_seconds']:.2f} s"] for run in found["runs"]]
+    return title + "\n" + table(columns, rows)
+
+
+def share(found, name):
+    middle, ends = found["ratios"].get(f"{name}_to_pg_recvlogical"), found["ratio_ranges"].get(f"{name}_to_pg_recvlogical")
+    if middle is None:
+        return ""
+    return f"{middle:.2f}" if ends[0] == ends[1] else f"{middle:.2f} ({ends[0]:.2f}–{ends[1]:.2f})"
+
+
+def rates(found):
+    title = f"Commit until readable by an outside reader, milliseconds, by one clock; {found['minutes']:g} minutes at each rate\n"
+    columns = ["", "events/s", "read from", "p50", "p95", "p99", "max", "not found", "µs CPU/event", "peak RSS"]
+    rows = [[run["client"], f"{run['events_per_s']:,}", PLACES[place],
+             *(f"{figures[name]:,.0f}" if name in figures else "–" for name in QUANTILES),
+             f"{figures['not_found']} of {figures['probes']}", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mb']} MB"]
+            for run in found["runs"] for place, figures in run["latencies"].items()]
+    return title + "\n" + table(columns, rows)
+
+
+PLACES = {"kafka": "Kafka, `read_committed`", "redis": "`engagement:<id>:<day>`", "board": "a board"}
+QUANTILES = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
+
+
+def soak(found):
+    result = "clean" if found["verify_exit_code"] == 0 else f"exit code {found['verify_exit_code']}"
+    title = (f"{found['minutes']:g} minutes at {found['events_per_s']:,} events/s, {found['events']:,} events; then `walcast verify` "
+             f"({', '.join(found['verified'])}): {result}\n")
+    rows = [[name, *(f"{found[figure][part]:,.0f} MB" for part in ("first", "last", "max"))]
+            for name, figure in (("RSS", "rss_mb"), ("retained WAL", "retained_wal_mb"))]
+    return title + "\n" + table(["", "first quarter", "last quarter", "max"], rows)
+
+
+def table(columns, rows):
+    """Words to the left, figures to the right."""
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
