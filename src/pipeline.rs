@@ -102,7 +102,7 @@ async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> 
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
     let (epoch, history) = epoch::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
-    let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
+    let confirmed = epoch::confirmed(&config.postgres, state.client().await?).await?;
     let session = state.take_token(epoch, history, confirmed).await?;
     *former = Some(session.clone());
     failpoint!("pipeline_after_token");
@@ -115,10 +115,14 @@ async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> 
     let cache = sink::content::load(state.client().await?, &session, from).await?;
     tracing::debug!(rows = cache.len(), "content loaded");
     let transform = Transform::new(&config.postgres.schema, from, cache, config.pipeline.bounds());
-    let stream = Connection::connect(&config.postgres)
-        .await?
-        .start_replication(&config.postgres.slot, &config.postgres.publication, from)
-        .await?;
+    let connection = Connection::connect(&config.postgres).await?;
+    let opened =
+        connection.start_replication(&config.postgres.slot, &config.postgres.publication, from).await;
+    if opened.as_ref().is_err_and(|refused| refused.kind() == Kind::Resync) {
+        // of a slot that has gone this very moment more is known than the server says
+        epoch::confirmed(&config.postgres, state.client().await?).await?;
+    }
+    let stream = opened?;
     Ok(Streaming::spawn(config, board, stream, transform, watermark, session, recovered))
 }
 

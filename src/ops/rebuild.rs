@@ -20,7 +20,7 @@ use crate::model::content::Content;
 use crate::ops::verify::before::{Before, Xid};
 use crate::sink::redis::Rebuild;
 use crate::source::snapshot::Snapshot;
-use crate::source::{PostgresConfig, quote, slot, sql};
+use crate::source::{PostgresConfig, quote, sql};
 use crate::state::{State, epoch};
 
 type Contents = HashMap<Uuid, Arc<Content>>;
@@ -30,7 +30,7 @@ pub async fn redis(config: &Config) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let (epoch, history) = epoch::find(&config.postgres, state.client().await?).await?;
     Rebuild::check(&config.redis, &config.postgres.slot).await?;
-    let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
+    let confirmed = epoch::confirmed(&config.postgres, state.client().await?).await?;
     let session = state.take_token(epoch, history, confirmed).await?;
     let mut rebuild = Rebuild::begin(&config.redis, &session).await?;
     tracing::info!("redis is ours alone and empty");
@@ -51,7 +51,7 @@ pub async fn redis(config: &Config) -> Result<()> {
 
 /// What the slot has let go of before Redis' mark, nobody would bring.
 async fn require_not_ahead(state: &mut State, config: &Config, end: Lsn) -> Result<()> {
-    let confirmed = slot::confirmed(state.client().await?, &config.postgres.slot).await?;
+    let confirmed = epoch::confirmed(&config.postgres, state.client().await?).await?;
     if confirmed <= end {
         return Ok(());
     }

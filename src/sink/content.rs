@@ -168,7 +168,10 @@ async fn insert_versions(
 /// Below the confirmed LSN only each id's newest version can still be asked for. Gives that LSN: the next time
 /// only what has come since is looked at.
 async fn prune(transaction: &Transaction<'_>, session: &Session, pruned: Lsn) -> Result<Lsn> {
-    let confirmed = slot::confirmed(transaction.client(), &session.epoch.slot).await?;
+    // whether the slot may be gone is for the stream to say
+    let Some(confirmed) = slot::confirmed(transaction.client(), &session.epoch.slot).await? else {
+        return Ok(pruned);
+    };
     transaction
         .execute(
             include_str!("../../sql/prune_content_versions.sql"),

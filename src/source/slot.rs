@@ -307,12 +307,9 @@ pub async fn wait_until_free(client: &Client, slot: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where the slot begins.
-pub async fn confirmed(client: &Client, slot: &str) -> Result<Lsn> {
-    facts(client, slot)
-        .await?
-        .and_then(|facts| facts.confirmed_flush_lsn)
-        .ok_or_else(|| Error::new(Kind::Resync, format!("replication slot {slot} is gone")))
+/// Where the slot begins; `None` when it is gone.
+pub async fn confirmed(client: &Client, slot: &str) -> Result<Option<Lsn>> {
+    Ok(facts(client, slot).await?.and_then(|facts| facts.confirmed_flush_lsn))
 }
 
 /// Drops a slot.

@@ -67,6 +67,20 @@ async fn open_alone(
     }
 }
 
+/// Where the slot begins; kind `Resync` when it has gone since it was judged.
+pub async fn confirmed(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Lsn> {
+    if let Some(confirmed) = slot::confirmed(client, &config.slot).await? {
+        return Ok(confirmed);
+    }
+    let known = known(client, &config.slot).await?;
+    Err(known.map_or_else(|| forgotten(&config.slot), |known| slot_gone(&known, config)))
+}
+
+fn forgotten(slot: &str) -> Error {
+    Error::new(Kind::Resync, format!("walcast.epoch no longer knows slot {slot}"))
+        .hint("another process has made walcast forget it: see whether that was meant, then `walcast init`")
+}
+
 /// The epoch of the configured slot, when there is one, and the timelines before its own; changes nothing. Kind
 /// `Resync` when slot and epoch do not belong together.
 pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<(Epoch, History)> {
