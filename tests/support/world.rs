@@ -422,7 +422,7 @@ fn client_config() -> ClientConfig {
     config
 }
 
-/// A topic up to its end as of now: one that is still written to has no other.
+/// A topic up to its end as of now, partition after partition: one that is still written to has no other.
 fn read_topic(topic: &str) -> Vec<Vec<u8>> {
     let timeout = Duration::from_secs(10);
     let consumer: BaseConsumer = client_config()
@@ -440,7 +440,7 @@ fn read_topic(topic: &str) -> Vec<Vec<u8>> {
         ends.insert(partition.id(), consumer.fetch_watermarks(topic, partition.id(), timeout).unwrap().1);
     }
     consumer.assign(&assignment).unwrap();
-    let mut values = Vec::new();
+    let mut values = BTreeMap::new();
     while !ends.is_empty() {
         match consumer.poll(timeout).expect("the topic is read to its end within 10 s") {
             Ok(message) => {
@@ -448,13 +448,14 @@ fn read_topic(topic: &str) -> Vec<Vec<u8>> {
                 if ends.get(&message.partition()).is_some_and(|end| message.offset() + 1 >= *end) {
                     ends.remove(&message.partition());
                 }
-                values.push(message.payload().unwrap_or_default().to_vec());
+                let value = message.payload().unwrap_or_default().to_vec();
+                values.insert((message.partition(), message.offset()), value);
             }
             Err(rdkafka::error::KafkaError::PartitionEOF(partition)) => drop(ends.remove(&partition)),
             Err(error) => panic!("{error}"),
         }
     }
-    values
+    values.into_values().collect()
 }
 
 async fn redis_connection(db: i64) -> redis::aio::MultiplexedConnection {
