@@ -24,9 +24,7 @@ impl Lsn {
     pub fn bytes_since(self, earlier: Lsn) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
-}
 
-impl Lsn {
     /// Appends the text that `Display` shows, at a fraction of its cost: every record has one.
     pub fn put_text(self, out: &mut Vec<u8>) {
         put_hex((self.0 >> 32) as u32, out);

@@ -66,6 +66,18 @@ async fn without_its_publication_nothing_starts() {
     }
 }
 
+#[tokio::test]
+async fn a_state_schema_of_an_older_walcast_is_refused_until_init_has_run() {
+    let world = World::new(fresh_database(support::postgres()).await).await.with("PIPELINE_SINKS", "redis");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let older = "ALTER TABLE walcast.epoch DROP COLUMN published_entries; DELETE FROM walcast.migration WHERE number = 4";
+    run(&client, older).await;
+    world.walcast(["run"]).await.expect(2, &["older walcast", "walcast init"]);
+    world.walcast(["init"]).await.expect(0, &[]);
+    world.start().await.stop().await;
+}
+
 /// On a server of its own: no slot at all can be made there meanwhile.
 #[tokio::test]
 async fn a_slot_that_waits_for_a_transaction_says_for_which() {

@@ -11,7 +11,7 @@ use crate::sink;
 use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, epoch};
 
-const MIGRATIONS: [(i32, &str, &str); 5] = [
+const MIGRATIONS: [(i32, &str, &str); check::MIGRATIONS] = [
     (1, "source", include_str!("../../migrations/0001_source.sql")),
     (2, "state", include_str!("../../migrations/0002_state.sql")),
     (3, "role", include_str!("../../migrations/0003_role.sql")),

@@ -10,6 +10,9 @@ use crate::source::{PostgresConfig, quote, slot, sql};
 
 const VERSION_MIN: i32 = 140_000;
 
+/// How many migrations this walcast's state schema has.
+pub const MIGRATIONS: usize = 5;
+
 /// Server, role, tables and state schema.
 pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let mut findings = check_server(client, config).await?;
@@ -88,12 +91,15 @@ async fn state_schema(client: &Client) -> Result<Finding> {
     let query =
         "SELECT to_regclass('walcast.epoch') IS NOT NULL AND has_table_privilege('walcast.epoch', 'UPDATE')";
     let whole: Option<bool> = client.query_one(query, &[]).await.map_err(sql::error)?.get(0);
-    Ok(match whole {
-        Some(true) => Finding::ok("schema walcast", "is there"),
-        _ => Finding::fail(
-            "schema walcast",
-            "does not exist, or this role may not write to it",
-            "run `walcast init` as the owner of the database",
-        ),
+    let subject = "schema walcast";
+    let fix = "run `walcast init` as the owner of the database";
+    if whole != Some(true) {
+        return Ok(Finding::fail(subject, "does not exist, or this role may not write to it", fix));
+    }
+    let applied: i64 =
+        client.query_one("SELECT count(*) FROM walcast.migration", &[]).await.map_err(sql::error)?.get(0);
+    Ok(match applied < MIGRATIONS as i64 {
+        true => Finding::fail(subject, "is that of an older walcast", fix),
+        false => Finding::ok(subject, "is there"),
     })
 }
