@@ -275,6 +275,33 @@ async fn a_resumed_instance_changes_nothing_in_the_state_schema() {
     standoff.resume(state).await;
 }
 
+/// Its open transaction holds the lock that the new one needs.
+#[tokio::test]
+async fn an_instance_paused_in_a_transaction_lets_the_next_one_in() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    let world = world.with("PIPELINE_SINKS", "redis");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let mut old = world.with("FAILPOINTS", "content_before_commit=sleep(1000)").start().await;
+    world.insert_events(10).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                AND application_name = 'walcast' AND state = 'idle in transaction'";
+    let in_transaction = async || client.query_one(open, &[]).await.unwrap().get::<_, i64>(0) == 1;
+    wait_until("a transaction is open", in_transaction).await;
+    old.send("STOP");
+    assert!(in_transaction().await, "the stop came too late");
+    let free =
+        "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE slot_name = $1";
+    client.query(free, &[&world.postgres.slot]).await.unwrap();
+    let new = world.start().await;
+    wait_until("all is there", async || world.redis_plays().await == 10).await;
+    old.send("CONT");
+    assert_eq!(tokio::time::timeout(GIVES_UP, old.ended()).await, Ok(Some(5)), "{}", old.log.lock().await);
+    world.insert_events(10).await;
+    wait_until("all is there", async || world.redis_plays().await == 20).await;
+    new.stop().await;
+}
+
 #[tokio::test]
 async fn a_lone_instance_goes_on_when_its_transaction_timed_out() {
     let world = World::new(fresh_database(support::postgres()).await).await;

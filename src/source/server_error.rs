@@ -59,6 +59,8 @@ const WAL_SENDERS: &str = "raise max_wal_senders (or max_connections), or see wh
 /// The first row that fits says it.
 const MEANINGS: &[Meaning] = &[
     meaning("25006", "", Kind::Unavailable, STANDBY),
+    // the deadlines of an open transaction: it is rolled back, and can be tried again
+    meaning("25P0", "", Kind::Unavailable, ""),
     meaning("28P01", "", Kind::Setup, PASSWORD),
     meaning("28", "channel binding", Kind::Setup, BETWEEN),
     meaning("28", "", Kind::Setup, PG_HBA),
@@ -250,6 +252,7 @@ mod tests {
                 "",
                 Kind::Unavailable,
             ),
+            ("25P03", "terminating connection due to idle-in-transaction timeout", "", Kind::Unavailable),
             ("53400", "all replication slots are in use", "", Kind::Setup),
             ("57P01", "terminating connection due to administrator command", "", Kind::Unavailable),
             ("57P03", "the database system is starting up", "", Kind::Unavailable),

@@ -60,12 +60,16 @@ pub fn error(error: tokio_postgres::Error) -> Error {
 
 type Session = tokio_postgres::Connection<Stream, LoginGuard>;
 
+/// The role's own deadlines must not end a long statement, and walcast with it.
+const SESSION: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0";
+
 async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
     let stream = dial(config).await?;
     let guard = GuardLogin(LoginRules::new(config, stream.security()));
     let mut options = tokio_postgres::Config::new();
     options.host(&config.host).port(config.port).dbname(&config.db).user(&config.user);
     options.password(config.password.expose()).application_name("walcast");
+    options.options(SESSION);
     // "TLS, and no need to ask for it": `dial` has done all that, the guard takes its place
     options.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
     options.connect_raw(stream, guard).await.map_err(error)

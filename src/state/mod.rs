@@ -18,6 +18,9 @@ pub struct State {
     client: Option<Client>,
 }
 
+/// The locks of an instance that hangs in the middle of a transaction must not keep the next one waiting.
+const IN_TRANSACTION: &str = "SET idle_in_transaction_session_timeout = '5s'";
+
 impl State {
     /// A state that connects at first use.
     pub fn new(config: PostgresConfig) -> Self {
@@ -28,9 +31,15 @@ impl State {
     pub async fn client(&mut self) -> Result<&mut Client> {
         let open = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
-            None => sql::connect(&self.config).await?,
+            None => self.connect().await?,
         };
         Ok(self.client.insert(open))
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        let client = sql::connect(&self.config).await?;
+        client.batch_execute(IN_TRANSACTION).await.map_err(sql::error)?;
+        Ok(client)
     }
 
     /// A transaction in which nobody can become a newer instance than `session`; an error of kind
