@@ -29,10 +29,16 @@ struct Site {
 
 impl Site {
     async fn start(hosts: &[&str]) -> Site {
-        let config = WebConfig {
-            listen: "127.0.0.1:0".into(),
-            hosts: hosts.iter().map(|host| host.to_string()).collect(),
-        };
+        let hosts = hosts.iter().map(|host| host.to_string()).collect();
+        Site::serve(WebConfig { listen: "127.0.0.1:0".into(), hosts, ..WebConfig::default() }).await
+    }
+
+    async fn with_token(listen: &str, token: &str) -> Site {
+        let token = token.to_owned().into();
+        Site::serve(WebConfig { listen: listen.into(), token, ..WebConfig::default() }).await
+    }
+
+    async fn serve(config: WebConfig) -> Site {
         let web = Web::bind(&config).await.unwrap();
         let address = web.address().unwrap().to_string();
         let board = Board::new();
@@ -152,6 +158,83 @@ async fn a_foreign_name_is_refused() {
     assert!(answer.starts_with("HTTP/1.0 421"), "{answer}");
 }
 
+const TOKEN: &str = "canary-b1946ac92492d234";
+
+#[tokio::test]
+async fn all_but_the_probes_asks_for_the_token() {
+    let site = Site::with_token("127.0.0.1:0", TOKEN).await;
+    site.board.sink("kafka", Mark::at(Lsn(1))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
+    let client = reqwest::Client::new();
+    let url = |path: &str| format!("http://{}{path}", site.address);
+    for path in ["/", "/metrics", "/api/status", "/nothing"] {
+        let stranger = client.get(url(path)).send().await.unwrap();
+        assert_eq!(stranger.status(), 401, "{path}");
+        assert!(stranger.headers()["www-authenticate"].to_str().unwrap().starts_with("Basic "), "{path}");
+        let told = stranger.text().await.unwrap();
+        assert!(!told.contains("kafka") && !told.contains(TOKEN), "{path}: {told}");
+        let wrong = client.get(url(path)).bearer_auth("canary-b1946ac92492d235").send().await.unwrap();
+        assert_eq!(wrong.status(), 401, "{path}");
+        assert_eq!(client.get(url(&format!("{path}?token={TOKEN}"))).send().await.unwrap().status(), 401);
+        let known = if path == "/nothing" { 404 } else { 200 };
+        for request in [
+            client.get(url(path)).bearer_auth(TOKEN),
+            client.get(url(path)).basic_auth("anybody", Some(TOKEN)),
+        ] {
+            assert_eq!(request.send().await.unwrap().status(), known, "{path}");
+        }
+    }
+    let rebound = client.get(url("/api/status")).bearer_auth(TOKEN).header("host", "rebound.example");
+    assert_eq!(rebound.send().await.unwrap().status(), 421, "a browser may have the password saved");
+}
+
+#[tokio::test]
+async fn the_probes_tell_a_stranger_no_more_than_yes_or_no() {
+    let site = Site::with_token("127.0.0.1:0", TOKEN).await;
+    assert_eq!(site.get("/livez").await, (200, "ok\n".to_owned()));
+    assert_eq!(site.get("/readyz").await, (503, r#"{"ready":false}"#.to_owned()));
+    site.board.streaming(true);
+    assert_eq!(site.get("/readyz").await, (200, r#"{"ready":true}"#.to_owned()));
+    let known = reqwest::Client::new().get(format!("http://{}/readyz", site.address)).bearer_auth(TOKEN);
+    assert!(known.send().await.unwrap().text().await.unwrap().contains("checks"));
+}
+
+#[tokio::test]
+async fn who_listens_to_others_needs_a_token() {
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        let open = WebConfig { listen: listen.into(), ..WebConfig::default() };
+        let refused = Web::bind(&open).await.err().unwrap();
+        assert_eq!((refused.kind(), refused.exit_code()), (Kind::Config, 78));
+        assert!(refused.advice().contains("WEB_TOKEN"), "{}", refused.advice());
+    }
+    Site::with_token("0.0.0.0:0", TOKEN).await;
+    for listen in ["localhost:0", "127.0.0.2:0", "[::1]:0"] {
+        let loopback = WebConfig { listen: listen.into(), ..WebConfig::default() };
+        assert!(Web::bind(&loopback).await.is_ok(), "{listen}");
+    }
+    let ended = walcast("0.0.0.0:0", &["run"]).await;
+    assert_eq!(ended.status.code(), Some(78), "{}", text(&ended.stderr));
+    assert!(text(&ended.stderr).contains("set WEB_TOKEN (web.token)"), "{}", text(&ended.stderr));
+}
+
+#[tokio::test]
+async fn walcast_status_brings_the_token() {
+    let site = Site::with_token("127.0.0.1:0", TOKEN).await;
+    site.board.streaming(true);
+    let stranger = walcast(&site.address, &["status"]).await;
+    assert_eq!(stranger.status.code(), Some(78));
+    assert!(text(&stranger.stderr).contains("asks for another token"), "{}", text(&stranger.stderr));
+    assert!(text(&stranger.stderr).contains("WEB_TOKEN"));
+    let file = std::env::temp_dir().join(format!("walcast-token-{}", std::process::id()));
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let file = file.to_str().unwrap();
+    for (name, value) in [("WEB_TOKEN", TOKEN), ("WEB_TOKEN_FILE", file)] {
+        let known = walcast_with(&site.address, &["status"], &[(name, value)]).await;
+        assert_eq!(known.status.code(), Some(0), "{name}: {}", text(&known.stderr));
+        assert!(!text(&known.stdout).contains(TOKEN));
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
 #[tokio::test]
 async fn it_ends_when_told_even_while_somebody_holds_a_connection() {
     let site = Site::start(&[]).await;
@@ -180,8 +263,12 @@ async fn a_taken_port_and_a_wrong_address_are_told_with_the_fix() {
 }
 
 async fn walcast(listen: &str, arguments: &[&str]) -> Output {
+    walcast_with(listen, arguments, &[]).await
+}
+
+async fn walcast_with(listen: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
-    command.args(arguments).env_clear().env("WEB_LISTEN", listen);
+    command.args(arguments).env_clear().env("WEB_LISTEN", listen).envs(variables.iter().copied());
     tokio::time::timeout(DEADLINE, command.output()).await.unwrap().unwrap()
 }
 

@@ -5,17 +5,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use reqwest::StatusCode;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::telemetry::status::{SinkLine, SlotStatus, Status};
+use crate::web::WebConfig;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
 /// Prints the state; exit code 1 when events do not flow into every sink, or nothing answers.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode> {
-    let text = ask(&config.web.listen).await?;
+    let text = ask(&config.web).await?;
     let status: Status = serde_json::from_str(&text).map_err(|error| {
         Error::new(Kind::Protocol, format!("what answers on {} is not this walcast", config.web.listen))
             .because(error)
@@ -29,7 +31,8 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(if status.is_ready() { 0 } else { 1 }))
 }
 
-async fn ask(listen: &str) -> Result<String> {
+async fn ask(web: &WebConfig) -> Result<String> {
+    let listen = &web.listen;
     let silent = |error| {
         Error::new(Kind::Unavailable, format!("no walcast answers on {listen}"))
             .because(error)
@@ -37,7 +40,11 @@ async fn ask(listen: &str) -> Result<String> {
     };
     let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().map_err(silent)?;
     let url = format!("http://{}/api/status", reachable(listen));
-    let answer = client.get(url).send().await.map_err(silent)?;
+    let answer = client.get(url).bearer_auth(web.token.expose()).send().await.map_err(silent)?;
+    if answer.status() == StatusCode::UNAUTHORIZED {
+        return Err(Error::new(Kind::Config, format!("walcast on {listen} asks for another token"))
+            .hint("set WEB_TOKEN (web.token) to the token of the walcast that runs"));
+    }
     answer.error_for_status().map_err(silent)?.text().await.map_err(silent)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
 use crate::telemetry::board::Board;
+use crate::web::access::{Access, CHALLENGE};
 use crate::web::is_own_host;
 
 const INDEX: &str = "\
@@ -29,11 +30,15 @@ struct Site {
     board: Board,
     recorder: PrometheusHandle,
     hosts: Vec<String>,
+    access: Access,
 }
 
+/// Asked by probes, which bring no token: they tell no more than yes or no then.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
 /// All routes.
-pub fn router(board: Board, recorder: PrometheusHandle, hosts: Vec<String>) -> Router {
-    let site = Arc::new(Site { board, recorder, hosts });
+pub fn router(board: Board, recorder: PrometheusHandle, hosts: Vec<String>, access: Access) -> Router {
+    let site = Arc::new(Site { board, recorder, hosts, access });
     Router::new()
         .route("/", get(INDEX))
         .route("/livez", get(livez))
@@ -44,13 +49,17 @@ pub fn router(board: Board, recorder: PrometheusHandle, hosts: Vec<String>) -> R
         .with_state(site)
 }
 
-/// Refuses requests that a foreign web page made a browser send, and has browsers take answers as what they
-/// are said to be.
+/// Refuses requests that a foreign web page made a browser send, and those without the token, and has browsers take
+/// answers as what they are said to be.
 async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let mut response = match host {
-        Some(host) if is_own_host(host, &site.hosts) => next.run(request).await,
-        _ => refused().into_response(),
+    let is_probe = PROBES.contains(&request.uri().path());
+    let mut response = if !host.is_some_and(|host| is_own_host(host, &site.hosts)) {
+        refused().into_response()
+    } else if is_probe || site.access.permits(request.headers()) {
+        next.run(request).await
+    } else {
+        without_token().into_response()
     };
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -64,6 +73,12 @@ fn refused() -> impl IntoResponse {
     (StatusCode::MISDIRECTED_REQUEST, why)
 }
 
+fn without_token() -> impl IntoResponse {
+    let why =
+        "walcast asks for its token: send `Authorization: Bearer <web.token>`, or give it as the password\n";
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, CHALLENGE)], why)
+}
+
 async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
     if site.board.is_live() {
         (StatusCode::OK, "ok\n")
@@ -72,11 +87,15 @@ async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
     }
 }
 
-async fn readyz(State(site): State<Arc<Site>>) -> impl IntoResponse {
+async fn readyz(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     let checks = site.board.status().checks();
     let ready = checks.iter().all(|check| check.ok);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": ready, "checks": checks })))
+    if site.access.permits(&headers) {
+        (code, Json(json!({ "ready": ready, "checks": checks }))).into_response()
+    } else {
+        (code, Json(json!({ "ready": ready }))).into_response()
+    }
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {
