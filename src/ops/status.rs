@@ -14,6 +14,8 @@ use crate::telemetry::status::{SinkLine, SlotStatus, Status};
 use crate::web::WebConfig;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+/// What is wrong often has one cause: the first few say it.
+const PROBLEMS_MAX: usize = 3;
 
 /// Prints the state; exit code 1 when events do not flow into every sink, or nothing answers.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode> {
@@ -78,8 +80,11 @@ fn render(status: &Status, now: Timestamp) -> String {
         text.push('\n');
         text.push_str(&sink_table(&status.sinks));
     }
-    if let Some(problem) = &status.problem {
-        let _ = write!(text, "\nproblem: {problem}\n");
+    if !status.problems.is_empty() {
+        text.push('\n');
+    }
+    for problem in status.problems.iter().take(PROBLEMS_MAX) {
+        let _ = writeln!(text, "problem: {problem}");
     }
     text
 }
@@ -220,6 +225,7 @@ mod tests {
             },
             confirmed_lsn: Lsn(0x2_1A2B_3C00),
             sinks: vec![sink("kafka", SinkState::Ok), sink("bigquery", SinkState::Ok)],
+            problems: Vec::new(),
             problem: None,
         }
     }
@@ -254,7 +260,8 @@ mod tests {
         }];
         status.source.slot = None;
         status.source.heartbeat_age_seconds = None;
-        status.problem = Some("kafka takes no rows and holds the WAL back: no broker answers".into());
+        status.problems =
+            vec!["kafka takes no rows and holds the WAL back: no broker answers; start one".into()];
         insta::assert_snapshot!(shown(&status), @r"
         walcast 0.1.0 streaming for 2 h 5 min: NOT READY
 
@@ -263,7 +270,7 @@ mod tests {
         sink   state           held     behind                   queue       rows
         kafka  retrying  2/1A2B3C00  1 h 6 min  5.0 GiB  16.0 MiB full  1,234,567
 
-        problem: kafka takes no rows and holds the WAL back: no broker answers
+        problem: kafka takes no rows and holds the WAL back: no broker answers; start one
         ");
     }
 

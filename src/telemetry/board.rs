@@ -11,6 +11,7 @@ use metrics::gauge;
 use crate::error::{Class, Error};
 use crate::lsn::{Lsn, Mark, Position};
 use crate::telemetry::metrics::{self as names, SinkCounters};
+use crate::telemetry::problem::problems;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, SourceStatus, State, Status};
 
 /// The pipeline's loop turns at least once a second while it streams; later than this it hangs.
@@ -179,9 +180,11 @@ impl Board {
             },
             confirmed_lsn: facts.confirmed,
             sinks: facts.sinks.iter().map(|sink| sink.line(facts.received)).collect(),
+            problems: Vec::new(),
             problem: None,
         };
-        status.problem = status.worst_problem();
+        status.problems = problems(&status);
+        status.problem = status.problems.first().cloned();
         status
     }
 
@@ -475,7 +478,8 @@ mod tests {
             invalidation_reason: Some("wal_removed".into()),
             ..SlotStatus::default()
         });
-        assert_eq!(why(&board).as_deref(), Some("the replication slot walcast is lost (wal_removed)"));
+        let first = why(&board).unwrap_or_default();
+        assert!(first.starts_with("the replication slot walcast is lost (wal_removed), "), "{first}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod metrics;
 pub mod status;
+pub mod problem;
 pub mod board;
 pub mod lag;
 
