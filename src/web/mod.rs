@@ -1,7 +1,9 @@
-//! Health, metrics and status over HTTP. Reads the board and changes nothing.
+//! The dashboard, health, metrics and status over HTTP. Reads and changes nothing.
 
 pub mod access;
 pub mod api;
+pub mod assets;
+pub mod page;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +18,7 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Kind, Result};
 use crate::secret::Secret;
 use crate::telemetry::board::Board;
+use crate::telemetry::live;
 use crate::web::access::Access;
 
 /// How long answers under way have at the end.
@@ -81,9 +84,12 @@ impl Web {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
         let (closing, closed) = oneshot::channel::<()>();
-        let router = api::router(board, recorder, self.hosts, self.access);
+        let (live, keeping) = live::Page::of(board.clone());
+        let keeping = tokio::spawn(keeping);
+        let router = api::router(board, recorder, self.hosts, self.access, page::router(live));
         let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
             shutdown.await;
+            keeping.abort(); // which ends the streams
             drop(closing);
         });
         let too_late = async {
