@@ -3,6 +3,7 @@
 pub mod access;
 pub mod api;
 pub mod assets;
+pub mod checks;
 pub mod page;
 
 use std::io;
@@ -20,6 +21,7 @@ use crate::secret::Secret;
 use crate::telemetry::board::Board;
 use crate::telemetry::live;
 use crate::web::access::Access;
+use crate::web::page::Beside;
 
 /// How long answers under way have at the end.
 const GRACE: Duration = Duration::from_secs(3);
@@ -49,6 +51,7 @@ pub struct Web {
     listener: TcpListener,
     hosts: Vec<String>,
     access: Access,
+    beside: Beside,
 }
 
 impl Web {
@@ -68,12 +71,23 @@ impl Web {
             return Err(open_to_others(config));
         }
         let own = std::iter::once(authority.host().to_owned());
-        Ok(Web { listener, hosts: own.chain(config.hosts.iter().cloned()).collect(), access })
+        Ok(Web {
+            listener,
+            hosts: own.chain(config.hosts.iter().cloned()).collect(),
+            access,
+            beside: Beside::default(),
+        })
     }
 
     /// Where it listens; for a configured port 0 the port that was found.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The page shows these too.
+    #[must_use]
+    pub fn beside(self, beside: Beside) -> Web {
+        Web { beside, ..self }
     }
 
     /// Answers until `shutdown`, then completes the answers under way.
@@ -86,7 +100,7 @@ impl Web {
         let (closing, closed) = oneshot::channel::<()>();
         let (live, keeping) = live::Page::of(board.clone());
         let keeping = tokio::spawn(keeping);
-        let router = api::router(board, recorder, self.hosts, self.access, page::router(live));
+        let router = api::router(board, recorder, self.hosts, self.access, page::router(live, self.beside));
         let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
             shutdown.await;
             keeping.abort(); // which ends the streams

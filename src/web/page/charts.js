@@ -6,11 +6,11 @@ import { bytes, milliseconds, rate, time } from "./format.js";
 import { history } from "./history.js";
 
 const LOOKS = [
-  { colour: "--ink-soft", dash: [2, 3] },
-  { colour: "--ink", dash: [] },
-  { colour: "--accent", dash: [] },
-  { colour: "--accent", dash: [7, 4] },
-  { colour: "--ink", dash: [7, 4] },
+  { colour: "--ink-soft", dash: [2, 3], line: "dotted" },
+  { colour: "--ink", dash: [], line: "solid" },
+  { colour: "--accent", dash: [], line: "solid" },
+  { colour: "--accent", dash: [7, 4], line: "dashed" },
+  { colour: "--ink", dash: [7, 4], line: "dashed" },
 ];
 
 const sinkSeries = (column) => (names) => names.map((name, place) => ({
@@ -29,7 +29,11 @@ const CHARTS = {
   "chart-queue": { format: bytes, series: sinkSeries("queue_bytes") },
 };
 
-const HEIGHT = 168;
+/** 1, 2, 4, 8 … so that bytes are read in whole units. */
+const BYTE_STEPS = Array.from({ length: 50 }, (_, power) => 2 ** power);
+const isDecade = (number) => Math.abs(Math.log10(number) % 1) < 1e-9;
+
+const HEIGHT = 180;
 const drawn = new Map();
 let shape = "";
 let seconds = 300;
@@ -44,6 +48,7 @@ export function drawCharts({ at_ms, status }) {
   for (const [id, { chart, series }] of drawn) {
     chart.now = at_ms / 1000;
     chart.setData([data, ...series.map(({ values }) => padded(values(), data.length))]);
+    if (chart.cursor.idx === null || chart.cursor.idx === undefined) chart.setLegend({ idx: data.length - 1 });
     describe(id, series);
   }
   const bounded = status.source.slot === null || status.source.slot.safe_wal_bytes !== null;
@@ -76,13 +81,13 @@ function options(id, { format, logarithmic }, series) {
     cursor: { points: { size: 6 }, drag: { x: false, y: false } },
     scales: {
       x: { time: true, range: (chart) => [(chart.now ?? Date.now() / 1000) - seconds, chart.now ?? Date.now() / 1000] },
-      y: logarithmic ? { distr: 3, range: decades } : { range: (_, __, high) => [0, high > 0 ? high * 1.15 : 1] },
+      y: logarithmic ? { distr: 3, range: decades } : { range: (_, __, high) => [0, high > 0 ? high * 1.1 : 1] },
     },
     axes: [
       { ...axis, grid: { show: false }, size: 28, space: 70, values: (_, splits) => splits.map((at_s) => time(at_s * 1000).slice(0, 5)) },
-      { ...axis, size: 68, space: 34, values: (_, splits) => splits.map((number) => (number === null ? "" : format(number))) },
+      heights(axis, format, logarithmic),
     ],
-    legend: { markers: { width: 14, stroke: marker, dash: () => "solid" } },
+    legend: { markers: { width: 2, stroke: (chart, place) => chart.series[place].stroke(), dash: (_, place) => series[place - 1]?.line } },
     series: [
       { label: "time", value: (_, at_s) => (at_s === null || at_s === undefined ? "–" : time(at_s * 1000)) },
       ...series.map(({ label, colour: name, dash, fill }) => ({
@@ -93,7 +98,13 @@ function options(id, { format, logarithmic }, series) {
   };
 }
 
-const marker = (chart, place) => chart.series[place].stroke();
+/** Of a logarithmic scale only the decades are drawn. */
+function heights(axis, format, logarithmic) {
+  const decadesOnly = (_, splits) => splits.map((number) => (isDecade(number) ? number : null));
+  const shared = { ...axis, size: 68, space: 26, values: (_, splits) => splits.map((number) => (number === null ? "" : format(number))) };
+  if (logarithmic) return { ...shared, filter: decadesOnly, grid: { ...axis.grid, filter: decadesOnly } };
+  return format === bytes ? { ...shared, incrs: BYTE_STEPS } : shared;
+}
 
 /** Whole decades around what there is. */
 function decades(_, low, high) {

@@ -39,7 +39,7 @@ function stages(state) {
   const joined = stream.word === "streaming" ? { level: "ok", word: "joining" } : stream;
   const heartbeat = status.source.heartbeat_age_seconds;
   return [
-    ["postgres", { name: "PostgreSQL", state: slotState(state), rate: events, lag: NONE, lagOf: "where it begins",
+    ["postgres", { name: "PostgreSQL", state: slotState(state), rate: events, lag: milliseconds(0), lagOf: "the commit",
       note: heartbeat === null ? "no heartbeat yet" : `heartbeat ${span(heartbeat)} ago` }],
     ["decode", { name: "decode", state: stream, rate: events, lag: milliseconds(figures.received_p50_ms), lagOf: "from commit",
       note: `p99 ${milliseconds(figures.received_p99_ms)}` }],
@@ -125,7 +125,6 @@ function showSafety(slot, figures) {
   const bounded = slot && slot.safe_wal_bytes !== null;
   const safe = bounded ? span(figures.wal_safe_seconds ?? Infinity) : slot ? "no bound" : NONE;
   say(at("wal-safe"), safe === NONE && bounded ? "idle" : safe);
-  const rateNow = figures.wal_bytes_per_second;
-  const written = rateNow === null ? "" : `at ${bytes(rateNow)}/s of WAL`;
-  say(at("wal-rate"), bounded ? `if the slot stood still, ${written}` : slot ? `the disk is the bound, ${written}` : written);
+  const written = figures.wal_bytes_per_second === null ? "" : `, at ${bytes(figures.wal_bytes_per_second)}/s`;
+  say(at("wal-rate"), bounded ? `should the slot stand still${written}` : slot ? `the disk is the bound${written}` : "");
 }

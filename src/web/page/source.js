@@ -1,20 +1,31 @@
 // The source: who holds the WAL, and what is known of the slot.
 
 import { at, keyed, make, mark, say } from "./dom.js";
-import { bytes, count, lsn, span, NONE } from "./format.js";
+import { bytes, count, lsn, span } from "./format.js";
 
-/** From the head of the WAL down to where the slot would start again: `[key, { name, lsn, sink }]`. */
+/** From the head of the WAL down to where the slot would start again: `[key, { name, text, place, holds }]`. */
 function rungs({ status, figures }) {
   const { slot, received_lsn } = status.source;
-  const rungs = [];
-  const add = (key, name, text, more = {}) => text && lsn(text) > 0 && rungs.push([key, { name, text, place: lsn(text), ...more }]);
-  add("head", "head of the WAL", slot?.wal_lsn);
-  add("sent", "sent to walcast", slot?.sent_lsn);
-  add("received", "received", received_lsn);
-  for (const sink of status.sinks) add(`sink ${sink.name}`, `${sink.name} holds`, sink.held_lsn, { holds: figures.holder === sink.name });
-  add("confirmed", "confirmed", slot?.confirmed_lsn ?? status.confirmed_lsn);
-  add("restart", "restart", slot?.restart_lsn);
-  return rungs.sort(([, one], [, other]) => other.place - one.place);
+  const rung = (key, name, text, holds = false) => [key, { name, text, place: lsn(text ?? "0/0"), holds }];
+  const sinks = status.sinks.map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.held_lsn, figures.holder === sink.name));
+  const ladder = [
+    rung("head", "head of the WAL", slot?.wal_lsn),
+    rung("sent", "sent to walcast", slot?.sent_lsn),
+    rung("received", "received", received_lsn),
+    ...sinks.sort(([, one], [, other]) => other.place - one.place),
+    rung("confirmed", "confirmed", slot?.confirmed_lsn ?? status.confirmed_lsn),
+    rung("restart", "restart", slot?.restart_lsn),
+  ].filter(([, { place }]) => place > 0);
+  return lifted(ladder);
+}
+
+/** These figures are up to a second older than those of the sinks: what a sink holds has been received and sent. */
+function lifted(ladder) {
+  for (let place = ladder.length - 2; place >= 0; place -= 1) {
+    const [[key, upper], [, lower]] = [ladder[place], ladder[place + 1]];
+    if (upper.place < lower.place) ladder[place] = [key, { ...upper, text: lower.text, place: lower.place }];
+  }
+  return ladder;
 }
 
 function rung() {
@@ -84,6 +95,6 @@ function sentence({ status, figures }, all) {
   const { slot } = status.source;
   const kept = slot ? `PostgreSQL keeps ${bytes(slot.retained_bytes)} of WAL. ` : "";
   const holder = all.find(([, { holds }]) => holds);
-  if (holder) return `${kept}${figures.holder} holds it: all others are further.`;
-  return `${kept}${status.state === "streaming" ? "No sink holds it back." : ""}` || NONE;
+  if (holder) return `${kept}${figures.holder} holds it; the others are further.`;
+  return `${kept}${status.state === "streaming" ? "No sink holds it back." : ""}`;
 }
