@@ -48,13 +48,18 @@ export function drawCharts({ at_ms, status }) {
   for (const [id, { chart, series }] of drawn) {
     chart.now = at_ms / 1000;
     chart.setData([data, ...series.map(({ values }) => padded(values(), data.length))]);
-    if (chart.cursor.idx === null || chart.cursor.idx === undefined) chart.setLegend({ idx: data.length - 1 });
+    queueMicrotask(() => tellNewest(chart)); // after the chart's own, which empties its legend
     describe(id, series);
   }
   const bounded = status.source.slot === null || status.source.slot.safe_wal_bytes !== null;
   at("chart-safe").hidden = !bounded;
   at("no-bound").hidden = bounded;
   say(at("no-bound"), bounded ? "" : "There is no bound: max_slot_wal_keep_size is -1, so PostgreSQL keeps WAL until its disk is full.");
+}
+
+/** While nobody points at a moment the legend has the newest. */
+function tellNewest(chart) {
+  if (typeof chart.cursor.idx !== "number") chart.setLegend({ idx: chart.data[0].length - 1 }, false);
 }
 
 const padded = (values, length) => (values.length === length ? values : Array.from({ length }, (_, place) => values[place] ?? null));

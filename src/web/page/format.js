@@ -16,7 +16,8 @@ export const milliseconds = known((ms) => {
   if (ms < 1) return ms > 0 ? "<1 ms" : "0 ms";
   if (ms < 1000) return `${whole.format(ms)} ms`;
   if (ms < 60_000) return `${tenth.format(ms / 1000)} s`;
-  return span(ms / 1000);
+  if (ms < 3_600_000) return `${tenth.format(ms / 60_000)} min`;
+  return `${tenth.format(ms / 3_600_000)} h`;
 });
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -90,7 +90,7 @@ function promise(name) {
 }
 
 function verdict(p99, promised) {
-  if (p99 === null) return { level: "idle", word: "nothing to measure" };
+  if (p99 === null) return { level: "idle", word: "no rows" };
   return p99 <= promised ? { level: "ok", word: "kept" } : { level: "warn", word: "late" };
 }
 

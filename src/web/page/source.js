@@ -3,6 +3,9 @@
 import { at, keyed, make, mark, say } from "./dom.js";
 import { bytes, count, lsn, span } from "./format.js";
 
+/** A segment or two are always kept. */
+const LITTLE_BYTES = 64 * 2 ** 20;
+
 /** From the head of the WAL down to where the slot would start again: `[key, { name, text, place, holds }]`. */
 function rungs({ status, figures }) {
   const { slot, received_lsn } = status.source;
@@ -93,8 +96,12 @@ export function showSource(state) {
 
 function sentence({ status, figures }, all) {
   const { slot } = status.source;
-  const kept = slot ? `PostgreSQL keeps ${bytes(slot.retained_bytes)} of WAL. ` : "";
+  if (!slot) return "PostgreSQL has not been asked about the slot yet.";
+  const kept = `PostgreSQL keeps ${bytes(slot.retained_bytes)} of WAL for the slot.`;
+  const below = lsn(slot.confirmed_lsn) - lsn(slot.restart_lsn ?? slot.confirmed_lsn);
+  if (below > slot.retained_bytes / 2 && below > LITTLE_BYTES) {
+    return `${kept} Most of it (${bytes(below)}) lies below the confirmed LSN: a transaction at the server was open then, or the server has not moved the restart LSN yet.`;
+  }
   const holder = all.find(([, { holds }]) => holds);
-  if (holder) return `${kept}${figures.holder} holds it; the others are further.`;
-  return `${kept}${status.state === "streaming" ? "No sink holds it back." : ""}`;
+  return holder ? `${kept} ${figures.holder} holds it; the others are further.` : `${kept} No sink holds it back.`;
 }
