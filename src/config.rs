@@ -20,6 +20,7 @@ use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::transform::Bounds;
 use crate::web::WebConfig;
+use crate::web::access::Access;
 
 /// All settings.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -165,6 +166,7 @@ impl Config {
                     .hint("give it a number above 0"));
             }
         }
+        Access::new(&self.web.token)?;
         Ok(())
     }
 }

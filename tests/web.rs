@@ -29,10 +29,16 @@ struct Site {
 
 impl Site {
     async fn start(hosts: &[&str]) -> Site {
-        let config = WebConfig {
-            listen: "127.0.0.1:0".into(),
-            hosts: hosts.iter().map(|host| host.to_string()).collect(),
-        };
+        let hosts = hosts.iter().map(|host| host.to_string()).collect();
+        Site::serve(WebConfig { listen: "127.0.0.1:0".into(), hosts, ..WebConfig::default() }).await
+    }
+
+    async fn with_token(listen: &str, token: &str) -> Site {
+        let token = token.to_owned().into();
+        Site::serve(WebConfig { listen: listen.into(), token, ..WebConfig::default() }).await
+    }
+
+    async fn serve(config: WebConfig) -> Site {
         let web = Web::bind(&config).await.unwrap();
         let address = web.address().unwrap().to_string();
         let board = Board::new();
@@ -152,6 +158,83 @@ async fn a_foreign_name_is_refused() {
     assert!(answer.starts_with("HTTP/1.0 421"), "{answer}");
 }
 
+const TOKEN: &str = "canary-b1946ac92492d234";
+
+#[tokio::test]
+async fn all_but_the_probes_asks_for_the_token() {
+    let site = Site::with_token("127.0.0.1:0", TOKEN).await;
+    site.board.sink("kafka", Mark::at(Lsn(1))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
+    let client = reqwest::Client::new();
+    let url = |path: &str| format!("http://{}{path}", site.address);
+    for path in ["/", "/metrics", "/api/status", "/nothing"] {
+        let stranger = client.get(url(path)).send().await.unwrap();
+        assert_eq!(stranger.status(), 401, "{path}");
+        assert!(stranger.headers()["www-authenticate"].to_str().unwrap().starts_with("Basic "), "{path}");
+        let told = stranger.text().await.unwrap();
+        assert!(!told.contains("kafka") && !told.contains(TOKEN), "{path}: {told}");
+        let wrong = client.get(url(path)).bearer_auth("canary-b1946ac92492d235").send().await.unwrap();
+        assert_eq!(wrong.status(), 401, "{path}");
+        assert_eq!(client.get(url(&format!("{path}?token={TOKEN}"))).send().await.unwrap().status(), 401);
+        let known = if path == "/nothing" { 404 } else { 200 };
+        for request in [
+            client.get(url(path)).bearer_auth(TOKEN),
+            client.get(url(path)).basic_auth("anybody", Some(TOKEN)),
+        ] {
+            assert_eq!(request.send().await.unwrap().status(), known, "{path}");
+        }
+    }
+    let rebound = client.get(url("/api/status")).bearer_auth(TOKEN).header("host", "rebound.example");
+    assert_eq!(rebound.send().await.unwrap().status(), 421, "a browser may have the password saved");
+}
+
+#[tokio::test]
+async fn the_probes_tell_a_stranger_no_more_than_yes_or_no() {
+    let site = Site::with_token("127.0.0.1:0", TOKEN).await;
+    assert_eq!(site.get("/livez").await, (200, "ok\n".to_owned()));
+    assert_eq!(site.get("/readyz").await, (503, r#"{"ready":false}"#.to_owned()));
+    site.board.streaming(true);
+    assert_eq!(site.get("/readyz").await, (200, r#"{"ready":true}"#.to_owned()));
+    let known = reqwest::Client::new().get(format!("http://{}/readyz", site.address)).bearer_auth(TOKEN);
+    assert!(known.send().await.unwrap().text().await.unwrap().contains("checks"));
+}
+
+#[tokio::test]
+async fn who_listens_to_others_needs_a_token() {
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        let open = WebConfig { listen: listen.into(), ..WebConfig::default() };
+        let refused = Web::bind(&open).await.err().unwrap();
+        assert_eq!((refused.kind(), refused.exit_code()), (Kind::Config, 78));
+        assert!(refused.advice().contains("WEB_TOKEN"), "{}", refused.advice());
+    }
+    Site::with_token("0.0.0.0:0", TOKEN).await;
+    for listen in ["localhost:0", "127.0.0.2:0", "[::1]:0"] {
+        let loopback = WebConfig { listen: listen.into(), ..WebConfig::default() };
+        assert!(Web::bind(&loopback).await.is_ok(), "{listen}");
+    }
+    let ended = walcast("0.0.0.0:0", &["run"]).await;
+    assert_eq!(ended.status.code(), Some(78), "{}", text(&ended.stderr));
+    assert!(text(&ended.stderr).contains("set WEB_TOKEN (web.token)"), "{}", text(&ended.stderr));
+}
+
+#[tokio::test]
+async fn walcast_status_brings_the_token() {
+    let site = Site::with_token("127.0.0.1:0", TOKEN).await;
+    site.board.streaming(true);
+    let stranger = walcast(&site.address, &["status"]).await;
+    assert_eq!(stranger.status.code(), Some(78));
+    assert!(text(&stranger.stderr).contains("asks for another token"), "{}", text(&stranger.stderr));
+    assert!(text(&stranger.stderr).contains("WEB_TOKEN"));
+    let file = std::env::temp_dir().join(format!("walcast-token-{}", std::process::id()));
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let file = file.to_str().unwrap();
+    for (name, value) in [("WEB_TOKEN", TOKEN), ("WEB_TOKEN_FILE", file)] {
+        let known = walcast_with(&site.address, &["status"], &[(name, value)]).await;
+        assert_eq!(known.status.code(), Some(0), "{name}: {}", text(&known.stderr));
+        assert!(!text(&known.stdout).contains(TOKEN));
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
 #[tokio::test]
 async fn it_ends_when_told_even_while_somebody_holds_a_connection() {
     let site = Site::start(&[]).await;
@@ -180,8 +263,12 @@ async fn a_taken_port_and_a_wrong_address_are_told_with_the_fix() {
 }
 
 async fn walcast(listen: &str, arguments: &[&str]) -> Output {
+    walcast_with(listen, arguments, &[]).await
+}
+
+async fn walcast_with(listen: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
-    command.args(arguments).env_clear().env("WEB_LISTEN", listen);
+    command.args(arguments).env_clear().env("WEB_LISTEN", listen).envs(variables.iter().copied());
     tokio::time::timeout(DEADLINE, command.output()).await.unwrap().unwrap()
 }
 
@@ -233,4 +320,101 @@ async fn walcast_status_says_what_to_do_when_nothing_answers() {
     let told = text(&silent.stderr);
     assert!(told.contains(&format!("no walcast answers on {address}")), "{told}");
     assert!(told.contains("start `walcast run`"), "{told}");
+}
+
+#[tokio::test]
+async fn the_page_lets_nothing_in_from_elsewhere() {
+    let site = Site::start(&[]).await;
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/page/main.js", "text/javascript"),
+        ("/page/style.css", "text/css"),
+        ("/page/icon.svg", "image/svg+xml"),
+        ("/page/uplot/uPlot.iife.min.js", "text/javascript"),
+        ("/page/uplot/LICENSE", "text/plain"),
+    ] {
+        let answer = reqwest::get(format!("http://{}{path}", site.address)).await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        let header = |name: &str| answer.headers().get(name).unwrap().to_str().unwrap().to_owned();
+        assert!(header("content-type").starts_with(kind), "{path}");
+        let policy = header("content-security-policy");
+        for rule in ["default-src 'self'", "base-uri 'none'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(rule) && !policy.contains("unsafe"), "{path}: {policy}");
+        }
+        assert_eq!(
+            (header("referrer-policy"), header("x-content-type-options")),
+            ("no-referrer".into(), "nosniff".into())
+        );
+        let text = answer.text().await.unwrap();
+        assert!(
+            !text.contains("style=\"") && !text.contains("onclick="),
+            "{path} has what the policy forbids"
+        );
+    }
+    let page = site.get("/").await.1;
+    for elsewhere in ["http://", "https://", "//cdn"] {
+        assert!(!page.contains(elsewhere), "{elsewhere}");
+    }
+}
+
+#[tokio::test]
+async fn the_stream_tells_the_state_every_second_and_ends_with_the_service() {
+    let site = Site::start(&[]).await;
+    site.board.sink("kafka", Mark::at(Lsn(1)));
+    site.board.streaming(true);
+    let mut answer = reqwest::get(format!("http://{}/api/stream", site.address)).await.unwrap();
+    assert_eq!(answer.headers().get("content-type").unwrap(), "text/event-stream");
+    let mut text = String::new();
+    while text.matches("\n\n").count() < 3 {
+        text.push_str(std::str::from_utf8(&answer.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    let events: Vec<Vec<&str>> = text.split("\n\n").take(3).map(|event| event.lines().collect()).collect();
+    let mut last = 0;
+    for event in &events {
+        let field = |name: &str| event.iter().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+        assert_eq!(field("event:"), "live");
+        let id: i64 = field("id:").parse().unwrap();
+        assert!(id > last, "{id} after {last}");
+        last = id;
+        let state: Value = serde_json::from_str(field("data:")).unwrap();
+        assert_eq!(
+            (state["at_ms"].as_i64(), &state["status"]["state"]),
+            (Some(id), &Value::from("streaming"))
+        );
+        assert_eq!(state["step"]["at_ms"], serde_json::json!([id]));
+    }
+    let (code, history) = site.json("/api/history").await;
+    assert_eq!(code, 200);
+    assert!(history["at_ms"].as_array().unwrap().len() >= 3);
+    let (_, later) = site.json(&format!("/api/history?after={last}")).await;
+    assert!(later["at_ms"].as_array().unwrap().iter().all(|at| at.as_i64() > Some(last)));
+    assert_eq!(site.get("/api/history?after=yesterday").await.0, 400);
+
+    site.stop.signal();
+    let stopped = std::time::Instant::now();
+    while answer.chunk().await.unwrap_or_default().is_some() {}
+    tokio::time::timeout(DEADLINE, site.serving).await.unwrap().unwrap().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(2), "an open page holds the end up");
+}
+
+#[tokio::test]
+async fn without_redis_the_boards_say_so_and_too_many_readers_are_sent_away() {
+    let site = Site::start(&[]).await;
+    let (code, board) = site.json("/api/boards/10min").await;
+    assert_eq!((code, board["places"].as_array().map(Vec::len)), (200, Some(0)));
+    assert!(board["why"].as_str().unwrap().contains("Redis is no sink"), "{board}");
+    assert_eq!(site.json("/api/checks").await.1["findings"], serde_json::json!([]));
+
+    let open = || reqwest::get(format!("http://{}/api/stream", site.address));
+    let mut readers = Vec::new();
+    for _ in 0..64 {
+        readers.push(open().await.unwrap());
+        assert_eq!(readers.last().unwrap().status(), 200);
+    }
+    assert_eq!(open().await.unwrap().status(), 503);
+    readers.pop();
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while open().await.unwrap().status() != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "a reader that has left keeps its place");
+    }
 }

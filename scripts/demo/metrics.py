@@ -1,6 +1,7 @@
 """The live line, from walcast's own /metrics. The summary uses none of it."""
 
 import collections
+import os
 import re
 import time
 import urllib.error
@@ -16,7 +17,8 @@ RATE_SECONDS = 3
 
 def get(path):
     try:
-        with urllib.request.urlopen(WEB + path, timeout=2) as answer:
+        request = urllib.request.Request(WEB + path, headers={"Authorization": f"Bearer {os.environ.get('WEB_TOKEN', '')}"})
+        with urllib.request.urlopen(request, timeout=2) as answer:
             return answer.read().decode()
     except (urllib.error.URLError, OSError):
         return None

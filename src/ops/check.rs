@@ -21,7 +21,8 @@ pub async fn check(config: &Config, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(if failed { 2 } else { 0 }))
 }
 
-async fn findings(config: &Config) -> Vec<Finding> {
+/// What is found, without printing it.
+pub async fn findings(config: &Config) -> Vec<Finding> {
     let mut findings =
         source_findings(config).await.unwrap_or_else(|error| vec![Finding::failed("postgres", &error)]);
     match sink::build(config) {

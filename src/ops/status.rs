@@ -5,17 +5,21 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use reqwest::StatusCode;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::telemetry::status::{SinkLine, SlotStatus, Status};
+use crate::web::WebConfig;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+/// What is wrong often has one cause: the first few say it.
+const PROBLEMS_MAX: usize = 3;
 
 /// Prints the state; exit code 1 when events do not flow into every sink, or nothing answers.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode> {
-    let text = ask(&config.web.listen).await?;
+    let text = ask(&config.web).await?;
     let status: Status = serde_json::from_str(&text).map_err(|error| {
         Error::new(Kind::Protocol, format!("what answers on {} is not this walcast", config.web.listen))
             .because(error)
@@ -29,7 +33,8 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(if status.is_ready() { 0 } else { 1 }))
 }
 
-async fn ask(listen: &str) -> Result<String> {
+async fn ask(web: &WebConfig) -> Result<String> {
+    let listen = &web.listen;
     let silent = |error| {
         Error::new(Kind::Unavailable, format!("no walcast answers on {listen}"))
             .because(error)
@@ -37,7 +42,11 @@ async fn ask(listen: &str) -> Result<String> {
     };
     let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().map_err(silent)?;
     let url = format!("http://{}/api/status", reachable(listen));
-    let answer = client.get(url).send().await.map_err(silent)?;
+    let answer = client.get(url).bearer_auth(web.token.expose()).send().await.map_err(silent)?;
+    if answer.status() == StatusCode::UNAUTHORIZED {
+        return Err(Error::new(Kind::Config, format!("walcast on {listen} asks for another token"))
+            .hint("set WEB_TOKEN (web.token) to the token of the walcast that runs"));
+    }
     answer.error_for_status().map_err(silent)?.text().await.map_err(silent)
 }
 
@@ -71,8 +80,11 @@ fn render(status: &Status, now: Timestamp) -> String {
         text.push('\n');
         text.push_str(&sink_table(&status.sinks));
     }
-    if let Some(problem) = &status.problem {
-        let _ = write!(text, "\nproblem: {problem}\n");
+    if !status.problems.is_empty() {
+        text.push('\n');
+    }
+    for problem in status.problems.iter().take(PROBLEMS_MAX) {
+        let _ = writeln!(text, "problem: {problem}");
     }
     text
 }
@@ -213,6 +225,7 @@ mod tests {
             },
             confirmed_lsn: Lsn(0x2_1A2B_3C00),
             sinks: vec![sink("kafka", SinkState::Ok), sink("bigquery", SinkState::Ok)],
+            problems: Vec::new(),
             problem: None,
         }
     }
@@ -247,7 +260,8 @@ mod tests {
         }];
         status.source.slot = None;
         status.source.heartbeat_age_seconds = None;
-        status.problem = Some("kafka takes no rows and holds the WAL back: no broker answers".into());
+        status.problems =
+            vec!["kafka takes no rows and holds the WAL back: no broker answers; start one".into()];
         insta::assert_snapshot!(shown(&status), @r"
         walcast 0.1.0 streaming for 2 h 5 min: NOT READY
 
@@ -256,7 +270,7 @@ mod tests {
         sink   state           held     behind                   queue       rows
         kafka  retrying  2/1A2B3C00  1 h 6 min  5.0 GiB  16.0 MiB full  1,234,567
 
-        problem: kafka takes no rows and holds the WAL back: no broker answers
+        problem: kafka takes no rows and holds the WAL back: no broker answers; start one
         ");
     }
 

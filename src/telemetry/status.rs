@@ -1,17 +1,11 @@
 //! What an operator asks for: is it running, how far is each sink, and what is wrong, in one sentence.
 
 use std::fmt;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::lsn::{Lsn, Position};
-
-/// A sink further behind than this is a problem.
-const LAG_MAX: Duration = Duration::from_secs(60);
-/// PostgreSQL about to remove WAL that the slot needs is a problem.
-const SAFE_WAL_BYTES_MIN: u64 = 256 << 20;
 
 /// The state of a running walcast, as `/api/status` answers and `walcast status` reads it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,7 +22,9 @@ pub struct Status {
     pub confirmed_lsn: Lsn,
     /// The sinks, in the order of the pipeline.
     pub sinks: Vec<SinkLine>,
-    /// The most important thing that is wrong, in one sentence.
+    /// What is wrong, worst first, each in a sentence that ends with what to do.
+    pub problems: Vec<String>,
+    /// The first of them.
     pub problem: Option<String>,
 }
 
@@ -187,46 +183,13 @@ impl Status {
         self.checks().iter().all(|check| check.ok)
     }
 
-    /// What to say first, if anything is wrong.
-    pub fn worst_problem(&self) -> Option<String> {
-        let slot = self.source.slot.as_ref();
-        let slot_gone =
-            slot.filter(|slot| matches!(slot.wal_status.as_str(), "lost" | "missing")).map(|slot| {
-                let reason =
-                    slot.invalidation_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
-                format!("the replication slot {} is {}{reason}", slot.name, slot.wal_status)
-            });
-        let error = self.source.last_error.as_ref();
-        let stream =
-            error.filter(|_| self.state != State::Streaming).map(|why| format!("not streaming: {why}"));
-        slot_gone
-            .or(stream)
-            .or_else(|| self.sinks.iter().find_map(SinkLine::failing))
-            .or_else(|| slot.and_then(SlotStatus::at_risk))
-            .or_else(|| self.sinks.iter().find_map(SinkLine::behind))
-    }
-}
-
-impl SinkLine {
-    fn failing(&self) -> Option<String> {
-        let why = self.last_error.as_ref().filter(|_| self.state != SinkState::Ok)?;
-        Some(format!("{} takes no rows and holds the WAL back: {why}", self.name))
-    }
-
-    fn behind(&self) -> Option<String> {
-        let behind = self.lag_seconds > LAG_MAX.as_secs_f64();
-        behind.then(|| format!("{} is {:.0} s behind", self.name, self.lag_seconds))
-    }
-}
-
-impl SlotStatus {
-    fn at_risk(&self) -> Option<String> {
-        let left = self.safe_wal_bytes.filter(|left| *left < SAFE_WAL_BYTES_MIN)?;
-        Some(format!(
-            "PostgreSQL removes WAL that the slot {} still needs after {} MB more (max_slot_wal_keep_size)",
-            self.name,
-            left >> 20
-        ))
+    /// The sink that keeps PostgreSQL from removing WAL: the one that holds least of what was received, unless all
+    /// hold the same.
+    pub fn holder(&self) -> Option<&str> {
+        let held = || self.sinks.iter().map(|sink| sink.held_lsn);
+        let lowest = self.sinks.iter().min_by_key(|sink| sink.held_lsn)?;
+        let alone = held().max() > Some(lowest.held_lsn) || self.sinks.len() == 1;
+        (alone && lowest.held_lsn < self.source.received_lsn).then_some(lowest.name.as_str())
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -12,16 +12,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
 use crate::telemetry::board::Board;
-use crate::web::is_own_host;
-
-const INDEX: &str = "\
-walcast
-
-/livez       200 while this process works; else restart it
-/readyz      200 while events flow into every sink; else which do not, and why
-/metrics     figures for Prometheus
-/api/status  all of the state as JSON; `walcast status` shows the same
-";
+use crate::web::access::{Access, CHALLENGE};
+use crate::web::{is_own_host, page};
 
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -29,32 +21,48 @@ struct Site {
     board: Board,
     recorder: PrometheusHandle,
     hosts: Vec<String>,
+    access: Access,
 }
 
+/// Asked by probes, which bring no token: they tell no more than yes or no then.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
 /// All routes.
-pub fn router(board: Board, recorder: PrometheusHandle, hosts: Vec<String>) -> Router {
-    let site = Arc::new(Site { board, recorder, hosts });
+pub fn router(
+    board: Board,
+    recorder: PrometheusHandle,
+    hosts: Vec<String>,
+    access: Access,
+    page: Router,
+) -> Router {
+    let site = Arc::new(Site { board, recorder, hosts, access });
     Router::new()
-        .route("/", get(INDEX))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
-        .layer(middleware::from_fn_with_state(Arc::clone(&site), guard))
-        .with_state(site)
+        .with_state(Arc::clone(&site))
+        .merge(page)
+        .layer(middleware::from_fn_with_state(site, guard))
 }
 
-/// Refuses requests that a foreign web page made a browser send, and has browsers take answers as what they
-/// are said to be.
+/// Refuses requests that a foreign web page made a browser send, and those without the token, and has browsers take
+/// answers as what they are said to be.
 async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let mut response = match host {
-        Some(host) if is_own_host(host, &site.hosts) => next.run(request).await,
-        _ => refused().into_response(),
+    let is_probe = PROBES.contains(&request.uri().path());
+    let mut response = if !host.is_some_and(|host| is_own_host(host, &site.hosts)) {
+        refused().into_response()
+    } else if is_probe || site.access.permits(request.headers()) {
+        next.run(request).await
+    } else {
+        without_token().into_response()
     };
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, page::CONTENT_SECURITY_POLICY);
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }
 
@@ -62,6 +70,12 @@ fn refused() -> impl IntoResponse {
     let why =
         "walcast is not asked by this name: use its address, or add the name to web.hosts (WEB_HOSTS)\n";
     (StatusCode::MISDIRECTED_REQUEST, why)
+}
+
+fn without_token() -> impl IntoResponse {
+    let why =
+        "walcast asks for its token: send `Authorization: Bearer <web.token>`, or give it as the password\n";
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, CHALLENGE)], why)
 }
 
 async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
@@ -72,11 +86,15 @@ async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
     }
 }
 
-async fn readyz(State(site): State<Arc<Site>>) -> impl IntoResponse {
+async fn readyz(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     let checks = site.board.status().checks();
     let ready = checks.iter().all(|check| check.ok);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": ready, "checks": checks })))
+    if site.access.permits(&headers) {
+        (code, Json(json!({ "ready": ready, "checks": checks }))).into_response()
+    } else {
+        (code, Json(json!({ "ready": ready }))).into_response()
+    }
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {

@@ -1,6 +1,10 @@
-//! Health, metrics and status over HTTP. Reads the board and changes nothing.
+//! The dashboard, health, metrics and status over HTTP. Reads and changes nothing.
 
+pub mod access;
 pub mod api;
+pub mod assets;
+pub mod checks;
+pub mod page;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +17,11 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Kind, Result};
+use crate::secret::Secret;
 use crate::telemetry::board::Board;
+use crate::telemetry::live;
+use crate::web::access::Access;
+use crate::web::page::Beside;
 
 /// How long answers under way have at the end.
 const GRACE: Duration = Duration::from_secs(3);
@@ -22,8 +30,11 @@ const GRACE: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebConfig {
-    /// Where to listen, `host:port`. All can read who can reach it; nobody can change anything.
+    /// Where to listen, `host:port`. Anywhere but on loopback a token is needed.
     pub listen: String,
+    /// What a reader must bring, as bearer token or as password of any user; all but `/livez` and `/readyz` is
+    /// refused without. Empty for none.
+    pub token: Secret,
     /// Names by which it may be asked, besides localhost, IP addresses and the name in `listen`: a web page
     /// of somebody else's that points a name of its own here is refused.
     pub hosts: Vec<String>,
@@ -31,7 +42,7 @@ pub struct WebConfig {
 
 impl Default for WebConfig {
     fn default() -> Self {
-        WebConfig { listen: "127.0.0.1:8080".into(), hosts: Vec::new() }
+        WebConfig { listen: "127.0.0.1:8080".into(), token: Secret::default(), hosts: Vec::new() }
     }
 }
 
@@ -39,24 +50,44 @@ impl Default for WebConfig {
 pub struct Web {
     listener: TcpListener,
     hosts: Vec<String>,
+    access: Access,
+    beside: Beside,
 }
 
 impl Web {
-    /// Takes the address; kind `Setup` when it cannot be had.
+    /// Takes the address; kind `Setup` when it cannot be had, `Config` when others could reach it and no token is
+    /// asked of them.
     pub async fn bind(config: &WebConfig) -> Result<Web> {
+        let access = Access::new(&config.token)?;
         let Ok(authority) = config.listen.parse::<Authority>() else { return Err(not_an_address(config)) };
         if authority.port_u16().is_none() {
             return Err(not_an_address(config));
         }
         let listener =
             TcpListener::bind(&config.listen).await.map_err(|error| cannot_listen(config, error))?;
+        if access.is_open()
+            && !listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
+        {
+            return Err(open_to_others(config));
+        }
         let own = std::iter::once(authority.host().to_owned());
-        Ok(Web { listener, hosts: own.chain(config.hosts.iter().cloned()).collect() })
+        Ok(Web {
+            listener,
+            hosts: own.chain(config.hosts.iter().cloned()).collect(),
+            access,
+            beside: Beside::default(),
+        })
     }
 
     /// Where it listens; for a configured port 0 the port that was found.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The page shows these too.
+    #[must_use]
+    pub fn beside(self, beside: Beside) -> Web {
+        Web { beside, ..self }
     }
 
     /// Answers until `shutdown`, then completes the answers under way.
@@ -67,9 +98,12 @@ impl Web {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
         let (closing, closed) = oneshot::channel::<()>();
-        let router = api::router(board, recorder, self.hosts);
+        let (live, keeping) = live::Page::of(board.clone());
+        let keeping = tokio::spawn(keeping);
+        let router = api::router(board, recorder, self.hosts, self.access, page::router(live, self.beside));
         let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
             shutdown.await;
+            keeping.abort(); // which ends the streams
             drop(closing);
         });
         let too_late = async {
@@ -99,6 +133,13 @@ fn is_own_host(host: &str, hosts: &[String]) -> bool {
 fn not_an_address(config: &WebConfig) -> Error {
     Error::new(Kind::Config, format!("web.listen is {:?}, and not host:port", config.listen))
         .hint("set web.listen (WEB_LISTEN) to an address such as 127.0.0.1:8080")
+}
+
+fn open_to_others(config: &WebConfig) -> Error {
+    let message = format!("web.listen is {}, which others can reach, and web.token is empty", config.listen);
+    Error::new(Kind::Config, message).hint(
+        "set WEB_TOKEN (web.token) to what `openssl rand -hex 16` prints, or web.listen (WEB_LISTEN) to 127.0.0.1:8080",
+    )
 }
 
 fn cannot_listen(config: &WebConfig, error: io::Error) -> Error {

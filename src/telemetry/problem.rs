@@ -1,0 +1,169 @@
+//! What is wrong, worst first, each in one sentence that ends with what to do.
+
+use std::time::Duration;
+
+use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, State, Status};
+
+/// A sink further behind than this is a problem.
+const LAG_MAX: Duration = Duration::from_secs(60);
+/// PostgreSQL about to remove WAL that the slot needs is a problem.
+const SAFE_WAL_BYTES_MIN: u64 = 256 << 20;
+/// A stream that brings no heartbeat for this long is a problem; they are written every ten seconds.
+const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(45);
+/// A slot that cannot be looked at for this long is a problem.
+const SAMPLE_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// What is wrong, worst first; nothing when all is well.
+pub fn problems(status: &Status) -> Vec<String> {
+    let slot = status.source.slot.as_ref();
+    let mut problems = Vec::new();
+    problems.extend(slot.and_then(lost));
+    problems.extend(not_streaming(status));
+    problems.extend(status.sinks.iter().filter_map(failing));
+    problems.extend(slot.and_then(|slot| at_risk(slot, status)));
+    problems.extend(status.sinks.iter().filter_map(behind));
+    problems.extend(no_heartbeat(status));
+    problems.extend(slot.and_then(unseen));
+    problems
+}
+
+fn lost(slot: &SlotStatus) -> Option<String> {
+    let SlotStatus { name, wal_status, .. } = slot;
+    if !matches!(wal_status.as_str(), "lost" | "missing") {
+        return None;
+    }
+    let reason = slot.invalidation_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+    Some(format!(
+        "the replication slot {name} is {wal_status}{reason}, and what it had not delivered is gone from the stream; \
+         `walcast check` says how to go on, and the README under Resynchronising"
+    ))
+}
+
+fn not_streaming(status: &Status) -> Option<String> {
+    let why = status.source.last_error.as_ref().filter(|_| status.state != State::Streaming)?;
+    Some(format!("not streaming: {why}"))
+}
+
+fn failing(sink: &SinkLine) -> Option<String> {
+    let why = sink.last_error.as_ref().filter(|_| sink.state != SinkState::Ok)?;
+    Some(format!("{} takes no rows and holds the WAL back: {why}", sink.name))
+}
+
+fn at_risk(slot: &SlotStatus, status: &Status) -> Option<String> {
+    let left = slot.safe_wal_bytes.filter(|left| *left < SAFE_WAL_BYTES_MIN && slot.wal_status != "lost")?;
+    let slowest = status.holder().map(|sink| format!("bring {sink} up, or ")).unwrap_or_default();
+    Some(format!(
+        "PostgreSQL removes WAL that the slot {} still needs after {} MB more (max_slot_wal_keep_size); {slowest}give it \
+         more: `walcast check` has the statement",
+        slot.name,
+        left >> 20
+    ))
+}
+
+fn behind(sink: &SinkLine) -> Option<String> {
+    let SinkLine { name, lag_seconds, .. } = sink;
+    if *lag_seconds <= LAG_MAX.as_secs_f64() || sink.state != SinkState::Ok {
+        return None;
+    }
+    let (what, look) = match sink.backpressure {
+        true => (" and its full queue stops the reading", format!("see why {name} is slow")),
+        false => ("", format!("it catches up by itself unless the load stays; else see why {name} is slow")),
+    };
+    Some(format!("{name} is {lag_seconds:.0} s behind{what}; {look}"))
+}
+
+fn no_heartbeat(status: &Status) -> Option<String> {
+    let age = status.source.heartbeat_age_seconds.filter(|age| *age > HEARTBEAT_AGE_MAX.as_secs_f64())?;
+    let waits = status.sinks.iter().any(|sink| sink.backpressure);
+    (status.state == State::Streaming && !waits).then(|| {
+        format!(
+            "no heartbeat has come through the WAL for {age:.0} s; PostgreSQL is busy with a large transaction, or this \
+             role may not write one: `walcast check` tells"
+        )
+    })
+}
+
+fn unseen(slot: &SlotStatus) -> Option<String> {
+    (slot.age_seconds > SAMPLE_AGE_MAX.as_secs_f64()).then(|| {
+        format!(
+            "PostgreSQL has not answered about the slot {} for {:.0} s; see whether it has a connection to spare",
+            slot.name, slot.age_seconds
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+    use crate::telemetry::status::SourceStatus;
+
+    fn sink(name: &str) -> SinkLine {
+        SinkLine {
+            name: name.into(),
+            state: SinkState::Ok,
+            held_lsn: Lsn(100),
+            position: None,
+            lag_bytes: 0,
+            lag_seconds: 0.0,
+            queue_bytes: 0,
+            backpressure: false,
+            rows_total: 0,
+            last_error: None,
+        }
+    }
+
+    fn slot() -> SlotStatus {
+        SlotStatus { name: "walcast".into(), wal_status: "reserved".into(), ..SlotStatus::default() }
+    }
+
+    fn status(slot: SlotStatus, sinks: Vec<SinkLine>) -> Status {
+        Status {
+            version: String::new(),
+            state: State::Streaming,
+            since: jiff::Timestamp::UNIX_EPOCH,
+            source: SourceStatus {
+                received_lsn: Lsn(200),
+                heartbeat_age_seconds: Some(3.0),
+                slot: Some(slot),
+                ..SourceStatus::default()
+            },
+            confirmed_lsn: Lsn(100),
+            sinks,
+            problems: Vec::new(),
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn all_is_well_when_nothing_is_said() {
+        assert_eq!(problems(&status(slot(), vec![sink("kafka")])), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_each_ends_with_what_to_do() {
+        let slow = SinkLine { lag_seconds: 90.0, backpressure: true, ..sink("bigquery") };
+        let kafka = SinkLine {
+            state: SinkState::Retrying,
+            last_error: Some("no broker answers; start one".into()),
+            lag_seconds: 100.0,
+            held_lsn: Lsn(90),
+            ..sink("kafka")
+        };
+        let tight = SlotStatus { safe_wal_bytes: Some(100 << 20), age_seconds: 31.0, ..slot() };
+        let told = problems(&status(tight, vec![slow, kafka]));
+        insta::assert_snapshot!(told.join("\n"), @r"
+        kafka takes no rows and holds the WAL back: no broker answers; start one
+        PostgreSQL removes WAL that the slot walcast still needs after 100 MB more (max_slot_wal_keep_size); bring kafka up, or give it more: `walcast check` has the statement
+        bigquery is 90 s behind and its full queue stops the reading; see why bigquery is slow
+        PostgreSQL has not answered about the slot walcast for 31 s; see whether it has a connection to spare
+        ");
+        let lost = SlotStatus { wal_status: "lost".into(), safe_wal_bytes: Some(0), ..slot() };
+        let mut status = status(lost, Vec::new());
+        status.source.heartbeat_age_seconds = Some(60.0);
+        insta::assert_snapshot!(problems(&status).join("\n"), @r"
+        the replication slot walcast is lost, and what it had not delivered is gone from the stream; `walcast check` says how to go on, and the README under Resynchronising
+        no heartbeat has come through the WAL for 60 s; PostgreSQL is busy with a large transaction, or this role may not write one: `walcast check` tells
+        ");
+    }
+}
