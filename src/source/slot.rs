@@ -9,8 +9,9 @@ use tokio_postgres::{Client, Row};
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::model::{content, engagement};
+use crate::source::PostgresConfig;
 use crate::source::quote::{identifier, literal};
-use crate::source::{PostgresConfig, sql};
+use crate::source::sql::{self, get};
 
 /// How often to say what the making of a slot waits for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -319,10 +320,6 @@ pub async fn drop(client: &Client, slot: &str) -> Result<()> {
         .await
         .map(std::mem::drop)
         .map_err(sql::error)
-}
-
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
-    row.try_get(column).map_err(sql::error)
 }
 
 fn setup(message: String) -> Error {

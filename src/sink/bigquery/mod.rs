@@ -83,7 +83,9 @@ impl Sink for BigQuerySink {
     }
 
     async fn check(&mut self) -> Vec<Finding> {
-        check(&self.config).await.unwrap_or_else(|error| vec![Finding::failed(self.config.address(), &error)])
+        check(&self.config)
+            .await
+            .unwrap_or_else(|error| vec![Finding::failed("bigquery.service", self.config.address(), &error)])
     }
 
     async fn prepare(&mut self) -> Result<()> {
@@ -173,24 +175,24 @@ async fn check(config: &BigQueryConfig) -> Result<Vec<Finding>> {
     let Target { rest, client } = Target::new(config).await?;
     let Some(found) = rest.table().await? else {
         let message = "does not exist yet";
-        return Ok(vec![Finding::warn(config.address(), message, "`walcast init` makes it")]);
+        return Ok(vec![Finding::warn("bigquery.table", config.address(), message, "walcast init")]);
     };
     let mut findings = vec![match table::verify(config, &found) {
-        Ok(()) => Finding::ok(config.address(), table::describe(&found)),
-        Err(error) => Finding::failed(config.address(), &error),
+        Ok(()) => Finding::ok("bigquery.table", config.address(), table::describe(&found)),
+        Err(error) => Finding::failed("bigquery.table", config.address(), &error),
     }];
     findings.extend(table::lifetime(config, &found));
-    findings.push(answers("bigquery queries", rest.probe().await));
+    findings.push(answers("bigquery.queries", "bigquery queries", rest.probe().await));
     let wrote =
         client.probe().await.map_err(|refusal| refusal.into_error("no write stream can be looked at"));
-    findings.push(answers("bigquery write service", wrote));
+    findings.push(answers("bigquery.write", "bigquery write service", wrote));
     Ok(findings)
 }
 
-fn answers(subject: &str, answer: Result<()>) -> Finding {
+fn answers(id: &'static str, subject: &str, answer: Result<()>) -> Finding {
     match answer {
-        Ok(()) => Finding::ok(subject, "answers"),
-        Err(error) => Finding::failed(subject, &error),
+        Ok(()) => Finding::ok(id, subject, "answers"),
+        Err(error) => Finding::failed(id, subject, &error),
     }
 }
 

@@ -81,7 +81,7 @@ impl Sink for KafkaSink {
 
     async fn check(&mut self) -> Vec<Finding> {
         let findings = topics::check(&self.config, self.row_bytes_max).await;
-        findings.unwrap_or_else(|error| vec![Finding::failed("kafka brokers", &error)])
+        findings.unwrap_or_else(|error| vec![Finding::failed("kafka.brokers", "kafka brokers", &error)])
     }
 
     async fn prepare(&mut self) -> Result<()> {

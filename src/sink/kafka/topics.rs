@@ -16,6 +16,9 @@ use super::writer::spawn;
 use crate::error::{Error, Kind, Result};
 use crate::finding::{Finding, Verdict, refuse};
 
+/// The id of a topic's finding.
+const TOPIC: &str = "kafka.topic";
+
 /// Makes the topics that are missing, and refuses those of another shape.
 pub(super) async fn prepare(config: &KafkaConfig, row_bytes_max: usize) -> Result<()> {
     on_thread(config, row_bytes_max, |cluster| async move {
@@ -56,9 +59,9 @@ pub(super) async fn check(config: &KafkaConfig, row_bytes_max: usize) -> Result<
 }
 
 fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
-    let subject = "kafka transactions";
+    let (id, subject) = ("kafka.transactions", "kafka transactions");
     let lasting = lasting_transactions(config)?;
-    let Some(first) = lasting.first() else { return Ok(Finding::ok(subject, "all transactions end")) };
+    let Some(first) = lasting.first() else { return Ok(Finding::ok(id, subject, "all transactions end")) };
     let message = format!(
         "{} partitions have a transaction that does not end, such as {} partition {} at offset {}: hung when \
          this lasts longer than {} s",
@@ -68,7 +71,7 @@ fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
         first.offset,
         config.transaction_open_max().as_secs()
     );
-    Ok(Finding::warn(subject, message, first.abort_command(config)))
+    Ok(Finding::warn(id, subject, message, first.abort_command(config)))
 }
 
 /// Runs `work` on a thread of its own: some of librdkafka's calls block.
@@ -115,16 +118,17 @@ impl Cluster {
         let metadata =
             self.admin.inner().fetch_metadata(Some(&self.config.topics().events), self.config.timeout());
         let brokers = metadata.map_err(|error| self.failed("reach the brokers", error))?.brokers().len();
-        let subject = "kafka brokers";
+        let (id, subject) = ("kafka.brokers", "kafka brokers");
         let KafkaConfig { replication_factor, min_insync_replicas, brokers: addresses, .. } = &self.config;
         if *min_insync_replicas >= 2 {
-            return Ok(Finding::ok(subject, format!("{brokers} at {addresses}")));
+            return Ok(Finding::ok(id, subject, format!("{brokers} at {addresses}")));
         }
         let message = format!(
             "{brokers} at {addresses}; with replication_factor = {replication_factor} and min_insync_replicas = \
              {min_insync_replicas} one lost disk loses events"
         );
         Ok(Finding::warn(
+            id,
             subject,
             message,
             "set kafka.replication_factor = 3 and kafka.min_insync_replicas = 2",
@@ -282,7 +286,7 @@ impl Wanted {
     fn finding(&self, found: Option<&Found>, config: &KafkaConfig) -> Finding {
         let subject = format!("kafka topic {}", self.name);
         let Some(found) = found else {
-            return Finding::fail(subject, "is not there", "`walcast init` creates it");
+            return Finding::fail(TOPIC, subject, "is not there", "walcast init");
         };
         if found.partitions != usize::from(self.partitions) {
             return self.wrong_partitions(subject, found);
@@ -297,9 +301,9 @@ impl Wanted {
         match differing.max_by_key(|(.., verdict)| *verdict == Verdict::Fail) {
             Some((rule, value, verdict)) => {
                 let (message, fix) = (rule.complaint(value), Some(self.alter(rule, config)));
-                Finding { subject, verdict, message, fix }
+                Finding { id: TOPIC, subject, verdict, message, fix }
             }
-            None => Finding::ok(subject, format!("{} partitions, as it must be", self.partitions)),
+            None => Finding::ok(TOPIC, subject, format!("{} partitions, as it must be", self.partitions)),
         }
     }
 
@@ -312,7 +316,7 @@ impl Wanted {
         let fix = format!(
             "{take_it}set another kafka.topic_prefix, or delete the topic if nothing of worth is in it"
         );
-        Finding::fail(subject, message, fix)
+        Finding::fail(TOPIC, subject, message, fix)
     }
 
     fn alter(&self, rule: &Rule, config: &KafkaConfig) -> String {
@@ -336,5 +340,5 @@ fn too_few_replicas(subject: String, found: &Found, config: &KafkaConfig) -> Fin
     let fix = format!(
         "give it more replicas with kafka-reassign-partitions.sh, or set kafka.replication_factor = {found}"
     );
-    Finding::fail(subject, message, fix)
+    Finding::fail(TOPIC, subject, message, fix)
 }

@@ -32,14 +32,23 @@ impl Info {
     }
 }
 
-fn finding(config: &RedisConfig, verdict: Verdict, message: String, fix: Option<&str>) -> Finding {
-    Finding { subject: config.address(), verdict, message, fix: fix.map(str::to_owned) }
+fn finding(
+    id: &'static str,
+    config: &RedisConfig,
+    verdict: Verdict,
+    message: String,
+    fix: Option<&str>,
+) -> Finding {
+    Finding { id, subject: config.address(), verdict, message, fix: fix.map(str::to_owned) }
 }
 
 fn version(config: &RedisConfig, info: &Info) -> Finding {
     match info.get("redis_version") {
-        Some(version) => finding(config, Verdict::Ok, format!("answers, version {version}"), None),
+        Some(version) => {
+            finding("redis.server", config, Verdict::Ok, format!("answers, version {version}"), None)
+        }
         None => finding(
+            "redis.server",
             config,
             Verdict::Warn,
             "answers, but INFO is not allowed to this user: nothing is known of its settings".into(),
@@ -49,7 +58,8 @@ fn version(config: &RedisConfig, info: &Info) -> Finding {
 }
 
 fn mode(config: &RedisConfig, info: &Info) -> Option<Finding> {
-    let fail = |message: String, fix: &str| Some(finding(config, Verdict::Fail, message, Some(fix)));
+    let fail =
+        |message: String, fix: &str| Some(finding("redis.mode", config, Verdict::Fail, message, Some(fix)));
     match (info.get("redis_mode"), info.get("role")) {
         (Some("cluster"), _) => {
             let error = cluster("the server");
@@ -70,6 +80,7 @@ fn mode(config: &RedisConfig, info: &Info) -> Option<Finding> {
 fn password(config: &RedisConfig) -> Option<Finding> {
     config.password.expose().is_empty().then(|| {
         finding(
+            "redis.password",
             config,
             Verdict::Warn,
             "asks for no password: whoever reaches it can change the boards".into(),
@@ -82,7 +93,13 @@ async fn durability(connection: &mut Connection, config: &RedisConfig, info: &In
     if config.durability == Durability::None {
         let message =
             "redis.durability is none: what Redis loses in a crash is not delivered again by itself";
-        return Ok(finding(config, Verdict::Warn, message.into(), Some("redis.durability = \"aof\"")));
+        return Ok(finding(
+            "redis.durability",
+            config,
+            Verdict::Warn,
+            message.into(),
+            Some("redis.durability = \"aof\""),
+        ));
     }
     const FIX: &str = "CONFIG SET appendonly yes, CONFIG SET appendfsync always (and in redis.conf), or say redis.durability = \"none\"";
     let settings = redis::cmd("CONFIG").arg("GET").arg("append*").to_owned();
@@ -91,24 +108,28 @@ async fn durability(connection: &mut Connection, config: &RedisConfig, info: &In
     let setting = |name| settings.as_ref().and_then(|settings| settings.get(name)).map(String::as_str);
     Ok(match (setting("appendonly"), setting("appendfsync"), info.get("aof_enabled")) {
         (Some("yes"), Some("always"), _) => finding(
+            "redis.durability",
             config,
             Verdict::Ok,
             "keeps every write (appendonly yes, appendfsync always)".into(),
             None,
         ),
         (Some(appendonly), Some(appendfsync), _) => finding(
+            "redis.durability",
             config,
             Verdict::Fail,
             format!("may lose writes in a crash: appendonly {appendonly}, appendfsync {appendfsync}"),
             Some(FIX),
         ),
         (_, _, Some("0")) => finding(
+            "redis.durability",
             config,
             Verdict::Fail,
             "may lose writes in a crash: it has no append-only file".into(),
             Some(FIX),
         ),
         _ => finding(
+            "redis.durability",
             config,
             Verdict::Warn,
             "does not say whether appendfsync is always: CONFIG GET is not allowed".into(),
@@ -119,10 +140,15 @@ async fn durability(connection: &mut Connection, config: &RedisConfig, info: &In
 
 fn eviction(config: &RedisConfig, info: &Info) -> Finding {
     match info.get("maxmemory_policy") {
-        Some("noeviction") | None => {
-            finding(config, Verdict::Ok, "evicts nothing (maxmemory-policy noeviction)".into(), None)
-        }
+        Some("noeviction") | None => finding(
+            "redis.eviction",
+            config,
+            Verdict::Ok,
+            "evicts nothing (maxmemory-policy noeviction)".into(),
+            None,
+        ),
         Some(policy) => finding(
+            "redis.eviction",
             config,
             Verdict::Warn,
             format!("may throw walcast's state away when it is full: maxmemory-policy {policy}"),

@@ -90,18 +90,13 @@ impl Sink for RedisSink {
     }
 
     async fn check(&mut self) -> Vec<Finding> {
-        self.inspect().await.unwrap_or_else(|error| {
-            vec![Finding {
-                subject: self.config.address(),
-                verdict: Verdict::Fail,
-                message: error.chain(),
-                fix: Some(error.advice().to_owned()),
-            }]
-        })
+        self.inspect()
+            .await
+            .unwrap_or_else(|error| vec![Finding::failed("redis.server", self.config.address(), &error)])
     }
 
     async fn prepare(&mut self) -> Result<()> {
-        for Finding { subject, verdict, message, fix } in self.inspect().await? {
+        for Finding { subject, verdict, message, fix, .. } in self.inspect().await? {
             let fix = fix.unwrap_or_default();
             match verdict {
                 Verdict::Ok => {}
