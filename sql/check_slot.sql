@@ -2,7 +2,7 @@
 -- JSON.
 SELECT active,
        active_pid,
-       (SELECT application_name || coalesce(' from ' || client_addr, '') FROM pg_stat_activity WHERE pid = active_pid),
+       (SELECT application_name || coalesce(' from ' || host(client_addr), '') FROM pg_stat_activity WHERE pid = active_pid),
        coalesce(wal_status, 'lost'),
        safe_wal_size,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,

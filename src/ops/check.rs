@@ -29,9 +29,9 @@ fn render(findings: &[Finding], paint: &Paint) -> String {
             Verdict::Fail => paint.bad("FAIL"),
         };
         text.push_str(&format!("{verdict}  {subject:<width$}  {message}\n"));
-        if let Some(fix) = fix {
-            // alone on its line, so that it can be pasted
-            text.push_str(&format!("        {}\n", paint.strong(fix)));
+        for line in fix.iter().flat_map(|fix| fix.lines()) {
+            // alone, so that it can be pasted
+            text.push_str(&format!("        {}\n", paint.strong(line)));
         }
     }
     let count = |wanted| findings.iter().filter(|finding| finding.verdict == wanted).count();

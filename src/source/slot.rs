@@ -225,7 +225,7 @@ impl PublicationFacts {
         self.check_table(config, "engagement_events", engagement::column_names())?;
         if self.operations != (Operations { insert: true, update: true, delete: true, truncate: true }) {
             return Err(setup(format!("publication {name} leaves out some operations")).hint(format!(
-                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
                 identifier(name)
             )));
         }
@@ -245,12 +245,12 @@ impl PublicationFacts {
         let (name, schema) = (&config.publication, &config.schema);
         let place = format!("{}.{}", identifier(schema), identifier(table));
         let Some(published) = self.table(schema, table) else {
-            let message = format!("publication {name} does not have the table {schema}.{table}");
-            return Err(setup(message).hint(format!(
-                "ALTER PUBLICATION {0} ADD TABLE {place}; a partitioned table needs \
-                 ALTER PUBLICATION {0} SET (publish_via_partition_root = true)",
-                identifier(name)
-            )));
+            let message = format!(
+                "publication {name} does not have the table {schema}.{table} (a partitioned one that it has needs ALTER \
+                 PUBLICATION {name} SET (publish_via_partition_root = true) instead)"
+            );
+            let mend = format!("ALTER PUBLICATION {} ADD TABLE {place};", identifier(name));
+            return Err(setup(message).hint(mend));
         };
         let left_out =
             columns.find(|wanted| published.columns.as_ref().is_some_and(|list| lacks(list, wanted)));
@@ -260,8 +260,7 @@ impl PublicationFacts {
             (None, None) => return Ok(()),
         };
         Err(setup(format!("publication {name} leaves out {what} of {schema}.{table}")).hint(format!(
-            "ALTER PUBLICATION {0} DROP TABLE {place}; ALTER PUBLICATION {0} ADD TABLE {place}, in one \
-             transaction and without a list of columns or a WHERE",
+            "BEGIN; ALTER PUBLICATION {0} DROP TABLE {place}; ALTER PUBLICATION {0} ADD TABLE {place}; COMMIT;",
             identifier(name)
         )))
     }

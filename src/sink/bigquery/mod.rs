@@ -114,6 +114,12 @@ impl Sink for BigQuerySink {
         Ok(mark)
     }
 
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        let (mark, intent) = self.state.progress::<progress::Intent>(session, NAME).await?;
+        // what was about to be committed is settled by the next start, and committed again if it is not there
+        Ok(intent.map(|intent| intent.mark).or(mark))
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // Taken out, and put back only after success: any error leaves nothing to go on with.
         let mut live = self.live.take().ok_or_else(not_recovered)?;
@@ -173,14 +179,20 @@ impl Target {
 /// Looks at the table, and whether both services let us in.
 async fn check(config: &BigQueryConfig) -> Result<Vec<Finding>> {
     let Target { rest, client } = Target::new(config).await?;
+    let dataset = format!("bigquery {}.{}", config.project_id, config.dataset);
+    let missing = |id, subject| Finding::warn(id, subject, "does not exist yet", "walcast init");
+    let mut findings = vec![match rest.dataset().await? {
+        Some(location) => Finding::ok("bigquery.dataset", dataset, location),
+        None => missing("bigquery.dataset", dataset),
+    }];
     let Some(found) = rest.table().await? else {
-        let message = "does not exist yet";
-        return Ok(vec![Finding::warn("bigquery.table", config.address(), message, "walcast init")]);
+        findings.push(missing("bigquery.table", config.address()));
+        return Ok(findings);
     };
-    let mut findings = vec![match table::verify(config, &found) {
+    findings.push(match table::verify(config, &found) {
         Ok(()) => Finding::ok("bigquery.table", config.address(), table::describe(&found)),
         Err(error) => Finding::failed("bigquery.table", config.address(), &error),
-    }];
+    });
     findings.extend(table::lifetime(config, &found));
     findings.push(answers("bigquery.queries", "bigquery queries", rest.probe().await));
     let wrote =

@@ -117,6 +117,14 @@ impl Sink for RedisSink {
         Ok(mark)
     }
 
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        let mut connection = Connection::open(&self.config).await?;
+        let key = keys::mark(&session.epoch.slot);
+        let text: Option<String> = connection.ask(redis::cmd("HGET").arg(&key).arg("mark")).await?;
+        let unreadable = |error| connection.unreadable(&key, "a mark that cannot be read").because(error);
+        text.map(|text| StoredMark::from_json(text.as_bytes())).transpose().map_err(unreadable)
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // Taken out, and put back only after success: any error leaves nothing to go on with.
         let Some(mut live) = self.live.take() else {

@@ -120,7 +120,7 @@ pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Findi
     findings.extend([
         table(client, config, "content", content::column_names().collect()).await?,
         table(client, config, "engagement_events", engagement::column_names().collect()).await?,
-        state_schema(client).await?,
+        state_schema(client, config).await?,
     ]);
     Ok(findings)
 }
@@ -196,24 +196,27 @@ async fn table(client: &Client, config: &PostgresConfig, table: &str, wanted: Ve
     })
 }
 
-async fn state_schema(client: &Client) -> Result<Finding> {
-    let query =
-        "SELECT to_regclass('walcast.epoch') IS NOT NULL AND has_table_privilege('walcast.epoch', 'UPDATE')";
-    let whole: Option<bool> = client.query_one(query, &[]).await.map_err(sql::error)?.get(0);
+async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Finding> {
     let (id, subject) = ("postgres.state", "schema walcast");
-    let fix = "walcast init";
-    if whole != Some(true) {
-        return Ok(Finding::fail(
-            id,
-            subject,
-            "does not exist, or this role may not write to it; the database's owner can make it",
-            fix,
-        ));
+    let row =
+        client.query_one(include_str!("../../../sql/check_state.sql"), &[]).await.map_err(sql::error)?;
+    let (tables, writable): (i64, bool) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
+    if tables == 0 {
+        let message = "does not exist; the database's owner can make it";
+        return Ok(Finding::fail(id, subject, message, "walcast init"));
     }
-    let applied: i64 =
-        client.query_one("SELECT count(*) FROM walcast.migration", &[]).await.map_err(sql::error)?.get(0);
+    if !writable {
+        let role = quote::identifier(&config.user);
+        let fix = format!(
+            "GRANT USAGE ON SCHEMA walcast TO {role}; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA walcast TO {role};"
+        );
+        return Ok(Finding::fail(id, subject, "may not be written by this role", fix));
+    }
+    let applied = "SELECT count(*) FROM walcast.migration";
+    let applied: i64 = sql::get(&client.query_one(applied, &[]).await.map_err(sql::error)?, 0)?;
     Ok(match applied < MIGRATIONS as i64 {
-        true => Finding::fail(id, subject, "is that of an older walcast", fix),
+        true => Finding::fail(id, subject, "is that of an older walcast", "walcast init"),
         false => Finding::ok(id, subject, "is there"),
     })
 }
