@@ -70,6 +70,5 @@ pub mod watermark;
 pub mod sink;
 pub mod config;
 pub mod pipeline;
-pub mod check;
 pub mod web;
 pub mod ops;

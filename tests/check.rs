@@ -125,7 +125,8 @@ async fn servers_that_do_not_answer_are_a_line_each_and_hinder_no_other() {
     let all = world.with_all(down.map(|(name, value, _)| (name.to_owned(), value.to_owned())));
     let (code, lines) = check(&all.with("KAFKA_TIMEOUT_MS", "1000")).await;
     let ids: Vec<&str> = lines.iter().map(|line| line.id.as_str()).collect();
-    assert_eq!((code, ids), (Some(2), down.map(|(.., id)| id).to_vec()));
+    let down_and_web: Vec<&str> = down.iter().map(|(.., id)| *id).chain(["web.access"]).collect();
+    assert_eq!((code, ids), (Some(2), down_and_web));
     for (name, value, id) in &down[2..3] {
         let (_, lines) = check(&world.with(name, value)).await;
         assert_eq!(of(&lines, id, "").verdict, "fail");
