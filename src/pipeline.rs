@@ -164,7 +164,7 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
 
 /// A sink beyond the server's WAL has seen a future that this server has lost: what it writes there next, the
 /// sink would take for what it holds.
-fn require_reached(name: &str, mark: Mark, wal_end: Lsn) -> Result<()> {
+pub(crate) fn require_reached(name: &str, mark: Mark, wal_end: Lsn) -> Result<()> {
     if mark.held <= wal_end {
         return Ok(());
     }

@@ -184,7 +184,11 @@ fn figures(history: &History, status: &Status, deliveries: &[Arc<Delivery>], rec
         received_p50_ms: milliseconds(received, 0.5),
         received_p99_ms: milliseconds(received, 0.99),
         unknown_content_total: metrics::unknown_contents(),
-        holder: status.holder().filter(|_| status.state == State::Streaming).map(str::to_owned),
+        holder: status
+            .holders()
+            .first()
+            .filter(|_| status.state == State::Streaming)
+            .map(|name| name.to_string()),
         sinks: deliveries
             .iter()
             .enumerate()
