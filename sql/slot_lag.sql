@@ -6,6 +6,7 @@ SELECT slot.active,
        (slot.restart_lsn - '0/0')::bigint AS restart_lsn,
        (slot.confirmed_flush_lsn - '0/0')::bigint AS confirmed_lsn,
        (server.wal_lsn - '0/0')::bigint AS wal_lsn,
+       (SELECT (sent_lsn - '0/0')::bigint FROM pg_stat_replication WHERE pid = slot.active_pid) AS sent_lsn,
        extract(epoch FROM clock_timestamp() - (to_jsonb(slot) ->> 'inactive_since')::timestamptz)::float8
          AS inactive_seconds,
        to_jsonb(slot) ->> 'invalidation_reason' AS invalidation_reason

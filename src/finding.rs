@@ -7,6 +7,8 @@ use crate::error::{Error, Kind, Result};
 /// One line of `walcast check`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Finding {
+    /// What kind of thing was looked at, such as `postgres.wal_level`: the same in every version, for programs.
+    pub id: &'static str,
     /// What was looked at, such as `kafka topic engagement.events`.
     pub subject: String,
     /// What was found.
@@ -31,23 +33,33 @@ pub enum Verdict {
 
 impl Finding {
     /// All is well.
-    pub fn ok(subject: impl Into<String>, message: impl Into<String>) -> Self {
-        Finding { subject: subject.into(), verdict: Verdict::Ok, message: message.into(), fix: None }
+    pub fn ok(id: &'static str, subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Finding { id, subject: subject.into(), verdict: Verdict::Ok, message: message.into(), fix: None }
     }
 
-    /// Works, but the operator should know; with what to do.
-    pub fn warn(subject: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Finding { verdict: Verdict::Warn, fix: Some(fix.into()), ..Finding::ok(subject, message) }
+    /// Works, but the operator should know; with what to do, best a statement that can be pasted.
+    pub fn warn(
+        id: &'static str,
+        subject: impl Into<String>,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Finding { verdict: Verdict::Warn, fix: Some(fix.into()), ..Finding::ok(id, subject, message) }
     }
 
-    /// walcast cannot run like this; with what mends it.
-    pub fn fail(subject: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Finding { verdict: Verdict::Fail, ..Finding::warn(subject, message, fix) }
+    /// walcast cannot run like this; with what mends it, best a statement that can be pasted.
+    pub fn fail(
+        id: &'static str,
+        subject: impl Into<String>,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Finding { verdict: Verdict::Fail, ..Finding::warn(id, subject, message, fix) }
     }
 
     /// What an error says, as a finding.
-    pub fn failed(subject: impl Into<String>, error: &Error) -> Self {
-        Finding::fail(subject, error.chain(), error.advice())
+    pub fn failed(id: &'static str, subject: impl Into<String>, error: &Error) -> Self {
+        Finding::fail(id, subject, error.chain(), error.advice())
     }
 }
 

@@ -72,5 +72,6 @@ pub mod watermark;
 pub mod sink;
 pub mod config;
 pub mod pipeline;
+pub mod check;
 pub mod web;
 pub mod ops;

@@ -42,18 +42,29 @@ enum Command {
     #[command(after_help = "Example: POSTGRES_USER=postgres walcast init")]
     Init,
     /// Look whether everything is as walcast needs it; changes nothing. Exit code 2 when something is not.
-    #[command(after_help = "Example: walcast check --json | jq '.[] | select(.verdict == \"fail\")'")]
+    ///
+    /// Below each line that is not ok stands what mends it, to be pasted into psql, redis-cli or a shell.
+    #[command(
+        after_help = "Examples: walcast check\n          walcast check --json | jq -r '.[] | select(.verdict != \"ok\") | .id, .fix'"
+    )]
     Check {
         /// Print the findings as JSON.
         #[arg(long)]
         json: bool,
     },
     /// Show how the running walcast is doing. Exit code 1 when it is not ready.
-    #[command(after_help = "Example: walcast status --json | jq .problem")]
+    ///
+    /// The ladder goes from the head of PostgreSQL's WAL down to what is kept of it: who stands low holds the WAL.
+    #[command(
+        after_help = "Examples: walcast status --watch\n          walcast status --json | jq .problems"
+    )]
     Status {
         /// Print the state as JSON.
         #[arg(long)]
         json: bool,
+        /// Go on, once a second, until Ctrl-C: in place on a terminal, else a line each time.
+        #[arg(long)]
+        watch: bool,
     },
     /// Compare PostgreSQL with every sink, event by event, while walcast runs. Exit code 2 when they differ.
     ///
@@ -63,7 +74,7 @@ enum Command {
     #[command(after_help = "Example: walcast verify --json | jq .total")]
     Verify(VerifyOptions),
     /// Fill a sink anew from PostgreSQL, when it has lost its data.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: walcast rebuild redis && walcast run")]
     Rebuild(RebuildCommand),
     /// Write realistic engagement events into the source tables, for trials and load tests.
     #[command(
@@ -71,7 +82,7 @@ enum Command {
     )]
     Generate,
     /// See the configuration.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: walcast config show | grep -v '# default'")]
     Config(ConfigCommand),
 }
 
@@ -158,7 +169,10 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,
         Command::Verify(options) => return ops::verify::verify(config, &options.into()).await,
-        Command::Status { json } => return ops::status::status(config, json).await,
+        Command::Status { json, watch: true } => {
+            return ops::status::watch(config, json, Shutdown::on_signals()?).await;
+        }
+        Command::Status { json, watch: false } => return ops::status::status(config, json).await,
         Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
     }
     Ok(ExitCode::SUCCESS)
@@ -169,4 +183,28 @@ async fn generate(config: &Config) -> Result<()> {
     let summary = ops::generate::run(&config.postgres, &config.generate, shutdown.wait()).await?;
     println!("{summary}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        fn without_example(command: &clap::Command, path: &str, into: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.clone().render_long_help().to_string();
+            if !help.contains("Example") || command.get_about().is_none() {
+                into.push(path.clone());
+            }
+            for one in command.get_subcommands().filter(|one| one.get_name() != "help") {
+                without_example(one, &path, into);
+            }
+        }
+        let mut found = Vec::new();
+        without_example(&Cli::command(), "", &mut found);
+        assert!(found.is_empty(), "{found:?}");
+    }
 }

@@ -43,17 +43,13 @@ pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Resu
     let mut backoff = Backoff::default();
     let mut former = None;
     loop {
-        let began = Instant::now();
-        let ended = stream_once(config, board, &mut former, &mut shutdown).await;
+        let ended = stream_once(config, board, &mut former, &mut backoff, &mut shutdown).await;
         board.streaming(false);
         match ended {
             Ok(()) => return Ok(()),
             Err(error) if error.class() == Class::Definite => return Err(error),
             Err(error) => {
                 board.failed(&error);
-                if began.elapsed() > Duration::from_secs(60) {
-                    backoff.reset();
-                }
                 let wait = backoff.next_wait();
                 tracing::warn!(error = error.chain(), "starting again in {wait:.1?}: {}", error.advice());
                 tokio::select! {
@@ -70,6 +66,7 @@ async fn stream_once(
     config: &Config,
     board: &Board,
     former: &mut Option<Session>,
+    backoff: &mut Backoff,
     shutdown: &mut Shutdown,
 ) -> Result<()> {
     let starting = start(config, board, former);
@@ -84,7 +81,10 @@ async fn stream_once(
         config.postgres.slot
     );
     board.streaming(true);
-    streaming.run(config, board, shutdown).await
+    let began = Instant::now();
+    let ended = streaming.run(config, board, shutdown).await;
+    backoff.worked_for(began.elapsed());
+    ended
 }
 
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
@@ -164,7 +164,7 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
 
 /// A sink beyond the server's WAL has seen a future that this server has lost: what it writes there next, the
 /// sink would take for what it holds.
-fn require_reached(name: &str, mark: Mark, wal_end: Lsn) -> Result<()> {
+pub(crate) fn require_reached(name: &str, mark: Mark, wal_end: Lsn) -> Result<()> {
     if mark.held <= wal_end {
         return Ok(());
     }

@@ -671,7 +671,7 @@ async fn prepare_makes_topics_that_check_finds_right() {
     sink.prepare().await.unwrap();
     sink.prepare().await.unwrap();
     let findings = sink.check().await;
-    assert_eq!(findings.len(), 6);
+    assert_eq!(findings.len(), 8);
     for finding in &findings {
         let single_broker = finding.subject == "kafka brokers";
         let wanted = if single_broker { Verdict::Warn } else { Verdict::Ok };

@@ -1,13 +1,13 @@
 //! Health, metrics and status over a real listener, and `walcast status` as its reader.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use walcast::error::{Error, Kind, Result};
 use walcast::lsn::{Lsn, Mark, Position};
@@ -154,7 +154,7 @@ async fn a_foreign_name_is_refused() {
     let mut socket = TcpStream::connect(&site.address).await.unwrap();
     socket.write_all(b"GET /api/status HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut socket, &mut answer).await.unwrap();
+    socket.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.0 421"), "{answer}");
 }
 
@@ -298,6 +298,94 @@ async fn walcast_status_shows_the_state_and_exits_0_only_when_ready() {
     assert_eq!(json.status.code(), Some(1));
     let state: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(state["sinks"][0]["state"], "retrying");
+}
+
+/// `walcast status --watch`, with its lines as they come.
+struct Watcher {
+    child: Child,
+    lines: Option<Lines<BufReader<ChildStdout>>>,
+}
+
+impl Watcher {
+    fn start(listen: &str, arguments: &[&str]) -> Watcher {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        command.args(["status", "--watch"]).args(arguments).env_clear().env("WEB_LISTEN", listen);
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Watcher { child, lines: Some(lines) }
+    }
+
+    async fn until(&mut self, words: &str) -> String {
+        let lines = self.lines.as_mut().unwrap();
+        let reading = async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("it goes on");
+                if line.contains(words) {
+                    return line;
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, reading).await.unwrap_or_else(|_| panic!("no line says {words}"))
+    }
+
+    async fn ends(mut self) -> Option<i32> {
+        tokio::time::timeout(DEADLINE, self.child.wait()).await.unwrap().unwrap().code()
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_while_nothing_answers_and_ends_well() {
+    let site = Site::start(&[]).await;
+    site.board.streaming(true);
+    site.board.sink("kafka", Mark::at(Lsn(0x10)));
+    let mut watcher = Watcher::start(&site.address, &[]);
+    watcher.until("  ready  streaming  ").await;
+    let address = site.address.clone();
+    site.stop.signal();
+    site.serving.await.unwrap().unwrap();
+    let silent = watcher.until("no walcast answers").await;
+    assert!(silent.contains(&address) && silent.contains("start `walcast run`"), "{silent}");
+    let again = Site::serve(WebConfig { listen: address, ..WebConfig::default() }).await;
+    again.board.failed(&Error::new(Kind::Unavailable, "PostgreSQL is down").hint("start it"));
+    watcher.until("problem: not streaming: PostgreSQL is down; start it").await;
+    let pid = watcher.child.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(watcher.ends().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_nobody_reads_it_any_more() {
+    let site = Site::start(&[]).await;
+    let mut watcher = Watcher::start(&site.address, &["--json"]);
+    let first: Value = serde_json::from_str(&watcher.until("{").await).unwrap();
+    assert_eq!(first["state"], "starting");
+    drop(watcher.lines.take());
+    assert_eq!(watcher.ends().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_watch_on_a_terminal_draws_in_place_and_in_colours() {
+    let site = Site::start(&[]).await;
+    site.board.sink("kafka", Mark::at(Lsn(0x10))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
+    // the reader goes after the second picture, and with it the watch
+    let pictures = async |variables: &str| {
+        let watch = format!("{variables} exec {} status --watch", env!("CARGO_BIN_EXE_walcast"));
+        let mut command = Command::new("script");
+        command.args(["-qfec", &watch, "/dev/null"]).env("WEB_LISTEN", &site.address).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let (mut out, mut seen) = (child.stdout.take().unwrap(), Vec::new());
+        let reading = async {
+            while String::from_utf8_lossy(&seen).matches("\x1b[H").count() < 3 {
+                assert!(out.read_buf(&mut seen).await.unwrap() > 0, "{}", String::from_utf8_lossy(&seen));
+            }
+        };
+        tokio::time::timeout(DEADLINE, reading).await.unwrap();
+        String::from_utf8(seen).unwrap()
+    };
+    let seen = pictures("").await;
+    assert!(seen.contains("\x1b[31mkafka ") && seen.contains("\x1b[31mNOT READY\x1b[0m"), "{seen}");
+    let seen = pictures("NO_COLOR=1").await;
+    assert!(seen.contains("NOT READY") && !seen.contains("\x1b[31m"), "{seen}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 pub mod run;
 pub mod init;
 pub mod check;
+mod terminal;
 pub mod status;
 pub mod generate;
 pub mod verify;

@@ -1,53 +1,155 @@
-//! `walcast status`: asks the running walcast how it is doing.
+//! `walcast status`: asks the running walcast how it is doing, once or every second.
 
 use std::fmt::Write;
+use std::io::{IsTerminal, stdout};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use reqwest::StatusCode;
+use reqwest::{Client, StatusCode};
+use serde_json::json;
+use tokio::time::MissedTickBehavior;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
-use crate::telemetry::status::{SinkLine, SlotStatus, Status};
+use crate::ops::terminal::{Paint, print};
+use crate::shutdown::Shutdown;
+use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, Status};
 use crate::web::WebConfig;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is wrong often has one cause: the first few say it.
 const PROBLEMS_MAX: usize = 3;
 
 /// Prints the state; exit code 1 when events do not flow into every sink, or nothing answers.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode> {
-    let text = ask(&config.web).await?;
-    let status: Status = serde_json::from_str(&text).map_err(|error| {
-        Error::new(Kind::Protocol, format!("what answers on {} is not this walcast", config.web.listen))
-            .because(error)
-            .hint("use the `walcast` that is running; web.listen (WEB_LISTEN) says where it is asked")
-    })?;
-    if json {
-        println!("{text}");
-    } else {
-        print!("{}", render(&status, Timestamp::now()));
-    }
+    let (text, status) = ask(&client()?, &config.web).await?;
+    match json {
+        true => print(&format!("{text}\n")),
+        false => print(&render(&status, Timestamp::now(), Paint::for_stdout())),
+    };
     Ok(ExitCode::from(if status.is_ready() { 0 } else { 1 }))
 }
 
-async fn ask(web: &WebConfig) -> Result<String> {
+/// Shows the state every second until `shutdown`, or until nobody reads it any more: in place on a terminal, else a
+/// line each time. While no walcast answers it says so, and goes on.
+pub async fn watch(config: &Config, json: bool, mut shutdown: Shutdown) -> Result<ExitCode> {
+    let form = match (json, stdout().is_terminal()) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Screen(Paint::for_stdout()),
+        (false, false) => Form::Lines,
+    };
+    let (client, mut silent_since) = (client()?, None);
+    let mut due = tokio::time::interval(LOOK_EVERY);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let asked = async {
+            due.tick().await;
+            ask(&client, &config.web).await
+        };
+        let answer = tokio::select! {
+            answer = asked => answer,
+            () = shutdown.wait() => return Ok(ExitCode::SUCCESS),
+        };
+        let shown = match answer {
+            Ok((text, status)) => {
+                silent_since = None;
+                form.state(&text, &status)
+            }
+            Err(error) if error.kind() == Kind::Config => return Err(error),
+            Err(error) => form.silence(&error, silent_since.get_or_insert_with(Instant::now).elapsed()),
+        };
+        if !print(&shown) {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// How a watcher is shown the state.
+enum Form {
+    Screen(Paint),
+    Lines,
+    Json,
+}
+
+impl Form {
+    fn state(&self, text: &str, status: &Status) -> String {
+        let now = Timestamp::now();
+        match self {
+            Form::Screen(paint) => in_place(&render(status, now, *paint)),
+            Form::Lines => line(status, now),
+            Form::Json => format!("{text}\n"),
+        }
+    }
+
+    fn silence(&self, error: &Error, silent: Duration) -> String {
+        let what = format!("{error}; {}", error.advice());
+        match self {
+            Form::Screen(paint) => {
+                let since = seconds(silent.as_secs_f64());
+                in_place(&format!("{}\n\nfor {since} now; asked again every second\n", paint.bad(&what)))
+            }
+            Form::Lines => format!("{}  {what}\n", clock(Timestamp::now())),
+            Form::Json => format!("{}\n", json!({ "error": what })),
+        }
+    }
+}
+
+/// Over what stood there, without the flicker of an empty screen.
+fn in_place(text: &str) -> String {
+    // to the upper left; each line's rest is cleared, and what lies below the last
+    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+}
+
+/// The state on one line, for a log.
+fn line(status: &Status, now: Timestamp) -> String {
+    let ready = if status.is_ready() { "ready" } else { "NOT READY" };
+    let sinks = status.sinks.iter().map(|sink| format!("{} {}", sink.name, seconds(sink.lag_seconds)));
+    let sinks = sinks.collect::<Vec<_>>().join(", ");
+    let kept = status.source.slot.as_ref().map(|slot| format!("  WAL kept {}", bytes(slot.retained_bytes)));
+    let problem = status.problems.first().map(|problem| format!("  problem: {problem}"));
+    format!(
+        "{}  {ready}  {}  confirmed {}{}  behind: {sinks}{}\n",
+        clock(now),
+        status.state,
+        lsn(status.confirmed_lsn),
+        kept.unwrap_or_default(),
+        problem.unwrap_or_default()
+    )
+}
+
+fn clock(now: Timestamp) -> String {
+    now.strftime("%H:%M:%S").to_string()
+}
+
+fn client() -> Result<Client> {
+    let built = Client::builder().no_proxy().timeout(ANSWER_WITHIN).build();
+    built.map_err(|error| Error::new(Kind::Setup, "no HTTP client").because(error))
+}
+
+/// What walcast answers, and what it means.
+async fn ask(client: &Client, web: &WebConfig) -> Result<(String, Status)> {
     let listen = &web.listen;
     let silent = |error| {
         Error::new(Kind::Unavailable, format!("no walcast answers on {listen}"))
             .because(error)
             .hint("start `walcast run`; web.listen (WEB_LISTEN) says where it is asked")
     };
-    let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().map_err(silent)?;
     let url = format!("http://{}/api/status", reachable(listen));
     let answer = client.get(url).bearer_auth(web.token.expose()).send().await.map_err(silent)?;
     if answer.status() == StatusCode::UNAUTHORIZED {
         return Err(Error::new(Kind::Config, format!("walcast on {listen} asks for another token"))
             .hint("set WEB_TOKEN (web.token) to the token of the walcast that runs"));
     }
-    answer.error_for_status().map_err(silent)?.text().await.map_err(silent)
+    let text = answer.error_for_status().map_err(silent)?.text().await.map_err(silent)?;
+    let status = serde_json::from_str(&text).map_err(|error| {
+        Error::new(Kind::Protocol, format!("what answers on {listen} is not this walcast"))
+            .because(error)
+            .hint("use the `walcast` that is running; web.listen (WEB_LISTEN) says where it is asked")
+    })?;
+    Ok((text, status))
 }
 
 /// Where to ask somebody who listens everywhere.
@@ -59,32 +161,23 @@ fn reachable(listen: &str) -> String {
 }
 
 /// The state for people.
-fn render(status: &Status, now: Timestamp) -> String {
+fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
     let since = seconds(now.duration_since(status.since).as_secs_f64());
-    let ready = if status.is_ready() { "ready" } else { "NOT READY" };
+    let ready = if status.is_ready() { paint.good("ready") } else { paint.bad("NOT READY") };
     let source = &status.source;
     let mut text = format!("walcast {} {} for {since}: {ready}\n\n", status.version, status.state);
     let heartbeat = source.heartbeat_age_seconds.map(|age| format!(", heartbeat {} ago", seconds(age)));
-    let _ = writeln!(
-        text,
-        "source  received {}, confirmed {}, {} events{}",
-        lsn(source.received_lsn),
-        lsn(status.confirmed_lsn),
-        grouped(source.events_total),
-        heartbeat.unwrap_or_default()
-    );
+    let events = grouped(source.events_total);
+    let _ = writeln!(text, "source  {events} events{}", heartbeat.unwrap_or_default());
     if let Some(slot) = &source.slot {
         let _ = writeln!(text, "slot    {}", slot_line(slot));
     }
-    if !status.sinks.is_empty() {
-        text.push('\n');
-        text.push_str(&sink_table(&status.sinks));
-    }
+    let _ = write!(text, "\n{}", ladder(status, paint));
     if !status.problems.is_empty() {
         text.push('\n');
     }
     for problem in status.problems.iter().take(PROBLEMS_MAX) {
-        let _ = writeln!(text, "problem: {problem}");
+        let _ = writeln!(text, "{} {problem}", paint.bad("problem:"));
     }
     text
 }
@@ -105,38 +198,83 @@ fn slot_line(slot: &SlotStatus) -> String {
     )
 }
 
-fn sink_table(sinks: &[SinkLine]) -> String {
-    let head = ["sink", "state", "held", "behind", "", "queue", "rows"].map(str::to_owned);
-    let mut rows = vec![head];
-    rows.extend(sinks.iter().map(|sink| {
-        let full = if sink.backpressure { " full" } else { "" };
-        [
-            sink.name.clone(),
-            sink.state.to_string(),
-            lsn(sink.held_lsn),
-            seconds(sink.lag_seconds),
-            bytes(sink.lag_bytes),
-            bytes(sink.queue_bytes) + full,
-            grouped(sink.rows_total),
-        ]
-    }));
-    aligned(&rows)
+/// Columns of the ladder; the first, the state and the remark are text, the others figures.
+type Rung = [String; 8];
+const TEXT_COLUMNS: [usize; 3] = [0, 3, 7];
+
+/// From the head of the WAL down to what PostgreSQL still keeps: whoever stands low keeps what lies above him.
+fn ladder(status: &Status, paint: Paint) -> String {
+    let slot = status.source.slot.as_ref();
+    let head = slot.map_or(status.source.received_lsn, |slot| slot.wal_lsn.max(status.source.received_lsn));
+    let place = |name: &str, at: Lsn| -> Rung {
+        let behind = if at == Lsn::ZERO { String::new() } else { bytes(head.bytes_since(at)) };
+        let mut rung = Rung::default();
+        rung[..3].clone_from_slice(&[name.to_owned(), lsn(at), behind]);
+        rung
+    };
+    let mut rungs = vec![["", "LSN", "behind", "state", "lag", "queue", "rows", ""].map(str::to_owned)];
+    rungs.extend(slot.map(|slot| place("head", slot.wal_lsn)));
+    rungs.extend(slot.and_then(|slot| slot.sent_lsn).map(|sent| place("sent", sent)));
+    rungs.push(place("received", status.source.received_lsn));
+    let holders = status.holders();
+    let mut sinks: Vec<&SinkLine> = status.sinks.iter().collect();
+    sinks.sort_by_key(|sink| std::cmp::Reverse(sink.held_lsn));
+    for sink in sinks {
+        rungs.push(sink_rung(sink, place(&sink.name, sink.held_lsn), &holders));
+    }
+    rungs.push(place("confirmed", status.confirmed_lsn));
+    rungs.extend(slot.map(|slot| place("restart", slot.restart_lsn)));
+    aligned(
+        &rungs,
+        |rung| match (rung[3].as_str(), rung[7].as_str()) {
+            ("retrying" | "blocked", _) => Some(Paint::bad),
+            (_, "") => None,
+            _ => Some(Paint::doubtful),
+        },
+        paint,
+    )
 }
 
-/// Columns as wide as their widest cell: names and states to the left, figures to the right.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    const LEFT: usize = 2;
-    let widths: Vec<usize> = (0..N)
-        .map(|column| {
-            rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or_default()
-        })
-        .collect();
+fn sink_rung(sink: &SinkLine, place: Rung, holders: &[&str]) -> Rung {
+    let [name, at, behind, ..] = place;
+    let full = if sink.backpressure { " full" } else { "" };
+    let holds = holders.contains(&sink.name.as_str());
+    let remark = match (holds, sink.state) {
+        (true, _) => "<- holds the WAL",
+        (false, SinkState::Ok) => "",
+        (false, _) => "<- takes no rows",
+    };
+    [
+        name,
+        at,
+        behind,
+        sink.state.to_string(),
+        seconds(sink.lag_seconds),
+        bytes(sink.queue_bytes) + full,
+        grouped(sink.rows_total),
+        remark.to_owned(),
+    ]
+}
+
+/// Columns as wide as their widest cell: text to the left, figures to the right; lines in the colour that `colour`
+/// gives them.
+fn aligned(
+    rungs: &[Rung],
+    colour: impl Fn(&Rung) -> Option<fn(&Paint, &str) -> String>,
+    paint: Paint,
+) -> String {
+    let width = |column: usize| {
+        rungs.iter().filter_map(|rung| rung.get(column)).map(String::len).max().unwrap_or_default()
+    };
     let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
-            if column < LEFT { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+    for rung in rungs {
+        let cells = rung.iter().enumerate().map(|(column, cell)| {
+            let width = width(column);
+            if TEXT_COLUMNS.contains(&column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let line = line.trim_end();
+        text.push_str(&colour(rung).map_or_else(|| line.to_owned(), |colour| colour(&paint, line)));
         text.push('\n');
     }
     text
@@ -220,18 +358,26 @@ mod tests {
                     wal_status: "reserved".into(),
                     retained_bytes: 20 << 20,
                     safe_wal_bytes: Some(3 << 30),
+                    wal_lsn: Lsn(0x2_1A2B_4400),
+                    sent_lsn: Some(Lsn(0x2_1A2B_4200)),
+                    confirmed_lsn: Lsn(0x2_1A2B_3C00),
+                    restart_lsn: Lsn(0x2_18EB_4400),
                     ..SlotStatus::default()
                 }),
             },
             confirmed_lsn: Lsn(0x2_1A2B_3C00),
-            sinks: vec![sink("kafka", SinkState::Ok), sink("bigquery", SinkState::Ok)],
+            sinks: vec![
+                sink("content", SinkState::Ok),
+                sink("bigquery", SinkState::Ok),
+                SinkLine { held_lsn: Lsn(0x2_1A2B_4200), ..sink("redis", SinkState::Ok) },
+            ],
             problems: Vec::new(),
             problem: None,
         }
     }
 
     fn shown(status: &Status) -> String {
-        render(status, Timestamp::UNIX_EPOCH + Duration::from_secs(7_530))
+        render(status, Timestamp::UNIX_EPOCH + Duration::from_secs(7_530), Paint { colours: false })
     }
 
     #[test]
@@ -239,12 +385,18 @@ mod tests {
         insta::assert_snapshot!(shown(&status()), @r"
         walcast 0.1.0 streaming for 2 h 5 min: ready
 
-        source  received 2/1A2B4200, confirmed 2/1A2B3C00, 987,654 events, heartbeat 3.5 s ago
+        source  987,654 events, heartbeat 3.5 s ago
         slot    walcast: active, reserved, 20.0 MiB of WAL kept, 3.0 GiB left before it is lost
 
-        sink      state        held  behind           queue       rows
-        kafka     ok     2/1A2B3C00  0.25 s  1.5 KiB  512 B  1,234,567
-        bigquery  ok     2/1A2B3C00  0.25 s  1.5 KiB  512 B  1,234,567
+                          LSN    behind  state     lag  queue       rows
+        head       2/1A2B4400       0 B
+        sent       2/1A2B4200     512 B
+        received   2/1A2B4200     512 B
+        redis      2/1A2B4200     512 B  ok     0.25 s  512 B  1,234,567
+        content    2/1A2B3C00   2.0 KiB  ok     0.25 s  512 B  1,234,567  <- holds the WAL
+        bigquery   2/1A2B3C00   2.0 KiB  ok     0.25 s  512 B  1,234,567  <- holds the WAL
+        confirmed  2/1A2B3C00   2.0 KiB
+        restart    2/18EB4400  20.0 MiB
         ");
     }
 
@@ -265,10 +417,12 @@ mod tests {
         insta::assert_snapshot!(shown(&status), @r"
         walcast 0.1.0 streaming for 2 h 5 min: NOT READY
 
-        source  received 2/1A2B4200, confirmed 2/1A2B3C00, 987,654 events
+        source  987,654 events
 
-        sink   state           held     behind                   queue       rows
-        kafka  retrying  2/1A2B3C00  1 h 6 min  5.0 GiB  16.0 MiB full  1,234,567
+                          LSN   behind  state           lag          queue       rows
+        received   2/1A2B4200      0 B
+        kafka      2/1A2B3C00  1.5 KiB  retrying  1 h 6 min  16.0 MiB full  1,234,567  <- holds the WAL
+        confirmed  2/1A2B3C00  1.5 KiB
 
         problem: kafka takes no rows and holds the WAL back: no broker answers; start one
         ");
@@ -286,8 +440,33 @@ mod tests {
         insta::assert_snapshot!(shown(&status), @r"
         walcast 0.1.0 starting for 2 h 5 min: NOT READY
 
-        source  received -, confirmed -, 0 events
+        source  0 events
+
+                   LSN  behind  state  lag  queue  rows
+        received     -
+        confirmed    -
         ");
+    }
+
+    #[test]
+    fn who_holds_the_wal_is_seen_at_once() {
+        let mut status = status();
+        let slow = SinkLine { held_lsn: Lsn(0x2_0000_0000), ..sink("bigquery", SinkState::Ok) };
+        status.sinks = vec![slow, sink("kafka", SinkState::Retrying), sink("redis", SinkState::Ok)];
+        status.confirmed_lsn = Lsn(0x2_0000_0000);
+        let coloured = render(&status, Timestamp::UNIX_EPOCH, Paint { colours: true });
+        let held = coloured.lines().find(|line| line.contains("holds the WAL"));
+        assert!(held.is_some_and(|line| line.starts_with("\x1b[33mbigquery ")), "{coloured}");
+        assert!(coloured.lines().any(|line| line.starts_with("\x1b[31mkafka ")), "{coloured}");
+        assert!(!shown(&status).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_log_gets_a_line_and_a_screen_is_drawn_over() {
+        let mut status = status();
+        status.problems = vec!["kafka is slow; look at it".into()];
+        insta::assert_snapshot!(line(&status, Timestamp::UNIX_EPOCH), @"00:00:00  ready  streaming  confirmed 2/1A2B3C00  WAL kept 20.0 MiB  behind: content 0.25 s, bigquery 0.25 s, redis 0.25 s  problem: kafka is slow; look at it");
+        assert_eq!(in_place("a\nb\n"), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
     }
 
     #[test]

@@ -108,6 +108,10 @@ impl Sink for ContentSink {
         Ok(stored)
     }
 
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        Ok(self.state.progress::<()>(session, NAME).await?.0)
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         for batch in batches {
             self.changes.extend(batch.rows().iter().filter_map(|row| match row {

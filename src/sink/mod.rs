@@ -83,6 +83,12 @@ pub trait Sink: Send {
     /// target how far it reaches; `None` when it holds no mark.
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>>;
 
+    /// How far the target reaches now, asked without shutting anybody out and without changing anything: a running
+    /// instance may be further in a moment. `None` when it holds no mark.
+    async fn peek(&mut self, _session: &Session) -> Result<Option<StoredMark>> {
+        Ok(None)
+    }
+
     /// Takes batches, in stream order, without gaps, never one that the target already holds. A batch
     /// may be without rows: its mark is to be made durable all the same.
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written>;

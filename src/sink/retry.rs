@@ -11,6 +11,7 @@ const LONGEST: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Backoff {
     attempts: u32,
+    waited: Duration,
 }
 
 impl Backoff {
@@ -18,7 +19,8 @@ impl Backoff {
     pub fn next_wait(&mut self) -> Duration {
         let full = FIRST.saturating_mul(1 << self.attempts.min(16)).min(LONGEST);
         self.attempts += 1;
-        full.mul_f64(rand::rng().random_range(0.5..=1.0))
+        self.waited = full.mul_f64(rand::rng().random_range(0.5..=1.0));
+        self.waited
     }
 
     /// How often it was tried in a row.
@@ -29,6 +31,14 @@ impl Backoff {
     /// It worked: the next failure is a first one.
     pub fn reset(&mut self) {
         self.attempts = 0;
+    }
+
+    /// It worked for a time: the next failure is a first one when that was longer than the wait before it, so
+    /// that what fails again and again waits at least half of the time.
+    pub fn worked_for(&mut self, time: Duration) {
+        if time > self.waited {
+            self.reset();
+        }
     }
 }
 
@@ -43,6 +53,16 @@ mod tests {
         let late = (0..40).map(|_| backoff.next_wait()).last().unwrap_or_default();
         assert!(late >= LONGEST / 2 && late <= LONGEST, "{late:?}");
         backoff.reset();
+        assert!(backoff.next_wait() <= FIRST);
+    }
+
+    #[test]
+    fn what_held_for_longer_than_it_was_waited_for_has_worked() {
+        let mut backoff = Backoff::default();
+        let waited = (0..7).map(|_| backoff.next_wait()).last().unwrap_or_default();
+        backoff.worked_for(waited / 2);
+        assert!(backoff.next_wait() > FIRST);
+        backoff.worked_for(LONGEST * 2);
         assert!(backoff.next_wait() <= FIRST);
     }
 }

@@ -25,6 +25,7 @@ const SERVER_VERSION_MIN: u32 = 14;
 pub struct Connection<S = Stream> {
     wire: Wire<S>,
     server_version: u32,
+    encrypted: bool,
     channel_bound: bool,
 }
 
@@ -71,7 +72,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         frontend::startup_message(parameters, wire.output()).map_err(nul)?;
         wire.flush().await?;
         let channel_bound = authenticate(&mut wire, config, security).await?;
-        let mut connection = Connection { wire, server_version: 0, channel_bound };
+        let encrypted = matches!(security, Security::Tls { .. });
+        let mut connection = Connection { wire, server_version: 0, encrypted, channel_bound };
         connection.await_ready().await?;
         Ok(connection)
     }
@@ -79,6 +81,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The server's major version, such as 18.
     pub fn server_version(&self) -> u32 {
         self.server_version
+    }
+
+    /// Whether it runs over TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.encrypted
     }
 
     /// Whether the login was bound to the server's certificate (SCRAM-SHA-256-PLUS), which keeps out those

@@ -51,6 +51,8 @@ const BETWEEN: &str = "the server's certificate is another one than we were show
     and PostgreSQL, or a proxy ends the TLS; set `postgres.host` and `postgres.port` to PostgreSQL itself";
 const PG_HBA: &str = "see `postgres.user` and `postgres.sslmode`, and let it in by pg_hba.conf, for example: \
     host <db> <user> <address> scram-sha-256";
+const POOLER: &str = "a connection pooler (PgBouncer, Supavisor) answers, and not PostgreSQL: set `postgres.host` and \
+    `postgres.port` to PostgreSQL itself";
 const STANDBY: &str =
     "this server is a standby: walcast goes on when it is promoted; or set `postgres.host` to the primary";
 const WAL_SENDERS: &str = "raise max_wal_senders (or max_connections), or see who holds the connections: \
@@ -99,6 +101,7 @@ const MEANINGS: &[Meaning] = &[
     meaning("53300", "", Kind::Unavailable, WAL_SENDERS),
     meaning("57P04", "", Kind::Setup, "the database was dropped: see `postgres.db`"),
     meaning("58", "has already been removed", Kind::Resync, SLOT_LOST),
+    meaning("08P01", "startup parameter", Kind::Setup, POOLER),
     meaning("08P01", "", Kind::Protocol, ""),
     // connection exception, insufficient resources, operator intervention, transaction rollback, system
     // error, internal error

@@ -9,8 +9,9 @@ use tokio_postgres::{Client, Row};
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::model::{content, engagement};
+use crate::source::PostgresConfig;
 use crate::source::quote::{identifier, literal};
-use crate::source::{PostgresConfig, sql};
+use crate::source::sql::{self, get};
 
 /// How often to say what the making of a slot waits for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -224,7 +225,7 @@ impl PublicationFacts {
         self.check_table(config, "engagement_events", engagement::column_names())?;
         if self.operations != (Operations { insert: true, update: true, delete: true, truncate: true }) {
             return Err(setup(format!("publication {name} leaves out some operations")).hint(format!(
-                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
                 identifier(name)
             )));
         }
@@ -244,12 +245,12 @@ impl PublicationFacts {
         let (name, schema) = (&config.publication, &config.schema);
         let place = format!("{}.{}", identifier(schema), identifier(table));
         let Some(published) = self.table(schema, table) else {
-            let message = format!("publication {name} does not have the table {schema}.{table}");
-            return Err(setup(message).hint(format!(
-                "ALTER PUBLICATION {0} ADD TABLE {place}; a partitioned table needs \
-                 ALTER PUBLICATION {0} SET (publish_via_partition_root = true)",
-                identifier(name)
-            )));
+            let message = format!(
+                "publication {name} does not have the table {schema}.{table} (a partitioned one that it has needs ALTER \
+                 PUBLICATION {name} SET (publish_via_partition_root = true) instead)"
+            );
+            let mend = format!("ALTER PUBLICATION {} ADD TABLE {place};", identifier(name));
+            return Err(setup(message).hint(mend));
         };
         let left_out =
             columns.find(|wanted| published.columns.as_ref().is_some_and(|list| lacks(list, wanted)));
@@ -259,8 +260,7 @@ impl PublicationFacts {
             (None, None) => return Ok(()),
         };
         Err(setup(format!("publication {name} leaves out {what} of {schema}.{table}")).hint(format!(
-            "ALTER PUBLICATION {0} DROP TABLE {place}; ALTER PUBLICATION {0} ADD TABLE {place}, in one \
-             transaction and without a list of columns or a WHERE",
+            "BEGIN; ALTER PUBLICATION {0} DROP TABLE {place}; ALTER PUBLICATION {0} ADD TABLE {place}; COMMIT;",
             identifier(name)
         )))
     }
@@ -319,10 +319,6 @@ pub async fn drop(client: &Client, slot: &str) -> Result<()> {
         .await
         .map(std::mem::drop)
         .map_err(sql::error)
-}
-
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
-    row.try_get(column).map_err(sql::error)
 }
 
 fn setup(message: String) -> Error {

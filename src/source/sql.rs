@@ -11,9 +11,10 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
-use tokio_postgres::Client;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::types::FromSql;
+use tokio_postgres::{Client, Row};
 
 use crate::error::{Error, Kind, Result};
 use crate::source::PostgresConfig;
@@ -56,6 +57,11 @@ pub fn error(error: tokio_postgres::Error) -> Error {
         (None, None) => Error::new(Kind::Protocol, "PostgreSQL answered in another shape than walcast reads"),
     };
     sorted.because(error)
+}
+
+/// A row's column.
+pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
+    row.try_get(column).map_err(error)
 }
 
 type Session = tokio_postgres::Connection<Stream, LoginGuard>;

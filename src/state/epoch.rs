@@ -100,28 +100,30 @@ pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> R
 pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Vec<Finding>> {
     let publication = slot::publication(client, config).await;
     let mut findings = Vec::new();
-    let subject = format!("publication {}", config.publication);
+    let (id, subject) = ("postgres.publication", format!("publication {}", config.publication));
     findings.push(match &publication {
-        Ok(Some(_)) => Finding::ok(subject, "has both tables and all operations"),
-        Ok(None) => Finding::fail(subject, "does not exist", "run `walcast init`"),
-        Err(error) => Finding::failed(subject, error),
+        Ok(Some(_)) => Finding::ok(id, subject, "has both tables and all operations"),
+        Ok(None) => Finding::fail(id, subject, "does not exist", "walcast init"),
+        Err(error) => Finding::failed(id, subject, error),
     });
     let publication = publication.ok().flatten();
     let (_, identity, history) = server(config).await?;
-    let subject = format!("slot {}", config.slot);
+    let (id, subject) = ("postgres.slot", format!("slot {}", config.slot));
     findings.push(match judge(client, config, &identity, &history, publication.as_ref()).await {
-        Ok(Judgement::Whole(epoch)) => Finding::ok(subject, format!("belongs to {epoch}")),
+        Ok(Judgement::Whole(epoch)) => Finding::ok(id, subject, format!("belongs to {epoch}")),
         Ok(Judgement::Missing) => Finding::warn(
+            id,
             subject,
-            "does not exist yet",
-            "run `walcast init`, or the first `walcast run` makes it",
+            "does not exist yet; the first `walcast run` makes it too",
+            "walcast init",
         ),
         Ok(Judgement::HalfMade) => Finding::warn(
+            id,
             subject,
-            "was being made when a start died",
-            "the next `walcast run` makes it again",
+            "was being made when a start died; the next `walcast run` makes it too",
+            "walcast init",
         ),
-        Err(error) => Finding::failed(subject, &error),
+        Err(error) => Finding::failed(id, subject, &error),
     });
     Ok(findings)
 }

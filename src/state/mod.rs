@@ -27,6 +27,11 @@ impl State {
         State { config, client: None }
     }
 
+    /// The slot whose state it is.
+    pub fn slot(&self) -> &str {
+        &self.config.slot
+    }
+
     /// The session, opened when there is none.
     pub async fn client(&mut self) -> Result<&mut Client> {
         let open = match self.client.take().filter(|client| !client.is_closed()) {

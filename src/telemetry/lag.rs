@@ -65,6 +65,7 @@ fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
     let lsn = |column| row.try_get::<_, Option<i64>>(column).map(|lsn| lsn.map(|lsn| Lsn(lsn as u64)));
     let wal_lsn = lsn("wal_lsn")?.unwrap_or_default();
     let confirmed_lsn = lsn("confirmed_lsn")?.unwrap_or_default();
+    let restart_lsn = lsn("restart_lsn")?;
     let wal_status: String = row.try_get("wal_status")?;
     let safe_wal_bytes = row.try_get::<_, Option<i64>>("safe_wal_size")?.map(|bytes| bytes.max(0) as u64);
     Ok(SlotStatus {
@@ -73,9 +74,11 @@ fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
         inactive_seconds: row.try_get::<_, Option<f64>>("inactive_seconds")?.unwrap_or_default().max(0.0),
         invalidation_reason: row.try_get("invalidation_reason")?,
         wal_lsn,
+        sent_lsn: lsn("sent_lsn")?,
         confirmed_lsn,
+        restart_lsn: restart_lsn.unwrap_or_default(),
         // A lost slot keeps no WAL, and has no place to start from.
-        retained_bytes: lsn("restart_lsn")?.map_or(0, |restart| wal_lsn.bytes_since(restart)),
+        retained_bytes: restart_lsn.map_or(0, |restart| wal_lsn.bytes_since(restart)),
         confirmed_lag_bytes: wal_lsn.bytes_since(confirmed_lsn),
         safe_wal_bytes: if wal_status == "lost" { Some(0) } else { safe_wal_bytes },
         wal_status,

@@ -60,14 +60,18 @@ pub fn init_logging(filter: &str, format: LogFormat) -> Result<()> {
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     let started = if pretty {
-        let colours = terminal && std::env::var_os("NO_COLOR").is_none();
-        registry.with(lines.with_ansi(colours)).try_init()
+        registry.with(lines.with_ansi(may_colour(terminal))).try_init()
     } else {
         registry
             .with(lines.json().flatten_event(true).with_current_span(false).with_span_list(false))
             .try_init()
     };
     started.map_err(|error| Error::new(Kind::Setup, "logging was set up already").because(error))
+}
+
+/// Whether to write in colours to what is a terminal or not: <https://no-color.org>.
+pub fn may_colour(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
 }
 
 fn parse_filter(filter: &str) -> Result<EnvFilter> {

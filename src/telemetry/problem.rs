@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::lsn::Lsn;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, State, Status};
 
 /// A sink further behind than this is a problem.
@@ -10,6 +11,8 @@ const LAG_MAX: Duration = Duration::from_secs(60);
 const SAFE_WAL_BYTES_MIN: u64 = 256 << 20;
 /// A stream that brings no heartbeat for this long is a problem; they are written every ten seconds.
 const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(45);
+/// A slot that keeps more WAL than this from before its confirmed LSN is held by a transaction.
+const HELD_BEFORE_BYTES_MAX: u64 = 1 << 30;
 /// A slot that cannot be looked at for this long is a problem.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(30);
 
@@ -23,6 +26,7 @@ pub fn problems(status: &Status) -> Vec<String> {
     problems.extend(slot.and_then(|slot| at_risk(slot, status)));
     problems.extend(status.sinks.iter().filter_map(behind));
     problems.extend(no_heartbeat(status));
+    problems.extend(slot.and_then(kept_by_transaction));
     problems.extend(slot.and_then(unseen));
     problems
 }
@@ -51,7 +55,10 @@ fn failing(sink: &SinkLine) -> Option<String> {
 
 fn at_risk(slot: &SlotStatus, status: &Status) -> Option<String> {
     let left = slot.safe_wal_bytes.filter(|left| *left < SAFE_WAL_BYTES_MIN && slot.wal_status != "lost")?;
-    let slowest = status.holder().map(|sink| format!("bring {sink} up, or ")).unwrap_or_default();
+    let slowest = match status.holders().as_slice() {
+        [] => String::new(),
+        sinks => format!("bring {} up, or ", sinks.join(" and ")),
+    };
     Some(format!(
         "PostgreSQL removes WAL that the slot {} still needs after {} MB more (max_slot_wal_keep_size); {slowest}give it \
          more: `walcast check` has the statement",
@@ -83,6 +90,17 @@ fn no_heartbeat(status: &Status) -> Option<String> {
     })
 }
 
+fn kept_by_transaction(slot: &SlotStatus) -> Option<String> {
+    let before = slot.confirmed_lsn.bytes_since(slot.restart_lsn);
+    (slot.restart_lsn > Lsn::ZERO && before > HELD_BEFORE_BYTES_MAX).then(|| {
+        format!(
+            "PostgreSQL keeps {} MB of WAL from before what all sinks hold, since a transaction is open that long; \
+             `walcast check` names it",
+            before >> 20
+        )
+    })
+}
+
 fn unseen(slot: &SlotStatus) -> Option<String> {
     (slot.age_seconds > SAMPLE_AGE_MAX.as_secs_f64()).then(|| {
         format!(
@@ -95,7 +113,6 @@ fn unseen(slot: &SlotStatus) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::Lsn;
     use crate::telemetry::status::SourceStatus;
 
     fn sink(name: &str) -> SinkLine {
@@ -150,12 +167,19 @@ mod tests {
             held_lsn: Lsn(90),
             ..sink("kafka")
         };
-        let tight = SlotStatus { safe_wal_bytes: Some(100 << 20), age_seconds: 31.0, ..slot() };
+        let tight = SlotStatus {
+            safe_wal_bytes: Some(100 << 20),
+            age_seconds: 31.0,
+            confirmed_lsn: Lsn(3 << 30),
+            restart_lsn: Lsn(1 << 30),
+            ..slot()
+        };
         let told = problems(&status(tight, vec![slow, kafka]));
         insta::assert_snapshot!(told.join("\n"), @r"
         kafka takes no rows and holds the WAL back: no broker answers; start one
         PostgreSQL removes WAL that the slot walcast still needs after 100 MB more (max_slot_wal_keep_size); bring kafka up, or give it more: `walcast check` has the statement
         bigquery is 90 s behind and its full queue stops the reading; see why bigquery is slow
+        PostgreSQL keeps 2048 MB of WAL from before what all sinks hold, since a transaction is open that long; `walcast check` names it
         PostgreSQL has not answered about the slot walcast for 31 s; see whether it has a connection to spare
         ");
         let lost = SlotStatus { wal_status: "lost".into(), safe_wal_bytes: Some(0), ..slot() };

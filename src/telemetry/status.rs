@@ -73,8 +73,12 @@ pub struct SlotStatus {
     pub invalidation_reason: Option<String>,
     /// Where the server's WAL ends.
     pub wal_lsn: Lsn,
+    /// How far the server has sent the stream; `None` while nobody reads it, or where our role may not see that.
+    pub sent_lsn: Option<Lsn>,
     /// The slot's confirmed LSN.
     pub confirmed_lsn: Lsn,
+    /// Where the WAL begins that is kept for it; zero when it is lost.
+    pub restart_lsn: Lsn,
     /// WAL kept because of the slot.
     pub retained_bytes: u64,
     /// WAL since the confirmed LSN.
@@ -153,13 +157,14 @@ impl Status {
         self.checks().iter().all(|check| check.ok)
     }
 
-    /// The sink that keeps PostgreSQL from removing WAL: the one that holds least of what was received, unless all
-    /// hold the same.
-    pub fn holder(&self) -> Option<&str> {
+    /// The sinks that keep PostgreSQL from removing WAL: those that hold least of what was received, unless all hold
+    /// the same.
+    pub fn holders(&self) -> Vec<&str> {
         let held = || self.sinks.iter().map(|sink| sink.held_lsn);
-        let lowest = self.sinks.iter().min_by_key(|sink| sink.held_lsn)?;
-        let alone = held().max() > Some(lowest.held_lsn) || self.sinks.len() == 1;
-        (alone && lowest.held_lsn < self.source.received_lsn).then_some(lowest.name.as_str())
+        let (Some(lowest), highest) = (held().min(), held().max()) else { return Vec::new() };
+        let apart = highest > Some(lowest) || self.sinks.len() == 1;
+        let holds = |sink: &&SinkLine| apart && sink.held_lsn == lowest && lowest < self.source.received_lsn;
+        self.sinks.iter().filter(holds).map(|sink| sink.name.as_str()).collect()
     }
 }
 

@@ -65,7 +65,7 @@ impl Checks {
 
 fn late() -> Finding {
     let message = format!("the checks were not through after {} s", DEADLINE.as_secs());
-    Finding::warn("checks", message, "run `walcast check` to see which one waits")
+    Finding::warn("checks", "checks", message, "run `walcast check` to see which one waits")
 }
 
 #[cfg(test)]
@@ -83,7 +83,7 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             Box::pin(async {
                 tokio::time::sleep(Duration::from_secs(5)).await;
-                vec![Finding::ok("redis", "answers")]
+                vec![Finding::ok("redis.server", "redis", "answers")]
             })
         });
         for asked in futures_util::future::join_all((0..50).map(|_| checks.now())).await {

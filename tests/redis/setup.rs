@@ -105,6 +105,57 @@ async fn a_user_who_may_not_write_is_told_what_is_needed() {
     assert_eq!(keys, ["walcast:mark:walcast"]);
 }
 
+/// Every right is looked at, nothing is written, and what is said mends it.
+#[tokio::test]
+async fn rights_that_are_missing_are_told_before_a_write_needs_them() {
+    let server =
+        Server::start(&["appendonly yes", "appendfsync always", "user walcast on >secret +@all"]).await;
+    let config =
+        RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
+    let mut admin = connect(&server.config).await;
+    let rights = async || findings(&config).await.into_iter().find(|one| one.id == "redis.rights").unwrap();
+    for fault in
+        ["resetkeys ~walcast:*", "allkeys -@write", "allkeys -hset", "allkeys -evalsha", "allkeys -script"]
+    {
+        let words: Vec<&str> =
+            ["ACL", "SETUSER", "walcast", "+@all"].into_iter().chain(fault.split(' ')).collect();
+        run::<()>(&mut admin, &words).await;
+        let finding = rights().await;
+        assert_eq!(finding.verdict, Verdict::Fail, "{fault}: {finding:?}");
+        refused(RedisSink::new(config.clone()).prepare().await, Kind::Setup, "ACL SETUSER walcast");
+        run::<()>(&mut admin, &["ACL", "SETUSER", "walcast", "resetkeys"]).await;
+        let fix = finding.fix.unwrap();
+        run::<()>(&mut admin, &fix.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!(rights().await.verdict, Verdict::Ok, "{fault}");
+    }
+    let keys: Vec<String> = run(&mut admin, &["KEYS", "*"]).await;
+    assert!(keys.is_empty(), "{keys:?}");
+}
+
+/// What a fix says, typed into redis-cli.
+#[tokio::test]
+async fn settings_are_mended_by_what_is_said() {
+    let server = Server::start(&["maxmemory-policy allkeys-lru", "maxmemory 1100000"]).await;
+    let mut admin = connect(&server.config).await;
+    for (id, verdict) in [
+        ("redis.durability", Verdict::Fail),
+        ("redis.eviction", Verdict::Warn),
+        ("redis.memory", Verdict::Warn),
+        ("redis.password", Verdict::Warn),
+    ] {
+        let finding = findings(&server.config).await.into_iter().find(|one| one.id == id).unwrap();
+        assert_eq!(finding.verdict, verdict, "{finding:?}");
+        if id == "redis.password" {
+            break;
+        }
+        for line in finding.fix.unwrap().lines() {
+            run::<()>(&mut admin, &line.split(' ').collect::<Vec<_>>()).await;
+        }
+        let mended = findings(&server.config).await.into_iter().find(|one| one.id == id).unwrap();
+        assert_eq!(mended.verdict, Verdict::Ok, "{mended:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_full_server_refuses_the_whole_flush_and_takes_it_later() {
     let server = Server::start(&["maxmemory-policy noeviction"]).await;

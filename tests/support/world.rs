@@ -129,6 +129,19 @@ impl World {
         Ended::of(output.expect("the command ends within 60 s").unwrap())
     }
 
+    /// What a command shows on a terminal, colours and all.
+    pub async fn on_terminal(&self, arguments: &str) -> String {
+        let walcast = self.command([]);
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", &format!("{} {arguments}", env!("CARGO_BIN_EXE_walcast")), "/dev/null"])
+            .env_clear();
+        command.envs(walcast.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("PATH", env("PATH", "/usr/bin:/bin")).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
+        Ended::of(output.expect("the command ends within 60 s").unwrap()).output
+    }
+
     /// Starts `walcast run` and waits until it streams.
     pub async fn start(&self) -> Running {
         let running = self.spawn();
@@ -288,6 +301,27 @@ impl World {
         assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
     }
 
+    /// Our topics: each with its partitions, and how far each goes.
+    pub async fn kafka_topics(&self) -> Vec<String> {
+        let prefix = format!("{}.", self.topic_prefix);
+        let look = move || {
+            let reader: BaseConsumer = client_config().set("group.id", "walcast-tests").create().unwrap();
+            let timeout = Duration::from_secs(10);
+            let metadata = reader.fetch_metadata(None, timeout).unwrap();
+            let ours = metadata.topics().iter().filter(|topic| topic.name().starts_with(&prefix));
+            let partitions =
+                ours.flat_map(|topic| topic.partitions().iter().map(|one| (topic.name(), one.id())));
+            let mut told: Vec<String> = partitions
+                .map(|(name, id)| {
+                    format!("{name} {id} {:?}", reader.fetch_watermarks(name, id, timeout).unwrap())
+                })
+                .collect();
+            told.sort();
+            told
+        };
+        tokio::task::spawn_blocking(look).await.unwrap()
+    }
+
     /// A connection to this world's Redis database.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
         redis_connection(self.redis_db).await
@@ -308,17 +342,21 @@ impl World {
 
     /// Runs a query at the emulator; a row's values in order.
     pub async fn bigquery(&self, query: &str) -> Vec<Vec<Value>> {
-        let url = env("BIGQUERY_REST_URL", "http://127.0.0.1:29050");
-        let url = format!("{url}/bigquery/v2/projects/{}/queries", project());
-        let body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
-        let request = reqwest::Client::new().post(url).json(&body).timeout(Duration::from_secs(60));
-        let answer = request.send().await.unwrap();
-        let answer: Value = answer.json().await.unwrap();
+        let answer = self.try_bigquery(query).await;
         assert!(answer.get("error").is_none(), "{query}: {answer}");
         let rows = answer["rows"].as_array().cloned().unwrap_or_default();
         let values =
             |row: Value| row["f"].as_array().unwrap().iter().map(|field| field["v"].clone()).collect();
         rows.into_iter().map(values).collect()
+    }
+
+    /// Runs a query at the emulator; what it answers, which may be an error.
+    pub async fn try_bigquery(&self, query: &str) -> Value {
+        let url = env("BIGQUERY_REST_URL", "http://127.0.0.1:29050");
+        let url = format!("{url}/bigquery/v2/projects/{}/queries", project());
+        let body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
+        let request = reqwest::Client::new().post(url).json(&body).timeout(Duration::from_secs(60));
+        request.send().await.unwrap().json().await.unwrap()
     }
 
     pub async fn bigquery_ids(&self) -> Vec<i64> {

@@ -90,7 +90,9 @@ impl Sink for BigQuerySink {
     }
 
     async fn check(&mut self) -> Vec<Finding> {
-        check(&self.config).await.unwrap_or_else(|error| vec![Finding::failed(self.config.address(), &error)])
+        check(&self.config)
+            .await
+            .unwrap_or_else(|error| vec![Finding::failed("bigquery.service", self.config.address(), &error)])
     }
 
     async fn prepare(&mut self) -> Result<()> {
@@ -117,6 +119,12 @@ impl Sink for BigQuerySink {
         let (live, mark) = Live::recover(&self.config, target, &mut self.state, session).await?;
         self.live = Some(live);
         Ok(mark)
+    }
+
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        let (mark, intent) = self.state.progress::<progress::Intent>(session, NAME).await?;
+        // what was about to be committed is settled by the next start, and committed again if it is not there
+        Ok(intent.map(|intent| intent.mark).or(mark))
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
@@ -178,26 +186,32 @@ impl Target {
 /// Looks at the table, and whether both services let us in.
 async fn check(config: &BigQueryConfig) -> Result<Vec<Finding>> {
     let Target { rest, client } = Target::new(config).await?;
-    let Some(found) = rest.table().await? else {
-        let message = "does not exist yet";
-        return Ok(vec![Finding::warn(config.address(), message, "`walcast init` makes it")]);
-    };
-    let mut findings = vec![match table::verify(config, &found) {
-        Ok(()) => Finding::ok(config.address(), table::describe(&found)),
-        Err(error) => Finding::failed(config.address(), &error),
+    let dataset = format!("bigquery {}.{}", config.project_id, config.dataset);
+    let missing = |id, subject| Finding::warn(id, subject, "does not exist yet", "walcast init");
+    let mut findings = vec![match rest.dataset().await? {
+        Some(location) => Finding::ok("bigquery.dataset", dataset, location),
+        None => missing("bigquery.dataset", dataset),
     }];
+    let Some(found) = rest.table().await? else {
+        findings.push(missing("bigquery.table", config.address()));
+        return Ok(findings);
+    };
+    findings.push(match table::verify(config, &found) {
+        Ok(()) => Finding::ok("bigquery.table", config.address(), table::describe(&found)),
+        Err(error) => Finding::failed("bigquery.table", config.address(), &error),
+    });
     findings.extend(table::lifetime(config, &found));
-    findings.push(answers("bigquery queries", rest.probe().await));
+    findings.push(answers("bigquery.queries", "bigquery queries", rest.probe().await));
     let wrote =
         client.probe().await.map_err(|refusal| refusal.into_error("no write stream can be looked at"));
-    findings.push(answers("bigquery write service", wrote));
+    findings.push(answers("bigquery.write", "bigquery write service", wrote));
     Ok(findings)
 }
 
-fn answers(subject: &str, answer: Result<()>) -> Finding {
+fn answers(id: &'static str, subject: &str, answer: Result<()>) -> Finding {
     match answer {
-        Ok(()) => Finding::ok(subject, "answers"),
-        Err(error) => Finding::failed(subject, &error),
+        Ok(()) => Finding::ok(id, subject, "answers"),
+        Err(error) => Finding::failed(id, subject, &error),
     }
 }
 

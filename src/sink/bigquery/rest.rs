@@ -62,6 +62,19 @@ impl Rest {
         }
     }
 
+    /// Where the dataset lies; `None` when it is not there.
+    pub async fn dataset(&self) -> Result<Option<String>> {
+        let BigQueryConfig { project_id, dataset, .. } = &self.config;
+        match self.client.dataset().get(project_id, dataset).await {
+            Ok(found) => {
+                let place = found.location.map(|location| format!("is there, in {location}"));
+                Ok(Some(place.unwrap_or_else(|| "is there".to_owned())))
+            }
+            Err(error) if code(&error) == Some(404) => Ok(None),
+            Err(error) => Err(self.failed("has a dataset that cannot be looked at", error)),
+        }
+    }
+
     /// Makes the table, and its dataset when that is missing too. Somebody else may have been faster.
     pub async fn create(&self) -> Result<()> {
         self.create_dataset().await?;

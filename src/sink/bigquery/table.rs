@@ -75,6 +75,7 @@ pub fn lifetime(config: &BigQueryConfig, table: &Table) -> Option<Finding> {
     let time = table.time_partitioning.as_ref()?;
     time.expiration_ms.is_none().then(|| {
         Finding::warn(
+            "bigquery.lifetime",
             config.address(),
             "takes no more rows after 416 days: 10,000 hours are all partitions that a table can have",
             format!("ALTER TABLE {} SET OPTIONS (partition_expiration_days = 400)", config.sql_table()),

@@ -244,6 +244,11 @@ const OURS: [&str; 14] = [
 pub struct Properties(BTreeMap<String, String>);
 
 impl Properties {
+    /// The value of one.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
     fn shown(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), if is_secret(name) { "***" } else { value }))
     }

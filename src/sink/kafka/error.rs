@@ -21,7 +21,8 @@ pub(super) struct Reports {
 }
 
 impl Reports {
-    /// Why the first record that could not be delivered was refused.
+    /// Why the first record that could not be delivered was refused; `Purge…` while only records are known
+    /// that were dropped because of another.
     pub(super) fn delivery(&self) -> Option<Code> {
         *self.delivery.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,7 +58,9 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, _)) = result {
             let mut first = self.delivery.lock().unwrap_or_else(PoisonError::into_inner);
-            *first = first.or(error.rdkafka_error_code());
+            if matches!(*first, None | Some(Code::PurgeQueue | Code::PurgeInflight)) {
+                *first = error.rdkafka_error_code();
+            }
         }
     }
 }

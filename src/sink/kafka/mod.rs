@@ -39,6 +39,7 @@ pub const NAME: &str = "kafka";
 pub struct KafkaSink {
     config: KafkaConfig,
     row_bytes_max: usize,
+    slot: String,
     state: State,
     open: Option<Open>,
     watch: Option<Watch>,
@@ -57,7 +58,7 @@ impl KafkaSink {
     /// cannot work.
     pub fn new(config: KafkaConfig, row_bytes_max: usize, state: State) -> Result<Self> {
         config.validate()?;
-        Ok(KafkaSink { config, row_bytes_max, state, open: None, watch: None })
+        Ok(KafkaSink { config, row_bytes_max, slot: state.slot().to_owned(), state, open: None, watch: None })
     }
 
     async fn require_token(&mut self, session: &Session) -> Result<()> {
@@ -80,8 +81,9 @@ impl Sink for KafkaSink {
     }
 
     async fn check(&mut self) -> Vec<Finding> {
-        let findings = topics::check(&self.config, self.row_bytes_max).await;
-        findings.unwrap_or_else(|error| vec![Finding::failed("kafka brokers", &error)])
+        let transactional_id = self.config.transactional_id_for(&self.slot);
+        let findings = topics::check(&self.config, self.row_bytes_max, &transactional_id).await;
+        findings.unwrap_or_else(|error| vec![Finding::failed("kafka.brokers", "kafka brokers", &error)])
     }
 
     async fn prepare(&mut self) -> Result<()> {
@@ -105,6 +107,10 @@ impl Sink for KafkaSink {
             self.watch = Some(Watch::start(&self.config)?);
         }
         Ok(stored)
+    }
+
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        progress::peek(&self.config, &session.epoch.slot).await
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {

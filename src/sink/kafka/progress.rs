@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::config::KafkaConfig;
-use super::error::{Reports, sort};
+use super::error::{Reports, bad_settings, sort};
 use super::stable::{OpenTransaction, bounds, reader};
 use super::writer::spawn;
 use crate::error::{Error, Kind, Result};
@@ -65,6 +65,17 @@ pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<S
     outcome.await.map_err(ended)??.map(|json| parse(&json)).transpose()
 }
 
+/// The slot's newest mark that a reader sees now. Without a fence another may come at any moment.
+pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Option<StoredMark>> {
+    let (done, outcome) = oneshot::channel();
+    let (config, slot) = (config.clone(), slot.to_owned());
+    spawn("kafka-progress", move || {
+        drop(done.send(Reader::to_the_end(&config).and_then(|reader| reader.newest_seen(&slot))));
+    })?;
+    let ended = |_| Error::new(Kind::Unavailable, "Kafka: the reader of the progress topic has ended");
+    outcome.await.map_err(ended)??.map(|json| parse(&json)).transpose()
+}
+
 fn parse(json: &[u8]) -> Result<StoredMark> {
     StoredMark::from_json(json).map_err(|error| {
         Error::new(Kind::Protocol, "the mark in Kafka's progress topic has another shape").because(error)
@@ -80,6 +91,46 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(config: &'a KafkaConfig) -> Result<Self> {
         Ok(Reader { config, topic: config.topics().progress, consumer: reader(config, "read_committed")? })
+    }
+
+    /// A reader that is told when it has come to the end.
+    fn to_the_end(config: &'a KafkaConfig) -> Result<Self> {
+        let mut settings = config.reader("read_committed");
+        settings.set("enable.partition.eof", "true");
+        let consumer = settings.create_with_context(Reports::default()).map_err(bad_settings)?;
+        Ok(Reader { config, topic: config.topics().progress, consumer })
+    }
+
+    fn newest_seen(&self, slot: &str) -> Result<Option<Vec<u8>>> {
+        let (first, end) = bounds(&self.consumer, self.config, &self.topic, 0)?;
+        let mut window = FIRST_WINDOW;
+        loop {
+            let start = end.saturating_sub(window).max(first);
+            let newest = self.read_to_end(start, slot)?;
+            if newest.is_some() || start == first {
+                return Ok(newest);
+            }
+            window = window.saturating_mul(WINDOW_GROWTH);
+        }
+    }
+
+    fn read_to_end(&self, start: i64, slot: &str) -> Result<Option<Vec<u8>>> {
+        self.assign(start)?;
+        let (mut newest, mut heard) = (None, Instant::now());
+        loop {
+            match self.consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    heard = Instant::now();
+                    if is(&message, slot) {
+                        newest = message.payload().map(<[u8]>::to_vec);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(newest),
+                Some(Err(error)) => self.require_mendable(error)?,
+                None if heard.elapsed() > self.config.timeout() => return Err(self.unavailable()),
+                None => {}
+            }
+        }
     }
 
     /// Reads ever longer ends of the topic until one has a mark, or all of it was read.

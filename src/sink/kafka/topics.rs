@@ -16,6 +16,9 @@ use super::writer::spawn;
 use crate::error::{Error, Kind, Result};
 use crate::finding::{Finding, Verdict, refuse};
 
+/// The id of a topic's finding.
+const TOPIC: &str = "kafka.topic";
+
 /// Makes the topics that are missing, and refuses those of another shape.
 pub(super) async fn prepare(config: &KafkaConfig, row_bytes_max: usize) -> Result<()> {
     on_thread(config, row_bytes_max, |cluster| async move {
@@ -37,9 +40,16 @@ pub(super) async fn prepare(config: &KafkaConfig, row_bytes_max: usize) -> Resul
 }
 
 /// What is there and what is wrong with it. Changes nothing.
-pub(super) async fn check(config: &KafkaConfig, row_bytes_max: usize) -> Result<Vec<Finding>> {
+pub(super) async fn check(
+    config: &KafkaConfig,
+    row_bytes_max: usize,
+    transactional_id: &str,
+) -> Result<Vec<Finding>> {
+    let transactional_id = transactional_id.to_owned();
     on_thread(config, row_bytes_max, |cluster| async move {
-        let mut findings = vec![cluster.brokers()?];
+        let (brokers, broker) = cluster.brokers()?;
+        let mut findings = vec![brokers];
+        findings.extend(cluster.limits(broker, &transactional_id).await);
         let mut complete = true;
         for wanted in &cluster.wanted {
             let found = cluster.found(&wanted.name).await?;
@@ -56,9 +66,9 @@ pub(super) async fn check(config: &KafkaConfig, row_bytes_max: usize) -> Result<
 }
 
 fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
-    let subject = "kafka transactions";
+    let (id, subject) = ("kafka.transactions", "kafka transactions");
     let lasting = lasting_transactions(config)?;
-    let Some(first) = lasting.first() else { return Ok(Finding::ok(subject, "all transactions end")) };
+    let Some(first) = lasting.first() else { return Ok(Finding::ok(id, subject, "all transactions end")) };
     let message = format!(
         "{} partitions have a transaction that does not end, such as {} partition {} at offset {}: hung when \
          this lasts longer than {} s",
@@ -68,7 +78,7 @@ fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
         first.offset,
         config.transaction_open_max().as_secs()
     );
-    Ok(Finding::warn(subject, message, first.abort_command(config)))
+    Ok(Finding::warn(id, subject, message, first.abort_command(config)))
 }
 
 /// Runs `work` on a thread of its own: some of librdkafka's calls block.
@@ -111,24 +121,89 @@ impl Cluster {
         Ok(Cluster { admin, config, wanted })
     }
 
-    fn brokers(&self) -> Result<Finding> {
+    /// The brokers, and the id of one.
+    fn brokers(&self) -> Result<(Finding, i32)> {
         let metadata =
             self.admin.inner().fetch_metadata(Some(&self.config.topics().events), self.config.timeout());
-        let brokers = metadata.map_err(|error| self.failed("reach the brokers", error))?.brokers().len();
-        let subject = "kafka brokers";
+        let metadata = metadata.map_err(|error| self.failed("reach the brokers", error))?;
+        let any = metadata.brokers().first().map(|broker| broker.id()).unwrap_or_default();
+        let brokers = metadata.brokers().len();
+        let (id, subject) = ("kafka.brokers", "kafka brokers");
         let KafkaConfig { replication_factor, min_insync_replicas, brokers: addresses, .. } = &self.config;
+        if brokers < usize::from(*replication_factor) {
+            let message =
+                format!("{brokers} at {addresses}, and kafka.replication_factor is {replication_factor}");
+            let fix = format!(
+                "export KAFKA_REPLICATION_FACTOR={brokers} KAFKA_MIN_INSYNC_REPLICAS={}",
+                min_insync_replicas.min(&(brokers as u16))
+            );
+            return Ok((Finding::fail(id, subject, message, fix), any));
+        }
         if *min_insync_replicas >= 2 {
-            return Ok(Finding::ok(subject, format!("{brokers} at {addresses}")));
+            return Ok((Finding::ok(id, subject, format!("{brokers} at {addresses}")), any));
         }
         let message = format!(
             "{brokers} at {addresses}; with replication_factor = {replication_factor} and min_insync_replicas = \
-             {min_insync_replicas} one lost disk loses events"
+             {min_insync_replicas} one lost disk loses events: it takes three brokers"
         );
-        Ok(Finding::warn(
-            subject,
-            message,
-            "set kafka.replication_factor = 3 and kafka.min_insync_replicas = 2",
-        ))
+        let fix = "export KAFKA_REPLICATION_FACTOR=3 KAFKA_MIN_INSYNC_REPLICAS=2";
+        Ok((Finding::warn(id, subject, message, fix), any))
+    }
+
+    /// What a broker allows of transactions. What the ACLs allow this user shows only when a producer begins, and that
+    /// would shut a running walcast out.
+    async fn limits(&self, broker: i32, transactional_id: &str) -> Vec<Finding> {
+        let settings = match self.settings(ResourceSpecifier::Broker(broker)).await {
+            Ok(settings) => settings,
+            Err(error) => {
+                let message = format!(
+                    "are not told to this user ({error}): kafka.transaction_timeout_ms may be too long"
+                );
+                return vec![Finding::warn(
+                    "kafka.transaction_timeout",
+                    "kafka broker settings",
+                    message,
+                    self.allow_describe(),
+                )];
+            }
+        };
+        vec![self.transaction_timeout(&settings), self.transactional_id(&settings, transactional_id)]
+    }
+
+    fn transaction_timeout(&self, settings: &BTreeMap<String, String>) -> Finding {
+        let (id, subject) = ("kafka.transaction_timeout", "kafka transaction timeout");
+        let most = settings.get("transaction.max.timeout.ms").and_then(|most| most.parse::<u64>().ok());
+        let ours = self.config.transaction_timeout_ms;
+        match most.filter(|most| *most < ours) {
+            None => Finding::ok(id, subject, format!("{ours} ms, which the brokers allow")),
+            Some(most) => Finding::fail(
+                id,
+                subject,
+                format!("{ours} ms is more than the brokers allow (transaction.max.timeout.ms = {most})"),
+                format!("export KAFKA_TRANSACTION_TIMEOUT_MS={most}"),
+            ),
+        }
+    }
+
+    fn transactional_id(&self, settings: &BTreeMap<String, String>, transactional_id: &str) -> Finding {
+        let (id, subject) = ("kafka.transactional_id", "kafka transactional id");
+        let authorizer = settings.get("authorizer.class.name").is_some_and(|class| !class.is_empty());
+        let message = match authorizer {
+            true => format!(
+                "{transactional_id}; whether the ACLs allow it (Write and Describe) shows when walcast starts: to try \
+                 would shut a running one out"
+            ),
+            false => format!("{transactional_id}; the brokers have no ACLs"),
+        };
+        Finding::ok(id, subject, message)
+    }
+
+    fn allow_describe(&self) -> String {
+        let user = self.config.properties.get("sasl.username").unwrap_or("walcast");
+        format!(
+            "kafka-acls.sh --bootstrap-server {} --add --allow-principal User:{user} --operation DescribeConfigs --cluster",
+            self.config.brokers
+        )
     }
 
     /// The topic, or `None` when there is none of this name.
@@ -147,17 +222,17 @@ impl Cluster {
                 .min()
                 .unwrap_or_default(),
             has_leaders: partitions.iter().all(|partition| partition.leader() >= 0),
-            settings: self.settings(name).await?,
+            settings: self.settings(ResourceSpecifier::Topic(name)).await?,
         }))
     }
 
-    async fn settings(&self, name: &str) -> Result<BTreeMap<String, String>> {
-        let described = self.admin.describe_configs([&ResourceSpecifier::Topic(name)], &self.options()).await;
-        let described = described.map_err(|error| self.failed("read a topic's settings", error))?;
+    async fn settings(&self, of: ResourceSpecifier<'_>) -> Result<BTreeMap<String, String>> {
+        let described = self.admin.describe_configs([&of], &self.options()).await;
+        let described = described.map_err(|error| self.failed("read settings", error))?;
         let mut settings = BTreeMap::new();
         for resource in described {
             let resource =
-                resource.map_err(|code| self.failed("read a topic's settings", KafkaError::AdminOp(code)))?;
+                resource.map_err(|code| self.failed("read settings", KafkaError::AdminOp(code)))?;
             settings
                 .extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
         }
@@ -282,7 +357,7 @@ impl Wanted {
     fn finding(&self, found: Option<&Found>, config: &KafkaConfig) -> Finding {
         let subject = format!("kafka topic {}", self.name);
         let Some(found) = found else {
-            return Finding::fail(subject, "is not there", "`walcast init` creates it");
+            return Finding::fail(TOPIC, subject, "is not there", "walcast init");
         };
         if found.partitions != usize::from(self.partitions) {
             return self.wrong_partitions(subject, found);
@@ -297,9 +372,9 @@ impl Wanted {
         match differing.max_by_key(|(.., verdict)| *verdict == Verdict::Fail) {
             Some((rule, value, verdict)) => {
                 let (message, fix) = (rule.complaint(value), Some(self.alter(rule, config)));
-                Finding { subject, verdict, message, fix }
+                Finding { id: TOPIC, subject, verdict, message, fix }
             }
-            None => Finding::ok(subject, format!("{} partitions, as it must be", self.partitions)),
+            None => Finding::ok(TOPIC, subject, format!("{} partitions, as it must be", self.partitions)),
         }
     }
 
@@ -312,7 +387,7 @@ impl Wanted {
         let fix = format!(
             "{take_it}set another kafka.topic_prefix, or delete the topic if nothing of worth is in it"
         );
-        Finding::fail(subject, message, fix)
+        Finding::fail(TOPIC, subject, message, fix)
     }
 
     fn alter(&self, rule: &Rule, config: &KafkaConfig) -> String {
@@ -336,5 +411,5 @@ fn too_few_replicas(subject: String, found: &Found, config: &KafkaConfig) -> Fin
     let fix = format!(
         "give it more replicas with kafka-reassign-partitions.sh, or set kafka.replication_factor = {found}"
     );
-    Finding::fail(subject, message, fix)
+    Finding::fail(TOPIC, subject, message, fix)
 }

@@ -240,6 +240,8 @@ fn delivered(producer: &BaseProducer<Reports>) -> Result<()> {
     producer.poll(Duration::ZERO);
     let reports = producer.client().context();
     match reports.delivery() {
+        // what refused the first record is reported behind the records that were dropped because of it
+        Some(Code::PurgeQueue | Code::PurgeInflight) if producer.in_flight_count() > 0 => Ok(()),
         Some(code) => Err(sort("deliver a record", KafkaError::MessageProduction(code), reports)),
         None => Ok(()),
     }

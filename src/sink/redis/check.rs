@@ -1,7 +1,10 @@
 //! What the server must be like.
 
+use std::time::Duration;
+
 use super::config::{Durability, RedisConfig};
 use super::connection::Connection;
+use super::system_micros;
 use crate::error::{Error, Kind, Result};
 use crate::sink::{Finding, Verdict};
 
@@ -10,10 +13,16 @@ pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Resul
     let info: Option<String> = connection.ask_if_allowed(&redis::cmd("INFO")).await?;
     let info = Info(info.unwrap_or_default());
     let mut findings = vec![version(config, &info)];
-    findings.extend(mode(config, &info));
+    if let Some(wrong) = mode(config, &info) {
+        findings.push(wrong);
+        return Ok(findings);
+    }
     findings.extend(password(config));
     findings.push(durability(connection, config, &info).await?);
     findings.push(eviction(config, &info));
+    findings.extend(memory(config, &info));
+    findings.push(clock(connection, config).await?);
+    findings.push(rights(connection, config).await?);
     Ok(findings)
 }
 
@@ -21,6 +30,54 @@ pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Resul
 pub fn cluster(address: &str) -> Error {
     Error::new(Kind::Setup, format!("{address} is part of a Redis Cluster, which walcast does not support"))
         .hint("use a standalone server, or one that sentinels watch (redis.sentinel_addrs)")
+}
+
+/// The first with users and their rights.
+const VERSION_MIN: u32 = 6;
+/// A server this full refuses writes soon.
+const MEMORY_SHARE_MAX: f64 = 0.9;
+/// Keys expire by the server's clock, boards are drained by ours.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(2);
+/// What the user must be allowed, as its ACL says it.
+pub(super) const ACL: &str = "~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info +config|get";
+
+/// Every command that walcast sends or that its scripts run, on a key of each kind that it is used for.
+const COMMANDS: &[&str] = &[
+    "EVALSHA 0000000000000000000000000000000000000000 1 walcast:all",
+    "SCRIPT LOAD return",
+    "SCAN 0",
+    "TYPE walcast:all",
+    "EXISTS walcast:all",
+    "HGET walcast:all a",
+    "HMGET walcast:all a",
+    "HGETALL walcast:all",
+    "HSCAN walcast:all 0",
+    "HLEN walcast:all",
+    "HSET walcast:all a b",
+    "HDEL walcast:all a",
+    "GET walcast:all",
+    "STRLEN walcast:all",
+    "APPEND walcast:all a",
+    "DEL walcast:all",
+    "UNLINK walcast:all",
+    "EXPIREAT walcast:all 1",
+    "HSET content:a a b",
+    "HSET engagement:a a b",
+    "HSET stats:events:a a b",
+    "EXPIREAT content:a 1",
+    "EXPIREAT engagement:a 1",
+    "EXPIREAT stats:events:a 1",
+    "TTL content:a",
+    "ZCARD top_engagement:a",
+    "ZRANGE top_engagement:a 0 1",
+    "ZADD top_engagement:a 1 a",
+    "ZREM top_engagement:a a",
+    "EXPIRE top_engagement:a 1",
+    "PTTL top_engagement:a",
+];
+
+fn major(version: &str) -> u32 {
+    version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default()
 }
 
 /// What INFO says; empty when it may not be asked.
@@ -32,14 +89,27 @@ impl Info {
     }
 }
 
-fn finding(config: &RedisConfig, verdict: Verdict, message: String, fix: Option<&str>) -> Finding {
-    Finding { subject: config.address(), verdict, message, fix: fix.map(str::to_owned) }
+fn finding(
+    id: &'static str,
+    config: &RedisConfig,
+    verdict: Verdict,
+    message: String,
+    fix: Option<&str>,
+) -> Finding {
+    Finding { id, subject: config.address(), verdict, message, fix: fix.map(str::to_owned) }
 }
 
 fn version(config: &RedisConfig, info: &Info) -> Finding {
     match info.get("redis_version") {
-        Some(version) => finding(config, Verdict::Ok, format!("answers, version {version}"), None),
+        Some(version) if major(version) < VERSION_MIN => {
+            let message = format!("is version {version}: walcast is tested with 6 and newer");
+            finding("redis.server", config, Verdict::Warn, message, Some("install Redis 6 or newer, best 7"))
+        }
+        Some(version) => {
+            finding("redis.server", config, Verdict::Ok, format!("answers, version {version}"), None)
+        }
         None => finding(
+            "redis.server",
             config,
             Verdict::Warn,
             "answers, but INFO is not allowed to this user: nothing is known of its settings".into(),
@@ -49,7 +119,8 @@ fn version(config: &RedisConfig, info: &Info) -> Finding {
 }
 
 fn mode(config: &RedisConfig, info: &Info) -> Option<Finding> {
-    let fail = |message: String, fix: &str| Some(finding(config, Verdict::Fail, message, Some(fix)));
+    let fail =
+        |message: String, fix: &str| Some(finding("redis.mode", config, Verdict::Fail, message, Some(fix)));
     match (info.get("redis_mode"), info.get("role")) {
         (Some("cluster"), _) => {
             let error = cluster("the server");
@@ -70,10 +141,11 @@ fn mode(config: &RedisConfig, info: &Info) -> Option<Finding> {
 fn password(config: &RedisConfig) -> Option<Finding> {
     config.password.expose().is_empty().then(|| {
         finding(
+            "redis.password",
             config,
             Verdict::Warn,
-            "asks for no password: whoever reaches it can change the boards".into(),
-            Some("CONFIG SET requirepass <password> (and in redis.conf), then set REDIS_PASSWORD"),
+            "asks for no password: whoever reaches it can change the boards; tell walcast of it by REDIS_PASSWORD".into(),
+            Some("CONFIG SET requirepass <password>\nCONFIG REWRITE"),
         )
     })
 }
@@ -82,33 +154,46 @@ async fn durability(connection: &mut Connection, config: &RedisConfig, info: &In
     if config.durability == Durability::None {
         let message =
             "redis.durability is none: what Redis loses in a crash is not delivered again by itself";
-        return Ok(finding(config, Verdict::Warn, message.into(), Some("redis.durability = \"aof\"")));
+        return Ok(finding(
+            "redis.durability",
+            config,
+            Verdict::Warn,
+            message.into(),
+            Some("export REDIS_DURABILITY=aof"),
+        ));
     }
-    const FIX: &str = "CONFIG SET appendonly yes, CONFIG SET appendfsync always (and in redis.conf), or say redis.durability = \"none\"";
+    const FIX: &str = "CONFIG SET appendonly yes\nCONFIG SET appendfsync always\nCONFIG REWRITE";
     let settings = redis::cmd("CONFIG").arg("GET").arg("append*").to_owned();
     let settings: Option<std::collections::HashMap<String, String>> =
         connection.ask_if_allowed(&settings).await?;
     let setting = |name| settings.as_ref().and_then(|settings| settings.get(name)).map(String::as_str);
     Ok(match (setting("appendonly"), setting("appendfsync"), info.get("aof_enabled")) {
         (Some("yes"), Some("always"), _) => finding(
+            "redis.durability",
             config,
             Verdict::Ok,
             "keeps every write (appendonly yes, appendfsync always)".into(),
             None,
         ),
         (Some(appendonly), Some(appendfsync), _) => finding(
+            "redis.durability",
             config,
             Verdict::Fail,
-            format!("may lose writes in a crash: appendonly {appendonly}, appendfsync {appendfsync}"),
+            format!(
+                "may lose writes in a crash: appendonly {appendonly}, appendfsync {appendfsync} (redis.durability = \"none\" takes that)"
+            ),
             Some(FIX),
         ),
         (_, _, Some("0")) => finding(
+            "redis.durability",
             config,
             Verdict::Fail,
-            "may lose writes in a crash: it has no append-only file".into(),
+            "may lose writes in a crash: it has no append-only file (redis.durability = \"none\" takes that)"
+                .into(),
             Some(FIX),
         ),
         _ => finding(
+            "redis.durability",
             config,
             Verdict::Warn,
             "does not say whether appendfsync is always: CONFIG GET is not allowed".into(),
@@ -119,14 +204,77 @@ async fn durability(connection: &mut Connection, config: &RedisConfig, info: &In
 
 fn eviction(config: &RedisConfig, info: &Info) -> Finding {
     match info.get("maxmemory_policy") {
-        Some("noeviction") | None => {
-            finding(config, Verdict::Ok, "evicts nothing (maxmemory-policy noeviction)".into(), None)
-        }
+        Some("noeviction") | None => finding(
+            "redis.eviction",
+            config,
+            Verdict::Ok,
+            "evicts nothing (maxmemory-policy noeviction)".into(),
+            None,
+        ),
         Some(policy) => finding(
+            "redis.eviction",
             config,
             Verdict::Warn,
             format!("may throw walcast's state away when it is full: maxmemory-policy {policy}"),
-            Some("CONFIG SET maxmemory-policy noeviction (and in redis.conf)"),
+            Some("CONFIG SET maxmemory-policy noeviction\nCONFIG REWRITE"),
         ),
     }
+}
+
+fn memory(config: &RedisConfig, info: &Info) -> Option<Finding> {
+    let number = |field| info.get(field)?.parse::<f64>().ok();
+    let (used, most) = (number("used_memory")?, number("maxmemory").filter(|most| *most > 0.0)?);
+    let message = format!("uses {:.0} of {:.0} MB (maxmemory)", used / 1e6, most / 1e6);
+    let (verdict, fix) = match used > most * MEMORY_SHARE_MAX {
+        true => (Verdict::Warn, Some(format!("CONFIG SET maxmemory {:.0}\nCONFIG REWRITE", used * 2.0))),
+        false => (Verdict::Ok, None),
+    };
+    Some(finding("redis.memory", config, verdict, message, fix.as_deref()))
+}
+
+async fn clock(connection: &mut Connection, config: &RedisConfig) -> Result<Finding> {
+    let asked = system_micros();
+    let time: Option<(i64, i64)> = connection.ask_if_allowed(&redis::cmd("TIME")).await?;
+    let id = "redis.clock";
+    let Some((seconds, micros)) = time else {
+        return Ok(finding(id, config, Verdict::Ok, "does not tell its time to this user".into(), None));
+    };
+    let ours = asked + (system_micros() - asked) / 2;
+    let skew = Duration::from_micros((seconds * 1_000_000 + micros - ours).unsigned_abs());
+    Ok(match skew > CLOCK_SKEW_MAX {
+        true => {
+            let message = format!(
+                "has a clock that is {:.1} s from this machine's: keys expire at the wrong time; set the one that is wrong",
+                skew.as_secs_f64()
+            );
+            finding(id, config, Verdict::Warn, message, Some("timedatectl set-ntp true"))
+        }
+        false => finding(id, config, Verdict::Ok, "has the same time as this machine".into(), None),
+    })
+}
+
+/// Redis looks at a user's rights when a command is put into a transaction; dropped again, none of it has happened.
+async fn rights(connection: &mut Connection, config: &RedisConfig) -> Result<Finding> {
+    let id = "redis.rights";
+    connection.ask::<redis::Value>(&redis::cmd("MULTI")).await?;
+    let mut refused = Vec::new();
+    for line in COMMANDS {
+        let mut words = line.split(' ');
+        let mut command = redis::cmd(words.next().unwrap_or_default());
+        for word in words {
+            command.arg(word);
+        }
+        if connection.is_forbidden(&command).await? {
+            refused.push(*line);
+        }
+    }
+    // a queue with a refused command in it is gone already for some servers
+    connection.ask_if_allowed::<redis::Value>(&redis::cmd("DISCARD")).await?;
+    let Some(first) = refused.first() else {
+        return Ok(finding(id, config, Verdict::Ok, "allows this user all that walcast does".into(), None));
+    };
+    let user = if config.username.is_empty() { "default" } else { &config.username };
+    let message =
+        format!("forbids user {user} {} of {} commands, such as {first}", refused.len(), COMMANDS.len());
+    Ok(finding(id, config, Verdict::Fail, message, Some(&format!("ACL SETUSER {user} {ACL}"))))
 }

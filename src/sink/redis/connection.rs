@@ -133,6 +133,15 @@ impl Connection {
         }
     }
 
+    /// Whether this user may not run a command; whatever else the server thinks of it.
+    pub async fn is_forbidden(&mut self, command: &Cmd) -> Result<bool> {
+        match command.query_async::<Value>(&mut self.inner).await {
+            Err(error) if error.code() == Some("NOPERM") => Ok(true),
+            Err(error) if error.is_io_error() => Err(failed(&self.address, error)),
+            _ => Ok(false),
+        }
+    }
+
     /// Runs commands that read one key each, in one round trip.
     pub async fn read(&mut self, pipeline: &mut Pipeline) -> Result<Vec<Value>> {
         let answers: Vec<RedisResult<Value>> = pipeline

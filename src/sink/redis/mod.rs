@@ -91,18 +91,13 @@ impl Sink for RedisSink {
     }
 
     async fn check(&mut self) -> Vec<Finding> {
-        self.inspect().await.unwrap_or_else(|error| {
-            vec![Finding {
-                subject: self.config.address(),
-                verdict: Verdict::Fail,
-                message: error.chain(),
-                fix: Some(error.advice().to_owned()),
-            }]
-        })
+        self.inspect()
+            .await
+            .unwrap_or_else(|error| vec![Finding::failed("redis.server", self.config.address(), &error)])
     }
 
     async fn prepare(&mut self) -> Result<()> {
-        for Finding { subject, verdict, message, fix } in self.inspect().await? {
+        for Finding { subject, verdict, message, fix, .. } in self.inspect().await? {
             let fix = fix.unwrap_or_default();
             match verdict {
                 Verdict::Ok => {}
@@ -121,6 +116,14 @@ impl Sink for RedisSink {
         let (live, mark) = Live::recover(connection, session, (self.clock)()).await?;
         self.live = Some(live);
         Ok(mark)
+    }
+
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        let mut connection = Connection::open(&self.config).await?;
+        let key = keys::mark(&session.epoch.slot);
+        let text: Option<String> = connection.ask(redis::cmd("HGET").arg(&key).arg("mark")).await?;
+        let unreadable = |error| connection.unreadable(&key, "a mark that cannot be read").because(error);
+        text.map(|text| StoredMark::from_json(text.as_bytes())).transpose().map_err(unreadable)
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {

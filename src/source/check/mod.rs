@@ -1,0 +1,245 @@
+//! What walcast needs of the source before it can run, and what an operator should know of it, looked at without
+//! changing anything.
+
+mod server;
+mod slot;
+mod table;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use self::server::Server;
+use self::slot::Slot;
+use crate::error::{Error, Result};
+use crate::finding::Finding;
+use crate::model::{content, engagement};
+use crate::source::connection::Connection;
+use crate::source::slot::{self as source_slot, ServerFacts};
+use crate::source::{PostgresConfig, SslMode, quote, sql};
+
+const VERSION_MIN: i32 = 140_000;
+
+/// How many migrations this walcast's state schema has.
+pub const MIGRATIONS: usize = 5;
+
+/// A transaction that is open for longer is told.
+pub const TRANSACTION_OPEN_MAX: Duration = Duration::from_secs(300);
+
+/// What `walcast check` tells of the source, beyond what must be so for a start ([`check`]). One part that cannot be
+/// looked at is one finding.
+pub async fn survey(client: &Client, config: &PostgresConfig, open_max: Duration) -> Vec<Finding> {
+    let mut findings = vec![wire(config).await];
+    match survey_server(client, config).await {
+        Ok(told) => findings.extend(told),
+        Err(error) => findings.push(Finding::failed("postgres.settings", "postgres settings", &error)),
+    }
+    match table::findings(client, config).await {
+        Ok(told) => findings.extend(told),
+        Err(error) => findings.push(Finding::failed("postgres.rights", "postgres tables", &error)),
+    }
+    match slot::open_transactions(client, open_max).await {
+        Ok(told) => findings.extend(told),
+        Err(error) => {
+            findings.push(Finding::failed("postgres.transactions", "postgres transactions", &error))
+        }
+    }
+    findings
+}
+
+async fn survey_server(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
+    let (server, slot) = (Server::ask(client).await?, Slot::ask(client, config).await?);
+    let mut findings = server.findings(&config.slot, slot.is_some(), &quote::identifier(&config.user));
+    findings.extend(slot.iter().flat_map(|slot| slot.findings(&server)));
+    findings.push(recovery(client).await?);
+    Ok(findings)
+}
+
+/// walcast keeps its state in the database that it reads.
+async fn recovery(client: &Client) -> Result<Finding> {
+    let (id, subject) = ("postgres.recovery", "postgres recovery");
+    let row = client
+        .query_one(
+            "SELECT pg_is_in_recovery(), (SELECT sender_host FROM pg_stat_wal_receiver),
+                    (SELECT sender_port FROM pg_stat_wal_receiver)",
+            &[],
+        )
+        .await
+        .map_err(sql::error)?;
+    let (standby, host, port): (bool, Option<String>, Option<i32>) =
+        (sql::get(&row, 0)?, sql::get(&row, 1)?, sql::get(&row, 2)?);
+    if !standby {
+        return Ok(Finding::ok(id, subject, "is over: this server takes writes"));
+    }
+    let (host, port) = (host.unwrap_or_else(|| "<primary>".into()), port.unwrap_or(5432));
+    let message = "is going on: this server is a standby, and walcast keeps its state in the primary";
+    Ok(Finding::fail(id, subject, message, format!("export POSTGRES_HOST={host} POSTGRES_PORT={port}")))
+}
+
+/// The replication connection, and what lies under it.
+async fn wire(config: &PostgresConfig) -> Finding {
+    match Connection::connect(config).await {
+        Ok(connection) => tls(config, connection.is_encrypted()),
+        Err(error) => no_replication(&error),
+    }
+}
+
+fn no_replication(error: &Error) -> Finding {
+    Finding::failed("postgres.replication", "postgres replication connection", error)
+}
+
+fn tls(config: &PostgresConfig, encrypted: bool) -> Finding {
+    let (id, subject) = ("postgres.tls", "postgres connection");
+    let proof = match config.sslmode {
+        SslMode::VerifyFull => Some("the server's name is proved"),
+        SslMode::VerifyCa => Some("the server's authority is proved"),
+        SslMode::Require if config.sslrootcert.is_some() => Some("the server's authority is proved"),
+        _ => None,
+    };
+    let fix = "export POSTGRES_SSLMODE=verify-full";
+    match (encrypted, proof, is_loopback(&config.host)) {
+        (true, Some(proof), _) => Finding::ok(id, subject, format!("TLS, {proof}")),
+        (true, None, true) => Finding::ok(id, subject, "TLS, on this machine"),
+        (false, _, true) => Finding::ok(id, subject, "without TLS, on this machine"),
+        (true, None, false) => {
+            let message = "TLS, but nothing proves that it is the server: whoever stands between can read and change all";
+            Finding::warn(id, subject, message, fix)
+        }
+        (false, _, false) => Finding::warn(id, subject, "without TLS: rows and state travel in clear", fix),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Server, role, tables and state schema.
+pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
+    let mut findings = check_server(client, config).await?;
+    findings.extend([
+        table(client, config, "content", content::column_names().collect()).await?,
+        table(client, config, "engagement_events", engagement::column_names().collect()).await?,
+        state_schema(client, config).await?,
+    ]);
+    Ok(findings)
+}
+
+/// The part that must hold before `walcast init` can make the rest.
+pub async fn check_server(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
+    let server = source_slot::server_facts(client).await?;
+    Ok(vec![version(&server), wal_level(&server), role(&server, config)])
+}
+
+fn version(server: &ServerFacts) -> Finding {
+    let version = server.version_num;
+    let (id, subject, message) =
+        ("postgres.version", "postgres version", format!("{}.{}", version / 10_000, version % 10_000));
+    match version >= VERSION_MIN {
+        true => Finding::ok(id, subject, message),
+        false => {
+            Finding::fail(id, subject, message, "upgrade the server: walcast needs PostgreSQL 14 or newer")
+        }
+    }
+}
+
+fn wal_level(server: &ServerFacts) -> Finding {
+    let (id, subject, level) = ("postgres.wal_level", "postgres wal_level", &server.wal_level);
+    match level.as_str() {
+        "logical" => Finding::ok(id, subject, level.as_str()),
+        _ => Finding::fail(
+            id,
+            subject,
+            format!(
+                "is {level}, and must be logical; PostgreSQL is to be restarted then (managed services have a switch for it)"
+            ),
+            "ALTER SYSTEM SET wal_level = logical;",
+        ),
+    }
+}
+
+fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
+    let (id, subject) = ("postgres.role", format!("postgres role {}", config.user));
+    match server.has_replication_role {
+        true => Finding::ok(id, subject, "may replicate"),
+        false => {
+            let fix = format!("ALTER ROLE {} REPLICATION;", quote::identifier(&config.user));
+            Finding::fail(id, subject, "may not replicate", fix)
+        }
+    }
+}
+
+async fn table(client: &Client, config: &PostgresConfig, table: &str, wanted: Vec<&str>) -> Result<Finding> {
+    let query = "SELECT attname::text FROM pg_attribute
+                 WHERE attrelid = to_regclass(format('%I.%I', $1::text, $2::text)) AND attnum > 0 AND NOT attisdropped";
+    let rows = client.query(query, &[&config.schema, &table]).await.map_err(sql::error)?;
+    let columns: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let (id, subject) = ("postgres.table", format!("table {}.{table}", config.schema));
+    if columns.is_empty() {
+        return Ok(Finding::fail(
+            id,
+            subject,
+            "does not exist here; postgres.schema (POSTGRES_SCHEMA) says where it is if you have it",
+            "walcast init",
+        ));
+    }
+    let missing: Vec<&str> =
+        wanted.into_iter().filter(|name| !columns.iter().any(|column| column == name)).collect();
+    Ok(match missing.as_slice() {
+        [] => Finding::ok(id, subject, "has the columns that walcast needs"),
+        missing => Finding::fail(
+            id,
+            subject,
+            format!("lacks the column(s) {}", missing.join(", ")),
+            "add them with ALTER TABLE; the README has the two tables",
+        ),
+    })
+}
+
+async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Finding> {
+    let (id, subject) = ("postgres.state", "schema walcast");
+    let row =
+        client.query_one(include_str!("../../../sql/check_state.sql"), &[]).await.map_err(sql::error)?;
+    let (tables, writable): (i64, bool) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
+    if tables == 0 {
+        let message = "does not exist; the database's owner can make it";
+        return Ok(Finding::fail(id, subject, message, "walcast init"));
+    }
+    if !writable {
+        let role = quote::identifier(&config.user);
+        let fix = format!(
+            "GRANT USAGE ON SCHEMA walcast TO {role}; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA walcast TO {role};"
+        );
+        return Ok(Finding::fail(id, subject, "may not be written by this role", fix));
+    }
+    let applied = "SELECT count(*) FROM walcast.migration";
+    let applied: i64 = sql::get(&client.query_one(applied, &[]).await.map_err(sql::error)?, 0)?;
+    Ok(match applied < MIGRATIONS as i64 {
+        true => Finding::fail(id, subject, "is that of an older walcast", "walcast init"),
+        false => Finding::ok(id, subject, "is there"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Verdict;
+
+    #[test]
+    fn a_server_that_proves_nothing_is_told_unless_it_is_this_machine() {
+        let verdict = |host: &str, sslmode, encrypted| {
+            tls(&PostgresConfig { host: host.into(), sslmode, ..PostgresConfig::default() }, encrypted)
+                .verdict
+        };
+        for host in ["127.0.0.1", "localhost", "::1", "127.1.2.3"] {
+            assert_eq!(verdict(host, SslMode::Disable, false), Verdict::Ok, "{host}");
+        }
+        for host in ["db.internal", "10.0.0.7", "2001:db8::1", "localhost.example"] {
+            assert_eq!(verdict(host, SslMode::Prefer, false), Verdict::Warn, "{host}");
+            assert_eq!(verdict(host, SslMode::Require, true), Verdict::Warn, "{host}");
+            assert_eq!(verdict(host, SslMode::VerifyCa, true), Verdict::Ok, "{host}");
+            assert_eq!(verdict(host, SslMode::VerifyFull, true), Verdict::Ok, "{host}");
+        }
+    }
+}

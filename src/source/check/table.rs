@@ -1,0 +1,138 @@
+//! How the two tables must be so that their changes can be told apart and read.
+
+use tokio_postgres::Client;
+
+use crate::error::Result;
+use crate::finding::Finding;
+use crate::model::{content, engagement};
+use crate::source::PostgresConfig;
+use crate::source::quote::identifier;
+use crate::source::sql::{self, get};
+
+/// A table, as `sql/check_table.sql` tells.
+struct Table {
+    name: &'static str,
+    /// As SQL, with its schema.
+    place: String,
+    replica_identity: String,
+    primary_key: Vec<String>,
+    identity_columns: Vec<String>,
+    generated: Vec<String>,
+    may_read: bool,
+}
+
+/// What is so of the tables that are there.
+pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut readable = 0;
+    let mut unreadable = Vec::new();
+    for (name, columns) in [
+        ("content", content::column_names().collect::<Vec<_>>()),
+        ("engagement_events", engagement::column_names().collect()),
+    ] {
+        let Some(table) = ask(client, config, name).await? else { continue };
+        findings.push(table.identity());
+        findings.extend(table.generated(&columns, config));
+        match table.may_read {
+            true => readable += 1,
+            false => unreadable.push(table.place),
+        }
+    }
+    if readable + unreadable.len() > 0 {
+        findings.push(rights(config, &unreadable));
+    }
+    Ok(findings)
+}
+
+async fn ask(client: &Client, config: &PostgresConfig, name: &'static str) -> Result<Option<Table>> {
+    let statement = include_str!("../../../sql/check_table.sql");
+    let row = client.query_opt(statement, &[&config.schema, &name]).await.map_err(sql::error)?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Table {
+        name,
+        place: format!("{}.{}", identifier(&config.schema), identifier(name)),
+        replica_identity: get(&row, 0)?,
+        primary_key: get(&row, 1)?,
+        identity_columns: get(&row, 2)?,
+        generated: get(&row, 3)?,
+        may_read: get(&row, 4)?,
+    }))
+}
+
+impl Table {
+    /// The columns of an old row that are in the WAL; `None` for all of them.
+    fn known_by(&self) -> Option<&[String]> {
+        match self.replica_identity.as_str() {
+            "f" => None,
+            "d" => Some(&self.primary_key),
+            "i" => Some(&self.identity_columns),
+            _ => Some(&[]),
+        }
+    }
+
+    /// A published table without an identity refuses UPDATE and DELETE of whoever uses it.
+    fn identity(&self) -> Finding {
+        let Table { name, place, .. } = self;
+        let (id, subject) = ("postgres.replica_identity", format!("replica identity of {name}"));
+        let Some(columns) = self.known_by() else {
+            return Finding::ok(id, subject, "is the whole row");
+        };
+        if columns.iter().any(|column| column == "id") {
+            return Finding::ok(id, subject, format!("is {}", columns.join(", ")));
+        }
+        let fix = match self.primary_key.as_slice() {
+            [] => format!("ALTER TABLE {place} ADD PRIMARY KEY (id);"),
+            [only] if only == "id" => format!("ALTER TABLE {place} REPLICA IDENTITY DEFAULT;"),
+            _ => format!("ALTER TABLE {place} REPLICA IDENTITY FULL;"),
+        };
+        match (columns, *name) {
+            ([], "content") => Finding::fail(
+                id,
+                subject,
+                "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it",
+                fix,
+            ),
+            ([], _) => Finding::warn(
+                id,
+                subject,
+                "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it",
+                fix,
+            ),
+            (_, "content") => Finding::fail(
+                id,
+                subject,
+                format!("is {} without id: a deleted content cannot be told", columns.join(", ")),
+                fix,
+            ),
+            _ => Finding::ok(id, subject, format!("is {}", columns.join(", "))),
+        }
+    }
+
+    /// Generated columns are not in the WAL stream.
+    fn generated(&self, wanted: &[&str], config: &PostgresConfig) -> Option<Finding> {
+        let Table { name, place, generated, .. } = self;
+        let column = generated.iter().find(|column| wanted.contains(&column.as_str()))?;
+        let published = identifier(&config.publication);
+        Some(Finding::fail(
+            "postgres.generated_columns",
+            format!("column {name}.{column}"),
+            format!(
+                "is generated, and so not in the stream (from PostgreSQL 18 ALTER PUBLICATION {published} SET \
+                 (publish_generated_columns = stored) puts it there)"
+            ),
+            format!("ALTER TABLE {place} ALTER COLUMN {} DROP EXPRESSION;", identifier(column)),
+        ))
+    }
+}
+
+fn rights(config: &PostgresConfig, unreadable: &[String]) -> Finding {
+    let (id, subject) = ("postgres.rights", format!("rights of {}", config.user));
+    if unreadable.is_empty() {
+        return Finding::ok(id, subject, "may read the tables");
+    }
+    let (tables, role) = (unreadable.join(", "), identifier(&config.user));
+    let message = format!("may not read {tables}: a new slot, `walcast verify` and `walcast rebuild` must");
+    let schema = identifier(&config.schema);
+    let fix = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {tables} TO {role};");
+    Finding::fail(id, subject, message, fix)
+}
