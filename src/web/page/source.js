@@ -63,16 +63,18 @@ function facts({ status }) {
   ];
 }
 
-/** Facts that not every server tells. */
+/** Facts that not every server tells, or not every role is told, or that are seldom of interest. */
 function further(slot) {
   const told = [
-    ["Plugin", slot.plugin],
-    ["Server", slot.server_version],
-    ["Failover", slot.failover === undefined || slot.failover === null ? undefined : slot.failover ? "kept on standbys" : "no"],
-    ["Catalog xmin age", slot.catalog_xmin_age_transactions && `${count(slot.catalog_xmin_age_transactions)} transactions`],
-    ["Spilled", slot.spill_bytes_total && bytes(slot.spill_bytes_total)],
+    ["Database", slot.database],
+    ["Walsender", slot.active_pid && [slot.walsender_state, `process ${slot.active_pid}`].filter(Boolean).join(", ")],
+    ["Last reply", slot.reply_age_seconds === null ? null : `${span(slot.reply_age_seconds)} ago`],
+    ["Bound", slot.keep_bytes_max && `${bytes(slot.keep_bytes_max)} (max_slot_wal_keep_size)`],
+    ["On standbys too", slot.failover === null ? null : slot.failover ? "yes" : "no (failover is off)"],
+    ["Catalog rows kept", slot.catalog_xmin_age_transactions && `for ${count(slot.catalog_xmin_age_transactions)} transactions`],
+    ["Spilled to disk", slot.spill_bytes_total && `${bytes(slot.spill_bytes_total)}, ${count(slot.spill_transactions_total)} transactions`],
   ];
-  return told.filter(([, value]) => value !== undefined && value !== null && value !== 0);
+  return told.filter(([, value]) => value);
 }
 
 function fact(name) {
