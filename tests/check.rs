@@ -253,6 +253,12 @@ async fn a_redis_that_lost_its_data_is_told_and_rebuilt() {
     assert_eq!((code, failed(&lines)), (Some(2), vec!["sink.position"]));
     assert!(line.message.contains("lost its data"), "{line:?}");
     assert_eq!(line.fix.as_deref(), Some("walcast rebuild redis"));
+    let remains = redis::cmd("HSET").arg("walcast:all").arg("a").arg(1).to_owned();
+    let _: i64 = remains.query_async(&mut world.redis().await).await.unwrap();
+    let (_, lines) = check(&world).await;
+    let line = of(&lines, "sink.position", "redis");
+    assert!(line.message.contains("holds counters of walcast"), "{line:?}");
+    assert!(line.fix.as_ref().unwrap().contains("database of its own"), "{line:?}");
     world.walcast(["rebuild", "redis"]).await.expect(0, &[]);
     assert_eq!(check(&world).await.0, Some(0));
 }

@@ -97,7 +97,7 @@ async fn position(config: &Config, mut sink: Box<dyn Sink>, session: &Session) -
     };
     match judged.await {
         Ok(message) => Finding::ok(id, subject, message),
-        Err(error) if error.kind() == Kind::Resync && sink.name() == "redis" => {
+        Err(error) if sink.name() == "redis" && error.advice() == fresh_start("redis") => {
             Finding::fail(id, subject, error.chain(), "walcast rebuild redis")
         }
         Err(error) => Finding::failed(id, subject, &error),

@@ -88,11 +88,7 @@ impl Connection {
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["ok", rest @ ..] => Ok(rest.iter().map(|text| (*text).to_owned()).collect()),
             ["type", key, kind] => Err(wrong_type(&self.address, key, kind)),
-            ["rebuilding", key] => Err(Error::new(
-                Kind::Resync,
-                format!("{}: a rebuild is at work or was broken off ({key} is there)", self.address),
-            )
-            .hint("wait until `walcast rebuild redis` has ended, or run it again")),
+            ["rebuilding", key] => Err(self.rebuilding(key)),
             ["fenced", token] => Err(Error::new(
                 Kind::Fenced,
                 format!("{}: a newer walcast (token {token}) writes here", self.address),
@@ -158,6 +154,13 @@ impl Connection {
                 })
             })
             .collect()
+    }
+
+    /// The error of a Redis that is not whole yet.
+    pub fn rebuilding(&self, key: &str) -> Error {
+        let message = format!("{}: a rebuild is at work or was broken off ({key} is there)", self.address);
+        Error::new(Kind::Resync, message)
+            .hint("wait until `walcast rebuild redis` has ended, or run it again")
     }
 
     /// The error of a key that holds what walcast has not written.
