@@ -541,6 +541,34 @@ async fn a_publication_that_leaves_something_out_is_told_and_mended() {
     }
 }
 
+#[tokio::test]
+async fn tables_that_are_published_besides_are_told_and_taken_out() {
+    let world = World::initialised().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let name = &world.postgres.publication;
+    run(&client, &format!("CREATE TABLE other (i int); ALTER PUBLICATION {name} ADD TABLE other")).await;
+    let (code, lines) = check(&world).await;
+    let line = of(&lines, "postgres.publication_tables", "");
+    assert_eq!((code, line.verdict.as_str()), (Some(0), "warn"));
+    assert!(line.message.contains("public.other"), "{line:?}");
+    paste(&client, line.fix.as_ref().unwrap()).await;
+    let (code, lines) = check(&world).await;
+    assert_eq!((code, failed(&lines)), (Some(0), vec![]), "the slot still reads the same: {lines:#?}");
+    assert!(lines.iter().all(|line| line.id != "postgres.publication_tables"), "{lines:#?}");
+
+    in_fresh_database(postgres(), async |config| {
+        let mut client = sql::connect(config).await.unwrap();
+        init::migrate(&mut client, config).await.unwrap();
+        run(&client, &format!("CREATE PUBLICATION {} FOR ALL TABLES", config.publication)).await;
+        let line = found(config, "postgres.publication_tables").await;
+        assert!(line.message.contains("postgres.publication"), "{line:?}");
+        paste(&client, &line.fix.unwrap()).await;
+        let alone = PostgresConfig { publication: "walcast_alone".into(), ..config.clone() };
+        assert!(survey(&alone).await.iter().all(|finding| finding.id != "postgres.publication_tables"));
+    })
+    .await;
+}
+
 // --- Kafka
 
 #[tokio::test]
