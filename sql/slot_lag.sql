@@ -1,16 +1,31 @@
 -- What the server says of one slot, the same for PostgreSQL 14 to 18: columns that an old one does not have
--- are read through JSON, where they are null. WAL positions are differences from 0/0, so numbers.
+-- are read through JSON, where they are null. WAL positions are differences from 0/0, so numbers. Without
+-- pg_read_all_stats a role sees nothing of the walsender but its pid.
 SELECT slot.active,
+       slot.active_pid,
+       slot.plugin::text,
+       slot.database::text,
+       slot.two_phase,
+       (to_jsonb(slot) ->> 'failover')::boolean AS failover,
+       (to_jsonb(slot) ->> 'synced')::boolean AS synced,
        coalesce(slot.wal_status, 'lost') AS wal_status,
+       to_jsonb(slot) ->> 'invalidation_reason' AS invalidation_reason,
        slot.safe_wal_size,
-       (slot.restart_lsn - '0/0')::bigint AS restart_lsn,
-       (slot.confirmed_flush_lsn - '0/0')::bigint AS confirmed_lsn,
+       nullif(pg_size_bytes(current_setting('max_slot_wal_keep_size')), -1) AS keep_bytes_max,
        (server.wal_lsn - '0/0')::bigint AS wal_lsn,
-       (SELECT (sent_lsn - '0/0')::bigint FROM pg_stat_replication WHERE pid = slot.active_pid) AS sent_lsn,
+       (sender.sent_lsn - '0/0')::bigint AS sent_lsn,
+       (slot.confirmed_flush_lsn - '0/0')::bigint AS confirmed_lsn,
+       (slot.restart_lsn - '0/0')::bigint AS restart_lsn,
+       sender.state AS walsender_state,
+       extract(epoch FROM clock_timestamp() - sender.reply_time)::float8 AS reply_age_seconds,
        extract(epoch FROM clock_timestamp() - (to_jsonb(slot) ->> 'inactive_since')::timestamptz)::float8
          AS inactive_seconds,
-       to_jsonb(slot) ->> 'invalidation_reason' AS invalidation_reason
-FROM pg_replication_slots AS slot,
+       age(slot.catalog_xmin)::bigint AS catalog_xmin_age,
+       spilled.spill_txns,
+       spilled.spill_bytes
+FROM pg_replication_slots AS slot
+     LEFT JOIN pg_stat_replication AS sender ON sender.pid = slot.active_pid
+     LEFT JOIN pg_stat_replication_slots AS spilled ON spilled.slot_name = slot.slot_name,
      (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS wal_lsn)
        AS server
 WHERE slot.slot_name = $1

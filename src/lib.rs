@@ -37,7 +37,9 @@
 //!   **A token** taken from PostgreSQL at start shuts older instances out of every target.
 //! - **What cannot be made whole is refused** with both positions (exit code 4): a sink below the slot, a sink
 //!   that lost its mark or is beyond the server's WAL, a slot made again, a publication or a table in it put back.
-//! - **It can be looked at**: [`ops::verify`] compares PostgreSQL, as of a temporary slot's snapshot, with every
+//! - **It can be looked at**: [`telemetry::board`] is where all parts say how they are, [`telemetry::live`] makes
+//!   figures and the last hour of it once a second, [`web`] shows them. Nothing of it is in the way of an event.
+//! - **It can be proved**: [`ops::verify`] compares PostgreSQL, as of a temporary slot's snapshot, with every
 //!   sink; [`ops::rebuild`] fills Redis from such a snapshot.
 //!
 //! # Deliberately absent

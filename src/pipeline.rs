@@ -226,6 +226,7 @@ impl Streaming {
             let name = sink.name();
             let unregistered = !registered && sink.keeps_mark();
             queues.push((name, sender));
+            let status = board.sink(name, held).promising(sink.promise());
             let driver = Driver {
                 sink,
                 queue: receiver,
@@ -234,7 +235,7 @@ impl Streaming {
                 marks: marks.clone(),
                 index,
                 unregistered: unregistered.then(|| State::new(config.postgres.clone())),
-                status: board.sink(name, held),
+                status,
             };
             drivers.spawn(driver.run());
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use support::{drop_database, fresh_database, run, wait_until};
 use tokio_postgres::Client;
+use walcast::source::connection::Connection;
 use walcast::source::{PostgresConfig, sql};
 use walcast::telemetry::board::Board;
 use walcast::telemetry::lag;
@@ -18,6 +19,7 @@ use walcast::telemetry::status::SlotStatus;
 async fn with_watched_slot(server: PostgresConfig, test: impl AsyncFnOnce(&PostgresConfig, &Client, &Board)) {
     let postgres = fresh_database(server).await;
     let client = sql::connect(&postgres).await.unwrap();
+    run(&client, &format!("CREATE PUBLICATION {} FOR ALL TABLES", postgres.publication)).await;
     let make = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')::text";
     client.query_one(make, &[&postgres.slot]).await.unwrap();
     let board = Board::new();
@@ -35,8 +37,12 @@ fn slot(board: &Board) -> SlotStatus {
 async fn the_slot_is_told(server: PostgresConfig) {
     with_watched_slot(server, async |postgres, client, board| {
         wait_until("the slot is seen", async || slot(board).wal_status == "reserved").await;
-        assert_eq!(slot(board).name, postgres.slot);
-        assert!(!slot(board).active);
+        let facts = slot(board);
+        assert_eq!((&facts.name, &facts.database), (&postgres.slot, &postgres.db));
+        assert_eq!((facts.active, facts.active_pid, facts.two_phase), (false, None, false));
+        assert_eq!((facts.plugin.as_str(), facts.keep_bytes_max), ("pgoutput", None));
+        let is_kept_on_standbys = (server_version(client).await >= 17).then_some(false);
+        assert_eq!((facts.failover, facts.synced), (is_kept_on_standbys, is_kept_on_standbys));
         let before = slot(board);
         run(client, "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
         wait_until("the lag grows by what was written", async || {
@@ -44,8 +50,12 @@ async fn the_slot_is_told(server: PostgresConfig) {
             now.confirmed_lag_bytes > before.confirmed_lag_bytes + 1_000_000
                 && now.retained_bytes > now.confirmed_lag_bytes
                 && now.wal_lsn > before.wal_lsn
+                && now.restart_lsn == before.restart_lsn
+                && now.catalog_xmin_age_transactions > before.catalog_xmin_age_transactions
         })
         .await;
+        the_walsender_is_told(postgres, board).await;
+        spilling_is_told(postgres, client, board).await;
         wait_until("its idleness is told", async || slot(board).inactive_seconds > 0.0).await;
         let advance = "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())::text";
         let behind = slot(board);
@@ -55,6 +65,48 @@ async fn the_slot_is_told(server: PostgresConfig) {
         assert_eq!(now.confirmed_lag_bytes, now.wal_lsn.bytes_since(now.confirmed_lsn));
     })
     .await;
+}
+
+async fn the_walsender_is_told(postgres: &PostgresConfig, board: &Board) {
+    let connection = Connection::connect(postgres).await.unwrap();
+    let start = slot(board).confirmed_lsn;
+    let mut stream =
+        connection.start_replication(&postgres.slot, &postgres.publication, start).await.unwrap();
+    wait_until("it sends", async || {
+        let now = slot(board);
+        now.active && now.active_pid.is_some() && now.sent_lsn > Some(now.confirmed_lsn)
+    })
+    .await;
+    stream.send_status(start, start, false).await.unwrap();
+    wait_until("its last status update is told", async || {
+        let now = slot(board);
+        now.reply_age_seconds.is_some() && now.walsender_state.as_deref() == Some("streaming")
+    })
+    .await;
+    stream.close(start).await.unwrap();
+    wait_until("it is gone", async || {
+        let now = slot(board);
+        !now.active && now.sent_lsn.is_none() && now.reply_age_seconds.is_none()
+    })
+    .await;
+}
+
+async fn spilling_is_told(postgres: &PostgresConfig, client: &Client, board: &Board) {
+    assert_eq!(slot(board).spill_bytes_total, 0);
+    run(client, "SET logical_decoding_work_mem = '64kB'").await;
+    let decode = "SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL,
+                  'proto_version', '1', 'publication_names', $2)";
+    client.query_one(decode, &[&postgres.slot, &postgres.publication]).await.unwrap();
+    wait_until("what did not fit is told", async || {
+        let now = slot(board);
+        now.spill_transactions_total == 1 && now.spill_bytes_total > 1_000_000
+    })
+    .await;
+}
+
+async fn server_version(client: &Client) -> i32 {
+    let version = "SELECT current_setting('server_version_num')::int / 10000";
+    client.query_one(version, &[]).await.unwrap().get(0)
 }
 
 #[tokio::test]

@@ -448,3 +448,100 @@ async fn walcast_status_says_what_to_do_when_nothing_answers() {
     assert!(told.contains(&format!("no walcast answers on {address}")), "{told}");
     assert!(told.contains("start `walcast run`"), "{told}");
 }
+
+#[tokio::test]
+async fn the_page_lets_nothing_in_from_elsewhere() {
+    let site = Site::start(&[]).await;
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/page/main.js", "text/javascript"),
+        ("/page/style.css", "text/css"),
+        ("/page/icon.svg", "image/svg+xml"),
+        ("/page/uplot/uPlot.iife.min.js", "text/javascript"),
+        ("/page/uplot/LICENSE", "text/plain"),
+    ] {
+        let answer = reqwest::get(format!("http://{}{path}", site.address)).await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        let header = |name: &str| answer.headers().get(name).unwrap().to_str().unwrap().to_owned();
+        assert!(header("content-type").starts_with(kind), "{path}");
+        let policy = header("content-security-policy");
+        for rule in ["default-src 'self'", "base-uri 'none'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(rule) && !policy.contains("unsafe"), "{path}: {policy}");
+        }
+        assert_eq!(
+            (header("referrer-policy"), header("x-content-type-options")),
+            ("no-referrer".into(), "nosniff".into())
+        );
+        let text = answer.text().await.unwrap();
+        assert!(
+            !text.contains("style=\"") && !text.contains("onclick="),
+            "{path} has what the policy forbids"
+        );
+    }
+    let page = site.get("/").await.1;
+    for elsewhere in ["http://", "https://", "//cdn"] {
+        assert!(!page.contains(elsewhere), "{elsewhere}");
+    }
+}
+
+#[tokio::test]
+async fn the_stream_tells_the_state_every_second_and_ends_with_the_service() {
+    let site = Site::start(&[]).await;
+    site.board.sink("kafka", Mark::at(Lsn(1)));
+    site.board.streaming(true);
+    let mut answer = reqwest::get(format!("http://{}/api/stream", site.address)).await.unwrap();
+    assert_eq!(answer.headers().get("content-type").unwrap(), "text/event-stream");
+    let mut text = String::new();
+    while text.matches("\n\n").count() < 3 {
+        text.push_str(std::str::from_utf8(&answer.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    let events: Vec<Vec<&str>> = text.split("\n\n").take(3).map(|event| event.lines().collect()).collect();
+    let mut last = 0;
+    for event in &events {
+        let field = |name: &str| event.iter().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+        assert_eq!(field("event:"), "live");
+        let id: i64 = field("id:").parse().unwrap();
+        assert!(id > last, "{id} after {last}");
+        last = id;
+        let state: Value = serde_json::from_str(field("data:")).unwrap();
+        assert_eq!(
+            (state["at_ms"].as_i64(), &state["status"]["state"]),
+            (Some(id), &Value::from("streaming"))
+        );
+        assert_eq!(state["step"]["at_ms"], serde_json::json!([id]));
+    }
+    let (code, history) = site.json("/api/history").await;
+    assert_eq!(code, 200);
+    assert!(history["at_ms"].as_array().unwrap().len() >= 3);
+    let (_, later) = site.json(&format!("/api/history?after={last}")).await;
+    assert!(later["at_ms"].as_array().unwrap().iter().all(|at| at.as_i64() > Some(last)));
+    assert_eq!(site.get("/api/history?after=yesterday").await.0, 400);
+
+    site.stop.signal();
+    let stopped = std::time::Instant::now();
+    while answer.chunk().await.unwrap_or_default().is_some() {}
+    tokio::time::timeout(DEADLINE, site.serving).await.unwrap().unwrap().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(2), "an open page holds the end up");
+}
+
+#[tokio::test]
+async fn without_redis_the_boards_say_so_and_too_many_readers_are_sent_away() {
+    let site = Site::start(&[]).await;
+    let (code, board) = site.json("/api/boards/10min").await;
+    assert_eq!((code, board["places"].as_array().map(Vec::len)), (200, Some(0)));
+    assert!(board["why"].as_str().unwrap().contains("Redis is no sink"), "{board}");
+    assert_eq!(site.json("/api/checks").await.1["findings"], serde_json::json!([]));
+
+    let open = || reqwest::get(format!("http://{}/api/stream", site.address));
+    let mut readers = Vec::new();
+    for _ in 0..64 {
+        readers.push(open().await.unwrap());
+        assert_eq!(readers.last().unwrap().status(), 200);
+    }
+    assert_eq!(open().await.unwrap().status(), 503);
+    readers.pop();
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while open().await.unwrap().status() != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "a reader that has left keeps its place");
+    }
+}

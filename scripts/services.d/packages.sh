@@ -28,6 +28,7 @@ g++ g++
 make make
 pkg-config pkg-config
 valgrind valgrind
+chromedriver chromium-driver
 T
   pkg-config --exists openssl 2>/dev/null || out="$out libssl-dev"
   pkg-config --exists zlib 2>/dev/null || out="$out zlib1g-dev"

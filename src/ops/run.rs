@@ -1,18 +1,24 @@
 //! `walcast run`.
 
+use std::sync::Arc;
+
 use crate::config::Config;
 use crate::error::Result;
+use crate::ops::check;
 use crate::pipeline;
 use crate::shutdown::Shutdown;
+use crate::sink::redis::reader::Reader;
 use crate::telemetry::board::Board;
 use crate::telemetry::{lag, metrics};
 use crate::web::Web;
+use crate::web::checks::Checks;
+use crate::web::page::Beside;
 
-/// Streams until `shutdown`, with health, metrics and status over HTTP beside it.
+/// Streams until `shutdown`, with dashboard, health, metrics and status over HTTP beside it.
 pub async fn run(config: &Config, shutdown: Shutdown) -> Result<()> {
-    let web = Web::bind(&config.web).await?;
+    let web = Web::bind(&config.web).await?.beside(beside(config));
     if let Ok(address) = web.address() {
-        tracing::info!("health, metrics and status on http://{address}");
+        tracing::info!("dashboard, health, metrics and status on http://{address}");
     }
     let recorder = metrics::install()?;
     let board = Board::new();
@@ -26,9 +32,22 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<()> {
     if let Ok(Err(error)) = serving.await {
         tracing::warn!(
             error = error.chain(),
-            "health, metrics and status were not served: {}",
+            "dashboard, health, metrics and status were not served: {}",
             error.advice()
         );
     }
     ended
+}
+
+/// What the dashboard shows beside the pipeline.
+fn beside(config: &Config) -> Beside {
+    let redis = config.pipeline.sinks.iter().any(|name| name == "redis");
+    let config = Arc::new(config.clone());
+    Beside {
+        boards: redis.then(|| Reader::new(config.redis.clone())),
+        checks: Checks::new(move || {
+            let config = Arc::clone(&config);
+            Box::pin(async move { check::findings(&config).await })
+        }),
+    }
 }

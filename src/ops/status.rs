@@ -226,7 +226,7 @@ fn ladder(status: &Status, paint: Paint) -> String {
         rungs.push(sink_rung(sink, place(&sink.name, sink.held_lsn), &holders));
     }
     rungs.push(place("confirmed", status.confirmed_lsn));
-    rungs.extend(slot.map(|slot| place("restart", slot.restart_lsn)));
+    rungs.extend(slot.and_then(|slot| slot.restart_lsn).map(|restart| place("restart", restart)));
     aligned(
         &rungs,
         |rung| match (rung[3].as_str(), rung[7].as_str()) {
@@ -364,7 +364,7 @@ mod tests {
                     wal_lsn: Lsn(0x2_1A2B_4400),
                     sent_lsn: Some(Lsn(0x2_1A2B_4200)),
                     confirmed_lsn: Lsn(0x2_1A2B_3C00),
-                    restart_lsn: Lsn(0x2_18EB_4400),
+                    restart_lsn: Some(Lsn(0x2_18EB_4400)),
                     ..SlotStatus::default()
                 }),
             },

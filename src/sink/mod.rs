@@ -25,6 +25,7 @@ use crate::error::Result;
 pub use crate::finding::{Finding, Verdict};
 use crate::lsn::{Mark, Session, StoredMark};
 use crate::state::State;
+use crate::telemetry::delivery::PROMISE;
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,11 @@ pub trait Sink: Send {
     /// Whether its target keeps a mark over restarts: then a target without one has lost its data.
     fn keeps_mark(&self) -> bool {
         true
+    }
+
+    /// Within what time of their commit it is to hold rows, while all is well.
+    fn promise(&self) -> Duration {
+        PROMISE
     }
 
     /// Looks whether the target is as it must be; changes nothing.

@@ -10,6 +10,7 @@ use metrics::gauge;
 
 use crate::error::{Class, Error};
 use crate::lsn::{Lsn, Mark, Position};
+use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics::{self as names, SinkCounters};
 use crate::telemetry::problem::problems;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, SourceStatus, State, Status};
@@ -50,6 +51,7 @@ struct SinkFacts {
     rows_total: u64,
     /// When the oldest transaction committed that it was given and does not hold; microseconds since 1970.
     oldest_commit_ts: Option<i64>,
+    delivery: Arc<Delivery>,
 }
 
 impl Default for Board {
@@ -129,6 +131,7 @@ impl Board {
     /// A sink that was recovered and stands at `held`. For one that was there before, counting goes on.
     pub fn sink(&self, name: &'static str, held: Mark) -> SinkStatus {
         let mut facts = self.facts();
+        let delivery = facts.sink(name).map(|sink| Arc::clone(&sink.delivery)).unwrap_or_default();
         let sink = SinkFacts {
             name,
             held,
@@ -138,6 +141,7 @@ impl Board {
             backpressure: false,
             rows_total: facts.sink(name).map_or(0, |sink| sink.rows_total),
             oldest_commit_ts: None,
+            delivery: Arc::clone(&delivery),
         };
         match facts.sink(name) {
             Some(line) => *line = sink,
@@ -148,9 +152,16 @@ impl Board {
             board: self.clone(),
             name,
             counters: SinkCounters::new(name),
+            delivery,
             in_hand_commit_ts: None,
+            writing_since: None,
             waiting: VecDeque::new(),
         }
+    }
+
+    /// What each sink's driver has counted, in the order of the status.
+    pub fn deliveries(&self) -> Vec<Arc<Delivery>> {
+        self.facts().sinks.iter().map(|sink| Arc::clone(&sink.delivery)).collect()
     }
 
     /// Whether the process does its work, or waits for others in good order. `false` = restart it.
@@ -254,16 +265,27 @@ pub struct SinkStatus {
     board: Board,
     name: &'static str,
     counters: SinkCounters,
+    delivery: Arc<Delivery>,
     /// When the first row committed that is being written.
     in_hand_commit_ts: Option<i64>,
+    /// When the write began that is under way.
+    writing_since: Option<Instant>,
     /// Transactions that the sink has and does not hold durably: their last event, and when they committed.
     waiting: VecDeque<(Position, i64)>,
 }
 
 impl SinkStatus {
+    /// It promises to hold rows within this time of their commit, instead of the usual five seconds.
+    #[must_use]
+    pub fn promising(self, promise: Duration) -> Self {
+        self.delivery.promise(promise);
+        self
+    }
+
     /// It is to write a row that committed at `commit_ts`, microseconds since 1970.
     pub fn takes(&mut self, commit_ts: i64) {
         self.in_hand_commit_ts.get_or_insert(commit_ts);
+        self.writing_since = Some(Instant::now());
         self.update(|_| {});
     }
 
@@ -276,6 +298,9 @@ impl SinkStatus {
         }
         self.in_hand_commit_ts = None;
         self.counters.wrote(count);
+        if let Some(since) = self.writing_since.take() {
+            self.delivery.wrote(count, since.elapsed());
+        }
         self.update(|sink| {
             sink.rows_total += count;
             sink.recover();
@@ -285,7 +310,9 @@ impl SinkStatus {
     /// It holds everything up to this mark durably.
     pub fn held(&mut self, mark: Mark) {
         while let Some((_, commit_ts)) = self.waiting.front().filter(|(position, _)| mark.holds(*position)) {
-            self.counters.durable(*commit_ts);
+            let seconds = names::seconds_since(*commit_ts);
+            self.counters.durable(seconds);
+            self.delivery.latencies.record(seconds);
             self.waiting.pop_front();
         }
         self.update(|sink| {
@@ -297,8 +324,9 @@ impl SinkStatus {
     /// It failed.
     pub fn failed(&mut self, error: &Error) {
         self.counters.failed(error);
+        let transient = error.class() == Class::Transient;
+        self.delivery.failed(said(error), transient);
         self.update(|sink| {
-            let transient = error.class() == Class::Transient;
             sink.state = if transient { SinkState::Retrying } else { SinkState::Blocked };
             sink.last_error = Some(said(error));
         });

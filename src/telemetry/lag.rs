@@ -62,26 +62,41 @@ async fn sample(client: &Client, statement: &Statement, slot: &str) -> Result<Sl
 }
 
 fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
-    let lsn = |column| row.try_get::<_, Option<i64>>(column).map(|lsn| lsn.map(|lsn| Lsn(lsn as u64)));
+    let number = |column| row.try_get::<_, Option<i64>>(column);
+    let count = |column| number(column).map(|number| number.map(|number| number.max(0) as u64));
+    let lsn = |column| number(column).map(|lsn| lsn.map(|lsn| Lsn(lsn as u64)));
+    let seconds = |column| row.try_get::<_, Option<f64>>(column).map(|age| age.map(|age| age.max(0.0)));
     let wal_lsn = lsn("wal_lsn")?.unwrap_or_default();
     let confirmed_lsn = lsn("confirmed_lsn")?.unwrap_or_default();
     let restart_lsn = lsn("restart_lsn")?;
     let wal_status: String = row.try_get("wal_status")?;
-    let safe_wal_bytes = row.try_get::<_, Option<i64>>("safe_wal_size")?.map(|bytes| bytes.max(0) as u64);
+    let lost = wal_status == "lost";
     Ok(SlotStatus {
         name: slot.to_owned(),
+        plugin: row.try_get::<_, Option<_>>("plugin")?.unwrap_or_default(),
+        database: row.try_get::<_, Option<_>>("database")?.unwrap_or_default(),
         active: row.try_get("active")?,
-        inactive_seconds: row.try_get::<_, Option<f64>>("inactive_seconds")?.unwrap_or_default().max(0.0),
+        active_pid: row.try_get("active_pid")?,
+        walsender_state: row.try_get("walsender_state")?,
+        inactive_seconds: seconds("inactive_seconds")?.unwrap_or_default(),
+        wal_status,
         invalidation_reason: row.try_get("invalidation_reason")?,
         wal_lsn,
-        sent_lsn: lsn("sent_lsn")?,
         confirmed_lsn,
-        restart_lsn: restart_lsn.unwrap_or_default(),
+        restart_lsn,
+        sent_lsn: lsn("sent_lsn")?,
+        reply_age_seconds: seconds("reply_age_seconds")?,
         // A lost slot keeps no WAL, and has no place to start from.
         retained_bytes: restart_lsn.map_or(0, |restart| wal_lsn.bytes_since(restart)),
         confirmed_lag_bytes: wal_lsn.bytes_since(confirmed_lsn),
-        safe_wal_bytes: if wal_status == "lost" { Some(0) } else { safe_wal_bytes },
-        wal_status,
+        safe_wal_bytes: if lost { Some(0) } else { count("safe_wal_size")? },
+        keep_bytes_max: count("keep_bytes_max")?,
+        catalog_xmin_age_transactions: count("catalog_xmin_age")?,
+        spill_transactions_total: count("spill_txns")?.unwrap_or_default(),
+        spill_bytes_total: count("spill_bytes")?.unwrap_or_default(),
+        two_phase: row.try_get("two_phase")?,
+        failover: row.try_get("failover")?,
+        synced: row.try_get("synced")?,
         age_seconds: 0.0,
     })
 }

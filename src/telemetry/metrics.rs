@@ -10,6 +10,7 @@ use metrics::{Counter, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::error::{Error, Kind, Result};
+use crate::telemetry::latency::Latencies;
 
 /// Names, and one table with all of them.
 macro_rules! metrics {
@@ -155,9 +156,15 @@ pub fn change_skipped(table: &'static str, op: &'static str) {
 
 /// An event has no content row.
 pub fn unknown_content() {
+    UNKNOWN_CONTENTS.fetch_add(1, Ordering::Relaxed);
     if let Some(installed) = INSTALLED.get() {
         installed.unknown_content.increment(1);
     }
+}
+
+/// How many events this process has received that have none.
+pub fn unknown_contents() -> u64 {
+    UNKNOWN_CONTENTS.load(Ordering::Relaxed)
 }
 
 /// An event went on without its payload.
@@ -180,8 +187,15 @@ pub fn dead_letters(reason: &'static str, rows: u64) {
 /// A transaction came in whole; `commit_ts` in microseconds since 1970 by the server's clock.
 pub fn commit_received(commit_ts: i64) {
     if let Some(installed) = INSTALLED.get() {
-        installed.commit_to_receive.record(seconds_since(commit_ts));
+        let seconds = seconds_since(commit_ts);
+        installed.commit_to_receive.record(seconds);
+        installed.received.record(seconds);
     }
+}
+
+/// From commit to receipt, of each transaction since [`install`].
+pub fn received_latencies() -> Option<&'static Latencies> {
+    INSTALLED.get().map(|installed| &installed.received)
 }
 
 /// A heartbeat came back through the WAL.
@@ -233,9 +247,9 @@ impl SinkCounters {
         self.rows.increment(rows);
     }
 
-    /// It holds a transaction durably that committed at `commit_ts`, microseconds since 1970.
-    pub fn durable(&self, commit_ts: i64) {
-        self.latency.record(seconds_since(commit_ts));
+    /// It holds a transaction durably that was committed so many seconds ago.
+    pub fn durable(&self, seconds: f64) {
+        self.latency.record(seconds);
     }
 
     /// It failed.
@@ -257,12 +271,14 @@ struct Installed {
     unknown_content: Counter,
     oversized: Counter,
     commit_to_receive: Histogram,
+    received: Latencies,
     heartbeat_millis: AtomicU64,
 }
 
 static INSTALLING: Mutex<()> = Mutex::new(());
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 static ENGAGEMENTS: AtomicU64 = AtomicU64::new(0);
+static UNKNOWN_CONTENTS: AtomicU64 = AtomicU64::new(0);
 
 impl Installed {
     fn new(handle: PrometheusHandle) -> Self {
@@ -274,6 +290,7 @@ impl Installed {
             unknown_content: counter!(UNKNOWN_CONTENT_EVENTS_TOTAL),
             oversized: counter!(OVERSIZED_ROWS_TOTAL),
             commit_to_receive: histogram!(SOURCE_COMMIT_TO_RECEIVE_SECONDS),
+            received: Latencies::default(),
             heartbeat_millis: AtomicU64::new(0),
         }
     }
@@ -337,7 +354,7 @@ mod tests {
         commit_received(jiff::Timestamp::now().as_microsecond() - 7_000_000);
         let counters = SinkCounters::new("metrics-test");
         counters.wrote(12);
-        counters.durable(jiff::Timestamp::now().as_microsecond() - 3_000);
+        counters.durable(0.003);
         counters.failed(&Error::new(Kind::Unavailable, "down"));
         let text = handle.render();
         for line in [

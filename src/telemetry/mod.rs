@@ -1,10 +1,14 @@
 //! Logs, metrics, and the state that operators see.
 
+pub mod latency;
 pub mod metrics;
+pub mod delivery;
 pub mod status;
 pub mod problem;
 pub mod board;
 pub mod lag;
+pub mod history;
+pub mod live;
 
 use std::io::IsTerminal;
 use std::str::FromStr;

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::lsn::Lsn;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, State, Status};
 
 /// A sink further behind than this is a problem.
@@ -91,8 +90,8 @@ fn no_heartbeat(status: &Status) -> Option<String> {
 }
 
 fn kept_by_transaction(slot: &SlotStatus) -> Option<String> {
-    let before = slot.confirmed_lsn.bytes_since(slot.restart_lsn);
-    (slot.restart_lsn > Lsn::ZERO && before > HELD_BEFORE_BYTES_MAX).then(|| {
+    let before = slot.confirmed_lsn.bytes_since(slot.restart_lsn?);
+    (before > HELD_BEFORE_BYTES_MAX).then(|| {
         format!(
             "PostgreSQL keeps {} MB of WAL from before what all sinks hold, since a transaction is open that long; \
              `walcast check` names it",
@@ -113,6 +112,7 @@ fn unseen(slot: &SlotStatus) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lsn::Lsn;
     use crate::telemetry::status::SourceStatus;
 
     fn sink(name: &str) -> SinkLine {
@@ -171,7 +171,7 @@ mod tests {
             safe_wal_bytes: Some(100 << 20),
             age_seconds: 31.0,
             confirmed_lsn: Lsn(3 << 30),
-            restart_lsn: Lsn(1 << 30),
+            restart_lsn: Some(Lsn(1 << 30)),
             ..slot()
         };
         let told = problems(&status(tight, vec![slow, kafka]));

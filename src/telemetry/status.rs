@@ -58,11 +58,21 @@ pub struct SourceStatus {
     pub slot: Option<SlotStatus>,
 }
 
-/// What PostgreSQL says of the replication slot.
+/// What PostgreSQL says of the replication slot. What an old server does not know, or tells no role without
+/// `pg_read_all_stats` (how far the walsender is), is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SlotStatus {
     /// Its name.
     pub name: String,
+    /// Its output plugin.
+    pub plugin: String,
+    /// The database that it decodes.
+    pub database: String,
+    /// The walsender that reads it.
+    pub active_pid: Option<i32>,
+    /// What that walsender does: startup, catchup, streaming, backup or stopping.
+    pub walsender_state: Option<String>,
     /// Whether somebody reads it.
     pub active: bool,
     /// How long nobody has.
@@ -73,18 +83,34 @@ pub struct SlotStatus {
     pub invalidation_reason: Option<String>,
     /// Where the server's WAL ends.
     pub wal_lsn: Lsn,
-    /// How far the server has sent the stream; `None` while nobody reads it, or where our role may not see that.
-    pub sent_lsn: Option<Lsn>,
     /// The slot's confirmed LSN.
     pub confirmed_lsn: Lsn,
-    /// Where the WAL begins that is kept for it; zero when it is lost.
-    pub restart_lsn: Lsn,
+    /// From where the server keeps WAL for the slot; `None` once it is lost.
+    pub restart_lsn: Option<Lsn>,
+    /// How far the walsender has sent.
+    pub sent_lsn: Option<Lsn>,
+    /// Time since the walsender had our last status update.
+    pub reply_age_seconds: Option<f64>,
     /// WAL kept because of the slot.
     pub retained_bytes: u64,
     /// WAL since the confirmed LSN.
     pub confirmed_lag_bytes: u64,
     /// WAL that may still be written before the slot is lost; `None` while there is no such bound.
     pub safe_wal_bytes: Option<u64>,
+    /// The server's `max_slot_wal_keep_size`; `None` without a bound.
+    pub keep_bytes_max: Option<u64>,
+    /// How many transactions old the catalog rows are that vacuum keeps for the slot.
+    pub catalog_xmin_age_transactions: Option<u64>,
+    /// Transactions that outgrew `logical_decoding_work_mem` and went through the server's disk while decoding.
+    pub spill_transactions_total: u64,
+    /// Their bytes; a transaction read again counts again.
+    pub spill_bytes_total: u64,
+    /// Whether prepared transactions are decoded when they are prepared.
+    pub two_phase: bool,
+    /// Whether it is kept on standbys as well (PostgreSQL 17).
+    pub failover: Option<bool>,
+    /// Whether it came from a primary's slot (PostgreSQL 17).
+    pub synced: Option<bool>,
     /// How old these figures are.
     pub age_seconds: f64,
 }

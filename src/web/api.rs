@@ -13,16 +13,7 @@ use serde_json::json;
 
 use crate::telemetry::board::Board;
 use crate::web::access::{Access, CHALLENGE};
-use crate::web::is_own_host;
-
-const INDEX: &str = "\
-walcast
-
-/livez       200 while this process works; else restart it
-/readyz      200 while events flow into every sink; else which do not, and why
-/metrics     figures for Prometheus
-/api/status  all of the state as JSON; `walcast status` shows the same
-";
+use crate::web::{is_own_host, page};
 
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -37,16 +28,22 @@ struct Site {
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
 /// All routes.
-pub fn router(board: Board, recorder: PrometheusHandle, hosts: Vec<String>, access: Access) -> Router {
+pub fn router(
+    board: Board,
+    recorder: PrometheusHandle,
+    hosts: Vec<String>,
+    access: Access,
+    page: Router,
+) -> Router {
     let site = Arc::new(Site { board, recorder, hosts, access });
     Router::new()
-        .route("/", get(INDEX))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
-        .layer(middleware::from_fn_with_state(Arc::clone(&site), guard))
-        .with_state(site)
+        .with_state(Arc::clone(&site))
+        .merge(page)
+        .layer(middleware::from_fn_with_state(site, guard))
 }
 
 /// Refuses requests that a foreign web page made a browser send, and those without the token, and has browsers take
@@ -64,6 +61,8 @@ async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> R
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, page::CONTENT_SECURITY_POLICY);
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }
 

@@ -1,7 +1,10 @@
-//! Health, metrics and status over HTTP. Reads the board and changes nothing.
+//! The dashboard, health, metrics and status over HTTP. Reads and changes nothing.
 
 pub mod access;
 pub mod api;
+pub mod assets;
+pub mod checks;
+pub mod page;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +19,9 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Kind, Result};
 use crate::secret::Secret;
 use crate::telemetry::board::Board;
+use crate::telemetry::live;
 use crate::web::access::Access;
+use crate::web::page::Beside;
 
 /// How long answers under way have at the end.
 const GRACE: Duration = Duration::from_secs(3);
@@ -46,6 +51,7 @@ pub struct Web {
     listener: TcpListener,
     hosts: Vec<String>,
     access: Access,
+    beside: Beside,
 }
 
 impl Web {
@@ -65,12 +71,23 @@ impl Web {
             return Err(open_to_others(config));
         }
         let own = std::iter::once(authority.host().to_owned());
-        Ok(Web { listener, hosts: own.chain(config.hosts.iter().cloned()).collect(), access })
+        Ok(Web {
+            listener,
+            hosts: own.chain(config.hosts.iter().cloned()).collect(),
+            access,
+            beside: Beside::default(),
+        })
     }
 
     /// Where it listens; for a configured port 0 the port that was found.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The page shows these too.
+    #[must_use]
+    pub fn beside(self, beside: Beside) -> Web {
+        Web { beside, ..self }
     }
 
     /// Answers until `shutdown`, then completes the answers under way.
@@ -81,9 +98,12 @@ impl Web {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
         let (closing, closed) = oneshot::channel::<()>();
-        let router = api::router(board, recorder, self.hosts, self.access);
+        let (live, keeping) = live::Page::of(board.clone());
+        let keeping = tokio::spawn(keeping);
+        let router = api::router(board, recorder, self.hosts, self.access, page::router(live, self.beside));
         let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
             shutdown.await;
+            keeping.abort(); // which ends the streams
             drop(closing);
         });
         let too_late = async {

@@ -398,11 +398,19 @@ impl Running {
         wait_until("walcast streams", async || self.log.lock().await.contains("streaming from slot")).await;
     }
 
+    /// Where it is asked how it is: `http://127.0.0.1:…`.
+    pub async fn address(&self) -> String {
+        let log = self.log.lock().await;
+        log.split("status on ")
+            .nth(1)
+            .and_then(|rest| rest.split(['"', ' ', '\n']).next())
+            .unwrap()
+            .to_owned()
+    }
+
     /// What `/metrics` says now.
     pub async fn metrics(&self) -> String {
-        let log = self.log.lock().await.clone();
-        let address =
-            log.split("status on ").nth(1).and_then(|rest| rest.split(['"', ' ', '\n']).next()).unwrap();
+        let address = self.address().await;
         reqwest::get(format!("{address}/metrics")).await.unwrap().text().await.unwrap()
     }
 

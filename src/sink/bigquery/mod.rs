@@ -49,6 +49,7 @@ use crate::lsn::{Mark, Session, StoredMark};
 use crate::sink::{Finding, Pace, Sink, Written};
 use crate::source::PostgresConfig;
 use crate::state::State;
+use crate::telemetry::delivery::PROMISE;
 
 /// The name in configuration, metrics and state.
 pub const NAME: &str = "bigquery";
@@ -80,6 +81,12 @@ impl Sink for BigQuerySink {
             write_bytes_max: 4 << 20,
             tick_every: Some(TICK_EVERY.min(self.config.commit_every())),
         }
+    }
+
+    /// The batch's time, and half of it again to commit; never less than others have.
+    fn promise(&self) -> Duration {
+        let batch = self.config.commit_every();
+        batch + (batch / 2).max(PROMISE)
     }
 
     async fn check(&mut self) -> Vec<Finding> {

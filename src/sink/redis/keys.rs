@@ -65,6 +65,11 @@ pub fn board_of_type(window: &Window, content_type: &str) -> String {
 
 /// HASH of the content row.
 pub fn content(id: &Uuid) -> String {
+    content_named(id)
+}
+
+/// The same, of an id as it stands on a board.
+pub fn content_named(id: impl std::fmt::Display) -> String {
     format!("content:{id}")
 }
 

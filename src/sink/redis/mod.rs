@@ -28,6 +28,7 @@ mod keys;
 mod live;
 pub mod memory;
 mod packed;
+pub mod reader;
 mod rebuild;
 mod recent;
 mod tally;

@@ -1,0 +1,107 @@
+// The source: who holds the WAL, and what is known of the slot.
+
+import { at, keyed, make, mark, say } from "./dom.js";
+import { bytes, count, lsn, span } from "./format.js";
+
+/** A segment or two are always kept. */
+const LITTLE_BYTES = 64 * 2 ** 20;
+
+/** From the head of the WAL down to where the slot would start again: `[key, { name, text, place, holds }]`. */
+function rungs({ status, figures }) {
+  const { slot, received_lsn } = status.source;
+  const rung = (key, name, text, holds = false) => [key, { name, text, place: lsn(text ?? "0/0"), holds }];
+  const sinks = status.sinks.map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.held_lsn, figures.holder === sink.name));
+  const ladder = [
+    rung("head", "head of the WAL", slot?.wal_lsn),
+    rung("sent", "sent to walcast", slot?.sent_lsn),
+    rung("received", "received", received_lsn),
+    ...sinks.sort(([, one], [, other]) => other.place - one.place),
+    rung("confirmed", "confirmed", slot?.confirmed_lsn ?? status.confirmed_lsn),
+    rung("restart", "restart", slot?.restart_lsn),
+  ].filter(([, { place }]) => place > 0);
+  return lifted(ladder);
+}
+
+/** These figures are up to a second older than those of the sinks: what a sink holds has been received and sent. */
+function lifted(ladder) {
+  for (let place = ladder.length - 2; place >= 0; place -= 1) {
+    const [[key, upper], [, lower]] = [ladder[place], ladder[place + 1]];
+    if (upper.place < lower.place) ladder[place] = [key, { ...upper, text: lower.text, place: lower.place }];
+  }
+  return ladder;
+}
+
+function rung() {
+  const name = make("th", { scope: "row" });
+  const text = make("td", { class: "lsn" });
+  const behind = make("td", { class: "number" });
+  const bar = make("span", { class: "bar" });
+  const row = make("tr", {}, name, text, behind, make("td", { class: "bars", "aria-hidden": "true" }, bar));
+  row.show = ({ name: shown, text: place, behind: far, share, holds }) => {
+    say(name, shown);
+    say(text, place);
+    say(behind, far > 0 ? bytes(far) : "0");
+    bar.style.width = `${share * 100}%`;
+    mark(row, "data-holds", holds || null);
+  };
+  return row;
+}
+
+function facts({ status }) {
+  const { slot, heartbeat_age_seconds } = status.source;
+  const heartbeat = heartbeat_age_seconds === null ? "none yet" : `${span(heartbeat_age_seconds)} ago`;
+  if (!slot) return [["Heartbeat", heartbeat], ["Slot", "not seen yet"]];
+  return [
+    ["Slot", slot.name],
+    ["Read", slot.active ? "yes" : `no, for ${span(slot.inactive_seconds)}`],
+    ["WAL status", slot.invalidation_reason ? `${slot.wal_status} (${slot.invalidation_reason})` : slot.wal_status],
+    ["Kept for it", bytes(slot.retained_bytes)],
+    ["May still be written", slot.safe_wal_bytes === null ? "no bound" : bytes(slot.safe_wal_bytes)],
+    ["Heartbeat", heartbeat],
+    ...further(slot),
+    ["Looked at", slot.age_seconds < 2 ? "now" : `${span(slot.age_seconds)} ago`],
+  ];
+}
+
+/** Facts that not every server tells. */
+function further(slot) {
+  const told = [
+    ["Plugin", slot.plugin],
+    ["Server", slot.server_version],
+    ["Failover", slot.failover === undefined || slot.failover === null ? undefined : slot.failover ? "kept on standbys" : "no"],
+    ["Catalog xmin age", slot.catalog_xmin_age_transactions && `${count(slot.catalog_xmin_age_transactions)} transactions`],
+    ["Spilled", slot.spill_bytes_total && bytes(slot.spill_bytes_total)],
+  ];
+  return told.filter(([, value]) => value !== undefined && value !== null && value !== 0);
+}
+
+function fact(name) {
+  const value = make("dd");
+  const pair = make("div", {}, make("dt", {}, name), value);
+  pair.show = (text) => say(value, text);
+  return pair;
+}
+
+const showRungs = keyed(at("ladder").tBodies[0], rung);
+const showFacts = keyed(at("slot"), fact);
+
+export function showSource(state) {
+  const all = rungs(state);
+  const head = Math.max(...all.map(([, { place }]) => place));
+  const depth = Math.max(1, ...all.map(([, { place }]) => head - place));
+  showRungs(all.map(([key, one]) => [key, { ...one, behind: head - one.place, share: (head - one.place) / depth }]));
+  showFacts(facts(state));
+  say(at("holder"), sentence(state, all));
+}
+
+function sentence({ status, figures }, all) {
+  const { slot } = status.source;
+  if (!slot) return "PostgreSQL has not been asked about the slot yet.";
+  const kept = `PostgreSQL keeps ${bytes(slot.retained_bytes)} of WAL for the slot.`;
+  const below = lsn(slot.confirmed_lsn) - lsn(slot.restart_lsn ?? slot.confirmed_lsn);
+  if (below > slot.retained_bytes / 2 && below > LITTLE_BYTES) {
+    return `${kept} Most of it (${bytes(below)}) lies below the confirmed LSN: a transaction at the server was open then, or the server has not moved the restart LSN yet.`;
+  }
+  const holder = all.find(([, { holds }]) => holds);
+  return holder ? `${kept} ${figures.holder} holds it; the others are further.` : `${kept} No sink holds it back.`;
+}
