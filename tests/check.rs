@@ -136,6 +136,11 @@ async fn servers_that_do_not_answer_are_a_line_each_and_hinder_no_other() {
         assert_eq!(of(&lines, "postgres.version", "").verdict, "ok");
         assert_eq!(of(&lines, "bigquery.dataset", "").verdict, "warn");
     }
+    let secrets = ["POSTGRES_PASSWORD", "REDIS_PASSWORD", "WEB_TOKEN"]
+        .map(|name| (name.to_owned(), "canary-7f".to_owned()));
+    let refused = world.with_all(secrets).walcast(["check"]).await;
+    refused.expect(2, &["password", "asks for a token"]);
+    assert!(!refused.output.contains("canary"), "{}", refused.output);
     let (code, lines) = check(&world.with("POSTGRES_DB", "nowhere")).await;
     assert_eq!((code, of(&lines, "postgres.server", "").verdict.as_str()), (Some(2), "fail"));
     assert!(of(&lines, "postgres.server", "").fix.as_ref().unwrap().contains("CREATE DATABASE"));

@@ -129,12 +129,15 @@ impl Connection {
         }
     }
 
-    /// Whether this user may not run a command; whatever else the server thinks of it.
+    /// Puts a command into the transaction that is open; whether this user may not run it.
     pub async fn is_forbidden(&mut self, command: &Cmd) -> Result<bool> {
         match command.query_async::<Value>(&mut self.inner).await {
+            Ok(Value::SimpleString(queued)) if queued == "QUEUED" => Ok(false),
+            Ok(_) => Err(Error::new(Kind::Protocol, format!("{} has no transactions", self.address))),
             Err(error) if error.code() == Some("NOPERM") => Ok(true),
             Err(error) if error.is_io_error() => Err(failed(&self.address, error)),
-            _ => Ok(false),
+            // it has other reasons, such as being full
+            Err(_) => Ok(false),
         }
     }
 
