@@ -254,23 +254,9 @@ async fn clock(connection: &mut Connection, config: &RedisConfig) -> Result<Find
     })
 }
 
-/// Redis looks at a user's rights when a command is put into a transaction; dropped again, none of it has happened.
 async fn rights(connection: &mut Connection, config: &RedisConfig) -> Result<Finding> {
     let id = "redis.rights";
-    connection.ask::<redis::Value>(&redis::cmd("MULTI")).await?;
-    let mut refused = Vec::new();
-    for line in COMMANDS {
-        let mut words = line.split(' ');
-        let mut command = redis::cmd(words.next().unwrap_or_default());
-        for word in words {
-            command.arg(word);
-        }
-        if connection.is_forbidden(&command).await? {
-            refused.push(*line);
-        }
-    }
-    // a queue with a refused command in it is gone already for some servers
-    connection.ask_if_allowed::<redis::Value>(&redis::cmd("DISCARD")).await?;
+    let refused = connection.forbidden(COMMANDS).await?;
     let Some(first) = refused.first() else {
         return Ok(finding(id, config, Verdict::Ok, "allows this user all that walcast does".into(), None));
     };

@@ -129,16 +129,30 @@ impl Connection {
         }
     }
 
-    /// Puts a command into the transaction that is open; whether this user may not run it.
-    pub async fn is_forbidden(&mut self, command: &Cmd) -> Result<bool> {
-        match command.query_async::<Value>(&mut self.inner).await {
-            Ok(Value::SimpleString(queued)) if queued == "QUEUED" => Ok(false),
-            Ok(_) => Err(Error::new(Kind::Protocol, format!("{} has no transactions", self.address))),
-            Err(error) if error.code() == Some("NOPERM") => Ok(true),
-            Err(error) if error.is_io_error() => Err(failed(&self.address, error)),
-            // it has other reasons, such as being full
-            Err(_) => Ok(false),
+    /// Which of the commands this user may not run; none of them is run. Redis looks at a user's rights when a command
+    /// is put into a transaction, which is dropped again.
+    pub async fn forbidden<'a>(&mut self, commands: &[&'a str]) -> Result<Vec<&'a str>> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("MULTI");
+        for line in commands {
+            let mut words = line.split(' ');
+            pipeline.cmd(words.next().unwrap_or_default()).arg(words.collect::<Vec<_>>());
         }
+        pipeline.cmd("DISCARD");
+        let answers: Vec<RedisResult<Value>> = pipeline
+            .ignore_errors()
+            .query_async(&mut self.inner)
+            .await
+            .map_err(|error| failed(&self.address, error))?;
+        let mut answers = answers.into_iter();
+        if let Some(Err(error)) = answers.next() {
+            return Err(failed(&self.address, error));
+        }
+        let refused = commands.iter().zip(answers).filter(|(_, answer)| {
+            // it may have other reasons, such as being full
+            answer.as_ref().is_err_and(|error| error.code() == Some("NOPERM"))
+        });
+        Ok(refused.map(|(line, _)| *line).collect())
     }
 
     /// Runs commands that read one key each, in one round trip.
