@@ -1,6 +1,8 @@
 //! `walcast check` on real servers: each fault is planted, found, and mended by pasting what the line says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/pair.rs"]
+mod pair;
 #[path = "support/services.rs"]
 mod services;
 mod support;
@@ -9,6 +11,7 @@ mod world;
 
 use std::time::Duration;
 
+use pair::Pair;
 use serde::Deserialize;
 use support::{fresh_database, fresh_name, in_fresh_database, postgres, run};
 use tokio_postgres::Client;
@@ -125,13 +128,19 @@ async fn servers_that_do_not_answer_are_a_line_each_and_hinder_no_other() {
     let all = world.with_all(down.map(|(name, value, _)| (name.to_owned(), value.to_owned())));
     let (code, lines) = check(&all.with("KAFKA_TIMEOUT_MS", "1000")).await;
     let ids: Vec<&str> = lines.iter().map(|line| line.id.as_str()).collect();
-    assert_eq!((code, ids), (Some(2), down.map(|(.., id)| id).to_vec()));
+    let down_and_web: Vec<&str> = down.iter().map(|(.., id)| *id).chain(["web.access"]).collect();
+    assert_eq!((code, ids), (Some(2), down_and_web));
     for (name, value, id) in &down[2..3] {
         let (_, lines) = check(&world.with(name, value)).await;
         assert_eq!(of(&lines, id, "").verdict, "fail");
         assert_eq!(of(&lines, "postgres.version", "").verdict, "ok");
         assert_eq!(of(&lines, "bigquery.dataset", "").verdict, "warn");
     }
+    let secrets = ["POSTGRES_PASSWORD", "REDIS_PASSWORD", "WEB_TOKEN"]
+        .map(|name| (name.to_owned(), "canary-7f".to_owned()));
+    let refused = world.with_all(secrets).walcast(["check"]).await;
+    refused.expect(2, &["password", "asks for a token"]);
+    assert!(!refused.output.contains("canary"), "{}", refused.output);
     let (code, lines) = check(&world.with("POSTGRES_DB", "nowhere")).await;
     assert_eq!((code, of(&lines, "postgres.server", "").verdict.as_str()), (Some(2), "fail"));
     assert!(of(&lines, "postgres.server", "").fix.as_ref().unwrap().contains("CREATE DATABASE"));
@@ -247,10 +256,14 @@ async fn a_redis_that_lost_its_data_is_told_and_rebuilt() {
     let (code, lines) = check(&world).await;
     let line = of(&lines, "sink.position", "redis");
     assert_eq!((code, failed(&lines)), (Some(2), vec!["sink.position"]));
-    assert!(
-        line.message.contains("lost its data")
-            && line.fix.as_ref().unwrap().contains("walcast rebuild redis")
-    );
+    assert!(line.message.contains("lost its data"), "{line:?}");
+    assert_eq!(line.fix.as_deref(), Some("walcast rebuild redis"));
+    let remains = redis::cmd("HSET").arg("walcast:all").arg("a").arg(1).to_owned();
+    let _: i64 = remains.query_async(&mut world.redis().await).await.unwrap();
+    let (_, lines) = check(&world).await;
+    let line = of(&lines, "sink.position", "redis");
+    assert!(line.message.contains("holds counters of walcast"), "{line:?}");
+    assert!(line.fix.as_ref().unwrap().contains("database of its own"), "{line:?}");
     world.walcast(["rebuild", "redis"]).await.expect(0, &[]);
     assert_eq!(check(&world).await.0, Some(0));
 }
@@ -351,6 +364,63 @@ async fn every_version_answers_all_of_it() {
     }
 }
 
+// --- standbys
+
+#[tokio::test]
+async fn a_failover_that_would_lose_something_is_told_and_mended() {
+    let pair = Pair::new("check").await;
+    let world = World::new(fresh_database(pair.primary.clone()).await).await.with("PIPELINE_SINKS", "null");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    support::wait_until("the standby follows", async || {
+        let row = client.query_one("SELECT count(*) FROM pg_stat_replication", &[]).await;
+        row.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    mends(
+        &client,
+        &world.postgres,
+        "postgres.failover",
+        Verdict::Warn,
+        "synchronized_standby_slots is empty",
+    )
+    .await;
+
+    let line = found(&world.postgres, "postgres.failover").await;
+    assert_eq!(line.verdict, Verdict::Ok, "{line:?}");
+    let shell = |command: &str| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", command]).env("PGPASSWORD", world.postgres.password.expose());
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    };
+    let fix = |line: &Finding| line.fix.clone().unwrap();
+    // the opposite of the fix, made of one that says it
+    let place = format!(
+        "host={} port={} dbname={} user={} replication=database",
+        world.postgres.host, world.postgres.port, world.postgres.db, world.postgres.user
+    );
+    shell(&format!(
+        r#"psql '{place}' -c 'ALTER_REPLICATION_SLOT "{}" (FAILOVER false)'"#,
+        world.postgres.slot
+    ));
+    let line = found(&world.postgres, "postgres.failover").await;
+    assert_eq!(line.verdict, Verdict::Warn);
+    assert!(line.message.contains("a failover loses it"), "{line:?}");
+    shell(&fix(&line));
+    assert_eq!(found(&world.postgres, "postgres.failover").await.verdict, Verdict::Ok);
+
+    let standby = pair.after(&world);
+    let line = found(&standby.postgres, "postgres.recovery").await;
+    assert_eq!(line.verdict, Verdict::Fail);
+    let (code, lines) = check(&exported(&standby, &fix(&line))).await;
+    assert_eq!((code, of(&lines, "postgres.recovery", "").verdict.as_str()), (Some(0), "ok"), "{lines:#?}");
+    let (code, lines) = check(&standby).await;
+    assert_eq!((code, failed(&lines)), (Some(2), vec!["postgres.recovery"]), "{lines:#?}");
+    drop((client, standby, world));
+    pair.wipe();
+}
+
 // --- tables, rights, publication
 
 #[tokio::test]
@@ -375,6 +445,7 @@ async fn tables_that_cannot_be_followed_are_told_and_mended() {
             run(&client, fault).await;
             mends(&client, config, id, Verdict::Fail, words).await;
         }
+        columns_are_mended(&client, config).await;
         run(
             &client,
             "ALTER TABLE content DROP COLUMN length_seconds;
@@ -389,26 +460,59 @@ async fn tables_that_cannot_be_followed_are_told_and_mended() {
     .await;
 }
 
+async fn columns_are_mended(client: &Client, config: &PostgresConfig) {
+    let of_content = async || {
+        let findings = source_check::check(client, config).await.unwrap();
+        findings.into_iter().find(|finding| finding.subject == "table public.content").unwrap()
+    };
+    run(client, "CREATE DOMAIN key AS uuid; CREATE DOMAIN content_key AS key; ALTER TABLE content ALTER id TYPE content_key").await;
+    assert_eq!(of_content().await.verdict, Verdict::Ok, "a domain is what it is made of");
+    for (fault, words) in [
+        (
+            "ALTER TABLE content DROP COLUMN slug, DROP COLUMN title",
+            "lacks the column slug (text); lacks the column title",
+        ),
+        ("ALTER TABLE content ALTER publish_ts TYPE timestamp", "publish_ts"),
+    ] {
+        run(client, fault).await;
+        let line = of_content().await;
+        assert!(line.verdict == Verdict::Fail && line.message.contains(words), "{line:?}");
+        paste(client, &line.fix.unwrap()).await;
+        assert_eq!(of_content().await.verdict, Verdict::Ok);
+    }
+}
+
 #[tokio::test]
 async fn a_role_is_told_what_it_lacks_and_gets_it() {
     let world = World::initialised().await;
     let owner = sql::connect(&world.postgres).await.unwrap();
     let role = fresh_name("role");
     run(&owner, &format!("CREATE ROLE {role} LOGIN PASSWORD 'x'")).await;
+    let emit = "pg_logical_emit_message(boolean, text, text, boolean)";
+    run(&owner, &format!("REVOKE EXECUTE ON FUNCTION {emit} FROM PUBLIC")).await;
     let as_role = world.with("POSTGRES_USER", &role).with("POSTGRES_PASSWORD", "x");
     let mut told = Vec::new();
     for _ in 0..8 {
         let (_, lines) = check(&as_role).await;
         let wrong = |line: &&Line| {
             line.verdict != "ok"
-                && ["postgres.role", "postgres.rights", "postgres.statistics", "postgres.state"]
-                    .contains(&line.id.as_str())
+                && [
+                    "postgres.role",
+                    "postgres.rights",
+                    "postgres.statistics",
+                    "postgres.state",
+                    "postgres.heartbeat",
+                ]
+                .contains(&line.id.as_str())
         };
         let Some(line) = lines.iter().find(wrong) else { break };
         told.push(line.id.clone());
         paste(&owner, line.fix.as_ref().unwrap()).await;
     }
-    assert_eq!(told, ["postgres.role", "postgres.state", "postgres.statistics", "postgres.rights"]);
+    assert_eq!(
+        told,
+        ["postgres.role", "postgres.state", "postgres.heartbeat", "postgres.statistics", "postgres.rights"]
+    );
     let (code, lines) = check(&as_role).await;
     assert_eq!((code, failed(&lines)), (Some(0), vec![]), "{lines:#?}");
     run(&owner, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
@@ -440,6 +544,34 @@ async fn a_publication_that_leaves_something_out_is_told_and_mended() {
         let (_, lines) = check(&world).await;
         assert_eq!(of(&lines, "postgres.publication", "").verdict, "ok", "{lines:#?}");
     }
+}
+
+#[tokio::test]
+async fn tables_that_are_published_besides_are_told_and_taken_out() {
+    let world = World::initialised().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let name = &world.postgres.publication;
+    run(&client, &format!("CREATE TABLE other (i int); ALTER PUBLICATION {name} ADD TABLE other")).await;
+    let (code, lines) = check(&world).await;
+    let line = of(&lines, "postgres.publication_tables", "");
+    assert_eq!((code, line.verdict.as_str()), (Some(0), "warn"));
+    assert!(line.message.contains("public.other"), "{line:?}");
+    paste(&client, line.fix.as_ref().unwrap()).await;
+    let (code, lines) = check(&world).await;
+    assert_eq!((code, failed(&lines)), (Some(0), vec![]), "the slot still reads the same: {lines:#?}");
+    assert!(lines.iter().all(|line| line.id != "postgres.publication_tables"), "{lines:#?}");
+
+    in_fresh_database(postgres(), async |config| {
+        let mut client = sql::connect(config).await.unwrap();
+        init::migrate(&mut client, config).await.unwrap();
+        run(&client, &format!("CREATE PUBLICATION {} FOR ALL TABLES", config.publication)).await;
+        let line = found(config, "postgres.publication_tables").await;
+        assert!(line.message.contains("postgres.publication"), "{line:?}");
+        paste(&client, &line.fix.unwrap()).await;
+        let alone = PostgresConfig { publication: "walcast_alone".into(), ..config.clone() };
+        assert!(survey(&alone).await.iter().all(|finding| finding.id != "postgres.publication_tables"));
+    })
+    .await;
 }
 
 // --- Kafka

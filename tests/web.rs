@@ -388,6 +388,45 @@ async fn a_watch_on_a_terminal_draws_in_place_and_in_colours() {
     assert!(seen.contains("NOT READY") && !seen.contains("\x1b[31m"), "{seen}");
 }
 
+/// What a walcast without a database logs, until a line says `words`.
+async fn logged(mut command: Command, words: &str) -> String {
+    command.env("POSTGRES_PORT", "1").env("WEB_LISTEN", "127.0.0.1:0").stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut both = child.stdout.take().unwrap().chain(child.stderr.take().unwrap());
+    let mut seen = Vec::new();
+    let reading = async {
+        while !(String::from_utf8_lossy(&seen).contains(words) && seen.ends_with(b"\n")) {
+            assert!(both.read_buf(&mut seen).await.unwrap() > 0, "{}", String::from_utf8_lossy(&seen));
+        }
+    };
+    tokio::time::timeout(DEADLINE, reading).await.unwrap();
+    String::from_utf8(seen).unwrap()
+}
+
+fn on_terminal(variables: &str) -> Command {
+    let mut command = Command::new("script");
+    command.args(["-qfec", &format!("{variables} exec {} run", env!("CARGO_BIN_EXE_walcast")), "/dev/null"]);
+    command
+}
+
+#[tokio::test]
+async fn logs_are_json_except_on_a_terminal_and_coloured_there_unless_unwanted() {
+    let seen = logged(on_terminal(""), "starting again").await;
+    assert!(seen.contains("\x1b[") && !seen.contains('{'), "{seen}");
+    for variables in ["NO_COLOR=1", "WALCAST_LOG_FORMAT=json"] {
+        let seen = logged(on_terminal(variables), "starting again").await;
+        assert!(!seen.contains('\x1b'), "{variables}: {seen}");
+        assert_eq!(seen.contains("{\"timestamp\""), variables != "NO_COLOR=1", "{seen}");
+    }
+    let mut piped = Command::new("sh");
+    piped.args(["-c", &format!("exec {} run 2>&1", env!("CARGO_BIN_EXE_walcast"))]);
+    let seen = logged(piped, "starting again").await;
+    let warning = seen.lines().find(|line| line.contains("starting again")).unwrap();
+    let warning: Value = serde_json::from_str(warning).unwrap();
+    assert_eq!(warning["level"], "WARN");
+    assert!(warning["error"].as_str().unwrap().contains("cannot reach PostgreSQL"), "{warning}");
+}
+
 #[tokio::test]
 async fn walcast_run_touches_nothing_when_its_port_is_taken() {
     let site = Site::start(&[]).await;

@@ -1,15 +1,24 @@
-//! `walcast check`: looks at everything, changes nothing.
+//! `walcast check`: looks at everything that walcast needs and what an operator should know, and changes nothing.
 
 use std::process::ExitCode;
 
+use futures_util::future::{join, join_all};
+use tokio_postgres::Client;
+
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::finding::{Finding, Verdict};
+use crate::lsn::{Session, StoredMark, fresh_start};
 use crate::ops::terminal::{Paint, print};
+use crate::pipeline::require_reached;
+use crate::sink::{self, Sink};
+use crate::source::{check as source_check, sql};
+use crate::state::{State, epoch};
+use crate::web::access;
 
 /// Prints a line a finding, and below it what mends it; exit code 2 when one of them fails.
 pub async fn check(config: &Config, json: bool) -> Result<ExitCode> {
-    let findings = crate::check::findings(config).await;
+    let findings = findings(config).await;
     let text = match json {
         true => serde_json::to_string_pretty(&findings).unwrap_or_default() + "\n",
         false => render(&findings, &Paint::for_stdout()),
@@ -17,6 +26,104 @@ pub async fn check(config: &Config, json: bool) -> Result<ExitCode> {
     print(&text);
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
     Ok(ExitCode::from(if failed { 2 } else { 0 }))
+}
+
+/// What is so now, part by part. What cannot be reached is a finding, and hinders no other.
+pub async fn findings(config: &Config) -> Vec<Finding> {
+    let (source, targets) = join(source(config), targets(config)).await;
+    let (mut findings, client) = source;
+    let (told, sinks) = targets;
+    findings.extend(told);
+    if let Some(client) = client {
+        findings.extend(positions(config, &client, sinks).await);
+    }
+    findings.push(access::check(&config.web));
+    findings
+}
+
+type Sinks = Vec<Box<dyn Sink>>;
+
+async fn targets(config: &Config) -> (Vec<Finding>, Sinks) {
+    let mut sinks = match sink::build(config) {
+        Ok(sinks) => sinks,
+        Err(error) => return (vec![Finding::failed("configuration", "configuration", &error)], Sinks::new()),
+    };
+    let told = join_all(sinks.iter_mut().map(|sink| sink.check())).await.concat();
+    (told, sinks)
+}
+
+/// What is told of the source, and the session that told it.
+async fn source(config: &Config) -> (Vec<Finding>, Option<Client>) {
+    let (id, place) =
+        ("postgres.server", format!("postgres {}:{}", config.postgres.host, config.postgres.port));
+    let client = match sql::connect(&config.postgres).await {
+        Ok(client) => client,
+        Err(error) => return (vec![Finding::failed(id, place, &error)], None),
+    };
+    let mut findings = vec![Finding::ok(id, place, format!("answers, database {}", config.postgres.db))];
+    match required(config, &client).await {
+        Ok(told) => findings.extend(told),
+        Err(error) => findings.push(Finding::failed("postgres.state", "postgres", &error)),
+    }
+    let open_max = source_check::TRANSACTION_OPEN_MAX;
+    findings.extend(source_check::survey(&client, &config.postgres, open_max).await);
+    (findings, Some(client))
+}
+
+/// What a start asks for too.
+async fn required(config: &Config, client: &Client) -> Result<Vec<Finding>> {
+    let mut findings = source_check::check(client, &config.postgres).await?;
+    if findings.iter().all(|finding| finding.verdict != Verdict::Fail) {
+        findings.extend(epoch::check(&config.postgres, client).await?);
+    }
+    Ok(findings)
+}
+
+/// Where each sink stands against the slot, as a start would judge it. Nothing where there is no slot to judge by, or
+/// no WAL of the server's own: that has a finding of its own.
+async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Finding> {
+    let Ok((epoch, history)) = epoch::find(&config.postgres, client).await else { return Vec::new() };
+    let Ok(start) = epoch::confirmed(&config.postgres, client).await else { return Vec::new() };
+    if State::new(config.postgres.clone()).wal_end().await.is_err() {
+        return Vec::new();
+    }
+    let session = Session { epoch, token: 0, history, start };
+    join_all(sinks.into_iter().filter(|sink| sink.keeps_mark()).map(|sink| position(config, sink, &session)))
+        .await
+}
+
+async fn position(config: &Config, mut sink: Box<dyn Sink>, session: &Session) -> Finding {
+    let (id, subject) = ("sink.position", format!("position of {}", sink.name()));
+    let judged = async {
+        let stored = sink.peek(session).await?;
+        judge(config, sink.name(), stored, session).await
+    };
+    match judged.await {
+        Ok(message) => Finding::ok(id, subject, message),
+        Err(error) if sink.name() == "redis" && error.advice() == fresh_start("redis") => {
+            Finding::fail(id, subject, error.chain(), "walcast rebuild redis")
+        }
+        Err(error) => Finding::failed(id, subject, &error),
+    }
+}
+
+async fn judge(config: &Config, name: &str, stored: Option<StoredMark>, session: &Session) -> Result<String> {
+    let mut state = State::new(config.postgres.clone());
+    let start = session.start;
+    let Some(stored) = stored else {
+        return match state.is_registered(session, name).await? {
+            true => Err(lost(name)),
+            false => Ok(format!("nothing yet: it begins at the slot's confirmed LSN, {start}")),
+        };
+    };
+    let mark = stored.go_on(name, session)?;
+    require_reached(name, mark, state.wal_end().await?)?;
+    Ok(format!("holds all up to {}, the slot begins at {start}", mark.held))
+}
+
+fn lost(name: &str) -> Error {
+    let message = format!("{name} held a mark once and holds none now: it has lost its data");
+    Error::new(Kind::Resync, message).hint(fresh_start(name))
 }
 
 fn render(findings: &[Finding], paint: &Paint) -> String {

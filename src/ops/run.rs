@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::check;
 use crate::config::Config;
 use crate::error::Result;
+use crate::ops::check;
 use crate::pipeline;
 use crate::shutdown::Shutdown;
 use crate::sink::redis::reader::Reader;

@@ -263,6 +263,8 @@ mod tests {
             ("40001", "could not serialize access", "", Kind::Unavailable),
             ("XX000", "cache lookup failed", "", Kind::Unavailable),
             ("08P01", "invalid message format", "", Kind::Protocol),
+            // PgBouncer
+            ("08P01", "unsupported startup parameter: replication", "", Kind::Setup),
             ("", "", "", Kind::Setup),
         ] {
             assert_eq!(said(code, message, detail).kind(), kind, "{code} {message}");

@@ -1,15 +1,24 @@
 //! Who may see more than whether walcast is up: whoever brings the token.
 
+use std::net::IpAddr;
+
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::finding::Finding;
 use crate::secret::Secret;
+use crate::web::WebConfig;
 
 /// What a browser is told, so that it asks for user name (any) and password (the token): neither is ever in a URL.
 pub const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Basic realm="walcast", charset="UTF-8""#);
+
+/// A shorter one can be guessed.
+const TOKEN_CHARACTERS_MIN: usize = 16;
+const FRESH_TOKEN: &str = "export WEB_TOKEN=$(openssl rand -hex 16)";
 
 /// Who is let in. Without a token everybody who can reach the address.
 #[derive(Clone)]
@@ -42,6 +51,29 @@ impl Access {
     }
 }
 
+/// Who can reach what walcast tells, and what is asked of them.
+pub fn check(config: &WebConfig) -> Finding {
+    let (id, subject, listen) = ("web.access", format!("web {}", config.listen), is_loopback(&config.listen));
+    match (listen, config.token.expose().len()) {
+        (true, 0) => Finding::ok(id, subject, "answers whoever is on this machine"),
+        (false, 0) => {
+            Finding::fail(id, subject, "can be reached by others, and asks for no token", FRESH_TOKEN)
+        }
+        (false, ..TOKEN_CHARACTERS_MIN) => {
+            let message = "can be reached by others, and its token is short enough to be guessed";
+            Finding::warn(id, subject, message, FRESH_TOKEN)
+        }
+        _ => Finding::ok(id, subject, "asks for a token"),
+    }
+}
+
+fn is_loopback(listen: &str) -> bool {
+    let Ok(authority) = listen.parse::<Authority>() else { return false };
+    let host = authority.host();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 /// The token of `Authorization: Bearer TOKEN`, or the password of `Authorization: Basic …`.
 fn brought(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, rest) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
@@ -70,6 +102,7 @@ fn same(one: &[u8; 32], other: &[u8; 32]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Verdict;
 
     fn permits(token: &str, header: Option<&str>) -> bool {
         let mut headers = HeaderMap::new();
@@ -106,6 +139,22 @@ mod tests {
         }
         assert!(!permits("s3cret:x", None));
         assert!(permits("", None));
+    }
+
+    #[test]
+    fn who_listens_to_others_is_told_to_ask_for_a_token() {
+        let verdict = |listen: &str, token: &str| {
+            let token = token.to_owned().into();
+            check(&WebConfig { listen: listen.into(), token, ..WebConfig::default() }).verdict
+        };
+        for loopback in ["127.0.0.1:8080", "localhost:1", "[::1]:8080"] {
+            assert_eq!(verdict(loopback, ""), Verdict::Ok, "{loopback}");
+        }
+        for open in ["0.0.0.0:8080", "[::]:8080", "10.0.0.7:80", "walcast.internal:8080"] {
+            assert_eq!(verdict(open, ""), Verdict::Fail, "{open}");
+            assert_eq!(verdict(open, "walcast"), Verdict::Warn, "{open}");
+            assert_eq!(verdict(open, "0123456789abcdef"), Verdict::Ok, "{open}");
+        }
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Checks {
 
 fn late() -> Finding {
     let message = format!("the checks were not through after {} s", DEADLINE.as_secs());
-    Finding::warn("checks", "checks", message, "run `walcast check` to see which one waits")
+    Finding::warn("web.checks", "checks", message, "run `walcast check` to see which one waits")
 }
 
 #[cfg(test)]
