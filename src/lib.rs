@@ -39,6 +39,7 @@
 //!   that lost its mark or is beyond the server's WAL, a slot made again, a publication or a table in it put back.
 //! - **It can be looked at**: [`telemetry::board`] is where all parts say how they are, [`telemetry::live`] makes
 //!   figures and the last hour of it once a second, [`web`] shows them. Nothing of it is in the way of an event.
+//! - **It can be looked at beforehand**: [`ops::check`] asks every server, changes nothing and shuts nobody out.
 //! - **It can be proved**: [`ops::verify`] compares PostgreSQL, as of a temporary slot's snapshot, with every
 //!   sink; [`ops::rebuild`] fills Redis from such a snapshot.
 //!

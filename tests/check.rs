@@ -136,6 +136,11 @@ async fn servers_that_do_not_answer_are_a_line_each_and_hinder_no_other() {
         assert_eq!(of(&lines, "postgres.version", "").verdict, "ok");
         assert_eq!(of(&lines, "bigquery.dataset", "").verdict, "warn");
     }
+    let secrets = ["POSTGRES_PASSWORD", "REDIS_PASSWORD", "WEB_TOKEN"]
+        .map(|name| (name.to_owned(), "canary-7f".to_owned()));
+    let refused = world.with_all(secrets).walcast(["check"]).await;
+    refused.expect(2, &["password", "asks for a token"]);
+    assert!(!refused.output.contains("canary"), "{}", refused.output);
     let (code, lines) = check(&world.with("POSTGRES_DB", "nowhere")).await;
     assert_eq!((code, of(&lines, "postgres.server", "").verdict.as_str()), (Some(2), "fail"));
     assert!(of(&lines, "postgres.server", "").fix.as_ref().unwrap().contains("CREATE DATABASE"));
@@ -251,10 +256,14 @@ async fn a_redis_that_lost_its_data_is_told_and_rebuilt() {
     let (code, lines) = check(&world).await;
     let line = of(&lines, "sink.position", "redis");
     assert_eq!((code, failed(&lines)), (Some(2), vec!["sink.position"]));
-    assert!(
-        line.message.contains("lost its data")
-            && line.fix.as_ref().unwrap().contains("walcast rebuild redis")
-    );
+    assert!(line.message.contains("lost its data"), "{line:?}");
+    assert_eq!(line.fix.as_deref(), Some("walcast rebuild redis"));
+    let remains = redis::cmd("HSET").arg("walcast:all").arg("a").arg(1).to_owned();
+    let _: i64 = remains.query_async(&mut world.redis().await).await.unwrap();
+    let (_, lines) = check(&world).await;
+    let line = of(&lines, "sink.position", "redis");
+    assert!(line.message.contains("holds counters of walcast"), "{line:?}");
+    assert!(line.fix.as_ref().unwrap().contains("database of its own"), "{line:?}");
     world.walcast(["rebuild", "redis"]).await.expect(0, &[]);
     assert_eq!(check(&world).await.0, Some(0));
 }
@@ -436,6 +445,7 @@ async fn tables_that_cannot_be_followed_are_told_and_mended() {
             run(&client, fault).await;
             mends(&client, config, id, Verdict::Fail, words).await;
         }
+        columns_are_mended(&client, config).await;
         run(
             &client,
             "ALTER TABLE content DROP COLUMN length_seconds;
@@ -450,26 +460,59 @@ async fn tables_that_cannot_be_followed_are_told_and_mended() {
     .await;
 }
 
+async fn columns_are_mended(client: &Client, config: &PostgresConfig) {
+    let of_content = async || {
+        let findings = source_check::check(client, config).await.unwrap();
+        findings.into_iter().find(|finding| finding.subject == "table public.content").unwrap()
+    };
+    run(client, "CREATE DOMAIN key AS uuid; CREATE DOMAIN content_key AS key; ALTER TABLE content ALTER id TYPE content_key").await;
+    assert_eq!(of_content().await.verdict, Verdict::Ok, "a domain is what it is made of");
+    for (fault, words) in [
+        (
+            "ALTER TABLE content DROP COLUMN slug, DROP COLUMN title",
+            "lacks the column slug (text); lacks the column title",
+        ),
+        ("ALTER TABLE content ALTER publish_ts TYPE timestamp", "publish_ts"),
+    ] {
+        run(client, fault).await;
+        let line = of_content().await;
+        assert!(line.verdict == Verdict::Fail && line.message.contains(words), "{line:?}");
+        paste(client, &line.fix.unwrap()).await;
+        assert_eq!(of_content().await.verdict, Verdict::Ok);
+    }
+}
+
 #[tokio::test]
 async fn a_role_is_told_what_it_lacks_and_gets_it() {
     let world = World::initialised().await;
     let owner = sql::connect(&world.postgres).await.unwrap();
     let role = fresh_name("role");
     run(&owner, &format!("CREATE ROLE {role} LOGIN PASSWORD 'x'")).await;
+    let emit = "pg_logical_emit_message(boolean, text, text, boolean)";
+    run(&owner, &format!("REVOKE EXECUTE ON FUNCTION {emit} FROM PUBLIC")).await;
     let as_role = world.with("POSTGRES_USER", &role).with("POSTGRES_PASSWORD", "x");
     let mut told = Vec::new();
     for _ in 0..8 {
         let (_, lines) = check(&as_role).await;
         let wrong = |line: &&Line| {
             line.verdict != "ok"
-                && ["postgres.role", "postgres.rights", "postgres.statistics", "postgres.state"]
-                    .contains(&line.id.as_str())
+                && [
+                    "postgres.role",
+                    "postgres.rights",
+                    "postgres.statistics",
+                    "postgres.state",
+                    "postgres.heartbeat",
+                ]
+                .contains(&line.id.as_str())
         };
         let Some(line) = lines.iter().find(wrong) else { break };
         told.push(line.id.clone());
         paste(&owner, line.fix.as_ref().unwrap()).await;
     }
-    assert_eq!(told, ["postgres.role", "postgres.state", "postgres.statistics", "postgres.rights"]);
+    assert_eq!(
+        told,
+        ["postgres.role", "postgres.state", "postgres.heartbeat", "postgres.statistics", "postgres.rights"]
+    );
     let (code, lines) = check(&as_role).await;
     assert_eq!((code, failed(&lines)), (Some(0), vec![]), "{lines:#?}");
     run(&owner, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
@@ -501,6 +544,34 @@ async fn a_publication_that_leaves_something_out_is_told_and_mended() {
         let (_, lines) = check(&world).await;
         assert_eq!(of(&lines, "postgres.publication", "").verdict, "ok", "{lines:#?}");
     }
+}
+
+#[tokio::test]
+async fn tables_that_are_published_besides_are_told_and_taken_out() {
+    let world = World::initialised().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let name = &world.postgres.publication;
+    run(&client, &format!("CREATE TABLE other (i int); ALTER PUBLICATION {name} ADD TABLE other")).await;
+    let (code, lines) = check(&world).await;
+    let line = of(&lines, "postgres.publication_tables", "");
+    assert_eq!((code, line.verdict.as_str()), (Some(0), "warn"));
+    assert!(line.message.contains("public.other"), "{line:?}");
+    paste(&client, line.fix.as_ref().unwrap()).await;
+    let (code, lines) = check(&world).await;
+    assert_eq!((code, failed(&lines)), (Some(0), vec![]), "the slot still reads the same: {lines:#?}");
+    assert!(lines.iter().all(|line| line.id != "postgres.publication_tables"), "{lines:#?}");
+
+    in_fresh_database(postgres(), async |config| {
+        let mut client = sql::connect(config).await.unwrap();
+        init::migrate(&mut client, config).await.unwrap();
+        run(&client, &format!("CREATE PUBLICATION {} FOR ALL TABLES", config.publication)).await;
+        let line = found(config, "postgres.publication_tables").await;
+        assert!(line.message.contains("postgres.publication"), "{line:?}");
+        paste(&client, &line.fix.unwrap()).await;
+        let alone = PostgresConfig { publication: "walcast_alone".into(), ..config.clone() };
+        assert!(survey(&alone).await.iter().all(|finding| finding.id != "postgres.publication_tables"));
+    })
+    .await;
 }
 
 // --- Kafka

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Reads, RowError, TableColumns, missing, writable};
+use super::{Reads, RowError, TableColumns, Wanted, missing, writable};
 use crate::error::Result;
 use crate::pgoutput::{Relation, Tuple, Value};
 
@@ -42,9 +42,14 @@ const FIELDS: [(&str, Field, Reads); 6] = [
     ("publish_ts", Field::PublishTs, Reads::Time),
 ];
 
-/// The names of the columns that walcast needs.
+/// The columns that walcast needs.
+pub fn columns() -> impl Iterator<Item = Wanted> {
+    FIELDS.iter().map(Wanted::of)
+}
+
+/// Their names.
 pub fn column_names() -> impl Iterator<Item = &'static str> {
-    FIELDS.iter().map(|(name, ..)| *name)
+    columns().map(|column| column.name)
 }
 
 /// The columns of `content`, whatever their order and whatever others there are.

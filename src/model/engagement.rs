@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Reads, RowError, TableColumns, missing, writable};
+use super::{Reads, RowError, TableColumns, Wanted, missing, writable};
 use crate::error::Result;
 use crate::pgoutput::{Relation, Tuple};
 
@@ -57,9 +57,14 @@ const FIELDS: [(&str, Field, Reads); 8] = [
     ("raw_payload", Field::RawPayload, Reads::Json),
 ];
 
-/// The names of the columns that walcast needs.
+/// The columns that walcast needs.
+pub fn columns() -> impl Iterator<Item = Wanted> {
+    FIELDS.iter().map(Wanted::of)
+}
+
+/// Their names.
 pub fn column_names() -> impl Iterator<Item = &'static str> {
-    FIELDS.iter().map(|(name, ..)| *name)
+    columns().map(|column| column.name)
 }
 
 /// The columns of `engagement_events`, whatever their order and whatever others there are.

@@ -87,6 +87,37 @@ enum Reads {
     Json,
 }
 
+/// A column that walcast needs, for those who look at the table before its changes come.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Its name.
+    pub name: &'static str,
+    reads: Reads,
+}
+
+impl Wanted {
+    fn of<F>((name, _, reads): &(&'static str, F, Reads)) -> Self {
+        Wanted { name, reads: *reads }
+    }
+
+    /// The type that it best has, in SQL.
+    pub fn sql_type(&self) -> &'static str {
+        match self.reads {
+            Reads::Integer => "integer",
+            Reads::Uuid => "uuid",
+            Reads::Text => "text",
+            Reads::Time => "timestamptz",
+            Reads::Json => "jsonb",
+        }
+    }
+
+    /// Why a column of this type cannot be read; `type_oid` is the base type where it is a domain.
+    pub fn misfit(&self, type_oid: u32) -> Option<String> {
+        let column = Column { name: self.name.to_owned(), type_oid, type_modifier: -1, key: false };
+        type_fits(&column, self.reads).err().map(|error| error.to_string())
+    }
+}
+
 /// One of our tables: which of its columns is which of our fields.
 pub struct TableColumns<F> {
     relation: Relation,

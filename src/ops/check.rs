@@ -79,11 +79,14 @@ async fn required(config: &Config, client: &Client) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Where each sink stands against the slot, as a start would judge it. Nothing where there is no slot to judge by:
-/// that has a finding of its own.
+/// Where each sink stands against the slot, as a start would judge it. Nothing where there is no slot to judge by, or
+/// no WAL of the server's own: that has a finding of its own.
 async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Finding> {
     let Ok((epoch, history)) = epoch::find(&config.postgres, client).await else { return Vec::new() };
     let Ok(start) = epoch::confirmed(&config.postgres, client).await else { return Vec::new() };
+    if State::new(config.postgres.clone()).wal_end().await.is_err() {
+        return Vec::new();
+    }
     let session = Session { epoch, token: 0, history, start };
     join_all(sinks.into_iter().filter(|sink| sink.keeps_mark()).map(|sink| position(config, sink, &session)))
         .await
@@ -97,6 +100,9 @@ async fn position(config: &Config, mut sink: Box<dyn Sink>, session: &Session) -
     };
     match judged.await {
         Ok(message) => Finding::ok(id, subject, message),
+        Err(error) if sink.name() == "redis" && error.advice() == fresh_start("redis") => {
+            Finding::fail(id, subject, error.chain(), "walcast rebuild redis")
+        }
         Err(error) => Finding::failed(id, subject, &error),
     }
 }

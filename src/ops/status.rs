@@ -204,8 +204,11 @@ const TEXT_COLUMNS: [usize; 3] = [0, 3, 7];
 
 /// From the head of the WAL down to what PostgreSQL still keeps: whoever stands low keeps what lies above him.
 fn ladder(status: &Status, paint: Paint) -> String {
+    // Looked at one after the other: what a sink holds was received by then, and what was received had been sent.
     let slot = status.source.slot.as_ref();
-    let head = slot.map_or(status.source.received_lsn, |slot| slot.wal_lsn.max(status.source.received_lsn));
+    let received = status.sinks.iter().map(|sink| sink.held_lsn).fold(status.source.received_lsn, Lsn::max);
+    let sent = slot.and_then(|slot| slot.sent_lsn).map(|sent| sent.max(received));
+    let head = slot.map_or(received, |slot| slot.wal_lsn.max(received).max(sent.unwrap_or_default()));
     let place = |name: &str, at: Lsn| -> Rung {
         let behind = if at == Lsn::ZERO { String::new() } else { bytes(head.bytes_since(at)) };
         let mut rung = Rung::default();
@@ -213,9 +216,9 @@ fn ladder(status: &Status, paint: Paint) -> String {
         rung
     };
     let mut rungs = vec![["", "LSN", "behind", "state", "lag", "queue", "rows", ""].map(str::to_owned)];
-    rungs.extend(slot.map(|slot| place("head", slot.wal_lsn)));
-    rungs.extend(slot.and_then(|slot| slot.sent_lsn).map(|sent| place("sent", sent)));
-    rungs.push(place("received", status.source.received_lsn));
+    rungs.extend(slot.map(|_| place("head", head)));
+    rungs.extend(sent.map(|sent| place("sent", sent)));
+    rungs.push(place("received", received));
     let holders = status.holders();
     let mut sinks: Vec<&SinkLine> = status.sinks.iter().collect();
     sinks.sort_by_key(|sink| std::cmp::Reverse(sink.held_lsn));

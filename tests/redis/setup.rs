@@ -113,6 +113,15 @@ async fn rights_that_are_missing_are_told_before_a_write_needs_them() {
     let config =
         RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
     let mut admin = connect(&server.config).await;
+    for (command, key) in [
+        ("HSET", "walcast:check"),
+        ("HSET", "content:check"),
+        ("HSET", "engagement:check"),
+        ("HSET", "stats:events:check"),
+        ("ZADD", "top_engagement:check"),
+    ] {
+        run::<()>(&mut admin, &[command, key, "1", "kept"]).await;
+    }
     let rights = async || findings(&config).await.into_iter().find(|one| one.id == "redis.rights").unwrap();
     for fault in
         ["resetkeys ~walcast:*", "allkeys -@write", "allkeys -hset", "allkeys -evalsha", "allkeys -script"]
@@ -129,7 +138,12 @@ async fn rights_that_are_missing_are_told_before_a_write_needs_them() {
         assert_eq!(rights().await.verdict, Verdict::Ok, "{fault}");
     }
     let keys: Vec<String> = run(&mut admin, &["KEYS", "*"]).await;
-    assert!(keys.is_empty(), "{keys:?}");
+    assert_eq!(keys.len(), 5, "{keys:?}");
+    for key in keys.iter().filter(|key| !key.starts_with("top")) {
+        let fields: Vec<String> = run(&mut admin, &["HGETALL", key]).await;
+        let time_to_live: i64 = run(&mut admin, &["TTL", key]).await;
+        assert_eq!((fields, time_to_live), (vec!["1".to_owned(), "kept".to_owned()], -1), "{key}");
+    }
 }
 
 /// What a fix says, typed into redis-cli.

@@ -106,7 +106,7 @@ impl<'a> Reader<'a> {
         let mut window = FIRST_WINDOW;
         loop {
             let start = end.saturating_sub(window).max(first);
-            let newest = self.read_to_end(start, slot)?;
+            let newest = self.read_up_to(start, end, slot)?;
             if newest.is_some() || start == first {
                 return Ok(newest);
             }
@@ -114,7 +114,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn read_to_end(&self, start: i64, slot: &str) -> Result<Option<Vec<u8>>> {
+    /// Up to what was the end when it was asked for: one who writes all the time leaves a reader no other.
+    fn read_up_to(&self, start: i64, end: i64, slot: &str) -> Result<Option<Vec<u8>>> {
         self.assign(start)?;
         let (mut newest, mut heard) = (None, Instant::now());
         loop {
@@ -123,6 +124,9 @@ impl<'a> Reader<'a> {
                     heard = Instant::now();
                     if is(&message, slot) {
                         newest = message.payload().map(<[u8]>::to_vec);
+                    }
+                    if message.offset() + 1 >= end {
+                        return Ok(newest);
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(newest),

@@ -88,11 +88,7 @@ impl Connection {
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["ok", rest @ ..] => Ok(rest.iter().map(|text| (*text).to_owned()).collect()),
             ["type", key, kind] => Err(wrong_type(&self.address, key, kind)),
-            ["rebuilding", key] => Err(Error::new(
-                Kind::Resync,
-                format!("{}: a rebuild is at work or was broken off ({key} is there)", self.address),
-            )
-            .hint("wait until `walcast rebuild redis` has ended, or run it again")),
+            ["rebuilding", key] => Err(self.rebuilding(key)),
             ["fenced", token] => Err(Error::new(
                 Kind::Fenced,
                 format!("{}: a newer walcast (token {token}) writes here", self.address),
@@ -133,13 +129,30 @@ impl Connection {
         }
     }
 
-    /// Whether this user may not run a command; whatever else the server thinks of it.
-    pub async fn is_forbidden(&mut self, command: &Cmd) -> Result<bool> {
-        match command.query_async::<Value>(&mut self.inner).await {
-            Err(error) if error.code() == Some("NOPERM") => Ok(true),
-            Err(error) if error.is_io_error() => Err(failed(&self.address, error)),
-            _ => Ok(false),
+    /// Which of the commands this user may not run; none of them is run. Redis looks at a user's rights when a command
+    /// is put into a transaction, which is dropped again.
+    pub async fn forbidden<'a>(&mut self, commands: &[&'a str]) -> Result<Vec<&'a str>> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("MULTI");
+        for line in commands {
+            let mut words = line.split(' ');
+            pipeline.cmd(words.next().unwrap_or_default()).arg(words.collect::<Vec<_>>());
         }
+        pipeline.cmd("DISCARD");
+        let answers: Vec<RedisResult<Value>> = pipeline
+            .ignore_errors()
+            .query_async(&mut self.inner)
+            .await
+            .map_err(|error| failed(&self.address, error))?;
+        let mut answers = answers.into_iter();
+        if let Some(Err(error)) = answers.next() {
+            return Err(failed(&self.address, error));
+        }
+        let refused = commands.iter().zip(answers).filter(|(_, answer)| {
+            // it may have other reasons, such as being full
+            answer.as_ref().is_err_and(|error| error.code() == Some("NOPERM"))
+        });
+        Ok(refused.map(|(line, _)| *line).collect())
     }
 
     /// Runs commands that read one key each, in one round trip.
@@ -158,6 +171,13 @@ impl Connection {
                 })
             })
             .collect()
+    }
+
+    /// The error of a Redis that is not whole yet.
+    pub fn rebuilding(&self, key: &str) -> Error {
+        let message = format!("{}: a rebuild is at work or was broken off ({key} is there)", self.address);
+        Error::new(Kind::Resync, message)
+            .hint("wait until `walcast rebuild redis` has ended, or run it again")
     }
 
     /// The error of a key that holds what walcast has not written.

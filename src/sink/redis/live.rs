@@ -392,6 +392,21 @@ impl Wanted {
     }
 }
 
+/// The mark as it is now, with the refusals that a start would meet; nobody is shut out.
+pub async fn peek(connection: &mut Connection, slot: &str) -> Result<Option<StoredMark>> {
+    let (mark, rebuild) = (keys::mark(slot), keys::rebuild(slot));
+    if connection.ask(redis::cmd("EXISTS").arg(&rebuild)).await? {
+        return Err(connection.rebuilding(&rebuild));
+    }
+    let text: Option<String> = connection.ask(redis::cmd("HGET").arg(&mark).arg("mark")).await?;
+    let Some(text) = text else {
+        refuse_remains(connection, &mark).await?;
+        return Ok(None);
+    };
+    let unreadable = |error| connection.unreadable(&mark, "a mark that cannot be read").because(error);
+    StoredMark::from_json(text.as_bytes()).map(Some).map_err(unreadable)
+}
+
 /// Counters without a mark of ours are somebody else's, or what is left of a mark that was deleted: adding to
 /// them would count twice.
 async fn refuse_remains(connection: &mut Connection, mark_key: &str) -> Result<()> {

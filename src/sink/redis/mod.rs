@@ -120,10 +120,7 @@ impl Sink for RedisSink {
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
         let mut connection = Connection::open(&self.config).await?;
-        let key = keys::mark(&session.epoch.slot);
-        let text: Option<String> = connection.ask(redis::cmd("HGET").arg(&key).arg("mark")).await?;
-        let unreadable = |error| connection.unreadable(&key, "a mark that cannot be read").because(error);
-        text.map(|text| StoredMark::from_json(text.as_bytes())).transpose().map_err(unreadable)
+        live::peek(&mut connection, &session.epoch.slot).await
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {

@@ -14,7 +14,7 @@ use self::server::Server;
 use self::slot::Slot;
 use crate::error::{Error, Result};
 use crate::finding::Finding;
-use crate::model::{content, engagement};
+use crate::model::{Wanted, content, engagement};
 use crate::source::connection::Connection;
 use crate::source::slot::{self as source_slot, ServerFacts};
 use crate::source::{PostgresConfig, SslMode, quote, sql};
@@ -118,8 +118,8 @@ fn is_loopback(host: &str) -> bool {
 pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let mut findings = check_server(client, config).await?;
     findings.extend([
-        table(client, config, "content", content::column_names().collect()).await?,
-        table(client, config, "engagement_events", engagement::column_names().collect()).await?,
+        table(client, config, "content", content::columns()).await?,
+        table(client, config, "engagement_events", engagement::columns()).await?,
         state_schema(client, config).await?,
     ]);
     Ok(findings)
@@ -169,31 +169,42 @@ fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
     }
 }
 
-async fn table(client: &Client, config: &PostgresConfig, table: &str, wanted: Vec<&str>) -> Result<Finding> {
-    let query = "SELECT attname::text FROM pg_attribute
-                 WHERE attrelid = to_regclass(format('%I.%I', $1::text, $2::text)) AND attnum > 0 AND NOT attisdropped";
-    let rows = client.query(query, &[&config.schema, &table]).await.map_err(sql::error)?;
-    let columns: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+async fn table(
+    client: &Client,
+    config: &PostgresConfig,
+    table: &str,
+    wanted: impl Iterator<Item = Wanted>,
+) -> Result<Finding> {
     let (id, subject) = ("postgres.table", format!("table {}.{table}", config.schema));
+    let statement = include_str!("../../../sql/check_columns.sql");
+    let rows = client.query(statement, &[&config.schema, &table]).await.map_err(sql::error)?;
+    let columns: Vec<(String, u32)> =
+        rows.iter().map(|row| Ok((sql::get(row, 0)?, sql::get(row, 1)?))).collect::<Result<_>>()?;
     if columns.is_empty() {
-        return Ok(Finding::fail(
-            id,
-            subject,
-            "does not exist here; postgres.schema (POSTGRES_SCHEMA) says where it is if you have it",
-            "walcast init",
-        ));
+        let message =
+            "does not exist here; postgres.schema (POSTGRES_SCHEMA) says where it is if you have it";
+        return Ok(Finding::fail(id, subject, message, "walcast init"));
     }
-    let missing: Vec<&str> =
-        wanted.into_iter().filter(|name| !columns.iter().any(|column| column == name)).collect();
-    Ok(match missing.as_slice() {
-        [] => Finding::ok(id, subject, "has the columns that walcast needs"),
-        missing => Finding::fail(
-            id,
-            subject,
-            format!("lacks the column(s) {}", missing.join(", ")),
-            "add them with ALTER TABLE; the README has the two tables",
-        ),
+    let place = format!("{}.{}", quote::identifier(&config.schema), quote::identifier(table));
+    let faults = wanted.filter_map(|wanted| fault(&place, wanted, &columns));
+    let (messages, fixes): (Vec<_>, Vec<_>) = faults.unzip();
+    Ok(match messages.is_empty() {
+        true => Finding::ok(id, subject, "has the columns that walcast needs"),
+        false => Finding::fail(id, subject, messages.join("; "), fixes.join(" ")),
     })
+}
+
+/// What is wrong with a column, and the statement that mends it.
+fn fault(place: &str, wanted: Wanted, columns: &[(String, u32)]) -> Option<(String, String)> {
+    let (column, sql_type) = (quote::identifier(wanted.name), wanted.sql_type());
+    let Some((_, type_oid)) = columns.iter().find(|(name, _)| name == wanted.name) else {
+        let message = format!("lacks the column {} ({sql_type})", wanted.name);
+        return Some((message, format!("ALTER TABLE {place} ADD COLUMN {column} {sql_type};")));
+    };
+    let misfit = wanted.misfit(*type_oid)?;
+    let fix =
+        format!("ALTER TABLE {place} ALTER COLUMN {column} TYPE {sql_type} USING {column}::{sql_type};");
+    Some((format!("{misfit} (to change that, PostgreSQL writes the table anew)"), fix))
 }
 
 async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Finding> {

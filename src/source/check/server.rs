@@ -82,7 +82,7 @@ impl Server {
             self.keep_size(),
             self.sender_timeout(),
             self.work_mem(),
-            self.clock(),
+            clock(self.clock_ahead_seconds),
             self.heartbeat(user),
             self.sight(user),
         ];
@@ -198,22 +198,6 @@ impl Server {
         }
     }
 
-    fn clock(&self) -> Finding {
-        let (id, subject) = ("postgres.clock", "postgres clock");
-        let ahead = self.clock_ahead_seconds;
-        let message = match ahead {
-            _ if ahead.abs() < 0.05 => "agrees with this machine's".to_owned(),
-            _ if ahead > 0.0 => format!("is {ahead:.1} s ahead of this machine's"),
-            _ => format!("is {:.1} s behind this machine's", -ahead),
-        };
-        if ahead.abs() <= CLOCK_SKEW_MAX.as_secs_f64() {
-            return Finding::ok(id, subject, message);
-        }
-        let message =
-            format!("{message}: boards and latencies are off by as much; set the clock that is wrong");
-        Finding::warn(id, subject, message, "timedatectl set-ntp true")
-    }
-
     fn heartbeat(&self, user: &str) -> Finding {
         let (id, subject) = ("postgres.heartbeat", "postgres heartbeat");
         match self.may_emit {
@@ -244,6 +228,20 @@ impl Server {
     }
 }
 
+fn clock(ahead_seconds: f64) -> Finding {
+    let (id, subject) = ("postgres.clock", "postgres clock");
+    let message = match ahead_seconds {
+        ahead if ahead.abs() < 0.05 => "agrees with this machine's".to_owned(),
+        ahead if ahead > 0.0 => format!("is {ahead:.1} s ahead of this machine's"),
+        behind => format!("is {:.1} s behind this machine's", -behind),
+    };
+    if ahead_seconds.abs() <= CLOCK_SKEW_MAX.as_secs_f64() {
+        return Finding::ok(id, subject, message);
+    }
+    let message = format!("{message}: boards and latencies are off by as much; set the clock that is wrong");
+    Finding::warn(id, subject, message, "timedatectl set-ntp true")
+}
+
 fn idle_timeout(seconds: f64) -> Finding {
     let (id, subject) = ("postgres.idle_replication_slot_timeout", "postgres idle_replication_slot_timeout");
     match seconds {
@@ -271,4 +269,29 @@ pub(super) fn size(bytes: i64) -> String {
 
 fn now_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Verdict;
+
+    #[test]
+    fn a_clock_that_differs_is_told() {
+        for (ahead, verdict, words) in [
+            (0.01, Verdict::Ok, "agrees"),
+            (-1.9, Verdict::Ok, "1.9 s behind"),
+            (3600.0, Verdict::Warn, "3600.0 s ahead"),
+            (-2.5, Verdict::Warn, "2.5 s behind"),
+        ] {
+            let finding = clock(ahead);
+            assert!(finding.verdict == verdict && finding.message.contains(words), "{ahead}: {finding:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_told_as_postgres_writes_them() {
+        let told = [0, 512, 2048, 64 << 20, 3 << 29].map(size);
+        assert_eq!(told, ["0 B", "512 B", "2 kB", "64 MB", "1.5 GB"]);
+    }
 }

@@ -7,6 +7,7 @@ use crate::finding::Finding;
 use crate::model::{content, engagement};
 use crate::source::PostgresConfig;
 use crate::source::quote::identifier;
+use crate::source::slot::{self, PublishedTable};
 use crate::source::sql::{self, get};
 
 /// A table, as `sql/check_table.sql` tells.
@@ -41,7 +42,35 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     if readable + unreadable.len() > 0 {
         findings.push(rights(config, &unreadable));
     }
+    findings.extend(published_besides(client, config).await?);
     Ok(findings)
+}
+
+/// Other tables in the publication are decoded, sent and dropped: walcast's own state too, where all are published.
+async fn published_besides(client: &Client, config: &PostgresConfig) -> Result<Option<Finding>> {
+    let Some(facts) = slot::publication_facts(client, &config.publication).await? else { return Ok(None) };
+    let ours = |table: &&PublishedTable| {
+        table.schema == config.schema && ["content", "engagement_events"].contains(&table.table.as_str())
+    };
+    let (ours, others): (Vec<_>, Vec<_>) = facts.tables.iter().partition(ours);
+    let Some(first) = others.first() else { return Ok(None) };
+    let message = format!(
+        "has {} more tables, such as {}.{}: PostgreSQL sends their changes too, and walcast drops them",
+        others.len(),
+        first.schema,
+        first.table
+    );
+    let (name, schema) = (identifier(&config.publication), identifier(&config.schema));
+    let both = format!("TABLE {schema}.content, {schema}.engagement_events");
+    let (message, fix) = match ours.iter().all(|table| table.entry.is_some()) {
+        true => (message, format!("ALTER PUBLICATION {name} SET {both};")),
+        false => (
+            message + "; a new slot can read one of the two alone, named in postgres.publication",
+            format!("CREATE PUBLICATION walcast_alone FOR {both};"),
+        ),
+    };
+    let subject = format!("tables of publication {}", config.publication);
+    Ok(Some(Finding::warn("postgres.publication_tables", subject, message, fix)))
 }
 
 async fn ask(client: &Client, config: &PostgresConfig, name: &'static str) -> Result<Option<Table>> {
