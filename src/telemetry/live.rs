@@ -13,7 +13,7 @@ use crate::telemetry::delivery::{Delivery, Failure};
 use crate::telemetry::history::{Columns, History, Sample, SinkSample};
 use crate::telemetry::latency::Minute;
 use crate::telemetry::metrics;
-use crate::telemetry::status::{SinkLine, SlotStatus, State, Status};
+use crate::telemetry::status::{SinkLine, SlotStatus, Status};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Rates of rows are those of the last seconds, the rate of WAL that of the last minutes.
@@ -46,8 +46,8 @@ struct Figures {
     received_p99_ms: Option<f64>,
     /// Events without a content row since the process started.
     unknown_content_total: u64,
-    /// Which sink keeps PostgreSQL from removing WAL.
-    holder: Option<String>,
+    /// Which sinks keep PostgreSQL from removing WAL.
+    holders: Vec<String>,
     /// In the order of the status.
     sinks: Vec<SinkFigures>,
 }
@@ -184,11 +184,7 @@ fn figures(history: &History, status: &Status, deliveries: &[Arc<Delivery>], rec
         received_p50_ms: milliseconds(received, 0.5),
         received_p99_ms: milliseconds(received, 0.99),
         unknown_content_total: metrics::unknown_contents(),
-        holder: status
-            .holders()
-            .first()
-            .filter(|_| status.state == State::Streaming)
-            .map(|name| name.to_string()),
+        holders: status.holders().into_iter().map(str::to_owned).collect(),
         sinks: deliveries
             .iter()
             .enumerate()
@@ -257,8 +253,8 @@ mod tests {
         let now = look(&mut recorder);
         let sink = &now["figures"]["sinks"][0];
         assert_eq!(
-            (&sink["rows_per_write"], &now["figures"]["holder"]),
-            (&Value::from(2.0), &Value::from("kafka"))
+            (&sink["rows_per_write"], &now["figures"]["holders"]),
+            (&Value::from(2.0), &serde_json::json!(["kafka"]))
         );
         let p99 = sink["p99_ms"].as_f64().unwrap_or_default();
         assert!((37.0..400.0).contains(&p99), "{p99}");

@@ -87,7 +87,7 @@ pub struct SlotStatus {
     pub confirmed_lsn: Lsn,
     /// From where the server keeps WAL for the slot; `None` once it is lost.
     pub restart_lsn: Option<Lsn>,
-    /// How far the walsender has sent.
+    /// How far the server has sent the stream; `None` while nobody reads it, or where our role may not see that.
     pub sent_lsn: Option<Lsn>,
     /// Time since the walsender had our last status update.
     pub reply_age_seconds: Option<f64>,

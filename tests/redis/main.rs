@@ -12,6 +12,7 @@ mod story;
 mod boards;
 mod contents;
 mod crashes;
+mod reader;
 mod setup;
 
 use std::sync::Arc;

@@ -57,7 +57,7 @@ function targets({ figures, status }) {
       rate: `${rate(known?.rows_per_second)} rows/s`,
       lag: milliseconds(line.lag_seconds * 1000),
       lagOf: "behind",
-      note: figures.holder === line.name ? "holds the WAL" : "",
+      note: figures.holders.includes(line.name) ? "holds the WAL" : "",
     }];
   });
 }

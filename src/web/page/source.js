@@ -10,7 +10,7 @@ const LITTLE_BYTES = 64 * 2 ** 20;
 function rungs({ status, figures }) {
   const { slot, received_lsn } = status.source;
   const rung = (key, name, text, holds = false) => [key, { name, text, place: lsn(text ?? "0/0"), holds }];
-  const sinks = status.sinks.map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.held_lsn, figures.holder === sink.name));
+  const sinks = status.sinks.map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.held_lsn, figures.holders.includes(sink.name)));
   const ladder = [
     rung("head", "head of the WAL", slot?.wal_lsn),
     rung("sent", "sent to walcast", slot?.sent_lsn),
@@ -63,16 +63,18 @@ function facts({ status }) {
   ];
 }
 
-/** Facts that not every server tells. */
+/** Facts that not every server tells, or not every role is told, or that are seldom of interest. */
 function further(slot) {
   const told = [
-    ["Plugin", slot.plugin],
-    ["Server", slot.server_version],
-    ["Failover", slot.failover === undefined || slot.failover === null ? undefined : slot.failover ? "kept on standbys" : "no"],
-    ["Catalog xmin age", slot.catalog_xmin_age_transactions && `${count(slot.catalog_xmin_age_transactions)} transactions`],
-    ["Spilled", slot.spill_bytes_total && bytes(slot.spill_bytes_total)],
+    ["Database", slot.database],
+    ["Walsender", slot.active_pid && [slot.walsender_state, `process ${slot.active_pid}`].filter(Boolean).join(", ")],
+    ["Last reply", slot.reply_age_seconds === null ? null : `${span(slot.reply_age_seconds)} ago`],
+    ["Bound", slot.keep_bytes_max && `${bytes(slot.keep_bytes_max)} (max_slot_wal_keep_size)`],
+    ["On standbys too", slot.failover === null ? null : slot.failover ? "yes" : "no (failover is off)"],
+    ["Catalog rows kept", slot.catalog_xmin_age_transactions && `for ${count(slot.catalog_xmin_age_transactions)} transactions`],
+    ["Spilled to disk", slot.spill_bytes_total && `${bytes(slot.spill_bytes_total)}, ${count(slot.spill_transactions_total)} transactions`],
   ];
-  return told.filter(([, value]) => value !== undefined && value !== null && value !== 0);
+  return told.filter(([, value]) => value);
 }
 
 function fact(name) {
@@ -91,10 +93,10 @@ export function showSource(state) {
   const depth = Math.max(1, ...all.map(([, { place }]) => head - place));
   showRungs(all.map(([key, one]) => [key, { ...one, behind: head - one.place, share: (head - one.place) / depth }]));
   showFacts(facts(state));
-  say(at("holder"), sentence(state, all));
+  say(at("holder"), sentence(state));
 }
 
-function sentence({ status, figures }, all) {
+function sentence({ status, figures }) {
   const { slot } = status.source;
   if (!slot) return "PostgreSQL has not been asked about the slot yet.";
   const kept = `PostgreSQL keeps ${bytes(slot.retained_bytes)} of WAL for the slot.`;
@@ -102,6 +104,9 @@ function sentence({ status, figures }, all) {
   if (below > slot.retained_bytes / 2 && below > LITTLE_BYTES) {
     return `${kept} Most of it (${bytes(below)}) lies below the confirmed LSN: a transaction at the server was open then, or the server has not moved the restart LSN yet.`;
   }
-  const holder = all.find(([, { holds }]) => holds);
-  return holder ? `${kept} ${figures.holder} holds it; the others are further.` : `${kept} No sink holds it back.`;
+  const holders = listed(figures.holders);
+  if (holders === "") return `${kept} No sink holds it back.`;
+  return `${kept} ${holders} ${figures.holders.length > 1 ? "hold" : "holds"} it; ${status.sinks.length > figures.holders.length ? "the others are further" : "all alike"}.`;
 }
+
+const listed = (names) => new Intl.ListFormat("en").format(names);
