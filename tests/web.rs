@@ -166,7 +166,9 @@ async fn all_but_the_probes_asks_for_the_token() {
     site.board.sink("kafka", Mark::at(Lsn(1))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
     let client = reqwest::Client::new();
     let url = |path: &str| format!("http://{}{path}", site.address);
-    for path in ["/", "/metrics", "/api/status", "/nothing"] {
+    for path in
+        ["/", "/page/main.js", "/metrics", "/api/status", "/api/stream", "/api/history", "/api/checks", "/nothing"]
+    {
         let stranger = client.get(url(path)).send().await.unwrap();
         assert_eq!(stranger.status(), 401, "{path}");
         assert!(stranger.headers()["www-authenticate"].to_str().unwrap().starts_with("Basic "), "{path}");
