@@ -144,7 +144,7 @@ async fn metrics_are_prometheus_text_with_the_state_of_now() {
         "walcast_source_lag_bytes 16",
         "walcast_restart_lsn 8",
         "walcast_slot_keep_max_bytes 4096",
-        "walcast_slot_safe_wal_bytes +Inf",
+        "walcast_slot_safe_wal_bytes inf",
         "walcast_slot_catalog_xmin_age_transactions 17",
         "walcast_slot_spilled_bytes_total 1000",
         r#"walcast_slot_wal_status{status="unreserved"} 1"#,
@@ -186,7 +186,16 @@ async fn all_but_the_probes_asks_for_the_token() {
     site.board.sink("kafka", Mark::at(Lsn(1))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
     let client = reqwest::Client::new();
     let url = |path: &str| format!("http://{}{path}", site.address);
-    for path in ["/", "/metrics", "/api/status", "/nothing"] {
+    for path in [
+        "/",
+        "/page/main.js",
+        "/metrics",
+        "/api/status",
+        "/api/stream",
+        "/api/history",
+        "/api/checks",
+        "/nothing",
+    ] {
         let stranger = client.get(url(path)).send().await.unwrap();
         assert_eq!(stranger.status(), 401, "{path}");
         assert!(stranger.headers()["www-authenticate"].to_str().unwrap().starts_with("Basic "), "{path}");
