@@ -7,7 +7,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 pub use crate::event::{Event, Span};
-use crate::lsn::{Mark, Position};
+use crate::lsn::{Lsn, Mark, Position};
 use crate::model::content::Content;
 
 /// One thing for the sinks to know, at its place in the stream.
@@ -80,12 +80,29 @@ pub struct Batch {
     mark: Mark,
     urgent: bool,
     created: Instant,
+    heartbeat: Option<Heartbeat>,
+}
+
+/// A heartbeat that came back through the WAL, to be timed until the sinks hold its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// The end of its transaction.
+    pub end_lsn: Lsn,
+    /// When that committed, microseconds since 1970.
+    pub commit_ts: i64,
 }
 
 impl Batch {
     /// A batch without rows that only moves the mark.
     pub fn empty(mark: Mark, urgent: bool) -> Self {
-        Batch { rows: Vec::new(), text: String::new(), mark, urgent, created: Instant::now() }
+        Batch {
+            rows: Vec::new(),
+            text: String::new(),
+            mark,
+            urgent,
+            created: Instant::now(),
+            heartbeat: None,
+        }
     }
 
     /// The rows, in stream order.
@@ -117,6 +134,11 @@ impl Batch {
         self.urgent
     }
 
+    /// The last heartbeat in it.
+    pub fn heartbeat(&self) -> Option<Heartbeat> {
+        self.heartbeat
+    }
+
     /// When the first row was put in.
     pub fn created(&self) -> Instant {
         self.created
@@ -143,6 +165,7 @@ impl Batch {
             mark: self.mark,
             urgent: self.urgent,
             created: self.created,
+            heartbeat: self.heartbeat,
         }))
     }
 }
@@ -154,12 +177,13 @@ pub struct BatchBuilder {
     text: String,
     mark: Mark,
     first_row_at: Option<Instant>,
+    heartbeat: Option<Heartbeat>,
 }
 
 impl BatchBuilder {
     /// An empty builder; its first batch starts after `mark`.
     pub fn new(mark: Mark) -> Self {
-        BatchBuilder { rows: Vec::new(), text: String::new(), mark, first_row_at: None }
+        BatchBuilder { rows: Vec::new(), text: String::new(), mark, first_row_at: None, heartbeat: None }
     }
 
     /// Copies a text into the arena.
@@ -178,8 +202,13 @@ impl BatchBuilder {
     }
 
     /// Says that everything up to `end_lsn`, the end of a commit or the idle WAL end, is in.
-    pub fn hold(&mut self, end_lsn: crate::lsn::Lsn) {
+    pub fn hold(&mut self, end_lsn: Lsn) {
         self.mark.held = self.mark.held.max(end_lsn);
+    }
+
+    /// A heartbeat's transaction has ended.
+    pub fn beat(&mut self, heartbeat: Heartbeat) {
+        self.heartbeat = Some(heartbeat);
     }
 
     /// The mark that the batch would have if it ended here.
@@ -215,6 +244,7 @@ impl BatchBuilder {
             mark: self.mark,
             urgent,
             created: self.first_row_at.take().unwrap_or_else(Instant::now),
+            heartbeat: self.heartbeat.take(),
         }
     }
 }

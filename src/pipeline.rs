@@ -31,6 +31,7 @@ use crate::source::stream::ReplicationStream;
 use crate::source::{check, heartbeat, slot};
 use crate::state::{State, epoch};
 use crate::telemetry::board::Board;
+use crate::telemetry::fold::Fold;
 use crate::transform::Transform;
 use crate::watermark::Watermark;
 
@@ -42,6 +43,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Result<()> {
     let mut backoff = Backoff::default();
     let mut former = None;
+    let mut fold = Fold::default();
     loop {
         let ended = stream_once(config, board, &mut former, &mut backoff, &mut shutdown).await;
         board.streaming(false);
@@ -51,7 +53,14 @@ pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Resu
             Err(error) => {
                 board.failed(&error);
                 let wait = backoff.next_wait();
-                tracing::warn!(error = error.chain(), "starting again in {wait:.1?}: {}", error.advice());
+                if let Some(repeated) = fold.say(&error.to_string()) {
+                    tracing::warn!(
+                        error = error.chain(),
+                        repeated = (repeated > 0).then_some(repeated),
+                        "starting again in {wait:.1?}: {}",
+                        error.advice()
+                    );
+                }
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = shutdown.wait() => return Ok(()),

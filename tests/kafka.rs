@@ -789,6 +789,37 @@ async fn a_hung_transaction_is_named_with_the_command_that_ends_it() {
     assert_eq!(stored.mark.held, Lsn(110));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_hangs_beside_a_running_sink_is_its_trouble() {
+    let mut fixture = Fixture::new("hanging").await;
+    fixture.config.timeout_ms = 1_000;
+    fixture.config.transaction_timeout_ms = 2_000;
+    let hung = transactional_producer(&fixture.config, &fixture.config.topic_prefix, 120_000);
+    let mut sink = fixture.ready().await;
+    sink.write(&[events(100, 1)]).await.unwrap();
+    assert_eq!(sink.trouble(), None);
+    hung.begin_transaction().unwrap();
+    let record = BaseRecord::<str, str>::to(&fixture.topics.events).partition(2).key("other").payload("{}");
+    hung.send(record).map_err(|(error, _)| error).unwrap();
+    hung.flush(Duration::from_secs(10)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let trouble = loop {
+        if let Some(trouble) = sink.trouble() {
+            break trouble;
+        }
+        assert!(Instant::now() < deadline, "not told");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let named = format!("{} partition 2", fixture.topics.events);
+    let command = format!("abort --topic {} --partition 2 --start-offset ", fixture.topics.events);
+    assert!(trouble.contains(&named) && trouble.contains(&command), "{trouble}");
+    hung.abort_transaction(Duration::from_secs(10)).unwrap();
+    while sink.trouble().is_some() {
+        assert!(Instant::now() < deadline, "told after its end");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 // --- cost
 
 /// rdkafka's flush, which its commit calls, waits in steps of 100 ms while records are under way.

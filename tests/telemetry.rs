@@ -99,7 +99,7 @@ async fn spilling_is_told(postgres: &PostgresConfig, client: &Client, board: &Bo
     client.query_one(decode, &[&postgres.slot, &postgres.publication]).await.unwrap();
     wait_until("what did not fit is told", async || {
         let now = slot(board);
-        now.spill_transactions_total == 1 && now.spill_bytes_total > 1_000_000
+        now.spill_transactions_total >= 1 && now.spill_bytes_total > 1_000_000
     })
     .await;
 }

@@ -109,8 +109,9 @@ async fn the_status_has_everything_of_every_sink() {
     assert!(sink["lag_seconds"].take().is_number());
     let expected = serde_json::json!({
         "name": "redis", "state": "ok", "held_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
-        "lag_bytes": 16, "lag_seconds": null, "queue_bytes": 9, "backpressure": false, "rows_total": 1,
-        "last_error": null,
+        "lag_bytes": 16, "queue_lag_bytes": 16, "delivery_lag_bytes": 0, "lag_seconds": null,
+        "heartbeat_age_seconds": null, "heartbeat_seconds": null, "queue_bytes": 9, "backpressure": false,
+        "rows_total": 1, "last_error": null, "trouble": null,
     });
     assert_eq!(sink, expected);
 }
@@ -121,6 +122,15 @@ async fn metrics_are_prometheus_text_with_the_state_of_now() {
     site.board.sink("web-test", Mark::at(Lsn(0x10)));
     site.board.source(Lsn(0x40), Lsn(0x10), [("web-test", 123)]);
     site.board.backpressure(Some("web-test"));
+    site.board.slot(SlotStatus {
+        wal_status: "unreserved".into(),
+        wal_lsn: Lsn(0x50),
+        restart_lsn: Some(Lsn(0x8)),
+        catalog_xmin_age_transactions: Some(17),
+        spill_bytes_total: 1_000,
+        keep_bytes_max: Some(4_096),
+        ..SlotStatus::default()
+    });
     let (code, text) = site.get("/metrics").await;
     assert_eq!(code, 200);
     for line in [
@@ -129,6 +139,16 @@ async fn metrics_are_prometheus_text_with_the_state_of_now() {
         r#"walcast_sink_lag_bytes{sink="web-test"} 48"#,
         r#"walcast_backpressure_active{sink="web-test"} 1"#,
         r#"walcast_sink_up{sink="web-test"} 1"#,
+        r#"walcast_sink_blocked{sink="web-test"} 0"#,
+        r#"walcast_sink_queue_lag_bytes{sink="web-test"} 48"#,
+        "walcast_source_lag_bytes 16",
+        "walcast_restart_lsn 8",
+        "walcast_slot_keep_max_bytes 4096",
+        "walcast_slot_safe_wal_bytes inf",
+        "walcast_slot_catalog_xmin_age_transactions 17",
+        "walcast_slot_spilled_bytes_total 1000",
+        r#"walcast_slot_wal_status{status="unreserved"} 1"#,
+        r#"walcast_slot_wal_status{status="missing"} 0"#,
     ] {
         assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
     }
@@ -166,7 +186,16 @@ async fn all_but_the_probes_asks_for_the_token() {
     site.board.sink("kafka", Mark::at(Lsn(1))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
     let client = reqwest::Client::new();
     let url = |path: &str| format!("http://{}{path}", site.address);
-    for path in ["/", "/metrics", "/api/status", "/nothing"] {
+    for path in [
+        "/",
+        "/page/main.js",
+        "/metrics",
+        "/api/status",
+        "/api/stream",
+        "/api/history",
+        "/api/checks",
+        "/nothing",
+    ] {
         let stranger = client.get(url(path)).send().await.unwrap();
         assert_eq!(stranger.status(), 401, "{path}");
         assert!(stranger.headers()["www-authenticate"].to_str().unwrap().starts_with("Basic "), "{path}");

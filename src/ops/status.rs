@@ -342,6 +342,7 @@ mod tests {
             backpressure: false,
             rows_total: 1_234_567,
             last_error: None,
+            ..SinkLine::default()
         }
     }
 

@@ -6,7 +6,6 @@
 //! cannot send again, and only the slot can: `Lost`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,6 +19,10 @@ use crate::sink::retry::Backoff;
 use crate::sink::{Sink, Written};
 use crate::state::State;
 use crate::telemetry::board::SinkStatus;
+use crate::telemetry::fold::Fold;
+
+/// Trouble that took so many attempts lasted for some seconds.
+const LASTING_ATTEMPTS: u32 = 6;
 
 /// A sink at work.
 pub struct Driver {
@@ -45,12 +48,20 @@ impl Driver {
     /// Runs until the queue is closed and drained (`Ok`), or until an error that only a new start of the
     /// pipeline (`Lost`) or nobody (`Definite`) can mend.
     pub async fn run(self) -> Result<()> {
-        let mut work =
-            Work { accepted: self.held, pending: Vec::new(), next_tick: Instant::now(), driver: self };
+        let mut work = Work {
+            accepted: self.held,
+            pending: Vec::new(),
+            next_tick: Instant::now(),
+            fold: Fold::default(),
+            driver: self,
+        };
         let mut backoff = Backoff::default();
         loop {
             match work.step().await {
-                Ok(true) => backoff.reset(),
+                Ok(true) => {
+                    work.recovered(&backoff);
+                    backoff.reset();
+                }
                 Ok(false) => break,
                 Err(error) => work.retry(error, &mut backoff).await?,
             }
@@ -75,6 +86,7 @@ struct Work {
     accepted: Mark,
     pending: Vec<Queued>,
     next_tick: Instant,
+    fold: Fold,
 }
 
 impl Work {
@@ -83,6 +95,7 @@ impl Work {
         let open = self.collect().await;
         self.write().await?;
         self.tick().await?;
+        self.driver.status.trouble(self.driver.sink.trouble());
         if !open && self.pending.is_empty() {
             let mark = self.driver.sink.flush().await?;
             self.durable(mark).await?;
@@ -121,6 +134,10 @@ impl Work {
         let urgent = self.pending.iter().any(|queued| queued.batch.urgent());
         if let Some(last) = batches.last() {
             let end = self.accepted.advanced(last.mark());
+            self.driver.status.begins(end.held, batches.iter().map(|batch| batch.created()));
+            for heartbeat in batches.iter().filter_map(|batch| batch.heartbeat()) {
+                self.driver.status.awaits(heartbeat.end_lsn, heartbeat.commit_ts);
+            }
             if let Some(first) = batches.iter().find_map(|batch| batch.rows().first()) {
                 self.driver.status.takes(first.commit_ts());
             }
@@ -174,10 +191,11 @@ impl Work {
                 return Err(error);
             }
             let wait = backoff.next_wait();
-            if backoff.attempts() <= 1 || wait >= Duration::from_secs(5) {
+            if let Some(repeated) = self.fold.say(&error.to_string()) {
                 tracing::warn!(
                     sink = self.driver.sink.name(),
                     error = error.chain(),
+                    repeated = (repeated > 0).then_some(repeated),
                     "trying again in {wait:.1?}: {}",
                     error.advice()
                 );
@@ -187,6 +205,13 @@ impl Work {
                 Ok(stored) => return self.resume(stored),
                 Err(again) => error = again,
             }
+        }
+    }
+
+    /// Ends what the warnings began; a short trouble needs no second line.
+    fn recovered(&self, backoff: &Backoff) {
+        if backoff.attempts() >= LASTING_ATTEMPTS {
+            tracing::info!(sink = self.driver.sink.name(), attempts = backoff.attempts(), "takes rows again");
         }
     }
 

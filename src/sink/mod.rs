@@ -103,6 +103,11 @@ pub trait Sink: Send {
         Ok(None)
     }
 
+    /// What is wrong with the target although it takes rows, in one sentence that ends with what to do.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Ends connections in good order. Accepted rows may be dropped: the slot still has them.
     async fn close(&mut self) {}
 }

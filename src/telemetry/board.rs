@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use metrics::gauge;
 
 use crate::error::{Class, Error};
 use crate::lsn::{Lsn, Mark, Position};
@@ -19,6 +18,8 @@ use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, SourceStatus, St
 const TICK_AGE_MAX: Duration = Duration::from_secs(30);
 /// How many transactions of one sink may wait to be measured; more are left out.
 const WAITING_MAX: usize = 65_536;
+/// How many heartbeats of one sink may wait to be timed; more are left out.
+const HEARTBEATS_MAX: usize = 64;
 
 /// Where the running parts write how they are. Clones are the same board. No call waits for anything.
 #[derive(Clone)]
@@ -51,7 +52,18 @@ struct SinkFacts {
     rows_total: u64,
     /// When the oldest transaction committed that it was given and does not hold; microseconds since 1970.
     oldest_commit_ts: Option<i64>,
+    /// What it was given amounts to.
+    given: Lsn,
+    heartbeat: Option<Held>,
+    trouble: Option<String>,
     delivery: Arc<Delivery>,
+}
+
+/// A heartbeat whose place a sink holds.
+#[derive(Clone, Copy)]
+struct Held {
+    commit_ts: i64,
+    took_seconds: f64,
 }
 
 impl Default for Board {
@@ -141,6 +153,9 @@ impl Board {
             backpressure: false,
             rows_total: facts.sink(name).map_or(0, |sink| sink.rows_total),
             oldest_commit_ts: None,
+            given: held.held,
+            heartbeat: facts.sink(name).and_then(|sink| sink.heartbeat),
+            trouble: None,
             delivery: Arc::clone(&delivery),
         };
         match facts.sink(name) {
@@ -155,7 +170,9 @@ impl Board {
             delivery,
             in_hand_commit_ts: None,
             writing_since: None,
+            given_at: None,
             waiting: VecDeque::new(),
+            heartbeats: VecDeque::new(),
         }
     }
 
@@ -199,23 +216,6 @@ impl Board {
         status
     }
 
-    /// Sets all gauges to what is so now.
-    pub fn set_gauges(&self) {
-        let status = self.status();
-        gauge!(names::STREAMING).set(f64::from(status.state == State::Streaming));
-        gauge!(names::CONFIRMED_LSN).set(status.confirmed_lsn.0 as f64);
-        gauge!(names::RECEIVED_LSN).set(status.source.received_lsn.0 as f64);
-        if let Some(age) = status.source.heartbeat_age_seconds {
-            gauge!(names::HEARTBEAT_AGE_SECONDS).set(age);
-        }
-        if let Some(slot) = &status.source.slot {
-            slot.set_gauges();
-        }
-        for (sink, line) in self.facts().sinks.iter().zip(&status.sinks) {
-            line.set_gauges(sink.name);
-        }
-    }
-
     fn facts(&self) -> MutexGuard<'_, Facts> {
         self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,32 +234,6 @@ impl Facts {
     }
 }
 
-impl SinkLine {
-    fn set_gauges(&self, name: &'static str) {
-        gauge!(names::SINK_UP, "sink" => name).set(f64::from(self.state == SinkState::Ok));
-        gauge!(names::SINK_HELD_LSN, "sink" => name).set(self.held_lsn.0 as f64);
-        gauge!(names::SINK_LAG_BYTES, "sink" => name).set(self.lag_bytes as f64);
-        gauge!(names::SINK_LAG_SECONDS, "sink" => name).set(self.lag_seconds);
-        gauge!(names::QUEUE_BYTES, "sink" => name).set(self.queue_bytes as f64);
-        gauge!(names::BACKPRESSURE_ACTIVE, "sink" => name).set(f64::from(self.backpressure));
-    }
-}
-
-impl SlotStatus {
-    fn set_gauges(&self) {
-        gauge!(names::SLOT_ACTIVE).set(f64::from(self.active));
-        gauge!(names::SLOT_INACTIVE_SECONDS).set(self.inactive_seconds);
-        gauge!(names::SLOT_RETAINED_BYTES).set(self.retained_bytes as f64);
-        gauge!(names::SLOT_CONFIRMED_LAG_BYTES).set(self.confirmed_lag_bytes as f64);
-        gauge!(names::SLOT_SAMPLE_AGE_SECONDS).set(self.age_seconds);
-        let safe = self.safe_wal_bytes.map_or(f64::INFINITY, |bytes| bytes as f64);
-        gauge!(names::SLOT_SAFE_WAL_BYTES).set(safe);
-        for status in ["reserved", "extended", "unreserved", "lost"] {
-            gauge!(names::SLOT_WAL_STATUS, "status" => status).set(f64::from(self.wal_status == status));
-        }
-    }
-}
-
 /// Where one sink's driver writes how the sink is.
 pub struct SinkStatus {
     board: Board,
@@ -270,8 +244,19 @@ pub struct SinkStatus {
     in_hand_commit_ts: Option<i64>,
     /// When the write began that is under way.
     writing_since: Option<Instant>,
-    /// Transactions that the sink has and does not hold durably: their last event, and when they committed.
-    waiting: VecDeque<(Position, i64)>,
+    /// When it was given what is being written, also across retries.
+    given_at: Option<Instant>,
+    waiting: VecDeque<Waiting>,
+    /// Heartbeats whose place it does not hold yet: the end of their transactions, and when those committed.
+    heartbeats: VecDeque<(Lsn, i64)>,
+}
+
+/// A transaction that a sink has and does not hold durably.
+#[derive(Clone, Copy)]
+struct Waiting {
+    last: Position,
+    commit_ts: i64,
+    given_at: Instant,
 }
 
 impl SinkStatus {
@@ -280,6 +265,32 @@ impl SinkStatus {
     pub fn promising(self, promise: Duration) -> Self {
         self.delivery.promise(promise);
         self
+    }
+
+    /// It is given batches up to `given` whose first rows came at these moments. Given again after an error they count
+    /// once.
+    pub fn begins(&mut self, given: Lsn, received_at: impl IntoIterator<Item = Instant>) {
+        if self.given_at.is_none() {
+            let now = Instant::now();
+            self.given_at = Some(now);
+            for received in received_at {
+                self.counters.given(now.saturating_duration_since(received));
+            }
+        }
+        self.update(|sink| sink.given = sink.given.max(given));
+    }
+
+    /// Among what it was given is a heartbeat.
+    pub fn awaits(&mut self, end_lsn: Lsn, commit_ts: i64) {
+        let known = self.heartbeats.back().is_some_and(|(last, _)| *last >= end_lsn);
+        if !known && self.heartbeats.len() < HEARTBEATS_MAX {
+            self.heartbeats.push_back((end_lsn, commit_ts));
+        }
+    }
+
+    /// What is wrong with its target although it takes rows.
+    pub fn trouble(&self, trouble: Option<String>) {
+        self.update(|sink| sink.trouble = trouble);
     }
 
     /// It is to write a row that committed at `commit_ts`, microseconds since 1970.
@@ -297,6 +308,7 @@ impl SinkStatus {
             self.wait_for(position, commit_ts);
         }
         self.in_hand_commit_ts = None;
+        self.given_at = None;
         self.counters.wrote(count);
         if let Some(since) = self.writing_since.take() {
             self.delivery.wrote(count, since.elapsed());
@@ -309,14 +321,22 @@ impl SinkStatus {
 
     /// It holds everything up to this mark durably.
     pub fn held(&mut self, mark: Mark) {
-        while let Some((_, commit_ts)) = self.waiting.front().filter(|(position, _)| mark.holds(*position)) {
-            let seconds = names::seconds_since(*commit_ts);
-            self.counters.durable(seconds);
+        while let Some(held) = self.waiting.front().filter(|waiting| mark.holds(waiting.last)) {
+            let seconds = names::seconds_since(held.commit_ts);
+            self.counters.durable(seconds, held.given_at.elapsed());
             self.delivery.latencies.record(seconds);
             self.waiting.pop_front();
         }
+        let mut heartbeat = None;
+        while let Some((_, commit_ts)) = self.heartbeats.front().filter(|(end_lsn, _)| mark.held >= *end_lsn)
+        {
+            heartbeat = Some(Held { commit_ts: *commit_ts, took_seconds: names::seconds_since(*commit_ts) });
+            self.heartbeats.pop_front();
+        }
         self.update(|sink| {
             sink.held = mark;
+            sink.given = sink.given.max(mark.held);
+            sink.heartbeat = heartbeat.or(sink.heartbeat);
             sink.recover();
         });
     }
@@ -333,10 +353,11 @@ impl SinkStatus {
     }
 
     fn wait_for(&mut self, position: Position, commit_ts: i64) {
+        let given_at = self.given_at.unwrap_or_else(Instant::now);
         let room = self.waiting.len() < WAITING_MAX;
         match self.waiting.back_mut() {
-            Some((last, _)) if last.commit_lsn == position.commit_lsn => *last = position,
-            _ if room => self.waiting.push_back((position, commit_ts)),
+            Some(waiting) if waiting.last.commit_lsn == position.commit_lsn => waiting.last = position,
+            _ if room => self.waiting.push_back(Waiting { last: position, commit_ts, given_at }),
             _ => {}
         }
     }
@@ -345,7 +366,7 @@ impl SinkStatus {
         if let Some(sink) = self.board.facts().sink(self.name) {
             change(sink);
             sink.oldest_commit_ts =
-                self.waiting.front().map(|(_, commit_ts)| *commit_ts).or(self.in_hand_commit_ts);
+                self.waiting.front().map(|waiting| waiting.commit_ts).or(self.in_hand_commit_ts);
         }
     }
 }
@@ -363,11 +384,16 @@ impl SinkFacts {
             held_lsn: self.held.held,
             position: self.held.position,
             lag_bytes: received.bytes_since(self.held.held),
+            queue_lag_bytes: received.bytes_since(self.given),
+            delivery_lag_bytes: self.given.bytes_since(self.held.held),
             lag_seconds: self.oldest_commit_ts.map_or(0.0, names::seconds_since),
+            heartbeat_age_seconds: self.heartbeat.map(|held| names::seconds_since(held.commit_ts)),
+            heartbeat_seconds: self.heartbeat.map(|held| held.took_seconds),
             queue_bytes: self.queue_bytes,
             backpressure: self.backpressure,
             rows_total: self.rows_total,
             last_error: self.last_error.clone(),
+            trouble: self.trouble.clone(),
         }
     }
 }
@@ -461,6 +487,48 @@ mod tests {
         assert!((39.0..45.0).contains(&line(&board).lag_seconds));
         sink.held(mark(200, 0, 250));
         assert_eq!((line(&board).lag_seconds, line(&board).lag_bytes), (0.0, 0));
+    }
+
+    #[test]
+    fn lag_is_split_into_what_waits_here_and_what_the_sink_was_given() {
+        let board = Board::new();
+        let mut sink = board.sink("redis", Mark::at(Lsn(100)));
+        board.source(Lsn(250), Lsn(100), []);
+        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (150, 0));
+        sink.begins(Lsn(200), [Instant::now()]);
+        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (50, 100));
+        sink.held(mark(200, 0, 200));
+        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (50, 0));
+    }
+
+    #[test]
+    fn a_heartbeat_counts_when_its_place_is_held() {
+        let board = Board::new();
+        let mut sink = board.sink("bigquery", Mark::at(Lsn(100)));
+        sink.awaits(Lsn(150), now_micros() - 30_000_000);
+        sink.awaits(Lsn(150), now_micros()); // the same, given again after an error
+        sink.awaits(Lsn(160), now_micros() - 20_000_000);
+        sink.awaits(Lsn(300), now_micros() - 10_000_000);
+        sink.held(Mark::at(Lsn(149)));
+        assert_eq!((line(&board).heartbeat_age_seconds, line(&board).heartbeat_seconds), (None, None));
+        sink.held(Mark::at(Lsn(200)));
+        let (age, took) = (line(&board).heartbeat_age_seconds, line(&board).heartbeat_seconds);
+        assert!(age.is_some_and(|age| (20.0..25.0).contains(&age)), "{age:?}");
+        assert!(took.is_some_and(|took| (20.0..25.0).contains(&took)), "{took:?}");
+        board.sink("bigquery", Mark::at(Lsn(200)));
+        assert!(line(&board).heartbeat_age_seconds >= age, "a restart of the sink forgets nothing");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_target_is_told_although_it_takes_rows() {
+        let board = Board::new();
+        board.streaming(true);
+        let sink = board.sink("kafka", Mark::at(Lsn(1)));
+        sink.trouble(Some("a transaction is hung; end it".into()));
+        assert!(board.status().is_ready());
+        assert_eq!(why(&board).as_deref(), Some("a transaction is hung; end it"));
+        sink.trouble(None);
+        assert_eq!(why(&board), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::lsn::Lsn;
 use crate::source::{PostgresConfig, sql};
 use crate::telemetry::board::Board;
+use crate::telemetry::herald::Herald;
 use crate::telemetry::status::SlotStatus;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -22,8 +23,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Puts on the board what the server says of the slot, until it is dropped.
 pub async fn watch(postgres: PostgresConfig, board: Board) {
     let mut seen_active = Instant::now();
+    let mut herald = Herald::default();
     loop {
-        if let Err(error) = sample_while_connected(&postgres, &board, &mut seen_active).await {
+        if let Err(error) = sample_while_connected(&postgres, &board, &mut seen_active, &mut herald).await {
             tracing::debug!(error = error.chain(), "the slot cannot be watched");
         }
         tokio::time::sleep(RECONNECT_AFTER).await;
@@ -34,6 +36,7 @@ async fn sample_while_connected(
     postgres: &PostgresConfig,
     board: &Board,
     seen_active: &mut Instant,
+    herald: &mut Herald,
 ) -> Result<()> {
     let client = sql::connect(postgres).await?;
     let statement = client.prepare(include_str!("../../sql/slot_lag.sql")).await.map_err(sql::error)?;
@@ -49,6 +52,7 @@ async fn sample_while_connected(
         } else if slot.inactive_seconds == 0.0 {
             slot.inactive_seconds = seen_active.elapsed().as_secs_f64();
         }
+        herald.see(&slot);
         board.slot(slot);
     }
 }

@@ -34,10 +34,20 @@ metrics! {
     Gauge SLOT_SAFE_WAL_BYTES = "walcast_slot_safe_wal_bytes", Bytes, "WAL that may still be written before the slot is lost; infinite while there is no such bound.";
     Gauge SLOT_WAL_STATUS = "walcast_slot_wal_status", Count, "1 for the slot's status (label): reserved, extended, unreserved or lost; 0 for the others.";
     Gauge SLOT_SAMPLE_AGE_SECONDS = "walcast_slot_sample_age_seconds", Seconds, "How old the slot_ figures are: more than a few seconds when PostgreSQL cannot be asked.";
+    Gauge SLOT_KEEP_MAX_BYTES = "walcast_slot_keep_max_bytes", Bytes, "The server's max_slot_wal_keep_size; infinite while there is no such bound.";
+    Gauge SLOT_FAILOVER = "walcast_slot_failover", Count, "1 for a slot that is kept on standbys as well (PostgreSQL 17).";
+    Gauge SLOT_REPLY_AGE_SECONDS = "walcast_slot_reply_age_seconds", Seconds, "Time since PostgreSQL had our last status update; 0 while nobody reads the slot, or without the right pg_read_all_stats.";
+    Gauge SLOT_CATALOG_XMIN_AGE_TRANSACTIONS = "walcast_slot_catalog_xmin_age_transactions", Count, "How many transactions old the catalog rows are that vacuum keeps for the slot.";
+    Counter SLOT_SPILLED_TRANSACTIONS_TOTAL = "walcast_slot_spilled_transactions_total", Count, "Transactions that outgrew logical_decoding_work_mem and went through PostgreSQL's disk.";
+    Counter SLOT_SPILLED_BYTES_TOTAL = "walcast_slot_spilled_bytes_total", Bytes, "Their bytes.";
+    Gauge WAL_LSN = "walcast_wal_lsn", Bytes, "Where the server's WAL ends.";
+    Gauge SENT_LSN = "walcast_sent_lsn", Bytes, "How far the walsender has sent; absent without the right pg_read_all_stats.";
+    Gauge RESTART_LSN = "walcast_restart_lsn", Bytes, "From where PostgreSQL keeps WAL for the slot.";
 
     Gauge STREAMING = "walcast_streaming", Count, "1 while walcast reads the slot.";
     Gauge CONFIRMED_LSN = "walcast_confirmed_lsn", Bytes, "What all sinks hold, and PostgreSQL was told.";
     Gauge RECEIVED_LSN = "walcast_received_lsn", Bytes, "How far the stream has been received.";
+    Gauge SOURCE_LAG_BYTES = "walcast_source_lag_bytes", Bytes, "WAL written that was not received yet.";
     Gauge HEARTBEAT_AGE_SECONDS = "walcast_heartbeat_age_seconds", Seconds, "Time since a heartbeat came back through the WAL; absent before the first.";
     Histogram SOURCE_COMMIT_TO_RECEIVE_SECONDS = "walcast_source_commit_to_receive_seconds", Seconds, "From a transaction's commit to its receipt, one sample a transaction.";
     Counter EVENTS_TOTAL = "walcast_events_total", Count, "Row changes received, by table and operation.";
@@ -48,8 +58,13 @@ metrics! {
 
     Gauge SINK_HELD_LSN = "walcast_sink_held_lsn", Bytes, "What the sink holds durably, by sink.";
     Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL received that the sink does not hold yet, by sink.";
+    Gauge SINK_QUEUE_LAG_BYTES = "walcast_sink_queue_lag_bytes", Bytes, "The part of it that waits in walcast until the sink is given it, by sink.";
+    Gauge SINK_DELIVERY_LAG_BYTES = "walcast_sink_delivery_lag_bytes", Bytes, "The part of it that the sink was given, by sink.";
     Gauge SINK_LAG_SECONDS = "walcast_sink_lag_seconds", Seconds, "Age of the oldest committed row that the sink was given and does not hold, by sink.";
     Gauge SINK_UP = "walcast_sink_up", Count, "1 while the sink takes rows, 0 while it is tried again or blocked, by sink.";
+    Gauge SINK_BLOCKED = "walcast_sink_blocked", Count, "1 while trying again does not help the sink, by sink.";
+    Gauge SINK_HEARTBEAT_AGE_SECONDS = "walcast_sink_heartbeat_age_seconds", Seconds, "Age of the newest heartbeat whose place the sink holds, by sink; absent before the first.";
+    Gauge SINK_HEARTBEAT_SECONDS = "walcast_sink_heartbeat_seconds", Seconds, "How long that heartbeat took from its commit until it was held, by sink.";
     Gauge QUEUE_BYTES = "walcast_queue_bytes", Bytes, "Batches waiting for the sink or in its hands, by sink.";
     Gauge BACKPRESSURE_ACTIVE = "walcast_backpressure_active", Count, "1 while the sink's full queue stops the reading, by sink.";
     Counter SINK_BATCHES_TOTAL = "walcast_sink_batches_total", Count, "Writes that the sink took, by sink.";
@@ -57,7 +72,11 @@ metrics! {
     Counter SINK_RETRIES_TOTAL = "walcast_sink_retries_total", Count, "Times that the sink was asked again after an error, by sink.";
     Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors of the sink, by sink and kind.";
     Counter REDIS_EXPIRED_EVENTS_TOTAL = "walcast_redis_expired_events_total", Count, "Events that came after the Redis key they count in had expired, by key: engagement or stats:events.";
-    Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "For how long the oldest open transaction in our topics has been seen: hung when far above the transaction time-out.";
+    Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "For how long the partition's first open transaction has been seen, by topic and partition; 0 once it has ended. Hung when far above the transaction time-out.";
+    Gauge KAFKA_HIDDEN_RECORDS = "walcast_kafka_hidden_records", Count, "Offsets between the last stable one and the high watermark, which read_committed readers do not see, by topic and partition.";
+    Gauge KAFKA_HUNG_TRANSACTIONS = "walcast_kafka_hung_transactions", Count, "Transactions in our topics that are open for longer than their time-out allows.";
+    Histogram SINK_QUEUE_SECONDS = "walcast_sink_queue_seconds", Seconds, "From the receipt of a batch's first row until the sink is given it, one sample a batch, by sink.";
+    Histogram SINK_DELIVERY_SECONDS = "walcast_sink_delivery_seconds", Seconds, "From there until the sink holds it durably, one sample for each part that became durable at once, by sink.";
     Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "From a transaction's commit until the sink holds its rows durably, one sample for each part that became durable at once, by sink.";
 }
 
@@ -100,8 +119,10 @@ pub fn install() -> Result<PrometheusHandle> {
         return Ok(installed.handle.clone());
     }
     let failed = |error| Error::new(Kind::Setup, "the metrics recorder cannot be installed").because(error);
-    let handle = [SOURCE_COMMIT_TO_RECEIVE_SECONDS, END_TO_END_LATENCY_SECONDS]
-        .into_iter()
+    let handle = ALL
+        .iter()
+        .filter(|metric| metric.kind == MetricKind::Histogram)
+        .map(|metric| metric.name)
         .try_fold(PrometheusBuilder::new(), |builder, name| {
             builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &LATENCY_EDGES_SECONDS)
         })
@@ -227,6 +248,8 @@ pub struct SinkCounters {
     rows: Counter,
     retries: Counter,
     latency: Histogram,
+    queue: Histogram,
+    delivery: Histogram,
 }
 
 impl SinkCounters {
@@ -238,6 +261,8 @@ impl SinkCounters {
             rows: counter!(SINK_ROWS_TOTAL, "sink" => name),
             retries: counter!(SINK_RETRIES_TOTAL, "sink" => name),
             latency: histogram!(END_TO_END_LATENCY_SECONDS, "sink" => name),
+            queue: histogram!(SINK_QUEUE_SECONDS, "sink" => name),
+            delivery: histogram!(SINK_DELIVERY_SECONDS, "sink" => name),
         }
     }
 
@@ -247,9 +272,15 @@ impl SinkCounters {
         self.rows.increment(rows);
     }
 
-    /// It holds a transaction durably that was committed so many seconds ago.
-    pub fn durable(&self, seconds: f64) {
+    /// It is given a batch, so long after its first row came.
+    pub fn given(&self, after: Duration) {
+        self.queue.record(after);
+    }
+
+    /// It holds a transaction durably that was committed so many seconds ago, and was given to it so long ago.
+    pub fn durable(&self, seconds: f64, given: Duration) {
         self.latency.record(seconds);
+        self.delivery.record(given);
     }
 
     /// It failed.
@@ -354,7 +385,7 @@ mod tests {
         commit_received(jiff::Timestamp::now().as_microsecond() - 7_000_000);
         let counters = SinkCounters::new("metrics-test");
         counters.wrote(12);
-        counters.durable(0.003);
+        counters.durable(0.003, Duration::from_millis(2));
         counters.failed(&Error::new(Kind::Unavailable, "down"));
         let text = handle.render();
         for line in [

@@ -23,6 +23,8 @@ pub fn problems(status: &Status) -> Vec<String> {
     problems.extend(not_streaming(status));
     problems.extend(status.sinks.iter().filter_map(failing));
     problems.extend(slot.and_then(|slot| at_risk(slot, status)));
+    problems.extend(slot.and_then(|slot| unreserved(slot, status)));
+    problems.extend(status.sinks.iter().filter_map(|sink| sink.trouble.clone()));
     problems.extend(status.sinks.iter().filter_map(behind));
     problems.extend(no_heartbeat(status));
     problems.extend(slot.and_then(kept_by_transaction));
@@ -52,12 +54,31 @@ fn failing(sink: &SinkLine) -> Option<String> {
     Some(format!("{} takes no rows and holds the WAL back: {why}", sink.name))
 }
 
-fn at_risk(slot: &SlotStatus, status: &Status) -> Option<String> {
-    let left = slot.safe_wal_bytes.filter(|left| *left < SAFE_WAL_BYTES_MIN && slot.wal_status != "lost")?;
-    let slowest = match status.holders().as_slice() {
+fn unreserved(slot: &SlotStatus, status: &Status) -> Option<String> {
+    (slot.wal_status == "unreserved").then(|| {
+        format!(
+            "PostgreSQL removes WAL that the slot {} still needs at its next checkpoint; {}give it more at once: \
+             `walcast check` has the statement",
+            slot.name,
+            relief(status)
+        )
+    })
+}
+
+/// Which sinks to bring up so that less WAL is needed.
+fn relief(status: &Status) -> String {
+    match status.holders().as_slice() {
         [] => String::new(),
         sinks => format!("bring {} up, or ", sinks.join(" and ")),
-    };
+    }
+}
+
+fn at_risk(slot: &SlotStatus, status: &Status) -> Option<String> {
+    let left = slot.safe_wal_bytes.filter(|left| *left < SAFE_WAL_BYTES_MIN)?;
+    if matches!(slot.wal_status.as_str(), "lost" | "unreserved") {
+        return None;
+    }
+    let slowest = relief(status);
     Some(format!(
         "PostgreSQL removes WAL that the slot {} still needs after {} MB more (max_slot_wal_keep_size); {slowest}give it \
          more: `walcast check` has the statement",
@@ -127,6 +148,7 @@ mod tests {
             backpressure: false,
             rows_total: 0,
             last_error: None,
+            ..SinkLine::default()
         }
     }
 

@@ -116,7 +116,8 @@ pub struct SlotStatus {
 }
 
 /// One sink.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SinkLine {
     /// Its name.
     pub name: String,
@@ -128,8 +129,17 @@ pub struct SinkLine {
     pub position: Option<Position>,
     /// WAL received that it does not hold yet.
     pub lag_bytes: u64,
+    /// The part of it that waits in this process until the sink is given it.
+    pub queue_lag_bytes: u64,
+    /// The part of it that the sink was given.
+    pub delivery_lag_bytes: u64,
     /// Age of the oldest committed row that it was given and does not hold; 0 when there is none.
     pub lag_seconds: f64,
+    /// Age of the newest heartbeat whose place it holds durably: how old the newest is that it has for certain, also
+    /// while no rows come. `None` before the first.
+    pub heartbeat_age_seconds: Option<f64>,
+    /// How long that heartbeat took from its commit until it was held.
+    pub heartbeat_seconds: Option<f64>,
     /// Batches waiting for it or in its hands.
     pub queue_bytes: u64,
     /// Whether its full queue stops the reading.
@@ -138,6 +148,8 @@ pub struct SinkLine {
     pub rows_total: u64,
     /// Why it does not take rows; `None` while it does.
     pub last_error: Option<String>,
+    /// What is wrong with its target although it takes rows, and what to do.
+    pub trouble: Option<String>,
 }
 
 /// Whether a sink takes rows.

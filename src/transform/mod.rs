@@ -5,12 +5,13 @@ pub mod content_cache;
 
 use std::time::{Duration, Instant};
 
-use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Row};
+use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartbeat, Row};
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Lsn, Mark, Position};
 use crate::model::content::Content;
 use crate::model::{RowError, Table, Tables, engagement};
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
+use crate::telemetry::fold::Fold;
 use crate::telemetry::metrics;
 use content_cache::ContentCache;
 
@@ -44,7 +45,10 @@ pub struct Transform {
     sent: Mark,
     sent_at: Instant,
     heartbeat_seen: bool,
+    /// The open transaction is a heartbeat.
+    beating: bool,
     urgent: bool,
+    fold: Fold,
 }
 
 impl Transform {
@@ -61,7 +65,9 @@ impl Transform {
             sent: Mark::at(start),
             sent_at: Instant::now(),
             heartbeat_seen: false,
+            beating: false,
             urgent: false,
+            fold: Fold::default(),
         }
     }
 
@@ -76,12 +82,16 @@ impl Transform {
             Message::Commit { end_lsn, .. } => {
                 metrics::commit_received(self.commit_ts);
                 self.builder.hold(end_lsn);
+                if std::mem::take(&mut self.beating) {
+                    self.builder.beat(Heartbeat { end_lsn, commit_ts: self.commit_ts });
+                }
             }
             Message::Relation(relation) => self.tables.describe(relation)?,
             Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
             Message::Logical { prefix, .. } if prefix == crate::source::heartbeat::PREFIX => {
                 metrics::heartbeat_received();
                 self.heartbeat_seen = true;
+                self.beating = true;
             }
             Message::Logical { .. } => {}
             Message::Origin { .. } => {}
@@ -185,7 +195,10 @@ impl Transform {
         let oversized = text_bytes > self.bounds.row_bytes_max;
         if oversized {
             metrics::oversized_row();
-            tracing::warn!(%position, row_bytes = text_bytes, "row above row_bytes_max goes on without its raw_payload");
+            if let Some(repeated) = self.fold.say("oversized") {
+                let repeated = (repeated > 0).then_some(repeated);
+                tracing::warn!(%position, row_bytes = text_bytes, repeated, "row above row_bytes_max goes on without its raw_payload");
+            }
         }
         let content = row.content_id.and_then(|id| self.cache.get(&id).cloned());
         if content.is_none() {
@@ -291,7 +304,10 @@ impl Transform {
 
     fn dead_letter(&mut self, position: Position, (error, table, row_json): (RowError, String, String)) {
         metrics::dead_letter(error.reason);
-        tracing::warn!(%position, table, reason = error.reason, "dead letter: {}", error.message);
+        if let Some(repeated) = self.fold.say(error.reason) {
+            let repeated = (repeated > 0).then_some(repeated);
+            tracing::warn!(%position, table, reason = error.reason, repeated, "dead letter: {}", error.message);
+        }
         self.builder.push(Row::DeadLetter(Box::new(DeadLetter {
             position,
             commit_ts: self.commit_ts,

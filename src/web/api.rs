@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
 use crate::telemetry::board::Board;
+use crate::telemetry::gauges;
 use crate::web::access::{Access, CHALLENGE};
 use crate::web::{is_own_host, page};
 
@@ -98,7 +99,7 @@ async fn readyz(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {
-    site.board.set_gauges();
+    gauges::set(&site.board.status());
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], site.recorder.render())
 }
 

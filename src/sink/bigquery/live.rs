@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Position, Session, StoredMark};
 use crate::state::State;
+use crate::telemetry::fold::Fold;
 use crate::telemetry::metrics;
 
 /// A recovered sink.
@@ -33,6 +34,7 @@ pub struct Live {
     open: Option<Open>,
     refused: Vec<RefusedRow>,
     in_table: InTable,
+    fold: Fold,
 }
 
 /// A stream that takes rows.
@@ -91,6 +93,7 @@ impl Live {
             open: None,
             refused: Vec::new(),
             in_table: InTable::LookUp,
+            fold: Fold::default(),
         };
         Ok((live, stored))
     }
@@ -229,7 +232,10 @@ impl Live {
             let refused = open.appender.append(records).await?;
             failpoint!("bigquery_after_append");
             for refused in refused {
-                tracing::warn!(position = %refused.position, reason = refused.reason, "bigquery refuses a row; kept in walcast.dead_letter");
+                if let Some(repeated) = self.fold.say(refused.reason) {
+                    let repeated = (repeated > 0).then_some(repeated);
+                    tracing::warn!(position = %refused.position, reason = refused.reason, repeated, "bigquery refuses a row; kept in walcast.dead_letter");
+                }
                 metrics::dead_letter(refused.reason);
                 self.refused.push(refused);
             }

@@ -14,6 +14,7 @@ use super::murmur::partition_of;
 use crate::batch::{Batch, ContentChange, DeadLetter, Event, Row};
 use crate::lsn::Position;
 use crate::sink::record;
+use crate::telemetry::fold::Fold;
 use crate::telemetry::metrics;
 
 /// How much of a dead letter's sentence goes into a header.
@@ -45,6 +46,7 @@ pub struct Encoder {
     key: [u8; 36],
     value: Vec<u8>,
     place: Vec<u8>,
+    fold: Fold,
 }
 
 impl Encoder {
@@ -58,6 +60,7 @@ impl Encoder {
             key: [0; 36],
             value: Vec::new(),
             place: Vec::new(),
+            fold: Fold::default(),
         }
     }
 
@@ -164,7 +167,10 @@ impl Encoder {
             self.record_bytes_max
         );
         metrics::dead_letter(TOO_LARGE);
-        tracing::warn!(position = %row.position(), bytes, "row too large for Kafka: kept as a dead letter");
+        if let Some(repeated) = self.fold.say(TOO_LARGE) {
+            let repeated = (repeated > 0).then_some(repeated);
+            tracing::warn!(position = %row.position(), bytes, repeated, "row too large for Kafka: kept as a dead letter");
+        }
         self.value.clear();
         self.value.extend_from_slice(row_json.as_bytes());
         let (position, table, reason) = (row.position(), table.to_owned(), TOO_LARGE);

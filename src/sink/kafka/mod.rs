@@ -131,6 +131,10 @@ impl Sink for KafkaSink {
         Ok(Written::Durable(mark))
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.watch.as_ref()?.trouble()
+    }
+
     async fn close(&mut self) {
         self.open = None;
         self.watch = None;

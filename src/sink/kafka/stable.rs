@@ -3,21 +3,26 @@
 //! A transaction that stays open for longer than its time-out is hung: its coordinator has forgotten it (a
 //! broker's restart can do that), nobody will end it, and all that follows in the partition stays hidden.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use metrics::gauge;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::writer::spawn;
 use crate::error::{Error, Kind, Result};
-use crate::telemetry::metrics::KAFKA_OPEN_TRANSACTION_SECONDS;
+use crate::telemetry::fold::Fold;
+use crate::telemetry::metrics::{
+    KAFKA_HIDDEN_RECORDS, KAFKA_HUNG_TRANSACTIONS, KAFKA_OPEN_TRANSACTION_SECONDS,
+};
 
 /// How long `check` waits for the transactions that it finds open; ours take far less than a second.
 const CHECK_PATIENCE: Duration = Duration::from_secs(3);
-const WATCH_EVERY: Duration = Duration::from_secs(30);
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 
 /// A transaction that does not end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -78,15 +83,15 @@ impl Readers {
         Ok(Readers { config: config.clone(), committed, all })
     }
 
-    /// The transactions that are open now, the first of each partition.
-    fn open(&self) -> Result<Vec<OpenTransaction>> {
-        let mut open = Vec::new();
+    /// The transactions that are open now, the first of each partition, and how many offsets each hides.
+    fn open(&self) -> Result<HashMap<OpenTransaction, i64>> {
+        let mut open = HashMap::new();
         for (topic, partitions) in self.config.partitioning() {
             for partition in 0..i32::from(partitions) {
                 let (_, offset) = bounds(&self.committed, &self.config, &topic, partition)?;
                 let (_, end) = bounds(&self.all, &self.config, &topic, partition)?;
                 if offset < end {
-                    open.push(OpenTransaction { topic: topic.clone(), partition, offset });
+                    open.insert(OpenTransaction { topic: topic.clone(), partition, offset }, end - offset);
                 }
             }
         }
@@ -102,58 +107,108 @@ pub(super) fn lasting_transactions(config: &KafkaConfig) -> Result<Vec<OpenTrans
     while !lasting.is_empty() && started.elapsed() < CHECK_PATIENCE {
         std::thread::sleep(Duration::from_millis(100));
         let open = readers.open()?;
-        lasting.retain(|transaction| open.contains(transaction));
+        lasting.retain(|transaction, _| open.contains_key(transaction));
     }
-    Ok(lasting)
+    Ok(lasting.into_keys().collect())
 }
 
-/// Keeps the gauge [`KAFKA_OPEN_TRANSACTION_SECONDS`] until it is dropped.
+/// Keeps the figures of open transactions, and says which is hung, until it is dropped.
 pub(super) struct Watch {
     _stop: Sender<()>,
+    hung: Arc<Mutex<Option<String>>>,
 }
 
 impl Watch {
     pub(super) fn start(config: &KafkaConfig) -> Result<Self> {
         let readers = Readers::new(config)?;
         let (stop, stopped) = channel();
+        let hung = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&hung);
+        gauge!(KAFKA_HUNG_TRANSACTIONS).set(0.0);
         spawn("kafka-watch", move || {
             let mut ages = Ages::default();
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(WATCH_EVERY) {
+            loop {
                 // brokers that do not answer are the producer's to report
                 if let Ok(open) = readers.open() {
                     ages.see(open, Instant::now());
-                    ages.report(&readers.config);
+                    ages.show();
+                    *told.lock().unwrap_or_else(PoisonError::into_inner) = ages.judge(&readers.config);
                 }
+                let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(WATCH_EVERY) else { break };
             }
         })?;
-        Ok(Watch { _stop: stop })
+        Ok(Watch { _stop: stop, hung })
+    }
+
+    /// The transaction that is hung for longest, and what ends it.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.hung.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// Since when each open transaction has been seen.
 #[derive(Default)]
-struct Ages(HashMap<OpenTransaction, Instant>);
+struct Ages {
+    open: HashMap<OpenTransaction, Seen>,
+    /// Partitions that have had a figure.
+    shown: HashSet<(String, i32)>,
+    fold: Fold,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    since: Instant,
+    hidden: i64,
+}
 
 impl Ages {
-    fn see(&mut self, open: Vec<OpenTransaction>, now: Instant) {
-        let before = std::mem::take(&mut self.0);
-        let since = |transaction: &OpenTransaction| before.get(transaction).copied().unwrap_or(now);
-        self.0 = open.into_iter().map(|transaction| (transaction.clone(), since(&transaction))).collect();
+    fn see(&mut self, open: HashMap<OpenTransaction, i64>, now: Instant) {
+        let before = std::mem::take(&mut self.open);
+        let since = |transaction: &OpenTransaction| before.get(transaction).map_or(now, |seen| seen.since);
+        self.open = open
+            .into_iter()
+            .map(|(transaction, hidden)| {
+                let since = since(&transaction);
+                (transaction, Seen { since, hidden })
+            })
+            .collect();
     }
 
-    fn oldest(&self) -> Option<(&OpenTransaction, Duration)> {
-        let (transaction, since) = self.0.iter().min_by_key(|(_, since)| **since)?;
-        Some((transaction, since.elapsed()))
-    }
-
-    fn report(&self, config: &KafkaConfig) {
-        let oldest = self.oldest();
-        metrics::gauge!(KAFKA_OPEN_TRANSACTION_SECONDS)
-            .set(oldest.map_or(0.0, |(_, open)| open.as_secs_f64()));
-        if let Some((transaction, open)) = oldest.filter(|(_, open)| *open > config.transaction_open_max()) {
-            let error = transaction.hung(config, open);
-            tracing::error!("{error}; {}", error.advice());
+    /// A partition whose transaction has ended shows zero.
+    fn show(&mut self) {
+        let ended = self.shown.drain().map(|partition| (partition, (0.0, 0.0)));
+        let open = self.open.iter().map(|(OpenTransaction { topic, partition, .. }, seen)| {
+            ((topic.clone(), *partition), (seen.since.elapsed().as_secs_f64(), seen.hidden as f64))
+        });
+        let figures: HashMap<_, _> = ended.chain(open).collect();
+        for ((topic, partition), (seconds, hidden)) in figures {
+            let labels = [("topic", topic.clone()), ("partition", partition.to_string())];
+            gauge!(KAFKA_OPEN_TRANSACTION_SECONDS, &labels).set(seconds);
+            gauge!(KAFKA_HIDDEN_RECORDS, &labels).set(hidden);
+            self.shown.insert((topic, partition));
         }
+    }
+
+    /// Logs what is hung; the sentence for the oldest.
+    fn judge(&mut self, config: &KafkaConfig) -> Option<String> {
+        let age = |seen: &Seen| seen.since.elapsed();
+        let mut hung: Vec<_> =
+            self.open.iter().filter(|(_, seen)| age(seen) > config.transaction_open_max()).collect();
+        hung.sort_by_key(|(_, seen)| seen.since);
+        gauge!(KAFKA_HUNG_TRANSACTIONS).set(hung.len() as f64);
+        let sentences: Vec<String> = hung
+            .into_iter()
+            .map(|(transaction, seen)| {
+                let error = transaction.hung(config, age(seen));
+                format!("{error}; {}", error.advice())
+            })
+            .collect();
+        for sentence in &sentences {
+            if self.fold.say(sentence).is_some() {
+                tracing::error!("{sentence}");
+            }
+        }
+        sentences.into_iter().next()
     }
 }
 
@@ -161,19 +216,32 @@ impl Ages {
 mod tests {
     use super::*;
 
+    fn at(offset: i64) -> HashMap<OpenTransaction, i64> {
+        HashMap::from([(OpenTransaction { topic: "t".into(), partition: 3, offset }, 7)])
+    }
+
     #[test]
     fn a_transaction_ages_only_while_it_is_the_same() {
-        let at = |offset| OpenTransaction { topic: "t".into(), partition: 0, offset };
-        let start = Instant::now() - Duration::from_secs(60);
+        let config = KafkaConfig { transaction_timeout_ms: 1_000, ..KafkaConfig::default() };
         let mut ages = Ages::default();
-        ages.see(vec![at(1)], start);
-        ages.see(vec![at(1)], Instant::now());
-        let (oldest, open) = ages.oldest().unwrap();
-        assert_eq!(*oldest, at(1));
-        assert!(open >= Duration::from_secs(60));
-        ages.see(vec![at(2)], Instant::now());
-        assert!(ages.oldest().unwrap().1 < Duration::from_secs(60));
-        ages.see(Vec::new(), Instant::now());
-        assert_eq!(ages.oldest(), None);
+        ages.see(at(1), Instant::now() - Duration::from_secs(60));
+        ages.see(at(1), Instant::now());
+        let hung = ages.judge(&config).unwrap();
+        assert!(hung.contains("t partition 3 at offset 1 has not ended for 60 s"), "{hung}");
+        assert!(hung.contains("--topic t --partition 3 --start-offset 1"), "{hung}");
+        ages.see(at(2), Instant::now());
+        assert_eq!(ages.judge(&config), None);
+        ages.see(HashMap::new(), Instant::now());
+        assert_eq!(ages.judge(&config), None);
+    }
+
+    #[test]
+    fn a_partition_whose_transaction_ended_keeps_its_figure() {
+        let mut ages = Ages::default();
+        ages.see(at(1), Instant::now());
+        ages.show();
+        ages.see(HashMap::new(), Instant::now());
+        ages.show();
+        assert!(ages.shown.contains(&("t".into(), 3)), "shown as zero, not as it was");
     }
 }
