@@ -48,7 +48,7 @@ fmt:
 	@cargo fmt
 
 lint:
-	@bash -n scripts/services && bash -n scripts/compose && for f in scripts/record-wire scripts/services.d/*.sh; do bash -n $$f || exit; done
+	@bash -n scripts/services && bash -n scripts/compose && bash -n scripts/promtool && for f in scripts/record-wire scripts/services.d/*.sh; do bash -n $$f || exit; done
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --features failpoints --quiet -- -D warnings
 
@@ -59,4 +59,4 @@ clean-services:
 	@scripts/services wipe
 
 compose-config:
-	@scripts/compose config --quiet && echo "docker-compose.yml: accepted"
+	@scripts/compose --profile monitoring config --quiet && echo "docker-compose.yml: accepted"
