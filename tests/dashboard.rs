@@ -151,7 +151,7 @@ async fn it_is_read_and_used_at_every_width_by_keyboard_and_in_the_dark() {
     let _load = world.generate(RATE_PER_MINUTE);
     let browser = page_of(&running).await;
     browser.wait("document.querySelectorAll('#board tbody tr').length >= 10").await;
-    browser.wait("document.querySelectorAll('#findings li').length >= 10").await;
+    browser.wait("document.querySelectorAll('#checks li').length >= 10").await;
     let pictures = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboard");
     std::fs::create_dir_all(&pictures).unwrap();
     println!("pictures: {}", pictures.display());

@@ -12,7 +12,7 @@ use crate::lsn::{Session, StoredMark, fresh_start};
 use crate::ops::terminal::{Paint, print};
 use crate::pipeline::require_reached;
 use crate::sink::{self, Sink};
-use crate::source::{check as source_check, sql};
+use crate::source::{check as source_check, slot, sql};
 use crate::state::{State, epoch};
 use crate::web::access;
 
@@ -73,7 +73,9 @@ async fn source(config: &Config) -> (Vec<Finding>, Option<Client>) {
 /// What a start asks for too.
 async fn required(config: &Config, client: &Client) -> Result<Vec<Finding>> {
     let mut findings = source_check::check(client, &config.postgres).await?;
-    if findings.iter().all(|finding| finding.verdict != Verdict::Fail) {
+    // what a standby has of slots tells nothing of those of its primary
+    let standby = slot::server_facts(client).await?.in_recovery;
+    if !standby && findings.iter().all(|finding| finding.verdict != Verdict::Fail) {
         findings.extend(epoch::check(&config.postgres, client).await?);
     }
     Ok(findings)

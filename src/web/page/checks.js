@@ -22,8 +22,8 @@ function finding() {
   return element;
 }
 
-const showFindings = keyed(at("findings"), finding);
-const WORST_FIRST = ["fail", "warn", "ok"];
+const showWrong = keyed(at("findings"), finding);
+const showFine = keyed(at("findings-fine"), finding);
 
 /** Looks once; after that only when asked to. */
 export function showChecks() {
@@ -46,10 +46,13 @@ async function look() {
 }
 
 function show({ at: looked, findings, again_after_seconds: wait }) {
-  const sorted = WORST_FIRST.flatMap((verdict) => findings.filter((found) => found.verdict === verdict));
-  showFindings(sorted.map((found, place) => [place, found]));
-  const counts = WORST_FIRST.map((verdict) => `${findings.filter((found) => found.verdict === verdict).length} ${verdict}`);
-  say(at("checks-note"), `${counts.join(", ")}; looked at ${time(Date.parse(looked))}, again after ${wait} s at the soonest.`);
+  const [failed, doubtful, fine] = ["fail", "warn", "ok"].map((verdict) => findings.filter((found) => found.verdict === verdict));
+  showWrong([...failed, ...doubtful].map((found, place) => [place, found]));
+  showFine(fine.map((found, place) => [place, found]));
+  at("fine").hidden = fine.length === 0;
+  say(at("fine-count"), `${fine.length} as they should be`);
+  const counts = `${failed.length} to mend, ${doubtful.length} to know, ${fine.length} ok`;
+  say(at("checks-note"), `${counts}; looked at ${time(Date.parse(looked))}, again after ${wait} s at the soonest.`);
 }
 
 at("check-again").addEventListener("click", look);

@@ -43,6 +43,7 @@ function stages(state) {
       note: heartbeat === null ? "no heartbeat yet" : `heartbeat ${span(heartbeat)} ago` }],
     ["decode", { name: "decode", state: stream, rate: events, lag: milliseconds(figures.received_p50_ms), lagOf: "from commit",
       note: `p99 ${milliseconds(figures.received_p99_ms)}` }],
+    // in one step with decoding, in one task: as far from the commit
     ["join", { name: "join", state: joined, rate: events, lag: milliseconds(figures.received_p50_ms), lagOf: "from commit",
       note: `${count(figures.unknown_content_total)} without content` }],
   ];
