@@ -37,6 +37,8 @@
 //!   **A token** taken from PostgreSQL at start shuts older instances out of every target.
 //! - **What cannot be made whole is refused** with both positions (exit code 4): a sink below the slot, a sink
 //!   that lost its mark or is beyond the server's WAL, a slot made again, a publication or a table in it put back.
+//! - **It is watched from outside**: [`telemetry::lag`] asks PostgreSQL once a second who holds its WAL; heartbeats are
+//!   timed through it until each sink holds their place. `monitoring/` has the alerts on both, `docs/runbook.md` what to do.
 //! - **It can be looked at**: [`telemetry::board`] is where all parts say how they are, [`telemetry::live`] makes
 //!   figures and the last hour of it once a second, [`web`] shows them. Nothing of it is in the way of an event.
 //! - **It can be looked at beforehand**: [`ops::check`] asks every server, changes nothing and shuts nobody out.
