@@ -223,3 +223,34 @@ async fn a_fast_shutdown_of_postgresql_is_not_held_up() {
     running.stop().await;
     services::command(&["postgres", "17:shutdown", "down"]);
 }
+
+/// True end to end: what is timed went through PostgreSQL's WAL, and rows are not needed for it.
+#[tokio::test]
+async fn heartbeats_are_timed_to_every_sink_while_no_rows_come() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    for sink in ["content", "kafka", "redis", "bigquery"] {
+        let took = format!("walcast_sink_heartbeat_seconds{{sink=\"{sink}\"}} ");
+        wait_until(&took, async || {
+            let metrics = running.metrics().await;
+            let line = metrics.lines().find_map(|line| line.strip_prefix(&took));
+            line.is_some_and(|seconds| (0.0..60.0).contains(&seconds.parse::<f64>().unwrap()))
+        })
+        .await;
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_error_that_comes_again_and_again_is_one_line_and_then_a_count() {
+    let world = World::initialised().await;
+    let running = world.with("REDIS_PORT", "1").spawn();
+    wait_until("the count is told", async || running.log.lock().await.contains("repeated\":")).await;
+    let log = running.log.lock().await.clone();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("starting again in")).collect();
+    assert_eq!(told.len(), 2, "{log}");
+    let count = told[1].split("repeated\":").nth(1).unwrap();
+    let count: u64 = count.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+    assert!(count >= 3, "{count}");
+    running.kill().await;
+}
