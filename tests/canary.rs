@@ -38,36 +38,36 @@ fn all() -> Vec<&'static str> {
     [&VALUES[..], &SECRETS[..]].concat()
 }
 
-/// A world whose every password is a canary, at the most that is promised of logs.
-async fn world() -> World {
+/// A world whose every password is a canary, at the most that is promised of logs. `user` is nobody else's.
+async fn world(user: &str) -> World {
     let server = postgres();
     let admin = sql::connect(&server).await.unwrap();
     let [password, redis_password, token] = SECRETS;
     run(
         &admin,
         &format!(
-            "DO $$ BEGIN CREATE ROLE canary; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
-             ALTER ROLE canary SUPERUSER LOGIN PASSWORD '{password}'"
+            "DO $$ BEGIN CREATE ROLE {user}; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
+             ALTER ROLE {user} SUPERUSER LOGIN PASSWORD '{password}'"
         ),
     )
     .await;
     let made = fresh_database(server).await;
     let world =
-        World::new(PostgresConfig { user: "canary".into(), password: password.to_owned().into(), ..made })
-            .await;
+        World::new(PostgresConfig { user: user.into(), password: password.to_owned().into(), ..made }).await;
     let mut redis = world.redis().await;
-    let mut user = redis::cmd("ACL");
-    user.arg("SETUSER")
-        .arg("canary")
+    let mut account = redis::cmd("ACL");
+    account
+        .arg("SETUSER")
+        .arg(user)
         .arg("reset")
         .arg("on")
         .arg(format!(">{redis_password}"))
         .arg("~*")
         .arg("&*")
         .arg("+@all");
-    user.query_async::<()>(&mut redis).await.unwrap();
+    account.query_async::<()>(&mut redis).await.unwrap();
     let world = world
-        .with("REDIS_USERNAME", "canary")
+        .with("REDIS_USERNAME", user)
         .with("REDIS_PASSWORD", redis_password)
         .with("WEB_TOKEN", token)
         .with("WALCAST_LOG", "debug");
@@ -132,7 +132,7 @@ async fn dead_letters(world: &World) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_rows_and_passwords_say_is_in_no_log_and_no_answer() {
-    let world = world().await;
+    let world = world("canary_in_rows").await;
     let client = sql::connect(&world.postgres).await.unwrap();
     let mut running = world.start().await;
     plant(&client).await;
@@ -182,7 +182,7 @@ async fn refuse_in_postgres(client: &Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_fails_says_no_secret() {
-    let world = world().await;
+    let world = world("canary_in_runs").await;
     let wrong = "canary-of-a-wrong-one";
     let planted = [&all()[..], &[wrong]].concat();
     for name in ["POSTGRES_PASSWORD", "REDIS_PASSWORD"] {
