@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use pair::Pair;
 use serde::Deserialize;
-use support::{fresh_database, fresh_name, in_fresh_database, postgres, run};
+use support::{fresh_database, fresh_name, in_fresh_database, postgres, run, wait_until};
 use tokio_postgres::Client;
 use walcast::finding::{Finding, Verdict};
 use walcast::ops::init;
@@ -606,4 +606,14 @@ async fn a_person_sees_aligned_lines_and_colours_only_on_a_terminal() {
     assert!(on_terminal.contains("\x1b[31mFAIL\x1b[0m"), "{on_terminal}");
     let without = world.with("NO_COLOR", "1").on_terminal("check").await;
     assert!(without.contains("FAIL") && !without.contains('\x1b'), "{without}");
+}
+
+#[tokio::test]
+async fn it_comes_to_an_end_while_walcast_writes_all_the_time() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    let _load = world.generate(20_000);
+    wait_until("Kafka has events", async || !world.kafka_events().await.is_empty()).await;
+    world.walcast(["check"]).await.expect(0, &["position of kafka", "holds all up to"]);
+    running.stop().await;
 }

@@ -1,4 +1,4 @@
-//! The last hour, a sample a second, in bounded memory: about 1.5 MB with five sinks.
+//! The last hour, a sample a second, in bounded memory: about 2 MB with five sinks.
 
 use std::collections::VecDeque;
 
