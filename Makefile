@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(HOME_DIR)/target
 SECONDS ?=
 unexport SECONDS
 
-.PHONY: demo test instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config
+.PHONY: demo test instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test
 
 demo: services
 	@cargo build --release --locked
@@ -48,7 +48,7 @@ fmt:
 	@cargo fmt
 
 lint:
-	@bash -n scripts/services && bash -n scripts/compose && bash -n scripts/promtool && for f in scripts/record-wire scripts/services.d/*.sh; do bash -n $$f || exit; done
+	@for f in scripts/services scripts/compose scripts/promtool scripts/engine scripts/images scripts/record-wire scripts/services.d/*.sh docker/standins/*/*.sh; do bash -n $$f || exit; done
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --features failpoints --quiet -- -D warnings
 
@@ -57,6 +57,11 @@ services:
 
 clean-services:
 	@scripts/services wipe
+
+# docker compose, run for real; needs a Docker engine, or root to start one: see scripts/engine
+compose-test: services compose-config
+	@scripts/engine run scripts/images
+	@scripts/engine run $(HOME_DIR)/venv/bin/python scripts/compose_test.py
 
 compose-config:
 	@scripts/compose --profile monitoring config --quiet && echo "docker-compose.yml: accepted"

@@ -4,8 +4,8 @@
     make demo SECONDS=40   ends by itself
 
 Then the generator stops, walcast drains, and a summary is printed. All its figures are read back from PostgreSQL and from
-the targets by ordinary clients; none is walcast's own. Exit code 0 only when every sink holds every event once, those of
-this run and of earlier ones.
+the targets by ordinary clients; none is walcast's own. It ends with what `walcast verify` says, which compares the fields
+too. Exit code 0 only when every sink holds every event once, those of this run and of earlier ones.
 
 usage: scripts/services run PYTHON scripts/demo WALCAST_BINARY LOG_FOLDER [SECONDS]
 """
@@ -40,7 +40,8 @@ def main():
         wait_ready(walcast)
         generator = children.enter_context(Child([binary, "generate"], logs / "generate.log"))
         probes = Probes(source)
-        say(f"walcast and its generator run; logs: {logs}, page: {metrics.WEB}. Ctrl-C ends the demo.")
+        print(f"\nThe dashboard is on {bold(metrics.WEB)}\n", flush=True)
+        say(f"walcast and its generator run; logs: {logs}. Ctrl-C ends the demo.")
 
         begun = time.monotonic()
         watch(walcast, generator, stop, begun, seconds)
@@ -52,9 +53,10 @@ def main():
         held = drain(walcast, source, {"kafka": KafkaEvents(), "redis": RedisEvents(), "bigquery": BigQueryEvents()})
         probes.end_watching()
         board = top_five()
+        verified = verify(binary, logs)
         exit_code = walcast.end()
         summary(source, seconds_taken, held, probes, board)
-        sys.exit(0 if verdict(held, exit_code, walcast.log) else 1)
+        sys.exit(0 if verdict(held, verified, exit_code, walcast.log) else 1)
 
 
 def arguments():
@@ -137,6 +139,14 @@ def drain(walcast, source, targets):
             time.sleep(1)
 
 
+def verify(binary, logs):
+    """walcast's own comparison, while it still runs. Its last line says what came of it."""
+    say("walcast verify: every event's fields, Redis recomputed from PostgreSQL")
+    verified = subprocess.run([binary, "verify"], stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True)
+    (logs / "verify.log").write_text(verified.stdout + verified.stderr)
+    return verified
+
+
 def summary(source, seconds, held, probes, board):
     due = source.due()
     print(f"\n{bold(f'{due.this_run:,} events')} made in {seconds:.0f} s, {due.this_run / seconds:,.0f}/s; with earlier runs {due.all:,}")
@@ -155,13 +165,18 @@ def summary(source, seconds, held, probes, board):
         print("  nobody has engaged with anything")
 
 
-def verdict(held, exit_code, log):
+def verdict(held, verified, exit_code, log):
     whole = all(h.whole for h in held.values())
     print("\n" + (green("Every sink holds every event, none twice.") if whole else red("Not every sink holds every event once.")))
+    agrees = verified.returncode == 0
+    if agrees:
+        print(green(f"walcast verify: {verified.stdout.splitlines()[-1]}."))
+    else:
+        print(red(f"walcast verify: exit code {verified.returncode}; it says:\n") + (verified.stdout or verified.stderr))
     if exit_code:
         print(red(f"walcast did not stop in good order: exit code {exit_code}; its log: {log}"))
     print(f"The servers stay up: {bold('scripts/services env')} says where; {bold('make clean-services')} stops and wipes them.")
-    return whole and exit_code == 0
+    return whole and agrees and exit_code == 0
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::support::{fresh_name, wait_until};
 
 /// Starting a browser on a busy machine takes its time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// One browser at a time: a machine with few cores is to show a page within the seconds that a test counts.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// The keys that WebDriver names by private characters.
 pub const TAB: &str = "\u{e004}";
@@ -30,11 +34,13 @@ pub struct Browser {
     session: String,
     client: reqwest::Client,
     profile: PathBuf,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Browser {
     /// Starts one and opens this page.
     pub async fn open(url: &str) -> Browser {
+        let turn = TURN.lock().await;
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdin(Stdio::null())
@@ -48,7 +54,7 @@ impl Browser {
         let profile = std::env::temp_dir().join(fresh_name("walcast-browser"));
         let driver_url = format!("http://127.0.0.1:{port}");
         let session = format!("{driver_url}/session");
-        let mut browser = Browser { _driver: driver, driver_url, session, client, profile };
+        let mut browser = Browser { _driver: driver, driver_url, session, client, profile, _turn: turn };
         let made = browser.post("", browser.capabilities()).await;
         browser.session = format!("{}/{}", browser.session, made["sessionId"].as_str().unwrap());
         browser.post("/url", json!({ "url": url })).await;
