@@ -9,6 +9,7 @@ mod proxy;
 mod server;
 mod story;
 
+mod audit;
 mod boards;
 mod contents;
 mod crashes;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use redis::{FromRedisValue, Script, Value};
 use uuid::Uuid;
 
+use super::CLOCK_SLACK_MICROS;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Epoch, Mark, Position, StoredMark};
 use crate::sink::redis::connection::{Call, Connection};
@@ -95,9 +96,10 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The names of our keys; both keys of a bucket side by side.
+    /// The names of our keys; both keys of a bucket side by side. A bucket that is packed meanwhile may hide from a scan
+    /// under both its names: those of the windows are known without one.
     async fn names(&mut self) -> Result<Vec<String>> {
-        let mut names = HashSet::new();
+        let mut names: HashSet<String> = windows(self.reading.at).collect();
         let mut cursor: u64 = 0;
         loop {
             let mut scan = redis::cmd("SCAN");
@@ -256,6 +258,13 @@ pub fn is_ours(name: &str) -> bool {
     let content = name.strip_prefix("content:").is_some_and(|id| id.parse::<Uuid>().is_ok());
     let state = name_of(name).is_some_and(|name| !matches!(name, Name::Board));
     content || state || name == keys::TOTALS
+}
+
+/// The keys of all buckets that may be in a window while Redis is read.
+fn windows(at: i64) -> impl Iterator<Item = String> {
+    WINDOWS.iter().flat_map(move |window| {
+        window.buckets_at(at + CLOCK_SLACK_MICROS).map(move |bucket| keys::bucket(window, bucket))
+    })
 }
 
 /// `walcast:10min:123:packed` lies in the same bucket as `walcast:10min:123`.
