@@ -40,8 +40,9 @@ def main():
 
 
 def up(what):
+    begun = time.monotonic()
     compose("up", "--detach")
-    wait(what, lambda: walcast("status", check=False).returncode == 0)
+    wait(what, lambda: walcast("status", check=False).returncode == 0, begun)
 
 
 def flows(what):
@@ -118,8 +119,8 @@ def compose(*arguments, check=True):
     return done
 
 
-def wait(what, is_so):
-    begun = time.monotonic()
+def wait(what, is_so, begun=None):
+    begun = begun or time.monotonic()
     while not (found := is_so()):
         if time.monotonic() - begun > SECONDS_MAX:
             logs = compose("logs", "--tail", "40", check=False).stdout
