@@ -52,7 +52,7 @@ def flows(what):
                         "SELECT pg_current_wal_lsn(), count(*) FROM engagement_events", check=False)
         return asked.stdout.strip().split("|") if asked.returncode == 0 else None
 
-    lsn, count = wait("PostgreSQL answers", now)
+    lsn, count = wait("PostgreSQL answers", now, tell=False)
 
     def passed():
         status = walcast("status", "--json", check=False)
@@ -62,7 +62,7 @@ def flows(what):
         return len(held) > len(SINKS) and all(at >= place(lsn) for at in held)
 
     wait(what, passed)
-    wait("the generator makes events", lambda: (now() or (0, 0))[1] > count)
+    wait("the generator makes events", lambda: int((now() or (0, 0))[1]) > int(count), tell=False)
 
 
 def place(lsn):
@@ -119,14 +119,15 @@ def compose(*arguments, check=True):
     return done
 
 
-def wait(what, is_so, begun=None):
+def wait(what, is_so, begun=None, tell=True):
     begun = begun or time.monotonic()
     while not (found := is_so()):
         if time.monotonic() - begun > SECONDS_MAX:
             logs = compose("logs", "--tail", "40", check=False).stdout
             sys.exit(f"{logs}\ncompose-test: not within {SECONDS_MAX} s: {what}")
         time.sleep(0.5)
-    say(f"{what} ({time.monotonic() - begun:.0f} s)")
+    if tell:
+        say(f"{what} ({time.monotonic() - begun:.0f} s)")
     return found
 
 
