@@ -98,6 +98,7 @@ function verdict(p99, promised) {
 const problemBadge = badge();
 const problemText = make("span");
 at("problem").append(problemBadge, problemText);
+problemBadge.show({ level: "idle", word: "Connecting" });
 const showStages = keyed(at("stages"), node);
 const showTargets = keyed(at("targets"), node);
 const showPromises = keyed(at("promises").tBodies[0], promise);
