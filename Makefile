@@ -62,6 +62,7 @@ clean-services:
 compose-test: services compose-config
 	@scripts/engine run scripts/images
 	@scripts/engine run $(HOME_DIR)/venv/bin/python scripts/compose_test.py
+	@scripts/engine down
 
 compose-config:
 	@scripts/compose --profile monitoring config --quiet && echo "docker-compose.yml: accepted"
