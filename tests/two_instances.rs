@@ -286,9 +286,13 @@ async fn an_instance_paused_in_a_transaction_lets_the_next_one_in() {
     world.insert_events(10).await;
     let client = sql::connect(&world.postgres).await.unwrap();
     let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-                AND application_name = 'walcast' AND state = 'idle in transaction'";
+                AND application_name = 'walcast' AND state = 'idle in transaction'
+                AND clock_timestamp() - xact_start > interval '100 ms'";
     let in_transaction = async || client.query_one(open, &[]).await.unwrap().get::<_, i64>(0) == 1;
     wait_until("it is paused in a transaction", async || {
+        if !in_transaction().await {
+            return false;
+        }
         old.send("STOP");
         let paused = in_transaction().await;
         if !paused {
