@@ -42,20 +42,19 @@ def main():
 def up(what):
     begun = time.monotonic()
     compose("up", "--detach")
-    wait(what, lambda: walcast("status", check=False).returncode == 0, begun)
+    wait(what, lambda: walcast("status").returncode == 0, begun)
 
 
 def flows(what):
     """What is in the WAL now comes to be in every sink, and the generator makes more."""
     def now():
-        asked = compose("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "engagement", "-tAc",
-                        "SELECT pg_current_wal_lsn(), count(*) FROM engagement_events", check=False)
+        asked = psql("SELECT pg_current_wal_lsn(), count(*) FROM engagement_events", check=False)
         return asked.stdout.strip().split("|") if asked.returncode == 0 else None
 
     lsn, count = wait("PostgreSQL answers", now, tell=False)
 
     def passed():
-        status = walcast("status", "--json", check=False)
+        status = walcast("status", "--json")
         if not status.stdout.strip():
             return False
         held = [place(sink["held_lsn"]) for sink in json.loads(status.stdout)["sinks"]]
@@ -93,12 +92,11 @@ def board_is_read_in_redis():
 
 
 def events():
-    return int(compose("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "engagement", "-tAc",
-                       "SELECT count(*) FROM engagement_events").stdout)
+    return int(psql("SELECT count(*) FROM engagement_events").stdout)
 
 
 def verified():
-    verified = walcast("verify", "--json", check=False)
+    verified = walcast("verify", "--json")
     expect(verified.returncode == 0, f"walcast verify: {verified.stdout}{verified.stderr}")
     total = json.loads(verified.stdout)["total"]
     made = events()
@@ -108,8 +106,12 @@ def verified():
     say(f"walcast verify: all {made:,} events are in every sink, once")
 
 
-def walcast(*arguments, check=True):
-    return compose("exec", "-T", "walcast", "walcast", *arguments, check=check)
+def psql(query, check=True):
+    return compose("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "engagement", "-tAc", query, check=check)
+
+
+def walcast(*arguments):
+    return compose("exec", "-T", "walcast", "walcast", *arguments, check=False)
 
 
 def compose(*arguments, check=True):
