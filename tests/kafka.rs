@@ -802,22 +802,14 @@ async fn a_transaction_that_hangs_beside_a_running_sink_is_its_trouble() {
     let record = BaseRecord::<str, str>::to(&fixture.topics.events).partition(2).key("other").payload("{}");
     hung.send(record).map_err(|(error, _)| error).unwrap();
     hung.flush(Duration::from_secs(10)).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let trouble = loop {
-        if let Some(trouble) = sink.trouble() {
-            break trouble;
-        }
-        assert!(Instant::now() < deadline, "not told");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+    let within = Duration::from_secs(60);
+    support::wait_until_within(within, "it is told", async || sink.trouble().is_some()).await;
+    let trouble = sink.trouble().unwrap();
     let named = format!("{} partition 2", fixture.topics.events);
     let command = format!("abort --topic {} --partition 2 --start-offset ", fixture.topics.events);
     assert!(trouble.contains(&named) && trouble.contains(&command), "{trouble}");
     hung.abort_transaction(Duration::from_secs(10)).unwrap();
-    while sink.trouble().is_some() {
-        assert!(Instant::now() < deadline, "told after its end");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    support::wait_until_within(within, "it is told no more", async || sink.trouble().is_none()).await;
 }
 
 // --- cost

@@ -79,10 +79,15 @@ pub async fn run(client: &Client, statements: &str) {
 
 /// Asks again and again until the answer is yes.
 pub async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
+    wait_until_within(DEADLINE, what, condition).await;
+}
+
+/// The same, for what takes its time.
+pub async fn wait_until_within(within: Duration, what: &str, condition: impl AsyncFn() -> bool) {
     let asking = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(tokio::time::timeout(DEADLINE, asking).await.is_ok(), "not within {DEADLINE:?}: {what}");
+    assert!(tokio::time::timeout(within, asking).await.is_ok(), "not within {within:?}: {what}");
 }
