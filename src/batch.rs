@@ -236,15 +236,25 @@ impl BatchBuilder {
         self.first_row_at
     }
 
-    /// Ends the batch here and starts the next.
+    /// Ends the batch here and starts the next, with room for as much: that spares growing by steps. What the
+    /// batch does not need of its own room it gives back, so that [`Batch::bytes`] is what it occupies.
     pub fn finish(&mut self, urgent: bool) -> Batch {
+        let rows = Vec::with_capacity(with_margin(self.rows.len()));
+        let text = String::with_capacity(with_margin(self.text.len()));
+        self.rows.shrink_to_fit();
+        self.text.shrink_to_fit();
         Batch {
-            rows: std::mem::take(&mut self.rows),
-            text: std::mem::take(&mut self.text),
+            rows: std::mem::replace(&mut self.rows, rows),
+            text: std::mem::replace(&mut self.text, text),
             mark: self.mark,
             urgent,
             created: self.first_row_at.take().unwrap_or_else(Instant::now),
             heartbeat: self.heartbeat.take(),
         }
     }
+}
+
+/// Batches of a busy stream differ by a little.
+fn with_margin(len: usize) -> usize {
+    len + len / 8
 }

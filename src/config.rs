@@ -69,7 +69,7 @@ impl Default for PipelineConfig {
             batch_rows_max: 4096,
             batch_bytes_max: 1 << 20,
             batch_age_ms_max: 2,
-            queue_bytes_max: 32 << 20,
+            queue_bytes_max: 8 << 20,
             row_bytes_max: 900_000,
             drain_seconds: 30,
         }

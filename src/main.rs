@@ -145,10 +145,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// Threads for reading and writing beside each other. With more of them the batches would be strewn over the allocator's
+/// arenas, one a thread, none of which gives back what it had at its fullest; Kafka's producer has threads of its own.
+const WORKER_THREADS: usize = 2;
+
 /// Runs the command as a task: the thread that waits for the stream's socket is then the one that reads it. From
 /// the main thread every read would begin with one thread waking another.
 fn run(cli: Cli) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Setup, "no runtime").because(error))?;

@@ -62,7 +62,7 @@ impl Default for KafkaConfig {
             dead_letter_retention_hours: 14 * 24,
             transactional_id: None,
             commit_interval_ms: 100,
-            write_bytes_max: 8 << 20,
+            write_bytes_max: 4 << 20,
             timeout_ms: 10_000,
             transaction_timeout_ms: 60_000,
             properties: Properties::default(),
@@ -204,7 +204,7 @@ pub(super) fn message_bytes_max(row_bytes_max: usize) -> usize {
 
 /// librdkafka's queue: small, for memory's sake, and large enough for some of the largest records.
 fn queue_kbytes(row_bytes_max: usize) -> usize {
-    (8 << 10).max(4 * message_bytes_max(row_bytes_max) / 1024)
+    (4 << 10).max(4 * message_bytes_max(row_bytes_max) / 1024)
 }
 
 /// The topics' names.
