@@ -9,7 +9,7 @@ from clients import PgRecvlogical, Walcast
 from drain import drain
 
 BASE = "pg_recvlogical"
-FIGURES = ("start_seconds", "seconds", "events_per_s", "cpu_us_per_event", "walsender_us_per_event", "rss_peak_mb", "load_average")
+FIGURES = ("start_seconds", "seconds", "events_per_s", "cpu_us_per_event", "rss_peak_mb", "machine_busy", "load_average")
 
 
 def clients(binary, folder, sinks, class_path):
@@ -26,12 +26,13 @@ def measure(settings, source, targets, folder, class_path):
     report.say(f"writing {settings.events:,} events")
     source.fill(settings.events)
     report.head()
+    servers = targets.servers()
     named = clients(source.binary, folder, settings.sinks, class_path)
     results = {name: [] for name in named}
     for number in range(1, settings.rounds + 1):
         for name, client in named.items():
             with source.copied_slot(f"{name}_{number}") as slot, targets.fresh(slot.name) as fresh:
-                results[name].append(drain(client, slot, fresh, folder / f"{name}.log"))
+                results[name].append(drain(client, slot, fresh, servers, folder / f"{name}.log"))
                 report.line(name, results[name][-1])
     source.drop_template()
     return {"events": source.events, "rounds": settings.rounds, **source.shape(), "runs": [run(name, group) for name, group in results.items()],
@@ -41,6 +42,8 @@ def measure(settings, source, targets, folder, class_path):
 def run(name, group):
     rates = [result.events_per_s for result in group]
     return {"name": name, **{figure: middle(getattr(result, figure) for result in group) for figure in FIGURES},
+            "servers_us_per_event": {server: middle(result.servers_us_per_event[server] for result in group)
+                                     for server in group[0].servers_us_per_event},
             "spread": round((max(rates) - min(rates)) / statistics.median(rates), 3),  # highest less lowest
             "rounds": [dataclasses.asdict(result) for result in group]}
 

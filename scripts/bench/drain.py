@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 
-from processes import Child, cpu_of_children, cpu_seconds, peak_rss_mb
+from processes import Child, busy_share, cpu_of_children, cpu_seconds, machine_ticks, peak_rss_mb
 
 POLL_SECONDS = 0.02
 START_SECONDS_MAX = 120
@@ -23,7 +23,8 @@ class Result:
     seconds: float
     events_per_s: float
     cpu_us_per_event: float
-    walsender_us_per_event: float
+    servers_us_per_event: dict  # by server
+    machine_busy: float  # share of all cores, from the start of streaming to the client's end
     rss_peak_mb: float
     load_average: float
 
@@ -38,12 +39,13 @@ class Look:
     confirmed: bool
 
 
-def drain(client, slot, fresh, log):
+def drain(client, slot, fresh, servers, log):
+    """servers: the processes that serve the targets, by name."""
     environment = {**slot.environment, **fresh, **client.environment(slot, fresh)}
     load, cpu_before, started = os.getloadavg()[0], cpu_of_children(), time.monotonic()
     with Child(client.command(slot, environment), environment, log) as child:
         client.begin(child, slot, environment)
-        seen = Watch(client, slot, environment, child)
+        seen = Watch(client, slot, environment, servers, child)
         seen.until_it_ends()
         code = child.wait()
         if code not in client.exit_codes:
@@ -54,13 +56,14 @@ def drain(client, slot, fresh, log):
     seconds, cpu = seen.ended - seen.streaming, cpu_of_children() - cpu_before - seen.cpu_before
     return Result(
         start_seconds=(seen.first or seen.ended) - started, seconds=seconds, events_per_s=slot.events / seconds,
-        cpu_us_per_event=cpu * 1e6 / slot.events, walsender_us_per_event=seen.walsender * 1e6 / slot.events,
-        rss_peak_mb=seen.rss, load_average=load)
+        cpu_us_per_event=cpu * 1e6 / slot.events,
+        servers_us_per_event={name: seconds * 1e6 / slot.events for name, seconds in seen.servers_cpu().items()},
+        machine_busy=busy_share(seen.ticks_before, machine_ticks()), rss_peak_mb=seen.rss, load_average=load)
 
 
 class Watch:
-    def __init__(self, client, slot, environment, child):
-        self.client, self.slot, self.environment, self.child = client, slot, environment, child
+    def __init__(self, client, slot, environment, servers, child):
+        self.client, self.slot, self.environment, self.servers, self.child = client, slot, environment, servers, child
         self.streaming = self.first = self.ended = None
         self.cpu_before = self.walsender = self.rss = 0
         self.asked_to_end = False
@@ -82,6 +85,7 @@ class Watch:
         if look.active_pid:
             if self.streaming is None:
                 self.streaming, self.cpu_before = now, cpu_seconds(self.child.pid) or 0
+                self.ticks_before, self.servers_before = machine_ticks(), self.cpu_of_servers()
             self.walsender = cpu_seconds(look.active_pid) or self.walsender
         if look.begun:
             self.first = self.first or now
@@ -91,3 +95,11 @@ class Watch:
         if not self.asked_to_end and self.client.has_all(look, self.slot, self.environment):
             self.child.ask_to_end()
             self.asked_to_end = True
+
+    def cpu_of_servers(self):
+        return {name: cpu_seconds(pid) or 0 for name, pid in self.servers.items()}
+
+    def servers_cpu(self):
+        """Seconds since the start of streaming."""
+        since = {name: seconds - self.servers_before[name] for name, seconds in self.cpu_of_servers().items()}
+        return {"walsender": self.walsender, **since}

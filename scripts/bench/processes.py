@@ -1,8 +1,11 @@
 """What the operating system says about a process, and how one ends."""
 
+import contextlib
 import ctypes
+import glob
 import os
 import pathlib
+import re
 import resource
 import signal
 import socket
@@ -73,6 +76,31 @@ def cpu_seconds(pid):
     except OSError:
         return None
     return (int(fields[11]) + int(fields[12])) * TICK_SECONDS
+
+
+def busy_share(before, after):
+    """Of all cores, between two looks at `machine_ticks`."""
+    busy, all_ticks = (late - early for early, late in zip(before, after))
+    return busy / all_ticks if all_ticks else 0.0
+
+
+def machine_ticks():
+    """Busy ones and all, of all cores since the machine started."""
+    user, nice, system, idle, waiting, *interrupts = map(int, pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    busy = user + nice + system + sum(interrupts)
+    return busy, busy + idle + waiting
+
+
+def listener(port):
+    """The process that serves this port of this machine; None when it is not to be seen."""
+    listening = re.compile(rf"^\s*\d+: [0-9A-F]+:{port:04X} \S+ 0A (?:\S+\s+){{5}}(\d+)", re.MULTILINE)
+    tables = "".join(pathlib.Path(f"/proc/net/{table}").read_text() for table in ("tcp", "tcp6"))
+    sockets = {f"socket:[{inode}]" for inode in listening.findall(tables)}
+    for descriptor in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(descriptor) in sockets:
+                return int(descriptor.split("/")[2])
+    return None
 
 
 def peak_rss_mb(pid):

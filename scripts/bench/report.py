@@ -18,12 +18,12 @@ def say(text):
 
 
 def head():
-    say(f"{'':<17}{'start s':>8}{'seconds':>9}{'events/s':>10}{'µs CPU/event':>14}{'its walsender':>15}{'peak RSS':>10}{'load':>7}")
+    say(f"{'':<17}{'start s':>8}{'seconds':>9}{'events/s':>10}{'µs CPU/event':>14}{'machine busy':>14}{'peak RSS':>10}{'load':>7}")
 
 
 def line(name, result):
     say(f"{name:<17}{result.start_seconds:>8.2f}{result.seconds:>9.1f}{result.events_per_s:>10,.0f}{result.cpu_us_per_event:>14.2f}"
-        f"{result.walsender_us_per_event:>15.2f}{result.rss_peak_mb:>7.0f} MB{result.load_average:>7.1f}")
+        f"{result.machine_busy:>14.0%}{result.rss_peak_mb:>7.0f} MB{result.load_average:>7.1f}")
 
 
 def write(path, found):

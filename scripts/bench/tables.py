@@ -28,11 +28,17 @@ def debezium(version_or_why):
 def backlog(found):
     title = (f"{found['events']:,} events in {found['transactions']:,} transactions, payload {found['payload_bytes']} bytes, "
              f"from copies of one slot; medians, rounds: {found['rounds']}\n")
-    columns = ["", "events/s", "spread", "of pg_recvlogical", "µs CPU/event", "its walsender", "peak RSS", "start to first event"]
+    columns = ["", "events/s", "spread", "of pg_recvlogical", "µs CPU/event", "the servers'", "machine busy", "peak RSS", "start to first event"]
     rows = [[run["name"], f"{run['events_per_s']:,.0f}", f"{run['spread']:.0%}" if found["rounds"] > 1 else "", share(found, run["name"]),
-             f"{run['cpu_us_per_event']:.1f}", f"{run['walsender_us_per_event']:.1f}", f"{run['rss_peak_mb']:,.0f} MB",
+             f"{run['cpu_us_per_event']:.1f}", servers(run), f"{run['machine_busy']:.0%}", f"{run['rss_peak_mb']:,.0f} MB",
              f"{run['start_seconds']:.2f} s"] for run in found["runs"]]
     return title + "\n" + table(columns, rows)
+
+
+def servers(run):
+    """Those that did something for it."""
+    shown = [f"{name} {cost:.1f}" for name, cost in run["servers_us_per_event"].items() if cost >= 0.5]
+    return ", ".join(shown)
 
 
 def share(found, name):

@@ -4,12 +4,13 @@ import contextlib
 import os
 import subprocess
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import confluent_kafka.admin
 import redis
 
-from processes import end_with_parent
+from processes import end_with_parent, listener
 
 ENV = os.environ
 CLAIM_SECONDS = 12 * 3600
@@ -37,6 +38,13 @@ class Targets:
         if self.stand_in:
             self.process.kill()
             self.process.wait()
+
+    def servers(self):
+        """The processes behind the targets that run on this machine, by name."""
+        url = self.bigquery.get("BIGQUERY_REST_URL", ENV["BIGQUERY_REST_URL"])
+        ports = {"Kafka": ENV["KAFKA_BROKERS"].rpartition(":")[2], "Redis": ENV["REDIS_PORT"], "BigQuery": urllib.parse.urlsplit(url).port}
+        found = {name: listener(int(port)) for name, port in ports.items()}
+        return {name: pid for name, pid in found.items() if pid}
 
     def start_stand_in(self):
         self.process = subprocess.Popen([self.stand_in, "--forget-rows"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
