@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use walcast::lsn::Lsn;
 use walcast::source::{PostgresConfig, sql};
 
@@ -160,14 +161,14 @@ impl World {
         let log = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = Arc::clone(&log);
-        tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 let mut kept = kept.lock().await;
                 kept.push_str(&line);
                 kept.push('\n');
             }
         });
-        Running { child, log }
+        Running { child, log, reader: Some(reader) }
     }
 
     /// `walcast verify` finds every sink whole.
@@ -391,6 +392,7 @@ impl Ended {
 pub struct Running {
     child: Child,
     pub log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -447,10 +449,14 @@ impl Running {
         assert!(sent.success());
     }
 
-    /// Waits for its end; the exit code.
+    /// Waits for its end and its last words; the exit code.
     pub async fn ended(&mut self) -> Option<i32> {
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
-        ended.expect("it ends within 60 s").unwrap().code()
+        let code = ended.expect("it ends within 60 s").unwrap().code();
+        if let Some(reader) = self.reader.take() {
+            reader.await.unwrap();
+        }
+        code
     }
 }
 
