@@ -258,3 +258,33 @@ impl BatchBuilder {
 fn with_margin(len: usize) -> usize {
     len + len / 8
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch of so many rows, each with a text.
+    fn batch_of(builder: &mut BatchBuilder, rows: usize) -> Batch {
+        for _ in 0..rows {
+            builder.intern("pause");
+            let change = ContentChange {
+                position: Position { commit_lsn: Lsn(1), ordinal: 0 },
+                commit_ts: 0,
+                id: Uuid::nil(),
+                after: None,
+            };
+            builder.push(Row::Content(change));
+        }
+        builder.finish(false)
+    }
+
+    #[test]
+    fn a_batch_occupies_what_it_counts_whatever_came_before_it() {
+        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        for rows in [3, 4_096, 1_000, 1_001, 0, 7, 4_096] {
+            let batch = batch_of(&mut builder, rows);
+            let room = batch.rows.capacity() * size_of::<Row>() + batch.text.capacity();
+            assert_eq!(512 + room, batch.bytes(), "{rows} rows");
+        }
+    }
+}
