@@ -10,11 +10,11 @@
 
 Backlog: every run replays the same WAL, from a copy of one template slot: pg_recvlogical to nothing, walcast to the null
 sink, to each sink alone, to all of them, Debezium (debezium.py says with which settings). The clock runs from the start of
-streaming until the slot's confirmed LSN is past the last event: until every sink holds everything. walcast is asked to stop
-once it has received all, so that nobody waits for the next commit by time (BigQuery: 30 s). CPU is that of the process from
-the start of streaming to its end, so that a JVM's start does not count; memory is its peak. Beside it stands what the servers
-took of the CPU for it, and how busy all cores were. The start is from the process's own until the server has sent it the
-first event. No TLS on either side. BigQuery's place is taken by a process that counts rows, since the emulator would be all
+streaming until the slot's confirmed LSN is past the last event: until every sink holds everything (pg_recvlogical: until it
+ends, at the last event). walcast is asked to stop once it has received all, so that nobody waits for the next commit by time
+(BigQuery: 30 s). CPU is that of the process from the start of streaming to its end, so that a JVM's start does not count;
+memory is its peak. Beside it stands what the servers took of the CPU for it, and how busy all cores were. The start is from
+the process's own until the server has sent it the first event. No TLS on either side. BigQuery's place is taken by a process that counts rows, since the emulator would be all
 that is measured.
 
 Rates: walcast with all sinks keeps up with `walcast generate`, and outside readers look for probes (probes.py); Debezium beside it

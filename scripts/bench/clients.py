@@ -15,6 +15,7 @@ class Client:
     """Something that reads a slot. `command` and `environment` say how it is started."""
 
     exit_codes = (0,)
+    ends_by_itself = False  # once it has all: its end then stops the clock, and not the confirmed LSN
     sinks = ("null",)
 
     def environment(self, slot, fresh):
@@ -36,6 +37,9 @@ class Client:
 
 
 class PgRecvlogical(Client):
+    # It goes without waiting for the server, which may find the connection gone before it has read the last status.
+    ends_by_itself = True
+
     def environment(self, slot, fresh):
         return {"PGPASSWORD": os.environ["POSTGRES_PASSWORD"]}
 

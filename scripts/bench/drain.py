@@ -9,7 +9,6 @@ from processes import Child, busy_share, cpu_of_children, cpu_seconds, machine_t
 POLL_SECONDS = 0.02
 START_SECONDS_MAX = 120
 RUN_SECONDS_MAX = 1800
-LAST_WORD_SECONDS_MAX = 5
 
 LOOK = """
     SELECT slot.active_pid, coalesce(sender.sent_lsn >= %(first)s::pg_lsn, false) AS begun,
@@ -77,10 +76,9 @@ class Watch:
             if waited > (RUN_SECONDS_MAX if self.streaming else START_SECONDS_MAX):
                 self.child.give_up(f"has not {'confirmed everything' if self.streaming else 'begun to stream'} after {waited:.0f} s")
             time.sleep(POLL_SECONDS)
-        # the server may not have read its last word yet
-        ended = time.monotonic()
-        while self.ended is None and time.monotonic() < ended + LAST_WORD_SECONDS_MAX:
-            self.note(self.look(), time.monotonic())
+        self.note(self.look(), time.monotonic())
+        if self.client.ends_by_itself and self.streaming:
+            self.ended = time.monotonic()
 
     def look(self):
         return Look(*self.slot.connection.execute(LOOK, vars(self.slot)).fetchone())
