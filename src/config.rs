@@ -216,6 +216,9 @@ fn typed(default: &Value, text: &str, name: &str) -> Result<Value> {
     Ok(match default {
         Value::Bool(_) => Value::Bool(text.parse().map_err(|_| wrong("true or false"))?),
         Value::Number(_) => Value::Number(text.parse().map_err(|_| wrong("a number"))?),
+        Value::Object(_) => {
+            serde_json::from_str(text).map(Value::Object).map_err(|_| wrong("a JSON object"))?
+        }
         Value::Array(_) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect(),
         // a setting without a default: a number if it reads as one
         Value::Null => text.parse().map_or_else(|_| Value::String(text.to_owned()), Value::Number),
@@ -294,6 +297,18 @@ mod tests {
             (config.generate.rate_per_minute, config.generate.burst_mode, config.generate.burst_count),
             (500_000, true, 7)
         );
+    }
+
+    #[test]
+    fn a_table_is_a_json_object_in_the_environment() {
+        let properties = r#"{"linger.ms": 7, "sasl.password": "can,ary=1"}"#;
+        let config =
+            load("[kafka.properties]\nlinger.ms = 9\n", &[("KAFKA_PROPERTIES", properties)]).unwrap();
+        let shown = format!("{:?}", config.kafka);
+        assert!(shown.contains(r#""linger.ms": "7""#) && !shown.contains("can,ary"), "{shown}");
+        let error = load("", &[("KAFKA_PROPERTIES", r#"["canary"]"#)]).unwrap_err();
+        assert!(error.to_string().contains("KAFKA_PROPERTIES is not a JSON object"), "{error}");
+        assert!(!error.chain().contains("canary"), "{}", error.chain());
     }
 
     #[test]
