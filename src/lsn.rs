@@ -34,11 +34,13 @@ impl Lsn {
 }
 
 fn put_hex(number: u32, out: &mut Vec<u8>) {
-    let digits = (u32::BITS - number.leading_zeros()).div_ceil(4).max(1);
-    for place in (0..digits).rev() {
-        let digit = (number >> (4 * place) & 15) as u8;
-        out.push(if digit < 10 { b'0' + digit } else { b'A' + digit - 10 });
+    let mut text = [0; 8];
+    for (place, digit) in text.iter_mut().rev().enumerate() {
+        let value = (number >> (4 * place) & 15) as u8;
+        *digit = if value < 10 { b'0' + value } else { b'A' + value - 10 };
     }
+    let zeros = (number.leading_zeros() as usize / 4).min(7);
+    out.extend_from_slice(text.get(zeros..).unwrap_or_default());
 }
 
 impl fmt::Display for Lsn {
@@ -92,6 +94,15 @@ pub struct Position {
     pub commit_lsn: Lsn,
     /// Index within the transaction.
     pub ordinal: u64,
+}
+
+impl Position {
+    /// Appends the text that `Display` shows, at a fraction of its cost.
+    pub fn put_text(self, out: &mut Vec<u8>) {
+        self.commit_lsn.put_text(out);
+        out.push(b'#');
+        out.extend_from_slice(itoa::Buffer::new().format(self.ordinal).as_bytes());
+    }
 }
 
 impl fmt::Display for Position {
@@ -308,6 +319,9 @@ mod tests {
             let mut put = Vec::new();
             Lsn(value).put_text(&mut put);
             prop_assert_eq!(put, text.into_bytes());
+            let (position, mut put) = (position(value, value), Vec::new());
+            position.put_text(&mut put);
+            prop_assert_eq!(put, position.to_string().into_bytes());
         }
     }
 

@@ -4,8 +4,6 @@
 //! that came or changed, `d` for its tombstone. A dead letter has Kafka Connect's `__connect.errors.*`
 //! instead of `op`, so that tools made for those work.
 
-use std::io::Write;
-
 use rdkafka::message::{Header, OwnedHeaders};
 use uuid::Uuid;
 
@@ -179,9 +177,7 @@ impl Encoder {
 
     fn headers(&mut self, position: Position, name: &str, value: &str) -> OwnedHeaders {
         self.place.clear();
-        // writing into memory cannot fail
-        position.commit_lsn.put_text(&mut self.place);
-        let _ = write!(self.place, "#{}", position.ordinal);
+        position.put_text(&mut self.place);
         OwnedHeaders::new_with_capacity(2)
             .insert(Header { key: "lsn", value: Some(&self.place) })
             .insert(Header { key: name, value: Some(value) })
