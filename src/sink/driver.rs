@@ -119,11 +119,12 @@ impl Work {
             let Some(queued) = queued else { return false };
             bytes += queued.batch.bytes();
             let urgent = queued.batch.urgent();
+            // it has waited already while the last write went on
+            until.get_or_insert(queued.since + pace.linger);
             self.pending.push(queued);
             if urgent {
                 return true;
             }
-            until.get_or_insert(Instant::now() + pace.linger);
         }
         true
     }
@@ -242,5 +243,85 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::lsn::{Epoch, History, Lsn};
+    use crate::sink::queue::queue;
+    use crate::sink::{Finding, Pace};
+    use crate::telemetry::board::Board;
+
+    const LINGER: Duration = Duration::from_millis(100);
+    const WRITE_TAKES: Duration = Duration::from_millis(60);
+    const BATCH_EVERY: Duration = Duration::from_millis(10);
+
+    /// Takes its time to write, and notes when it began.
+    struct SlowSink(Arc<Mutex<Vec<Instant>>>);
+
+    #[async_trait]
+    impl Sink for SlowSink {
+        fn name(&self) -> &'static str {
+            "slow"
+        }
+
+        fn pace(&self) -> Pace {
+            Pace { linger: LINGER, write_bytes_max: usize::MAX, tick_every: None }
+        }
+
+        async fn check(&mut self) -> Vec<Finding> {
+            Vec::new()
+        }
+
+        async fn prepare(&mut self) -> Result<()> {
+            Ok(())
+        }
+
+        async fn recover(&mut self, _: &Session) -> Result<Option<StoredMark>> {
+            Ok(None)
+        }
+
+        async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+            self.0.lock().unwrap().push(Instant::now());
+            tokio::time::sleep(WRITE_TAKES).await;
+            Ok(Written::Durable(batches.last().map_or_else(Mark::default, |last| last.mark())))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_batch_waits_longer_than_the_linger_because_a_write_went_on() {
+        let epoch = Epoch { epoch: Uuid::nil(), system_id: "1".into(), timeline: 1, slot: "s".into() };
+        let held = Mark::at(Lsn(1));
+        let (mut sender, queue) = queue(usize::MAX);
+        let writes = Arc::default();
+        let driver = Driver {
+            sink: Box::new(SlowSink(Arc::clone(&writes))),
+            queue,
+            session: Session { epoch, token: 1, history: History::default(), start: Lsn(1) },
+            held,
+            marks: watch::channel(vec![held]).0,
+            index: 0,
+            unregistered: None,
+            status: Board::new().sink("slow", held),
+        };
+        let running = tokio::spawn(driver.run());
+        for end in 0..100 {
+            sender.send(Arc::new(Batch::empty(Mark::at(Lsn(2 + end)), false))).await.unwrap();
+            tokio::time::sleep(BATCH_EVERY).await;
+        }
+        sender.close();
+        running.await.unwrap().unwrap();
+        let writes = writes.lock().unwrap();
+        assert!(writes.len() >= 9, "{} writes in a second", writes.len());
+        // the first batch of a write came at most one interval after the last write began
+        assert!(writes.windows(2).all(|pair| pair[1] - pair[0] <= LINGER + BATCH_EVERY), "{writes:?}");
     }
 }

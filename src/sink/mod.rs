@@ -41,7 +41,7 @@ pub enum Written {
 /// How the driver is to feed a sink.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// How long to collect batches after the first before `write`; an urgent batch ends the wait.
+    /// How old the first batch may become while others are collected for one `write`; an urgent one ends the wait.
     pub linger: Duration,
     /// How many bytes of batches (as [`Batch::bytes`] counts) to collect at most for one `write`.
     pub write_bytes_max: usize,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::batch::Batch;
 
@@ -11,6 +12,8 @@ use crate::batch::Batch;
 pub struct Queued {
     /// The batch.
     pub batch: Arc<Batch>,
+    /// When it was put in.
+    pub since: Instant,
     _room: OwnedSemaphorePermit,
 }
 
@@ -46,7 +49,7 @@ impl QueueSender {
             () = items.closed() => return Err(Closed),
             room = Arc::clone(&self.room).acquire_many_owned(bytes) => room.map_err(|_| Closed)?,
         };
-        items.send(Queued { batch, _room: room }).map_err(|_| Closed)
+        items.send(Queued { batch, since: Instant::now(), _room: room }).map_err(|_| Closed)
     }
 
     /// Whether [`send`](Self::send) would not have to wait.
