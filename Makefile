@@ -34,7 +34,7 @@ chaos: KILLS ?= 200
 chaos: services
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test chaos --test odd -- --nocapture --test-threads 1
 
-# variables: EVENTS, ROUNDS, RATES, MINUTES, SOAK_MINUTES, SINKS, DEBEZIUM; see scripts/bench
+# variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, SOAK_MINUTES, SINKS, DEBEZIUM; see scripts/bench
 bench: services
 	@cargo build --release --locked --bin walcast --example bigquery-server
 	@scripts/services run cargo bench --locked

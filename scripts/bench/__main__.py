@@ -1,8 +1,8 @@
 """How fast and how fresh walcast is, beside pg_recvlogical and Debezium, on the servers of scripts/services.
 
-    make bench                                      a backlog of 1,000,000 events, three rounds; then two rates, two minutes each
-    make bench EVENTS=100000 ROUNDS=1 MINUTES=0.5   a first look
-    make bench EVENTS=0 RATES=3333,10000,25000      the rates alone; RATES=0 is without them
+    make bench                                      a backlog of 1,000,000 events, three rounds; then all that follows
+    make bench EVENTS=100000 ROUNDS=1 MINUTES=0.5 KILLS=2 HUGE=100000      a first look
+    make bench EVENTS=0 KILLS=0 HUGE=0              the rates alone; RATES=0 is without them
     make bench SOAK_MINUTES=60                      and then an hour at 3,333 events/s
     make bench SINKS=kafka,redis                    without BigQuery
     make bench DEBEZIUM=off                         without Debezium, which needs Maven Central once, and a JDK
@@ -14,11 +14,18 @@ streaming until the slot's confirmed LSN is past the last event: until every sin
 ends, at the last event). walcast is asked to stop once it has received all, so that nobody waits for the next commit by time
 (BigQuery: 30 s). CPU is that of the process from the start of streaming to its end, so that a JVM's start does not count;
 memory is its peak. Beside it stands what the servers took of the CPU for it, and how busy all cores were. The start is from
-the process's own until the server has sent it the first event. No TLS on either side. BigQuery's place is taken by a process that counts rows, since the emulator would be all
-that is measured.
+the process's own until the server has sent it the first event. No TLS on either side. BigQuery's place is taken by a process
+that counts rows, since the emulator would be all that is measured.
 
 Rates: walcast with all sinks keeps up with `walcast generate`, and outside readers look for probes (probes.py); Debezium beside it
-at the lowest rate. What begins is given 20 s to warm up. BigQuery shows rows each 30 s by design and is not looked at.
+at the lowest rate. What begins is given 20 s to warm up. BigQuery shows rows each 30 s by design and is not looked at. How long rows are in walcast's
+own hands only walcast can tell: from the receipt of a batch's first row until Redis' sink has it, by its metrics.
+
+Restarts: walcast is killed (SIGKILL) KILLS times under load and started again at once: until its slot is read again, and until
+Kafka and Redis hold all that was committed by then.
+
+Memory: the peak for one transaction of HUGE rows, and while BigQuery's stand-in is stopped (SIGSTOP) until its queue is full, and
+for 30 s more.
 
 Soak: resident memory and the WAL that the slot retains, each 10 s: the medians of the first and of the last quarter must
 agree. Then `walcast verify`, which must find no difference; BigQuery's stand-in keeps no rows and is left out of that.
@@ -40,14 +47,16 @@ import sys
 
 import backlog
 import debezium
+import memory
 import rates
 import report
+import restarts
 import soak
 from settings import Settings
 from source import Source
 from targets import Targets
 
-PARTS = {"backlog": backlog, "rates": rates, "soak": soak}
+PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "soak": soak}
 
 
 def main():
@@ -72,7 +81,8 @@ def main():
 
 def parts(settings):
     """Those asked for, by name."""
-    asked_for = {"backlog": settings.events, "rates": settings.rates, "soak": settings.soak_minutes}
+    asked_for = {"backlog": settings.events, "rates": settings.rates, "restarts": settings.kills, "memory": settings.huge_rows,
+                 "soak": settings.soak_minutes}
     return {name: PARTS[name] for name, wanted in asked_for.items() if wanted}
 
 

@@ -6,9 +6,11 @@ import os
 import pathlib
 import urllib.request
 
+import histogram
 from processes import free_port
 
 PUBLICATION = "walcast"
+HANDED_TO = "redis"  # which takes batches as they come, and does not collect them for a while first
 
 
 class Client:
@@ -31,6 +33,9 @@ class Client:
 
     def status(self, environment):
         """What it says of itself."""
+
+    def handed(self, environment):
+        """A histogram of how long rows were in its hands before a sink was given them, where it tells one."""
 
     def prove(self, slot, child):
         """Gives up unless it delivered every event, where that can be told from more than the slot."""
@@ -71,6 +76,10 @@ class Walcast(Client):
                 return json.load(answer)
         except OSError:  # what urllib raises is one; it may not serve yet, or no more
             return None
+
+    def handed(self, environment):
+        with urllib.request.urlopen(f"http://{environment['WEB_LISTEN']}/metrics", timeout=5) as answer:
+            return histogram.parse(answer.read().decode(), "walcast_sink_queue_seconds", HANDED_TO)
 
     def has_all(self, look, slot, environment):
         said = look.all_sent and self.status(environment)

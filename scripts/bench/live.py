@@ -9,20 +9,38 @@ from source import DATABASE
 
 START_SECONDS_MAX = 120
 POLL_SECONDS = 0.1
+SHORT_POLL_SECONDS = 0.005
 
 
 @contextlib.contextmanager
 def streaming(source, targets, client, name, folder):
     """The slot and the process, once it streams. Left in good order it ends by SIGTERM, and must end well."""
-    with targets.fresh(f"{DATABASE}_{name}") as fresh, source.new_slot(name, **fresh, PIPELINE_SINKS=",".join(client.sinks)) as slot:
-        environment = {**slot.environment, **fresh, **client.environment(slot, fresh)}
-        with Child(client.command(slot, environment), environment, folder / f"{name}.log") as child:
-            client.begin(child, slot, environment)
-            wait_until(slot.active_pid, child, "begun to stream")
+    with place(source, targets, client, name) as (slot, environment):
+        with started(client, slot, environment, folder / f"{name}.log") as child:
             yield slot, child, environment
-            child.ask_to_end()
-            if child.wait() not in client.exit_codes:
-                child.give_up("did not end well")
+            end(child, client)
+
+
+@contextlib.contextmanager
+def place(source, targets, client, name):
+    """A slot and targets of its own, and what a client has in its environment there."""
+    with targets.fresh(f"{DATABASE}_{name}") as fresh, source.new_slot(name, **fresh, PIPELINE_SINKS=",".join(client.sinks)) as slot:
+        yield slot, {**slot.environment, **fresh, **client.environment(slot, fresh)}
+
+
+@contextlib.contextmanager
+def started(client, slot, environment, log, former=None):
+    """The process, once it streams. former: the walsender of one that was killed, which the server may not have noticed yet."""
+    with Child(client.command(slot, environment), environment, log) as child:
+        client.begin(child, slot, environment)
+        wait_until(lambda: slot.active_pid() not in (None, former), child, "begun to stream", SHORT_POLL_SECONDS)
+        yield child
+
+
+def end(child, client):
+    child.ask_to_end()
+    if child.wait() not in client.exit_codes:
+        child.give_up("did not end well")
 
 
 @contextlib.contextmanager
@@ -38,9 +56,9 @@ def generating(source, rate, folder):
             child.give_up("did not end well")
 
 
-def wait_until(condition, child, what):
+def wait_until(condition, child, what, every=POLL_SECONDS):
     deadline = time.monotonic() + START_SECONDS_MAX
     while not condition():
         if time.monotonic() > deadline or not child.runs():
             child.give_up(f"has not {what}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(every)

@@ -33,14 +33,17 @@ class Child:
 
     def __exit__(self, *_):
         if self.runs():
-            self.process.kill()
-            self.process.wait()
+            self.kill()
 
     def runs(self):
         return self.process.poll() is None
 
     def ask_to_end(self):
         self.process.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
 
     def wait(self):
         """Its exit code."""

@@ -3,6 +3,7 @@
 import time
 
 import debezium
+import histogram
 import report
 from clients import Walcast, newest_event
 from live import generating, streaming
@@ -29,10 +30,15 @@ def at_rate(source, targets, client, name, rate, minutes, folder):
         redis_db = targets.redis_db if "redis" in client.sinks else None
         with generating(source, rate, folder) as generator:
             time.sleep(WARM_SECONDS)
+            handed = client.handed(environment)
             with Probes(client.topic(slot), redis_db) as probes:
                 result = {"client": name, "rate": rate} | probed(probes, source, [child, generator], minutes * 60)
+            if handed:
+                result["handed_p99_s_max"] = histogram.quantile_max(handed, client.handed(environment), 0.99)
         if any(figures["not_found"] for figures in result["latencies"].values()):
             report.say(f"  not all probes were found; {name} says: {client.status(environment)}")
+    if "handed_p99_s_max" in result:
+        report.say(f"  handed to Redis' sink: p99 at most {result['handed_p99_s_max']} s after the receipt of a batch's first row")
     for place, figures in result["latencies"].items():
         report.say(f"  {place:<7} {figures}")
     return result

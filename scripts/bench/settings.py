@@ -13,6 +13,8 @@ class Settings:
     rounds: int
     rates: list  # events a second
     minutes: float  # of each rate
+    kills: int
+    huge_rows: int
     soak_minutes: float
     sinks: list
     emulator: bool
@@ -22,8 +24,8 @@ class Settings:
     def read():
         return Settings(
             events=number("EVENTS", 1_000_000), rounds=number("ROUNDS", 3),
-            rates=[number("RATES", text, text) for text in words("RATES", "3333,10000") if text != "0"],
-            minutes=number("MINUTES", 2, kind=float),
+            rates=[number("RATES", text, text) for text in words("RATES", "3333,10000,25000") if text != "0"],
+            minutes=number("MINUTES", 2, kind=float), kills=number("KILLS", 10), huge_rows=number("HUGE", 1_000_000),
             soak_minutes=number("SOAK_MINUTES", 0, kind=float), sinks=words("SINKS", "kafka,redis,bigquery"),
             emulator=ENV.get("BIGQUERY") == "emulator", debezium=ENV.get("DEBEZIUM") != "off")
 

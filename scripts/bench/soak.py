@@ -1,4 +1,4 @@
-"""The third part: one rate for as long as is asked for. Memory and retained WAL must stay flat, `walcast verify` find nothing."""
+"""The last part: one rate for as long as is asked for. Memory and retained WAL must stay flat, `walcast verify` find nothing."""
 
 import itertools
 import statistics

@@ -26,6 +26,9 @@ class Slot:
     def active_pid(self):
         return self.fact("active_pid")
 
+    def wal_end(self):
+        return self.fact("pg_current_wal_insert_lsn()::text")
+
     def retained_bytes(self):
         return int(self.fact("pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)"))
 

@@ -3,7 +3,7 @@
 
 def markdown(found):
     parts = [heading(found)]
-    parts += [part(found[name]) for name, part in (("backlog", backlog), ("rates", rates), ("soak", soak)) if name in found]
+    parts += [part(found[name]) for name, part in PARTS.items() if name in found]
     return "\n".join(parts)
 
 
@@ -55,11 +55,27 @@ def rates(found):
              *(f"{figures[name]:,.0f}" if name in figures else "–" for name in QUANTILES),
              f"{figures['not_found']} of {figures['probes']}", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mb']} MB"]
             for run in found["runs"] for place, figures in run["latencies"].items()]
-    return title + "\n" + table(columns, rows)
+    handed = [f"{run['handed_p99_s_max'] * 1000:g} ms at {run['events_per_s']:,} events/s" for run in found["runs"] if run.get("handed_p99_s_max")]
+    told = f"\nFrom the receipt of a batch's first row until Redis' sink has it, p99 at most: {', '.join(handed)}\n" if handed else ""
+    return title + "\n" + table(columns, rows) + told
 
 
 PLACES = {"kafka": "Kafka, `read_committed`", "redis": "`engagement:<id>:<day>`", "board": "a board"}
 QUANTILES = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
+
+
+def restarts(found):
+    title = f"Killed (SIGKILL) {found['kills']} times at {found['rate']:,} events/s and started again at once, seconds since the signal\n"
+    rows = [[name, f"{found[figure]['median']:.2f}", f"{found[figure]['max']:.2f}"]
+            for name, figure in (("the slot is read again", "streaming_s"), ("Kafka and Redis hold what was committed by then", "caught_up_s"))]
+    return title + "\n" + table(["", "median", "max"], rows)
+
+
+def memory(found):
+    rows = [[f"one transaction of {found['huge_rows']:,} rows", f"{found['huge_transaction_mb']} MB"]]
+    if "standstill_mb" in found:
+        rows.append([f"a sink stands still for {found['standstill_s']} s at {found['standstill_rate']:,} events/s", f"{found['standstill_mb']} MB"])
+    return "With all sinks\n\n" + table(["", "peak RSS"], rows)
 
 
 def soak(found):
@@ -75,3 +91,6 @@ def table(columns, rows):
     """Words to the left, figures to the right."""
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "soak": soak}
