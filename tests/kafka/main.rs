@@ -1,0 +1,12 @@
+//! The Kafka sink on a real broker. What is true of the broker itself is tested too: an exactly-once claim on a broker
+//! that shows aborted records would be worth nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod fixture;
+
+mod brokers;
+mod records;
+mod transactions;
