@@ -13,6 +13,7 @@ mod murmur;
 mod progress;
 pub mod scan;
 mod stable;
+mod thread;
 mod topics;
 mod writer;
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::stable::{OpenTransaction, bounds, reader};
-use super::writer::spawn;
+use super::thread::spawn;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Session, StoredMark};
 

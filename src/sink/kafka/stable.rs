@@ -13,7 +13,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
-use super::writer::spawn;
+use super::thread::spawn;
 use crate::error::{Error, Kind, Result};
 use crate::telemetry::fold::Fold;
 use crate::telemetry::metrics::{

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::config::{KafkaConfig, Topics, message_bytes_max};
 use super::error::{Reports, bad_settings, definite, sort};
 use super::stable::lasting_transactions;
-use super::writer::spawn;
+use super::thread::spawn;
 use crate::error::{Error, Kind, Result};
 use crate::finding::{Finding, Verdict, refuse};
 

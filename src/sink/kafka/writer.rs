@@ -19,6 +19,7 @@ use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::message::{Encoder, Message};
 use super::progress::Fence;
+use super::thread::spawn;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
@@ -71,12 +72,6 @@ impl Writer {
         self.jobs.send(Job { batches: batches.to_vec(), mark, done }).map_err(|_| ended())?;
         outcome.await.map_err(|_| ended())?
     }
-}
-
-/// A thread for what blocks.
-pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-    spawned.map(drop).map_err(|error| Error::new(Kind::Unavailable, "cannot start a thread").because(error))
 }
 
 fn ended() -> Error {
