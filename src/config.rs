@@ -68,7 +68,7 @@ impl Default for PipelineConfig {
             sinks: vec!["kafka".into(), "redis".into(), "bigquery".into()],
             batch_rows_max: 4096,
             batch_bytes_max: 1 << 20,
-            batch_age_ms_max: 2,
+            batch_age_ms_max: 1,
             queue_bytes_max: 8 << 20,
             row_bytes_max: 900_000,
             drain_seconds: 30,

@@ -10,7 +10,7 @@ import histogram
 from processes import free_port
 
 PUBLICATION = "walcast"
-HANDED_TO = "redis"  # which takes batches as they come, and does not collect them for a while first
+HANDED_TO = "content"  # takes batches as they come, neither collects them first nor writes for each of them
 
 
 class Client:

@@ -38,7 +38,7 @@ def at_rate(source, targets, client, name, rate, minutes, folder):
         if any(figures["not_found"] for figures in result["latencies"].values()):
             report.say(f"  not all probes were found; {name} says: {client.status(environment)}")
     if "handed_p99_s_max" in result:
-        report.say(f"  handed to Redis' sink: p99 at most {result['handed_p99_s_max']} s after the receipt of a batch's first row")
+        report.say(f"  handed to a sink that is ready: p99 at most {result['handed_p99_s_max']} s after the receipt of a batch's first row")
     for place, figures in result["latencies"].items():
         report.say(f"  {place:<7} {figures}")
     return result

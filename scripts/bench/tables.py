@@ -56,7 +56,7 @@ def rates(found):
              f"{figures['not_found']} of {figures['probes']}", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mb']} MB"]
             for run in found["runs"] for place, figures in run["latencies"].items()]
     handed = [f"{run['handed_p99_s_max'] * 1000:g} ms at {run['events_per_s']:,} events/s" for run in found["runs"] if run.get("handed_p99_s_max")]
-    told = f"\nFrom the receipt of a batch's first row until Redis' sink has it, p99 at most: {', '.join(handed)}\n" if handed else ""
+    told = f"\nFrom the receipt of a batch's first row until a sink that is ready is given it, p99 at most: {', '.join(handed)}\n" if handed else ""
     return title + "\n" + table(columns, rows) + told
 
 
