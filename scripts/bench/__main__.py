@@ -18,9 +18,9 @@ the process's own until the server has sent it the first event. No TLS on either
 that counts rows, since the emulator would be all that is measured.
 
 Rates: walcast with all sinks keeps up with `walcast generate`, and outside readers look for probes (probes.py); Debezium beside it
-at the lowest rate. What begins is given 20 s to warm up. BigQuery shows rows each 30 s by design and is not looked at. How long rows are in walcast's
-own hands only walcast can tell, by its metrics: from the receipt of a batch's first row until a sink that is ready is given it (the
-one of content rows: the others collect batches, or have the last one to write).
+at the lowest rate. What begins is given 20 s to warm up. BigQuery shows rows each 30 s by design and is not looked at. How long
+rows are in walcast's own hands only walcast can tell, by its metrics: from the receipt of a batch's first row until a sink that
+is ready is given it (the one of content rows: the others collect batches, or have the last one to write).
 
 Restarts: walcast is killed (SIGKILL) KILLS times under load and started again at once: until its slot is read again, and until
 Kafka and Redis hold all that was committed by then.
