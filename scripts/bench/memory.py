@@ -51,7 +51,7 @@ def standstill(client, source, targets, folder):
 
 
 def is_full(status):
-    return bool(status) and any(line["backpressure"] for line in status["sinks"])
+    return bool(status) and any(line["backpressure"] for line in status["sinks"] if line["name"] == "bigquery")
 
 
 def until_all_hold(client, slot, child, environment):
