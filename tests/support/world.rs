@@ -452,7 +452,10 @@ impl Running {
     /// Waits for its end and its last words; the exit code.
     pub async fn ended(&mut self) -> Option<i32> {
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
-        let code = ended.expect("it ends within 60 s").unwrap().code();
+        let Ok(ended) = ended else {
+            panic!("it has not ended within 60 s: {}", self.log.lock().await);
+        };
+        let code = ended.unwrap().code();
         if let Some(reader) = self.reader.take() {
             reader.await.unwrap();
         }
