@@ -36,7 +36,8 @@
 //!   compared. On a new timeline, the server's history says how far a mark of the former one counts.
 //!   **A token** taken from PostgreSQL at start shuts older instances out of every target.
 //! - **What cannot be made whole is refused** with both positions (exit code 4): a sink below the slot, a sink
-//!   that lost its mark or is beyond the server's WAL, a slot made again, a publication or a table in it put back.
+//!   that lost its mark or is beyond the server's WAL, a slot made again, a publication or a table in it put back. What is
+//!   read again must be the stream that the sinks were fed from ([`retrace`]).
 //! - **It is watched from outside**: [`telemetry::lag`] asks PostgreSQL once a second who holds its WAL; heartbeats are
 //!   timed through it until each sink holds their place. `monitoring/` has the alerts on both, `docs/runbook.md` what to do.
 //! - **It can be looked at**: [`telemetry::board`] is where all parts say how they are, [`telemetry::live`] makes
@@ -72,6 +73,7 @@ pub mod event;
 pub mod batch;
 pub mod transform;
 pub mod watermark;
+pub mod retrace;
 pub mod sink;
 pub mod config;
 pub mod pipeline;

@@ -244,6 +244,10 @@ impl StoredMark {
             )
             .hint("run the former version until it has stopped in good order, then this one"));
         }
+        if self.ordinal_rule != ORDINAL_RULE {
+            // its ordinal may name another row here
+            return Ok(Mark::at(mark.held));
+        }
         Ok(mark)
     }
 

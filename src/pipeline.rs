@@ -20,6 +20,7 @@ use crate::error::{Class, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
 use crate::lsn::{Lsn, Mark, Session, fresh_start};
+use crate::retrace::Retrace;
 use crate::shutdown::Shutdown;
 use crate::sink::driver::Driver;
 use crate::sink::queue::{QueueSender, queue};
@@ -200,6 +201,7 @@ async fn older_state(fenced: Error, session: &Session, state: &mut State) -> Err
 struct Streaming {
     stream: ReplicationStream,
     transform: Transform,
+    retrace: Retrace,
     watermark: Watermark,
     /// The highest LSN that the server has sent us.
     received: Lsn,
@@ -227,6 +229,8 @@ impl Streaming {
         session: Session,
         recovered: Recovered,
     ) -> Self {
+        let held = recovered.iter().map(|(sink, mark, _)| (sink.name(), *mark));
+        let retrace = Retrace::new(watermark.confirmed(), held);
         let (marks, marks_seen) = watch::channel(recovered.iter().map(|(_, mark, _)| *mark).collect());
         let mut drivers = JoinSet::new();
         let mut queues = Vec::new();
@@ -251,6 +255,7 @@ impl Streaming {
         Streaming {
             stream,
             transform,
+            retrace,
             received: watermark.confirmed(),
             heard: Instant::now(),
             watermark,
@@ -314,9 +319,16 @@ impl Streaming {
             }
             let Some(batch) = self.transform.take_batch(Instant::now()) else { break };
             failpoint!("pipeline_after_batch");
-            self.outbox = Some(Outbox { batch: Arc::new(batch), next: 0 });
+            self.hand_on(batch)?;
         }
         board.tick();
+        Ok(())
+    }
+
+    /// Puts a batch in the outbox, unless it shows that the sinks were fed from another stream.
+    fn hand_on(&mut self, batch: Batch) -> Result<()> {
+        self.retrace.follow(&batch)?;
+        self.outbox = Some(Outbox { batch: Arc::new(batch), next: 0 });
         Ok(())
     }
 
@@ -373,9 +385,10 @@ impl Streaming {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(config.pipeline.drain_seconds);
         let mut status_due = tokio::time::interval(STATUS_EVERY);
         loop {
-            if self.outbox.is_none() {
-                self.outbox =
-                    self.transform.take_rest().map(|batch| Outbox { batch: Arc::new(batch), next: 0 });
+            if self.outbox.is_none()
+                && let Some(rest) = self.transform.take_rest()
+            {
+                self.hand_on(rest)?;
             }
             if self.outbox.is_none() {
                 self.queues.iter_mut().for_each(|(_, queue)| queue.close());

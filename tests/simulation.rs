@@ -19,6 +19,7 @@ use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, ContentChange, Row};
 use walcast::error::{Class, Error, Kind, Result};
 use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session, StoredMark};
+use walcast::retrace::Retrace;
 use walcast::sink::driver::Driver;
 use walcast::sink::queue::{QueueSender, queue};
 use walcast::sink::{Finding, Pace, Sink, Written};
@@ -238,6 +239,10 @@ impl World {
             drivers.spawn(driver.run());
         }
         let batches = self.batches(from);
+        let mut retrace = Retrace::new(from, NAMES.iter().copied().zip(held));
+        for batch in &batches {
+            retrace.follow(batch).expect("it is the stream that the sinks were fed from");
+        }
         let dies_after = if calm { usize::MAX } else { self.rng.random_range(0..60) };
         let mut feeder = JoinSet::new();
         feeder.spawn(feed(queues, batches));
