@@ -18,8 +18,8 @@ use crate::sink::queue::{QueueReceiver, Queued};
 use crate::sink::retry::Backoff;
 use crate::sink::{Sink, Written};
 use crate::state::State;
-use crate::telemetry::board::SinkStatus;
 use crate::telemetry::fold::Fold;
+use crate::telemetry::sink_status::SinkStatus;
 
 /// Trouble that took so many attempts lasted for some seconds.
 const LASTING_ATTEMPTS: u32 = 6;

@@ -6,6 +6,7 @@ pub mod delivery;
 pub mod status;
 pub mod problem;
 pub mod gauges;
+pub mod sink_status;
 pub mod board;
 pub mod fold;
 pub mod herald;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, State, Status};
 
 /// A sink further behind than this is a problem.
@@ -128,6 +129,11 @@ fn unseen(slot: &SlotStatus) -> Option<String> {
             slot.name, slot.age_seconds
         )
     })
+}
+
+/// Without causes: those are for the log, and a server's own words may quote a row.
+pub(super) fn said(error: &Error) -> String {
+    format!("{error}; {}", error.advice())
 }
 
 #[cfg(test)]

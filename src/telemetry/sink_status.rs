@@ -1,0 +1,347 @@
+//! How one sink is: its driver writes it after every step, the board shows it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Class, Error};
+use crate::lsn::{Lsn, Mark, Position};
+use crate::telemetry::delivery::Delivery;
+use crate::telemetry::metrics::{self as names, SinkCounters};
+use crate::telemetry::problem::said;
+use crate::telemetry::status::{SinkLine, SinkState};
+
+/// How many transactions of one sink may wait to be measured; more are left out.
+const WAITING_MAX: usize = 65_536;
+/// How many heartbeats of one sink may wait to be timed; more are left out.
+const HEARTBEATS_MAX: usize = 64;
+
+/// What is known of one sink: its driver writes it, the board reads it.
+pub(super) struct SinkFacts {
+    pub(super) name: &'static str,
+    pub(super) delivery: Arc<Delivery>,
+    standing: Mutex<Standing>,
+}
+
+/// How a sink stands now.
+#[derive(Default)]
+pub(super) struct Standing {
+    held: Mark,
+    state: SinkState,
+    last_error: Option<String>,
+    pub(super) queue_bytes: u64,
+    pub(super) backpressure: bool,
+    rows_total: u64,
+    /// When the oldest transaction committed that it was given and does not hold; microseconds since 1970.
+    oldest_commit_ts: Option<i64>,
+    /// What it was given amounts to.
+    given: Lsn,
+    heartbeat: Option<Held>,
+    trouble: Option<String>,
+}
+
+/// A heartbeat whose place a sink holds.
+#[derive(Clone, Copy)]
+struct Held {
+    commit_ts: i64,
+    took_seconds: f64,
+}
+
+/// Where one sink's driver writes how the sink is.
+pub struct SinkStatus {
+    facts: Arc<SinkFacts>,
+    counters: SinkCounters,
+    /// When the first row committed that is being written.
+    in_hand_commit_ts: Option<i64>,
+    /// When the write began that is under way.
+    writing_since: Option<Instant>,
+    /// When it was given what is being written, also across retries.
+    given_at: Option<Instant>,
+    waiting: VecDeque<Waiting>,
+    /// Heartbeats whose place it does not hold yet: the end of their transactions, and when those committed.
+    heartbeats: VecDeque<(Lsn, i64)>,
+}
+
+/// A transaction that a sink has and does not hold durably.
+#[derive(Clone, Copy)]
+struct Waiting {
+    last: Position,
+    commit_ts: i64,
+    given_at: Instant,
+}
+
+impl SinkStatus {
+    /// Of a sink that was recovered and stands at `held`. What was counted of it before goes on.
+    pub(super) fn new(facts: Arc<SinkFacts>, held: Mark) -> SinkStatus {
+        let mut standing = facts.standing();
+        let (rows_total, heartbeat) = (standing.rows_total, standing.heartbeat);
+        *standing = Standing { held, given: held.held, rows_total, heartbeat, ..Standing::default() };
+        drop(standing);
+        SinkStatus {
+            counters: SinkCounters::new(facts.name),
+            facts,
+            in_hand_commit_ts: None,
+            writing_since: None,
+            given_at: None,
+            waiting: VecDeque::new(),
+            heartbeats: VecDeque::new(),
+        }
+    }
+
+    /// It promises to hold rows within this time of their commit, instead of the usual five seconds.
+    #[must_use]
+    pub fn promising(self, promise: Duration) -> Self {
+        self.facts.delivery.promise(promise);
+        self
+    }
+
+    /// It is given batches up to `given` whose first rows came at these moments. Given again after an error they count
+    /// once.
+    pub fn begins(&mut self, given: Lsn, received_at: impl IntoIterator<Item = Instant>) {
+        if self.given_at.is_none() {
+            let now = Instant::now();
+            self.given_at = Some(now);
+            for received in received_at {
+                self.counters.given(now.saturating_duration_since(received));
+            }
+        }
+        self.update(|sink| sink.given = sink.given.max(given));
+    }
+
+    /// Among what it was given is a heartbeat.
+    pub fn awaits(&mut self, end_lsn: Lsn, commit_ts: i64) {
+        let known = self.heartbeats.back().is_some_and(|(last, _)| *last >= end_lsn);
+        if !known && self.heartbeats.len() < HEARTBEATS_MAX {
+            self.heartbeats.push_back((end_lsn, commit_ts));
+        }
+    }
+
+    /// What is wrong with its target although it takes rows.
+    pub fn trouble(&self, trouble: Option<String>) {
+        self.update(|sink| sink.trouble = trouble);
+    }
+
+    /// It is to write a row that committed at `commit_ts`, microseconds since 1970.
+    pub fn takes(&mut self, commit_ts: i64) {
+        self.in_hand_commit_ts.get_or_insert(commit_ts);
+        self.writing_since = Some(Instant::now());
+        self.update(|_| {});
+    }
+
+    /// It took these rows: each one's position and commit time, in stream order.
+    pub fn wrote(&mut self, rows: impl IntoIterator<Item = (Position, i64)>) {
+        let mut count = 0;
+        for (position, commit_ts) in rows {
+            count += 1;
+            self.wait_for(position, commit_ts);
+        }
+        self.in_hand_commit_ts = None;
+        self.given_at = None;
+        self.counters.wrote(count);
+        if let Some(since) = self.writing_since.take() {
+            self.facts.delivery.wrote(count, since.elapsed());
+        }
+        self.update(|sink| {
+            sink.rows_total += count;
+            sink.recover();
+        });
+    }
+
+    /// It holds everything up to this mark durably.
+    pub fn held(&mut self, mark: Mark) {
+        while let Some(held) = self.waiting.front().filter(|waiting| mark.holds(waiting.last)) {
+            let seconds = names::seconds_since(held.commit_ts);
+            self.counters.durable(seconds, held.given_at.elapsed());
+            self.facts.delivery.latencies.record(seconds);
+            self.waiting.pop_front();
+        }
+        let mut heartbeat = None;
+        while let Some((_, commit_ts)) = self.heartbeats.front().filter(|(end_lsn, _)| mark.held >= *end_lsn)
+        {
+            heartbeat = Some(Held { commit_ts: *commit_ts, took_seconds: names::seconds_since(*commit_ts) });
+            self.heartbeats.pop_front();
+        }
+        self.update(|sink| {
+            sink.held = mark;
+            sink.given = sink.given.max(mark.held);
+            sink.heartbeat = heartbeat.or(sink.heartbeat);
+            sink.recover();
+        });
+    }
+
+    /// It failed.
+    pub fn failed(&mut self, error: &Error) {
+        self.counters.failed(error);
+        let transient = error.class() == Class::Transient;
+        self.facts.delivery.failed(said(error), transient);
+        self.update(|sink| {
+            sink.state = if transient { SinkState::Retrying } else { SinkState::Blocked };
+            sink.last_error = Some(said(error));
+        });
+    }
+
+    fn wait_for(&mut self, position: Position, commit_ts: i64) {
+        let given_at = self.given_at.unwrap_or_else(Instant::now);
+        let room = self.waiting.len() < WAITING_MAX;
+        match self.waiting.back_mut() {
+            Some(waiting) if waiting.last.commit_lsn == position.commit_lsn => waiting.last = position,
+            _ if room => self.waiting.push_back(Waiting { last: position, commit_ts, given_at }),
+            _ => {}
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Standing)) {
+        let mut sink = self.facts.standing();
+        change(&mut sink);
+        sink.oldest_commit_ts =
+            self.waiting.front().map(|waiting| waiting.commit_ts).or(self.in_hand_commit_ts);
+    }
+}
+
+impl SinkFacts {
+    pub(super) fn new(name: &'static str) -> SinkFacts {
+        SinkFacts { name, delivery: Arc::default(), standing: Mutex::default() }
+    }
+
+    pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the status says of it, when the stream has come to `received`.
+    pub(super) fn line(&self, received: Lsn) -> SinkLine {
+        let now = self.standing();
+        SinkLine {
+            name: self.name.to_owned(),
+            state: now.state,
+            held_lsn: now.held.held,
+            position: now.held.position,
+            lag_bytes: received.bytes_since(now.held.held),
+            queue_lag_bytes: received.bytes_since(now.given),
+            delivery_lag_bytes: now.given.bytes_since(now.held.held),
+            lag_seconds: now.oldest_commit_ts.map_or(0.0, names::seconds_since),
+            heartbeat_age_seconds: now.heartbeat.map(|held| names::seconds_since(held.commit_ts)),
+            heartbeat_seconds: now.heartbeat.map(|held| held.took_seconds),
+            queue_bytes: now.queue_bytes,
+            backpressure: now.backpressure,
+            rows_total: now.rows_total,
+            last_error: now.last_error.clone(),
+            trouble: now.trouble.clone(),
+        }
+    }
+}
+
+impl Standing {
+    fn recover(&mut self) {
+        self.state = SinkState::Ok;
+        self.last_error = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::error::Kind;
+    use crate::telemetry::board::Board;
+
+    fn position(commit_lsn: u64, ordinal: u64) -> Position {
+        Position { commit_lsn: Lsn(commit_lsn), ordinal }
+    }
+
+    fn mark(commit_lsn: u64, ordinal: u64, held: u64) -> Mark {
+        Mark { position: Some(position(commit_lsn, ordinal)), held: Lsn(held) }
+    }
+
+    fn now_micros() -> i64 {
+        Timestamp::now().as_microsecond()
+    }
+
+    fn line(board: &Board) -> SinkLine {
+        board.status().sinks.swap_remove(0)
+    }
+
+    #[test]
+    fn lag_is_the_age_of_the_oldest_row_that_is_not_durable() {
+        let board = Board::new();
+        let mut sink = board.sink("bigquery", Mark::at(Lsn(100)));
+        assert_eq!(line(&board).lag_seconds, 0.0);
+        sink.takes(now_micros() - 90_000_000);
+        sink.wrote([
+            (position(100, 0), now_micros() - 90_000_000),
+            (position(200, 0), now_micros() - 40_000_000),
+        ]);
+        board.source(Lsn(250), Lsn(100), [("bigquery", 77)]);
+        let behind = line(&board);
+        assert!((89.0..95.0).contains(&behind.lag_seconds), "{}", behind.lag_seconds);
+        assert_eq!((behind.lag_bytes, behind.queue_bytes, behind.rows_total), (150, 77, 2));
+        assert!(board.status().problem.is_some_and(|why| why.starts_with("bigquery is 9")));
+        sink.held(mark(100, 0, 150));
+        assert!((39.0..45.0).contains(&line(&board).lag_seconds));
+        sink.held(mark(200, 0, 250));
+        assert_eq!((line(&board).lag_seconds, line(&board).lag_bytes), (0.0, 0));
+    }
+
+    #[test]
+    fn lag_is_split_into_what_waits_here_and_what_the_sink_was_given() {
+        let board = Board::new();
+        let mut sink = board.sink("redis", Mark::at(Lsn(100)));
+        board.source(Lsn(250), Lsn(100), []);
+        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (150, 0));
+        sink.begins(Lsn(200), [Instant::now()]);
+        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (50, 100));
+        sink.held(mark(200, 0, 200));
+        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (50, 0));
+    }
+
+    #[test]
+    fn a_heartbeat_counts_when_its_place_is_held() {
+        let board = Board::new();
+        let mut sink = board.sink("bigquery", Mark::at(Lsn(100)));
+        sink.awaits(Lsn(150), now_micros() - 30_000_000);
+        sink.awaits(Lsn(150), now_micros()); // the same, given again after an error
+        sink.awaits(Lsn(160), now_micros() - 20_000_000);
+        sink.awaits(Lsn(300), now_micros() - 10_000_000);
+        sink.held(Mark::at(Lsn(149)));
+        assert_eq!((line(&board).heartbeat_age_seconds, line(&board).heartbeat_seconds), (None, None));
+        sink.held(Mark::at(Lsn(200)));
+        let (age, took) = (line(&board).heartbeat_age_seconds, line(&board).heartbeat_seconds);
+        assert!(age.is_some_and(|age| (20.0..25.0).contains(&age)), "{age:?}");
+        assert!(took.is_some_and(|took| (20.0..25.0).contains(&took)), "{took:?}");
+        board.sink("bigquery", Mark::at(Lsn(200)));
+        assert!(line(&board).heartbeat_age_seconds >= age, "a restart of the sink forgets nothing");
+    }
+
+    #[test]
+    fn a_sink_that_cannot_write_falls_behind() {
+        let board = Board::new();
+        let mut sink = board.sink("redis", Mark::at(Lsn(100)));
+        sink.takes(now_micros() - 5_000_000);
+        sink.failed(&Error::new(Kind::Unavailable, "down"));
+        sink.held(Mark::at(Lsn(100))); // it was asked, and stands where it stood
+        assert!(line(&board).lag_seconds >= 5.0);
+    }
+
+    #[test]
+    fn a_transaction_is_measured_when_all_rows_that_were_written_are_durable() {
+        let board = Board::new();
+        let mut sink = board.sink("kafka", Mark::at(Lsn(100)));
+        sink.wrote((0..3).map(|ordinal| (position(100, ordinal), 0)));
+        sink.wrote((3..5).map(|ordinal| (position(100, ordinal), 0)));
+        assert_eq!(sink.waiting.len(), 1);
+        sink.held(mark(100, 2, 100));
+        assert_eq!(sink.waiting.len(), 1);
+        sink.held(mark(100, 4, 150));
+        assert_eq!(sink.waiting.len(), 0);
+    }
+
+    #[test]
+    fn a_sink_recovered_anew_goes_on_counting() {
+        let board = Board::new();
+        board.sink("kafka", Mark::at(Lsn(1))).wrote([(position(1, 0), 0)]);
+        let mut again = board.sink("kafka", Mark::at(Lsn(1)));
+        again.wrote([(position(2, 0), 0)]);
+        assert_eq!(board.status().sinks.len(), 1);
+        assert_eq!(line(&board).rows_total, 2);
+    }
+}
