@@ -34,32 +34,45 @@ pub struct World {
     _cleanup: Arc<Cleanup>,
 }
 
-/// Drops the database and its slots when the last copy of a world goes, also when its test fails: a slot left
-/// behind would keep WAL for ever.
-struct Cleanup(PostgresConfig);
+/// Drops database, slots and dataset when the last copy of a world goes, also when its test fails: a slot left
+/// behind would keep WAL for ever, and the emulator takes longer for every query with each dataset it has.
+struct Cleanup {
+    postgres: PostgresConfig,
+    dataset: String,
+}
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        let postgres = self.0.clone();
+        let (postgres, dataset) = (self.postgres.clone(), self.dataset.clone());
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(drop_database(&postgres));
+            runtime.block_on(async {
+                drop_dataset(&dataset).await;
+                drop_database(&postgres).await;
+            });
         });
         if cleaning.join().is_err() {
-            eprintln!("database {} could not be dropped", self.0.db);
+            eprintln!("database {} could not be dropped", self.postgres.db);
         }
     }
+}
+
+/// Most worlds have none, and some no emulator.
+async fn drop_dataset(dataset: &str) {
+    let url = format!("{}/datasets/{dataset}?deleteContents=true", bigquery_url());
+    let _ = reqwest::Client::new().delete(url).timeout(Duration::from_secs(30)).send().await;
 }
 
 impl World {
     /// Names for all targets; nothing is made yet.
     pub async fn new(postgres: PostgresConfig) -> World {
+        let dataset = fresh_name("d");
         World {
             topic_prefix: fresh_name("t"),
             redis_db: own_redis_database().await,
-            dataset: fresh_name("d"),
+            dataset: dataset.clone(),
             more: vec![("WEB_LISTEN".into(), "127.0.0.1:0".into())],
-            _cleanup: Arc::new(Cleanup(postgres.clone())),
+            _cleanup: Arc::new(Cleanup { postgres: postgres.clone(), dataset }),
             postgres,
         }
     }
@@ -353,8 +366,7 @@ impl World {
 
     /// Runs a query at the emulator; what it answers, which may be an error.
     pub async fn try_bigquery(&self, query: &str) -> Value {
-        let url = env("BIGQUERY_REST_URL", "http://127.0.0.1:29050");
-        let url = format!("{url}/bigquery/v2/projects/{}/queries", project());
+        let url = format!("{}/queries", bigquery_url());
         let body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
         let request = reqwest::Client::new().post(url).json(&body).timeout(Duration::from_secs(60));
         request.send().await.unwrap().json().await.unwrap()
@@ -465,6 +477,12 @@ impl Running {
 
 fn brokers() -> String {
     env("KAFKA_BROKERS", "127.0.0.1:29092")
+}
+
+/// The emulator's REST address, of our project.
+fn bigquery_url() -> String {
+    let url = env("BIGQUERY_REST_URL", "http://127.0.0.1:29050");
+    format!("{url}/bigquery/v2/projects/{}", project())
 }
 
 fn project() -> String {
