@@ -15,6 +15,7 @@ use tokio_rustls::client::TlsStream;
 use crate::error::{Error, Kind, Result};
 use crate::source::auth::Security;
 use crate::source::frame::{malformed, shown};
+use crate::source::wire::hung_up;
 use crate::source::{PostgresConfig, SslMode, tls};
 
 /// How long it may take from the first packet to being let in.
@@ -68,11 +69,6 @@ pub(crate) async fn in_time<T>(
             format!("PostgreSQL at {} did not let us in within {CONNECT_DEADLINE:?}", place(config));
         Err(Error::new(Kind::Unavailable, message))
     })
-}
-
-/// The error of a connection that ended.
-pub(crate) fn hung_up() -> Error {
-    Error::new(Kind::Unavailable, "the connection to PostgreSQL broke")
 }
 
 fn place(config: &PostgresConfig) -> String {

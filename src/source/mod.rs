@@ -1,11 +1,11 @@
 //! PostgreSQL: the replication connection, ordinary SQL, the slot and its snapshot.
 
 pub mod tls;
-pub mod dial;
 pub mod frame;
 pub mod server_error;
 mod wire;
 pub mod auth;
+pub mod dial;
 pub mod connection;
 pub mod stream;
 pub mod quote;

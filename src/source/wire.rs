@@ -4,7 +4,6 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::{Error, Kind, Result};
-use crate::source::dial::hung_up;
 use crate::source::frame::{Packet, malformed, packet_bytes, shown};
 
 /// What the read buffer has without a huge row.
@@ -97,6 +96,11 @@ pub(crate) fn nul(error: std::io::Error) -> Error {
     Error::new(Kind::Config, "a setting of `postgres` has a NUL character in it")
         .hint("take the NUL character out of the user, password, database, slot or publication name")
         .because(error)
+}
+
+/// The error of a connection that ended.
+pub(crate) fn hung_up() -> Error {
+    Error::new(Kind::Unavailable, "the connection to PostgreSQL broke")
 }
 
 #[cfg(test)]

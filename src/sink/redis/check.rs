@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::config::{Durability, RedisConfig};
-use super::connection::Connection;
+use super::connection::{Connection, cluster};
 use super::system_micros;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::sink::{Finding, Verdict};
 
 /// Looks at the server's version, mode and settings; changes nothing.
@@ -24,12 +24,6 @@ pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Resul
     findings.push(clock(connection, config).await?);
     findings.push(rights(connection, config).await?);
     Ok(findings)
-}
-
-/// The error of a server that is part of a Redis Cluster.
-pub fn cluster(address: &str) -> Error {
-    Error::new(Kind::Setup, format!("{address} is part of a Redis Cluster, which walcast does not support"))
-        .hint("use a standalone server, or one that sentinels watch (redis.sentinel_addrs)")
 }
 
 /// The first with users and their rights.

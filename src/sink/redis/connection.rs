@@ -368,7 +368,7 @@ fn failed(address: &str, error: RedisError) -> Error {
         (_, Some("NOPERM")) => told(Kind::Setup, "does not allow this user what walcast does").hint(
             "ACL SETUSER <user> ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
         ),
-        (_, Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN")) => super::check::cluster(address),
+        (_, Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN")) => cluster(address),
         (_, Some("OOM")) => told(Kind::Unavailable, "is full")
             .hint("raise the server's maxmemory: walcast's state must not be evicted"),
         (_, Some("MISCONF")) => told(Kind::Unavailable, "cannot write to its disk")
@@ -383,4 +383,10 @@ fn failed(address: &str, error: RedisError) -> Error {
         _ => told(Kind::Unavailable, "does not answer as it should"),
     };
     mapped.because(error)
+}
+
+/// The error of a server that is part of a Redis Cluster.
+pub(super) fn cluster(address: &str) -> Error {
+    Error::new(Kind::Setup, format!("{address} is part of a Redis Cluster, which walcast does not support"))
+        .hint("use a standalone server, or one that sentinels watch (redis.sentinel_addrs)")
 }
