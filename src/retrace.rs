@@ -9,14 +9,18 @@ use crate::error::{Error, Kind, Result};
 use crate::lsn::{Lsn, Mark, Position, fresh_start};
 
 /// The claims that the stream has not passed yet.
+#[derive(Default)]
 pub struct Retrace(Vec<Claim>);
 
 struct Claim {
     sink: &'static str,
-    mark: Mark,
     last: Position,
+    /// There is no row between `last` and here.
+    held: Lsn,
     /// Whether the stream has come by `last`.
     met: bool,
+    /// Whether nothing that is still to come can break it.
+    passed: bool,
 }
 
 impl Retrace {
@@ -24,52 +28,62 @@ impl Retrace {
     pub fn new(from: Lsn, held: impl IntoIterator<Item = (&'static str, Mark)>) -> Self {
         let claim = |(sink, mark): (&'static str, Mark)| {
             let last = mark.position?;
-            Some(Claim { sink, mark, last, met: last.commit_lsn < from })
+            Some(Claim { met: last.commit_lsn < from, ..Claim::new(sink, last, mark.held) })
         };
         Retrace(held.into_iter().filter_map(claim).collect())
+    }
+
+    /// One claim more: that the stream, from here on, comes by `last`, which the sink has.
+    pub fn claim(&mut self, sink: &'static str, last: Position) {
+        if self.0.iter().all(|claim| claim.last != last) {
+            self.0.push(Claim::new(sink, last, Lsn::ZERO));
+        }
+    }
+
+    /// Whether the stream has passed all claims.
+    pub fn is_settled(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Holds the next batch of the stream against the claims: kind `Resync` when it is not the stream that a sink
     /// was fed from. The batch must not go to any sink then, or it might be confirmed, and the proof be gone.
     pub fn follow(&mut self, batch: &Batch) -> Result<()> {
-        let mut broken = Ok(());
-        self.0.retain_mut(|claim| match claim.is_passed(batch) {
-            Ok(passed) => !passed,
-            Err(error) => {
-                broken = Err(error);
-                true
-            }
-        });
-        broken
+        for claim in &mut self.0 {
+            claim.follow(batch)?;
+        }
+        self.0.retain(|claim| !claim.passed);
+        Ok(())
     }
 }
 
 impl Claim {
-    /// Whether nothing that comes after this batch can touch the claim.
-    fn is_passed(&mut self, batch: &Batch) -> Result<bool> {
+    fn new(sink: &'static str, last: Position, held: Lsn) -> Claim {
+        Claim { sink, last, held, met: false, passed: false }
+    }
+
+    fn follow(&mut self, batch: &Batch) -> Result<()> {
         let beyond = batch.rows().partition_point(|row| row.position() <= self.last);
         let (before, after) = batch.rows().split_at(beyond);
         self.met |= before.last().is_some_and(|row| row.position() == self.last);
         let next = after.first().map(Row::position);
         if !self.met && (next.is_some() || batch.mark().held > self.last.commit_lsn) {
-            return Err(self.broken(format!("has no row at {}", self.last)));
+            return Err(self.broken("has none there"));
         }
-        match next {
-            Some(next) if next.commit_lsn < self.mark.held => {
-                Err(self.broken(format!("has a row at {next}, which {} was not given", self.sink)))
-            }
-            Some(_) => Ok(true),
-            None => Ok(self.met && batch.mark().held >= self.mark.held),
+        if let Some(another) = next.filter(|next| next.commit_lsn < self.held) {
+            return Err(self.broken(&format!("has another before {}, at {another}", self.held)));
         }
+        self.passed = next.is_some() || self.met && batch.mark().held >= self.held;
+        Ok(())
     }
 
-    fn broken(&self, how: String) -> Error {
+    fn broken(&self, how: &str) -> Error {
+        let Claim { sink, held, last, .. } = self;
+        let upto = if *held > Lsn::ZERO { format!(" and everything up to {held}") } else { String::new() };
         let message = format!(
-            "{} holds everything up to {}, and the server's WAL {how}: this server was restored from an older state, \
-             and {} has events that it has lost",
-            self.sink, self.mark, self.sink
+            "{sink} holds a last row at {last}{upto}, and the server's WAL {how}: this server was restored from an \
+             older state, and {sink} has events that it has lost"
         );
-        Error::new(Kind::Resync, message).hint(fresh_start(self.sink))
+        Error::new(Kind::Resync, message).hint(fresh_start(sink))
     }
 }
 
@@ -187,7 +201,8 @@ mod tests {
         assert!(follow(&mut retrace, &other[..3]).is_ok());
         for batch in other[3..].iter().chain(&other[3..]) {
             let error = retrace.follow(batch).unwrap_err();
-            assert!(error.to_string().contains("has no row at 0/3FC#1"), "{error}");
+            let words = "redis holds a last row at 0/3FC#1 and everything up to 0/406, and the server's WAL has none there";
+            assert!(error.to_string().contains(words), "{error}");
         }
     }
 }

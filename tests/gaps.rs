@@ -214,7 +214,7 @@ async fn a_server_restored_from_an_older_state_is_told() {
     kafka.insert_events(10).await;
     let events = kafka.kafka_events().await.len();
     for _ in 0..2 {
-        start_ends_in_a_resync(&kafka, &["kafka holds everything up to", "WAL has no row at", "older state"])
+        start_ends_in_a_resync(&kafka, &["kafka holds a last row at", "WAL has none there", "older state"])
             .await;
     }
     assert_eq!(kafka.kafka_events().await.len(), events, "nothing follows what was lost");

@@ -15,6 +15,7 @@ TEMPLATE = f"{DATABASE}_template"
 # The client's and pg_recvlogical's names for the same thing
 WITHOUT_TLS = {"POSTGRES_SSLMODE": "disable", "PGSSLMODE": "disable"}
 RELEASE_SECONDS_MAX = 30
+PAYLOAD_BYTES = "octet_length(raw_payload::text)"
 
 
 @dataclasses.dataclass
@@ -102,7 +103,8 @@ class Source:
     def shape(self):
         return {
             "transactions": self.one("SELECT count(DISTINCT xmin::text) FROM engagement_events"),
-            "payload_bytes": self.one("SELECT avg(octet_length(raw_payload::text))::int FROM engagement_events"),
+            "payload_bytes": self.one(f"SELECT avg({PAYLOAD_BYTES})::int FROM engagement_events"),
+            "payload_bytes_p50": self.one(f"SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY {PAYLOAD_BYTES}) FROM engagement_events"),
         }
 
     def one(self, query):

@@ -26,7 +26,8 @@ def debezium(version_or_why):
 
 
 def backlog(found):
-    title = (f"{found['events']:,} events in {found['transactions']:,} transactions, payload {found['payload_bytes']} bytes, "
+    title = (f"{found['events']:,} events in {found['transactions']:,} transactions, "
+             f"payload {found['payload_bytes_p50']} bytes in the median and {found['payload_bytes']} on average, "
              f"from copies of one slot; medians, rounds: {found['rounds']}\n")
     columns = ["", "events/s", "spread", "of pg_recvlogical", "µs CPU/event", "the servers'", "machine busy", "peak RSS", "start to first event"]
     rows = [[run["name"], f"{run['events_per_s']:,.0f}", f"{run['spread']:.0%}" if found["rounds"] > 1 else "", share(found, run["name"]),

@@ -175,18 +175,28 @@ impl World {
 }
 
 pub fn stream(commits: u64, payload: &str) -> Vec<Arc<Batch>> {
+    stream_of(commits, payload, |number| 100 * (number + 1), |id| id * 600_000_000)
+}
+
+/// A stream whose commits lie at these places, each 50 bytes long, with events of these times.
+pub fn stream_of(
+    commits: u64,
+    payload: &str,
+    lsn: impl Fn(u64) -> u64,
+    event_ts: impl Fn(i64) -> i64,
+) -> Vec<Arc<Batch>> {
     let mut builder = BatchBuilder::new(Mark::at(START));
     let mut commit = |number: u64| {
         for ordinal in 0..EVENTS_A_COMMIT {
             let id = (number * EVENTS_A_COMMIT + ordinal) as i64;
             let event = Event {
-                position: Position { commit_lsn: Lsn(100 * (number + 1)), ordinal },
+                position: Position { commit_lsn: Lsn(lsn(number)), ordinal },
                 commit_ts: id,
                 id,
                 content_id: None,
                 user_id: None,
                 event_type: Some(builder.intern("play")),
-                event_ts: id * 600_000_000,
+                event_ts: event_ts(id),
                 duration_ms: None,
                 device: None,
                 raw_payload: Some(builder.intern(payload)),
@@ -195,7 +205,7 @@ pub fn stream(commits: u64, payload: &str) -> Vec<Arc<Batch>> {
             };
             builder.push(Row::Event(event));
         }
-        builder.hold(Lsn(100 * (number + 1) + 50));
+        builder.hold(Lsn(lsn(number) + 50));
         Arc::new(builder.finish(false))
     };
     (0..commits).map(&mut commit).collect()

@@ -14,6 +14,7 @@ use crate::batch::{Batch, Event};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Position, Session, StoredMark};
+use crate::retrace::Retrace;
 use crate::state::State;
 use crate::telemetry::fold::Fold;
 use crate::telemetry::metrics;
@@ -34,6 +35,8 @@ pub struct Live {
     open: Option<Open>,
     refused: Vec<RefusedRow>,
     in_table: InTable,
+    /// What the table is found to hold beyond the mark must be rows of this stream.
+    retrace: Retrace,
     fold: Fold,
 }
 
@@ -93,6 +96,7 @@ impl Live {
             open: None,
             refused: Vec::new(),
             in_table: InTable::LookUp,
+            retrace: Retrace::default(),
             fold: Fold::default(),
         };
         Ok((live, stored))
@@ -175,6 +179,7 @@ impl Live {
         let found = self.rest.last_position(epoch, &footprint, first.position).await?;
         if let Some(found) = found {
             tracing::warn!(%found, "bigquery holds events beyond its mark; they are not written again");
+            self.retrace.claim(NAME, found);
         }
         self.in_table = match (found, self.in_table) {
             (Some(found), _) if found >= last.position => InTable::AtLeast(found),
@@ -209,6 +214,7 @@ impl Live {
     }
 
     async fn append(&mut self, batches: &[Arc<Batch>]) -> Result<()> {
+        batches.iter().try_for_each(|batch| self.retrace.follow(batch))?;
         let ingested_at = now_micros();
         let record = |batch, event| Record { event, batch, epoch: &self.epoch, ingested_at };
         let records: Vec<Record<'_>> = batches
@@ -240,7 +246,10 @@ impl Live {
                 self.refused.push(refused);
             }
         }
-        self.accepted = batches.iter().fold(self.accepted, |mark, batch| mark.advanced(batch.mark()));
+        // a mark beyond rows that were skipped wrongly would take the proof out of the slot
+        if self.retrace.is_settled() {
+            self.accepted = batches.iter().fold(self.accepted, |mark, batch| mark.advanced(batch.mark()));
+        }
         Ok(())
     }
 
