@@ -1,5 +1,5 @@
-//! The source's own watch: every 10 s a heartbeat through the WAL, and a look whether the publication is still what
-//! the slot was made for (PostgreSQL 18 skips rows of a missing one, and warns only once).
+//! The source's own watch: every 10 s a heartbeat through the WAL, and every 5 s a look whether the publication is
+//! still what the slot was made for (PostgreSQL 18 skips rows of a missing one, and warns only once).
 
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use crate::source::{PostgresConfig, slot, sql};
 pub const PREFIX: &str = "walcast";
 
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
+/// What was done to the publication is to be told within ten seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs until the session is lost or something is wrong with the source; gives the reason. The end of this
 /// ordinary session is also how a shutdown of the server is noticed: the stream itself is held open by the
@@ -29,15 +31,18 @@ async fn watching(config: &PostgresConfig) -> Result<std::convert::Infallible> {
     let (client, mut session_ended) = sql::connect_watched(config).await?;
     let publication = published(&client, config).await?;
     let mut heartbeat_due = tokio::time::interval(HEARTBEAT_EVERY);
+    let mut look_due = tokio::time::interval(LOOK_EVERY);
     heartbeat_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Kind::Unavailable, "the SQL session ended"))),
-            _ = heartbeat_due.tick() => {}
-        }
-        beat(&client).await?;
-        if published(&client, config).await? != publication {
-            return Err(dropped(config));
+            _ = heartbeat_due.tick() => beat(&client).await?,
+            _ = look_due.tick() => {
+                if published(&client, config).await? != publication {
+                    return Err(dropped(config));
+                }
+            }
         }
     }
 }
