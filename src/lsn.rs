@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
 
-/// Version of the rule by which ordinals are counted (see [`Position`]). Stored with every mark: a
-/// build with another rule may go on from such a mark only when it lies at a commit boundary.
+/// Version of the rule by which ordinals are counted (see [`Position`]) and by which changes give rows (see
+/// [`crate::retrace`]). Stored with every mark: a build with another rule may go on from such a mark only when it
+/// lies at a commit boundary.
 pub const ORDINAL_RULE: u32 = 1;
 
 /// A byte address in the WAL, printed the way PostgreSQL prints it: `16/B374D848`.
