@@ -237,19 +237,18 @@ impl StoredMark {
             )
             .hint(format!("fill {sink} from PostgreSQL for what lies between, or restore the slot from before it was moved")));
         }
-        if self.ordinal_rule != ORDINAL_RULE && mark.position.is_some_and(|last| last.commit_lsn >= mark.held)
-        {
+        if self.ordinal_rule == ORDINAL_RULE {
+            return Ok(mark);
+        }
+        if mark.position.is_some_and(|last| last.commit_lsn >= mark.held) {
             return Err(Error::new(
                 Kind::Resync,
                 format!("{sink} stopped inside a transaction under ordinal rule {}, this build counts by rule {ORDINAL_RULE}", self.ordinal_rule),
             )
             .hint("run the former version until it has stopped in good order, then this one"));
         }
-        if self.ordinal_rule != ORDINAL_RULE {
-            // its ordinal may name another row here
-            return Ok(Mark::at(mark.held));
-        }
-        Ok(mark)
+        // the last row may have another name here
+        Ok(Mark::at(mark.held))
     }
 
     /// A failover keeps what was below the place where the new primary's timeline left the old one.
@@ -382,6 +381,22 @@ mod tests {
             assert_eq!(History::parse(text), None, "{text:?}");
         }
         assert_eq!(History::parse("# none\n"), Some(History::default()));
+    }
+
+    #[test]
+    fn a_mark_of_another_ordinal_rule_counts_at_a_commit_only_and_names_no_row() {
+        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
+        let session =
+            Session { epoch: epoch.clone(), token: 1, history: History::default(), start: Lsn(0x80) };
+        let stored = |last, ordinal_rule| {
+            let mark = Mark { position: Some(position(last, 3)), held: Lsn(0x100) };
+            StoredMark { ordinal_rule, ..StoredMark::new(&epoch, mark) }.go_on("kafka", &session)
+        };
+        for last in [0xF0, 0x100] {
+            assert!(stored(last, ORDINAL_RULE).is_ok_and(|mark| mark.position == Some(position(last, 3))));
+        }
+        assert!(stored(0xF0, ORDINAL_RULE + 1).is_ok_and(|mark| mark == Mark::at(Lsn(0x100))));
+        assert_eq!(stored(0x100, ORDINAL_RULE + 1).err().map(|error| error.kind()), Some(Kind::Resync));
     }
 
     #[test]
