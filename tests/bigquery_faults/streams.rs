@@ -46,9 +46,7 @@ async fn a_stream_that_is_gone_after_its_commit_is_not_written_again() {
         each(HOLDS, async |hold| {
             let world = World::new(postgres, 8).await;
             world.server.next(Call::BatchCommitWriteStreams, hold);
-            let crashes = world.spawn().await;
-            world.is_held().await;
-            crashes.abort();
+            world.crash_at_a_held_call().await;
             world.server.store().expire_all();
             world.check_delivers().await;
         })
@@ -63,9 +61,7 @@ async fn nothing_new_is_written_before_an_older_commit_is_decided() {
         each([Code::PermissionDenied, Code::InvalidArgument, Code::FailedPrecondition], async |code| {
             let world = World::new(postgres, 8).await;
             world.server.next(Call::BatchCommitWriteStreams, Fault::HoldBefore);
-            let crashes = world.spawn().await;
-            world.is_held().await;
-            crashes.abort();
+            world.crash_at_a_held_call().await;
             world.server.next(Call::BatchCommitWriteStreams, Fault::Refuse(code));
             assert!(world.live().await.is_err(), "whether it is committed is not known: {code:?}");
             assert!(world.seen().is_empty());
@@ -84,9 +80,7 @@ async fn restored(postgres: &PostgresConfig, stream: Vec<Arc<Batch>>) -> Arc<Wor
     let world = World::with(postgres, stream, |_| {}).await;
     world.server.next(Call::BatchCommitWriteStreams, Fault::None);
     world.server.next(Call::BatchCommitWriteStreams, Fault::HoldBefore);
-    let crashes = world.spawn().await;
-    world.is_held().await;
-    crashes.abort();
+    world.crash_at_a_held_call().await;
     let client = sql::connect(postgres).await.unwrap();
     let old = "SELECT mark, intent FROM walcast.progress WHERE epoch = $1";
     let old = client.query_one(old, &[&world.epoch.epoch]).await.unwrap();

@@ -122,6 +122,13 @@ impl World {
         tokio::spawn(async move { world.live_as(session).await })
     }
 
+    /// A process dies while a call of its is held.
+    pub async fn crash_at_a_held_call(self: &Arc<Self>) {
+        let crashes = self.spawn().await;
+        self.is_held().await;
+        crashes.abort();
+    }
+
     /// A call of ours is held.
     pub async fn is_held(&self) {
         let held = tokio::time::timeout(DEADLINE, self.server.holds(1)).await;
