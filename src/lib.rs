@@ -61,6 +61,7 @@
 pub mod error;
 mod failpoint;
 pub mod lsn;
+pub mod resume;
 pub mod finding;
 pub mod secret;
 pub mod shutdown;

@@ -6,8 +6,6 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::error::{Error, Kind, Result};
-
 /// Version of the rule by which ordinals are counted (see [`Position`]) and by which changes give rows (see
 /// [`crate::retrace`]). Stored with every mark: a build with another rule may go on from such a mark only when it
 /// lies at a commit boundary.
@@ -141,7 +139,7 @@ impl Mark {
     }
 
     /// Whether nothing that is covered lies at or beyond `end`, the end of a timeline.
-    fn is_within(&self, end: Lsn) -> bool {
+    pub(crate) fn is_within(&self, end: Lsn) -> bool {
         self.held <= end && self.position.is_none_or(|last| last.commit_lsn < end)
     }
 
@@ -224,51 +222,6 @@ impl StoredMark {
         StoredMark { epoch: epoch.clone(), ordinal_rule: ORDINAL_RULE, mark }
     }
 
-    /// The mark to go on from in this session. Kind `Resync` when the slot can no longer deliver what `sink`
-    /// lacks.
-    pub fn go_on(&self, sink: &str, session: &Session) -> Result<Mark> {
-        let start = &session.start;
-        let mark = self.mark;
-        self.check_history(sink, session)?;
-        if mark.held < *start {
-            return Err(Error::new(
-                Kind::Resync,
-                format!("{sink} holds everything up to {}, the slot begins at {start}: what lies between is gone from the slot", mark.held),
-            )
-            .hint(format!("fill {sink} from PostgreSQL for what lies between, or restore the slot from before it was moved")));
-        }
-        if self.ordinal_rule == ORDINAL_RULE {
-            return Ok(mark);
-        }
-        if mark.position.is_some_and(|last| last.commit_lsn >= mark.held) {
-            return Err(Error::new(
-                Kind::Resync,
-                format!("{sink} stopped inside a transaction under ordinal rule {}, this build counts by rule {ORDINAL_RULE}", self.ordinal_rule),
-            )
-            .hint("run the former version until it has stopped in good order, then this one"));
-        }
-        // the last row may have another name here
-        Ok(Mark::at(mark.held))
-    }
-
-    /// A failover keeps what was below the place where the new primary's timeline left the old one.
-    fn check_history(&self, sink: &str, session: &Session) -> Result<()> {
-        let (ours, mark) = (&session.epoch, self.mark);
-        let same_but_timeline = Epoch { timeline: ours.timeline, ..self.epoch.clone() };
-        let left_at = session.history.left_at(self.epoch.timeline);
-        let message = match left_at {
-            _ if self.epoch == *ours => return Ok(()),
-            Some(left) if same_but_timeline == *ours && mark.is_within(left) => return Ok(()),
-            Some(left) if same_but_timeline == *ours => format!(
-                "{sink} holds {mark} of timeline {}, which this server, on timeline {}, left at {left}: {sink} has \
-                 events from between that were lost in the failover",
-                self.epoch.timeline, ours.timeline
-            ),
-            _ => format!("{sink} holds {mark} of another history ({}), the slot is of {ours}", self.epoch),
-        };
-        Err(Error::new(Kind::Resync, message).hint(fresh_start(sink)))
-    }
-
     /// The stored form: one JSON object, the same text for the same mark.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
@@ -277,17 +230,6 @@ impl StoredMark {
     /// Reads the stored form back.
     pub fn from_json(json: &[u8]) -> std::result::Result<Self, serde_json::Error> {
         serde_json::from_slice(json)
-    }
-}
-
-/// What makes a sink whole whose targets nothing can bring level with the slot.
-pub fn fresh_start(sink: &str) -> String {
-    match sink {
-        "redis" => "`walcast rebuild redis`, then start again".to_owned(),
-        _ => format!(
-            "bring {sink} level with PostgreSQL, or give it fresh targets; then DELETE FROM walcast.sink WHERE name = \
-             '{sink}', and start again: it goes on at the slot's confirmed LSN"
-        ),
     }
 }
 
@@ -345,58 +287,12 @@ mod tests {
         assert!(!Mark::at(Lsn(150)).holds(position(150, 0)), "a commit record at held is the next one");
     }
 
-    fn held(timeline: u32, position: Option<Position>, held: u64) -> StoredMark {
-        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline, slot: "walcast".into() };
-        StoredMark::new(&epoch, Mark { position, held: Lsn(held) })
-    }
-
-    #[test]
-    fn after_a_failover_only_marks_below_the_switch_carry_over() {
-        let history = History::parse("1\t0/100\tno recovery target specified\n\n2\t0/200\tx y\n").unwrap();
-        let session = Session { epoch: held(3, None, 0).epoch, token: 1, history, start: Lsn(0x80) };
-        for (stored, goes_on) in [
-            (held(1, None, 0x100), true),
-            (held(1, None, 0x101), false),
-            (held(1, Some(position(0xF8, 7)), 0x90), true),
-            (held(1, Some(position(0x100, 0)), 0x90), false),
-            (held(2, None, 0x200), true),
-            (held(2, None, 0x201), false),
-            (held(3, None, 0x999), true),
-            (held(4, None, 0x90), false),
-        ] {
-            let judged = stored.go_on("kafka", &session);
-            assert_eq!(judged.is_ok(), goes_on, "{stored:?}: {judged:?}");
-            assert!(judged.is_ok_and(|mark| mark == stored.mark) || !goes_on);
-        }
-        let other = StoredMark {
-            epoch: Epoch { system_id: "8".into(), ..held(1, None, 0).epoch },
-            ..held(1, None, 0x90)
-        };
-        assert!(other.go_on("kafka", &session).is_err(), "another cluster's timeline 1");
-    }
-
     #[test]
     fn what_is_not_a_timeline_history_is_refused() {
         for text in ["1", "x\t0/1", "1\tx", "1 0/1\nx"] {
             assert_eq!(History::parse(text), None, "{text:?}");
         }
         assert_eq!(History::parse("# none\n"), Some(History::default()));
-    }
-
-    #[test]
-    fn a_mark_of_another_ordinal_rule_counts_at_a_commit_only_and_names_no_row() {
-        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
-        let session =
-            Session { epoch: epoch.clone(), token: 1, history: History::default(), start: Lsn(0x80) };
-        let stored = |last, ordinal_rule| {
-            let mark = Mark { position: Some(position(last, 3)), held: Lsn(0x100) };
-            StoredMark { ordinal_rule, ..StoredMark::new(&epoch, mark) }.go_on("kafka", &session)
-        };
-        for last in [0xF0, 0x100] {
-            assert!(stored(last, ORDINAL_RULE).is_ok_and(|mark| mark.position == Some(position(last, 3))));
-        }
-        assert!(stored(0xF0, ORDINAL_RULE + 1).is_ok_and(|mark| mark == Mark::at(Lsn(0x100))));
-        assert_eq!(stored(0x100, ORDINAL_RULE + 1).err().map(|error| error.kind()), Some(Kind::Resync));
     }
 
     #[test]

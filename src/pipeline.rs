@@ -19,7 +19,8 @@ use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
-use crate::lsn::{Lsn, Mark, Session, fresh_start};
+use crate::lsn::{Lsn, Mark, Session};
+use crate::resume;
 use crate::retrace::Retrace;
 use crate::shutdown::Shutdown;
 use crate::sink::driver::Driver;
@@ -138,8 +139,7 @@ async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> 
 
 type Recovered = Vec<(Box<dyn Sink>, Mark, bool)>;
 
-/// Asks every sink where it stands: the sink, its mark, and whether it is registered. A sink below the slot,
-/// of another epoch, or registered and without a mark can never be made whole by streaming.
+/// Asks every sink where it stands: the sink, its mark, and whether it is registered.
 async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State) -> Result<Recovered> {
     let mut recovered = Recovered::new();
     for mut sink in sinks {
@@ -151,49 +151,19 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
             stored => stored?,
         };
         let registered = state.is_registered(session, name).await?;
-        let mark = match stored {
-            Some(stored) => stored.go_on(name, session)?,
-            None if registered => {
-                return Err(Error::new(
-                    Kind::Resync,
-                    format!(
-                        "{name} held a mark once and holds none now: it has lost its data (the slot's confirmed LSN is {})",
-                        session.start
-                    ),
-                )
-                .hint(fresh_start(name)));
-            }
-            None => Mark::at(session.start),
-        };
-        require_reached(name, mark, state.wal_end().await?)?;
+        let judged = resume::judge(stored.as_ref(), registered, session, state.wal_end().await?);
+        let mark = judged.or_refuse(name, session)?;
         tracing::info!(sink = name, %mark, "sink recovered");
         recovered.push((sink, mark, registered));
     }
     Ok(recovered)
 }
 
-/// A sink beyond the server's WAL has seen a future that this server has lost: what it writes there next, the
-/// sink would take for what it holds.
-pub(crate) fn require_reached(name: &str, mark: Mark, wal_end: Lsn) -> Result<()> {
-    if mark.held <= wal_end {
-        return Ok(());
-    }
-    let message = format!(
-        "{name} holds everything up to {}, and the server's WAL ends at {wal_end}: this server was restored from an \
-         older state, and {name} has events that it has lost",
-        mark.held
-    );
-    Err(Error::new(Kind::Resync, message).hint(fresh_start(name)))
-}
-
-/// A target that has seen a newer instance than PostgreSQL knows of has not been fenced by one: PostgreSQL has
-/// forgotten it.
+/// Whether PostgreSQL knows of the newer instance that a target has seen.
 async fn older_state(fenced: Error, session: &Session, state: &mut State) -> Error {
     match state.guarded(session).await {
         Err(newer) => newer,
-        Ok(_) => Error::new(Kind::Resync, "this server was restored from an older state: a sink knows of a newer walcast than walcast.epoch does")
-            .hint("restore the sinks from the same time, or give them fresh targets")
-            .because(fenced),
+        Ok(_) => resume::forgotten_instance(fenced),
     }
 }
 

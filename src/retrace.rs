@@ -5,8 +5,9 @@
 //! than what the sinks hold, no LSN tells: rows of today would be taken for those that a sink has had.
 
 use crate::batch::{Batch, Row};
-use crate::error::{Error, Kind, Result};
-use crate::lsn::{Lsn, Mark, Position, fresh_start};
+use crate::error::{Code, Error, Result};
+use crate::lsn::{Lsn, Mark, Position};
+use crate::resume::fresh_start;
 
 /// The claims that the stream has not passed yet.
 #[derive(Default)]
@@ -83,7 +84,7 @@ impl Claim {
             "{sink} holds a last row at {last}{upto}, and the server's WAL {how}: this server was restored from an \
              older state, and {sink} has events that it has lost"
         );
-        Error::new(Kind::Resync, message).hint(fresh_start(sink))
+        Error::new(Code::SinkAheadOfServer, message).hint(fresh_start(sink))
     }
 }
 

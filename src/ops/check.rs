@@ -6,11 +6,11 @@ use futures_util::future::{join, join_all};
 use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::finding::{Finding, Verdict};
-use crate::lsn::{Session, StoredMark, fresh_start};
+use crate::lsn::Session;
 use crate::ops::terminal::{Paint, print};
-use crate::pipeline::require_reached;
+use crate::resume::{self, Resume};
 use crate::sink::{self, Sink};
 use crate::source::{check as source_check, slot, sql};
 use crate::state::{State, epoch};
@@ -96,36 +96,31 @@ async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Findin
 
 async fn position(config: &Config, mut sink: Box<dyn Sink>, session: &Session) -> Finding {
     let (id, subject) = ("sink.position", format!("position of {}", sink.name()));
-    let judged = async {
-        let stored = sink.peek(session).await?;
-        judge(config, sink.name(), stored, session).await
-    };
-    match judged.await {
-        Ok(message) => Finding::ok(id, subject, message),
-        Err(error) if sink.name() == "redis" && error.advice() == fresh_start("redis") => {
-            Finding::fail(id, subject, error.chain(), "walcast rebuild redis")
+    match judge(config, &mut *sink, session).await {
+        Ok(Resume::From(mark)) => Finding::ok(
+            id,
+            subject,
+            format!("holds all up to {}, the slot begins at {}", mark.held, session.start),
+        ),
+        Ok(Resume::Fresh(mark)) => Finding::ok(
+            id,
+            subject,
+            format!("nothing yet: it begins at the slot's confirmed LSN, {}", mark.held),
+        ),
+        Ok(Resume::Refused(refusal)) => {
+            let error = refusal.into_error(sink.name(), session);
+            let fix = resume::rebuild_command(sink.name()).unwrap_or_else(|| error.advice().to_owned());
+            Finding::fail(id, subject, error.chain(), fix)
         }
         Err(error) => Finding::failed(id, subject, &error),
     }
 }
 
-async fn judge(config: &Config, name: &str, stored: Option<StoredMark>, session: &Session) -> Result<String> {
+async fn judge(config: &Config, sink: &mut dyn Sink, session: &Session) -> Result<Resume> {
+    let stored = sink.peek(session).await?;
     let mut state = State::new(config.postgres.clone());
-    let start = session.start;
-    let Some(stored) = stored else {
-        return match state.is_registered(session, name).await? {
-            true => Err(lost(name)),
-            false => Ok(format!("nothing yet: it begins at the slot's confirmed LSN, {start}")),
-        };
-    };
-    let mark = stored.go_on(name, session)?;
-    require_reached(name, mark, state.wal_end().await?)?;
-    Ok(format!("holds all up to {}, the slot begins at {start}", mark.held))
-}
-
-fn lost(name: &str) -> Error {
-    let message = format!("{name} held a mark once and holds none now: it has lost its data");
-    Error::new(Kind::Resync, message).hint(fresh_start(name))
+    let registered = state.is_registered(session, sink.name()).await?;
+    Ok(resume::judge(stored.as_ref(), registered, session, state.wal_end().await?))
 }
 
 fn render(findings: &[Finding], paint: &Paint) -> String {

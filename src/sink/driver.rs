@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::batch::Batch;
-use crate::error::{Class, Error, Kind, Result};
+use crate::error::{Class, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Session, StoredMark};
+use crate::resume;
 use crate::sink::queue::{QueueReceiver, Queued};
 use crate::sink::retry::Backoff;
 use crate::sink::{Sink, Written};
@@ -218,21 +219,9 @@ impl Work {
 
     fn resume(&mut self, stored: Option<StoredMark>) -> Result<()> {
         let name = self.driver.sink.name();
-        let mark = match stored {
-            // of an earlier timeline: that was looked at when we started
-            Some(stored) if stored.epoch.epoch == self.driver.session.epoch.epoch => stored.mark,
-            Some(_) => {
-                return Err(Error::new(Kind::Lost, format!("{name} came back with a mark of another epoch")));
-            }
-            None if self.driver.unregistered.is_some() => self.driver.held,
-            None => return Err(Error::new(Kind::Lost, format!("{name} came back without a mark"))),
-        };
-        if !mark.covers(&self.accepted) {
-            return Err(Error::new(
-                Kind::Lost,
-                format!("{name} holds {mark} and had taken {}", self.accepted),
-            ));
-        }
+        let registered = self.driver.unregistered.is_none();
+        let session = &self.driver.session;
+        let mark = resume::judge_again(name, stored.as_ref(), registered, session, self.accepted)?;
         self.accepted = mark;
         self.driver.publish(mark);
         Ok(())

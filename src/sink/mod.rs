@@ -122,7 +122,7 @@ pub struct Entry {
 /// The sinks that there are.
 pub const SINKS: &[Entry] = &[
     Entry { name: kafka::NAME, build: build_kafka },
-    Entry { name: "redis", build: |config| Ok(Box::new(redis::RedisSink::new(config.redis.clone()))) },
+    Entry { name: redis::NAME, build: |config| Ok(Box::new(redis::RedisSink::new(config.redis.clone()))) },
     Entry { name: bigquery::NAME, build: build_bigquery },
     Entry { name: "null", build: |_| Ok(Box::new(null::NullSink::default())) },
 ];

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Epoch, History, Lsn, Mark, Session, StoredMark};
+use crate::resume::read_stored;
 use crate::source::{PostgresConfig, sql};
 
 /// One session to the state schema, opened again when it was lost. Each user has its own.
@@ -135,12 +136,15 @@ impl State {
         let unreadable = |error| {
             Error::new(Kind::Protocol, format!("walcast.progress of {sink} has another shape")).because(error)
         };
-        let mark = row.try_get::<_, Option<Json<StoredMark>>>(0).map_err(unreadable)?;
+        let mark = row.try_get::<_, Option<serde_json::Value>>(0).map_err(unreadable)?;
+        let read =
+            |mark: serde_json::Value| read_stored(sink, "walcast.progress", mark.to_string().as_bytes());
+        let mark = mark.map(read).transpose()?;
         let intent = row.try_get::<_, Option<serde_json::Value>>(1).map_err(unreadable)?;
         let intent = intent.map(serde_json::from_value).transpose().map_err(|error| {
             Error::new(Kind::Protocol, format!("the intent of {sink} has another shape")).because(error)
         })?;
-        Ok((mark.map(|Json(mark)| mark), intent))
+        Ok((mark, intent))
     }
 }
 

@@ -9,6 +9,7 @@ use walcast::error::Result;
 use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
 use walcast::model::content::Content;
 use walcast::ops::init::migrate;
+use walcast::resume;
 use walcast::sink::Sink;
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink};
 use walcast::source::{PostgresConfig, sql};
@@ -64,7 +65,9 @@ impl World {
         let session = self.newest().await;
         let mut sink = BigQuerySink::new(self.config.clone(), &self.postgres);
         let stored = sink.recover(&session).await.unwrap();
-        (sink, stored.map(|stored| stored.go_on("bigquery", &session).unwrap()))
+        let judged = resume::judge(stored.as_ref(), false, &session, Lsn(u64::MAX));
+        let mark = judged.or_refuse("bigquery", &session).unwrap();
+        (sink, stored.map(|_| mark))
     }
 
     pub async fn newest(&self) -> Session {

@@ -12,6 +12,7 @@ use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::Result;
 use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
 use walcast::ops::init::migrate;
+use walcast::resume;
 use walcast::sink::Sink;
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink};
 use walcast::sink::driver::Driver;
@@ -83,8 +84,9 @@ impl World {
     pub async fn live_as(&self, session: Session) -> Result<()> {
         let mut sink = BigQuerySink::new(self.config.clone(), &self.postgres);
         let stored = sink.recover(&session).await?;
-        let held = stored.map(|stored| stored.go_on("bigquery", &session)).transpose()?;
-        self.drive(session, sink, held.unwrap_or(Mark::at(START))).await
+        let held =
+            resume::judge(stored.as_ref(), false, &session, Lsn(u64::MAX)).or_refuse("bigquery", &session)?;
+        self.drive(session, sink, held).await
     }
 
     pub async fn drive(&self, session: Session, sink: BigQuerySink, held: Mark) -> Result<()> {

@@ -20,7 +20,8 @@ use std::sync::Arc;
 
 use walcast::batch::Batch;
 use walcast::error::{Error, Kind};
-use walcast::lsn::{Mark, StoredMark};
+use walcast::lsn::{Lsn, Mark, StoredMark};
+use walcast::resume::{self, Refusal, Resume};
 use walcast::sink::redis::{RedisConfig, RedisSink};
 use walcast::sink::{Sink, Written};
 
@@ -165,8 +166,8 @@ async fn a_mark_of_another_epoch_is_told_as_it_is() {
     let mut sink = RedisSink::with_clock(config.clone(), time.clock());
     let stored = sink.recover(&other).await.unwrap();
     assert_eq!(stored, Some(StoredMark::new(&session(1).epoch, story.end())));
-    let error = stored.unwrap().go_on("redis", &other).unwrap_err();
-    assert_eq!(error.exit_code(), 4);
+    let judged = resume::judge(stored.as_ref(), true, &other, Lsn(u64::MAX));
+    assert!(matches!(judged, Resume::Refused(Refusal::OtherHistory(_))), "{judged:?}");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use crate::batch::{Batch, Event};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Position, Session, StoredMark};
+use crate::resume;
 use crate::retrace::Retrace;
 use crate::state::State;
 use crate::telemetry::fold::Fold;
@@ -294,16 +295,13 @@ async fn refuse_lost_future(rest: &Rest, stored: &StoredMark, session: &Session)
     let Some(last) = rest.last_position(session.epoch.epoch, &Footprint::whole(), from).await? else {
         return Ok(());
     };
-    let message = format!(
-        "bigquery holds events up to {last} of timeline {}, which this server, on timeline {}, left at {left_at}: \
-         bigquery has events from between that were lost in the failover",
-        stored.epoch.timeline, session.epoch.timeline
-    );
-    Err(Error::new(Kind::Resync, message).hint(format!(
-        "delete them: DELETE FROM engagement_events WHERE epoch = '{}' AND commit_lsn >= {}, with the \
-         table's partition filter; then start again",
-        session.epoch.epoch, left_at.0
-    )))
+    resume::judge_beyond(stored, Some(last), session).map_err(|refusal| {
+        refusal.into_error(NAME, session).hint(format!(
+            "delete them: DELETE FROM engagement_events WHERE epoch = '{}' AND commit_lsn >= {}, with the table's \
+             partition filter; then start again",
+            session.epoch.epoch, left_at.0
+        ))
+    })
 }
 
 fn now_micros() -> i64 {

@@ -16,12 +16,14 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::NAME;
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::stable::{OpenTransaction, bounds, reader};
 use super::thread::spawn;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Session, StoredMark};
+use crate::resume::read_stored;
 
 /// How many offsets before the end to read first; the mark is there unless other slots share the topic.
 const FIRST_WINDOW: i64 = 500;
@@ -56,30 +58,24 @@ impl Fence {
 /// The newest mark of the fence's slot, read on a thread of its own. The fence must be committed.
 pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<StoredMark>> {
     let (done, outcome) = oneshot::channel();
-    let (config, fence) = (config.clone(), fence.clone());
+    let (config, fence, topic) = (config.clone(), fence.clone(), config.topics().progress);
     spawn("kafka-progress", move || {
         let newest = Reader::new(&config).and_then(|reader| reader.newest(&fence, &|| done.is_closed()));
         drop(done.send(newest));
     })?;
     let ended = |_| Error::new(Kind::Unavailable, "Kafka: the reader of the progress topic has ended");
-    outcome.await.map_err(ended)??.map(|json| parse(&json)).transpose()
+    outcome.await.map_err(ended)??.map(|json| read_stored(NAME, &topic, &json)).transpose()
 }
 
 /// The slot's newest mark that a reader sees now. Without a fence another may come at any moment.
 pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Option<StoredMark>> {
     let (done, outcome) = oneshot::channel();
-    let (config, slot) = (config.clone(), slot.to_owned());
+    let (config, slot, topic) = (config.clone(), slot.to_owned(), config.topics().progress);
     spawn("kafka-progress", move || {
         drop(done.send(Reader::to_the_end(&config).and_then(|reader| reader.newest_seen(&slot))));
     })?;
     let ended = |_| Error::new(Kind::Unavailable, "Kafka: the reader of the progress topic has ended");
-    outcome.await.map_err(ended)??.map(|json| parse(&json)).transpose()
-}
-
-fn parse(json: &[u8]) -> Result<StoredMark> {
-    StoredMark::from_json(json).map_err(|error| {
-        Error::new(Kind::Protocol, "the mark in Kafka's progress topic has another shape").because(error)
-    })
+    outcome.await.map_err(ended)??.map(|json| read_stored(NAME, &topic, &json)).transpose()
 }
 
 struct Reader<'a> {

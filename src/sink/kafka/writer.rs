@@ -21,9 +21,9 @@ use super::message::{Encoder, Message};
 use super::progress::Fence;
 use super::thread::spawn;
 use crate::batch::Batch;
-use crate::error::{Error, Kind, Result};
+use crate::error::{self, Error, Kind, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::fresh_start;
+use crate::resume::fresh_start;
 
 /// How often an idle producer looks at what librdkafka has to say.
 const IDLE_POLL: Duration = Duration::from_secs(1);
@@ -205,7 +205,7 @@ impl Transactions {
 /// `prepare` has made the topic, or found it, at the start.
 fn mark_gone(topic: &str) -> Error {
     let message = format!("kafka held a mark once and holds none now: topic {topic} was deleted");
-    Error::new(Kind::Resync, message).hint(fresh_start(NAME))
+    Error::new(error::Code::SinkLostItsData, message).hint(fresh_start(NAME))
 }
 
 fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {

@@ -12,11 +12,12 @@ use super::flush::{Flush, Flushes};
 use super::memory::{Memory, Wanted};
 use super::tally::{DAY_FIELDS, Day};
 use super::window::{Step, Sums, WINDOWS, Window};
-use super::{keys, packed};
+use super::{NAME, keys, packed};
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Epoch, Mark, Session, StoredMark};
+use crate::resume::read_stored;
 use crate::telemetry::metrics::REDIS_EXPIRED_EVENTS_TOTAL;
 
 /// Boards are refreshed at least this often, so that they do not expire.
@@ -66,9 +67,7 @@ impl Live {
                 refuse_remains(&mut connection, &fence.key).await?;
                 None
             }
-            false => Some(StoredMark::from_json(mark_text.as_bytes()).map_err(|error| {
-                connection.unreadable(&fence.key, "a mark that cannot be read").because(error)
-            })?),
+            false => Some(read_stored(NAME, &fence.key, mark_text.as_bytes())?),
         };
         let mark = stored.as_ref().map_or(Mark::at(session.start), |stored| stored.mark);
         let mut live = Live::new(connection, fence, session, mark, mark_text, now);
@@ -403,8 +402,7 @@ pub async fn peek(connection: &mut Connection, slot: &str) -> Result<Option<Stor
         refuse_remains(connection, &mark).await?;
         return Ok(None);
     };
-    let unreadable = |error| connection.unreadable(&mark, "a mark that cannot be read").because(error);
-    StoredMark::from_json(text.as_bytes()).map(Some).map_err(unreadable)
+    read_stored(NAME, &mark, text.as_bytes()).map(Some)
 }
 
 /// Counters without a mark of ours are somebody else's, or what is left of a mark that was deleted: adding to

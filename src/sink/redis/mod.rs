@@ -49,6 +49,9 @@ use crate::error::{Error, Kind, Result};
 use crate::lsn::{Mark, Session, StoredMark};
 use crate::sink::{Finding, Pace, Sink, Verdict, Written};
 
+/// The name in configuration, metrics and state.
+pub const NAME: &str = "redis";
+
 /// Gives the time, microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
@@ -79,7 +82,7 @@ impl RedisSink {
 #[async_trait]
 impl Sink for RedisSink {
     fn name(&self) -> &'static str {
-        "redis"
+        NAME
     }
 
     fn pace(&self) -> Pace {

@@ -8,12 +8,13 @@ use redis::{FromRedisValue, Script, Value};
 use uuid::Uuid;
 
 use super::CLOCK_SLACK_MICROS;
-use crate::error::{Error, Kind, Result};
-use crate::lsn::{Epoch, Mark, Position, StoredMark};
+use crate::error::{Code, Error, Result};
+use crate::lsn::{Epoch, Mark, Position};
+use crate::resume::{fresh_start, read_stored};
 use crate::sink::redis::connection::{Call, Connection};
 use crate::sink::redis::tally::Day;
 use crate::sink::redis::window::{Sums, WINDOWS};
-use crate::sink::redis::{RedisConfig, keys, packed, system_micros};
+use crate::sink::redis::{NAME, RedisConfig, keys, packed, system_micros};
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/read.lua")));
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/scan.lua")));
@@ -236,17 +237,15 @@ impl Reader<'_> {
     fn part(&mut self, mark: Option<Value>) -> Result<u32> {
         let text: String = parse(mark).unwrap_or_default();
         let address = &self.mark_key;
-        let lost = |what: &str| {
-            Error::new(Kind::Resync, format!("redis: {address} holds {what}"))
-                .hint("run `walcast rebuild redis`")
+        let refused = |code, what: &str| {
+            Error::new(code, format!("{NAME}: {address} holds {what}")).hint(fresh_start(NAME))
         };
         if text.is_empty() {
-            return Err(lost("no mark: it has lost its data"));
+            return Err(refused(Code::SinkLostItsData, "no mark: it has lost its data"));
         }
-        let stored =
-            StoredMark::from_json(text.as_bytes()).map_err(|_| lost("a mark that cannot be read"))?;
+        let stored = read_stored(NAME, address, text.as_bytes())?;
         if stored.epoch != *self.epoch {
-            return Err(lost("the mark of another history"));
+            return Err(refused(Code::OtherHistory, "the mark of another history"));
         }
         self.reading.marks.push(stored.mark);
         Ok(self.reading.marks.len() as u32 - 1)

@@ -1,7 +1,11 @@
-//! One error type. The [`Kind`] decides everything: whether to retry, what to tell the operator, how to
-//! exit; [`Kind::policy`] is the one table of that.
+//! One error type. Its [`Code`] names the failure for good; the code's [`Kind`] decides everything: whether to retry,
+//! what to tell the operator, how to exit. [`Kind::policy`] is the one table of that.
+
+mod code;
 
 use std::fmt;
+
+pub use code::{Code, ParseCodeError};
 
 /// `Result` with our [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -76,16 +80,16 @@ impl Kind {
 pub struct Error(Box<Inner>);
 
 struct Inner {
-    kind: Kind,
+    code: Code,
     message: String,
     hint: Option<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
-    /// An error of this kind. `message` says what happened, without values of rows and without secrets.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, message: message.into(), hint: None, source: None }))
+    /// An error of this code. `message` says what happened, without values of rows and without secrets.
+    pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
+        Error(Box::new(Inner { code: code.into(), message: message.into(), hint: None, source: None }))
     }
 
     /// Says what the operator can do, in place of the kind's general hint.
@@ -104,22 +108,27 @@ impl Error {
 
     /// Whether to retry, rewind or stop.
     pub fn class(&self) -> Class {
-        self.0.kind.policy().class
+        self.kind().policy().class
+    }
+
+    /// The failure's stable code.
+    pub fn code(&self) -> Code {
+        self.0.code
     }
 
     /// What kind of thing went wrong.
     pub fn kind(&self) -> Kind {
-        self.0.kind
+        self.0.code.kind()
     }
 
     /// The process's exit code when this error ends it.
     pub fn exit_code(&self) -> u8 {
-        self.0.kind.policy().exit_code
+        self.kind().policy().exit_code
     }
 
     /// What to do about it.
     pub fn advice(&self) -> &str {
-        self.0.hint.as_deref().unwrap_or(self.0.kind.policy().hint)
+        self.0.hint.as_deref().unwrap_or(self.kind().policy().hint)
     }
 
     /// The message and its causes on one line, for logs and for [`fmt::Display`]'s readers who want all.
@@ -146,7 +155,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {} ({})", self.0.kind, self.chain(), self.advice())
+        write!(f, "{}: {} ({})", self.0.code, self.chain(), self.advice())
     }
 }
 

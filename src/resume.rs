@@ -1,0 +1,396 @@
+//! Where a sink goes on, and whether it may: one policy, without IO. A start, a driver after trouble, `walcast check`
+//! and the sinks themselves all ask here.
+
+use crate::error::{Code, Error, Kind, Result};
+use crate::lsn::{Epoch, Lsn, Mark, ORDINAL_RULE, Position, Session, StoredMark};
+
+/// How a sink is to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// It has everything up to here.
+    From(Mark),
+    /// It has nothing yet and begins here.
+    Fresh(Mark),
+    /// Streaming can never make it whole.
+    Refused(Refusal),
+}
+
+/// Why streaming can never make a sink whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// It was written once and has no checkpoint now.
+    LostItsData,
+    /// What lies between its checkpoint and the slot is gone from the slot.
+    BelowSlot(Mark),
+    /// The checkpoint belongs to another slot, cluster or branch of history.
+    OtherHistory(StoredMark),
+    /// It has something of a timeline from beyond the place where the server's own timeline left that one.
+    LostInFailover {
+        /// What it has of it.
+        has: String,
+        /// The timeline.
+        timeline: u32,
+        /// Where the server's history left it.
+        left_at: Lsn,
+    },
+    /// It has more than the server's WAL holds.
+    AheadOfServer {
+        /// Its checkpoint.
+        mark: Mark,
+        /// The end of the server's WAL.
+        wal_end: Lsn,
+    },
+    /// It stopped inside a transaction, under another rule of counting events.
+    OtherOrdinalRule(u32),
+}
+
+/// How a sink goes on that has `stored` at its target.
+///
+/// `registered`: PostgreSQL remembers that it was written under this history. `wal_end`: the end of the WAL that is
+/// safe on the server's disk. Positions are compared only after the histories were.
+pub fn judge(stored: Option<&StoredMark>, registered: bool, session: &Session, wal_end: Lsn) -> Resume {
+    let Some(stored) = stored else {
+        return match registered {
+            true => Resume::Refused(Refusal::LostItsData),
+            false => Resume::Fresh(Mark::at(session.start)),
+        };
+    };
+    match judge_stored(stored, session, wal_end) {
+        Ok(mark) => Resume::From(mark),
+        Err(refusal) => Resume::Refused(refusal),
+    }
+}
+
+fn judge_stored(stored: &StoredMark, session: &Session, wal_end: Lsn) -> Result<Mark, Refusal> {
+    let mark = stored.mark;
+    judge_history(stored, session)?;
+    if mark.held < session.start {
+        return Err(Refusal::BelowSlot(mark));
+    }
+    if mark.held > wal_end {
+        return Err(Refusal::AheadOfServer { mark, wal_end });
+    }
+    if stored.ordinal_rule == ORDINAL_RULE {
+        return Ok(mark);
+    }
+    match mark.position {
+        Some(last) if last.commit_lsn >= mark.held => Err(Refusal::OtherOrdinalRule(stored.ordinal_rule)),
+        // the last row may have another name here
+        _ => Ok(Mark::at(mark.held)),
+    }
+}
+
+/// A failover keeps what lies below the place where the new primary's timeline left the old one.
+fn judge_history(stored: &StoredMark, session: &Session) -> Result<(), Refusal> {
+    let theirs = &stored.epoch;
+    if *theirs == session.epoch {
+        return Ok(());
+    }
+    let same_but_timeline = Epoch { timeline: session.epoch.timeline, ..theirs.clone() };
+    let left_at = session.history.left_at(theirs.timeline).filter(|_| same_but_timeline == session.epoch);
+    let Some(left_at) = left_at else { return Err(Refusal::OtherHistory(stored.clone())) };
+    if stored.mark.is_within(left_at) {
+        return Ok(());
+    }
+    Err(Refusal::LostInFailover { has: stored.mark.to_string(), timeline: theirs.timeline, left_at })
+}
+
+/// Holds rows that a sink has beyond its checkpoint against the server's history. `last` is the last of them, `None`
+/// where there are none.
+pub fn judge_beyond(stored: &StoredMark, last: Option<Position>, session: &Session) -> Result<(), Refusal> {
+    let timeline = stored.epoch.timeline;
+    match (last, session.history.left_at(timeline)) {
+        (Some(last), Some(left_at)) if last.commit_lsn >= left_at => {
+            Err(Refusal::LostInFailover { has: format!("events up to {last}"), timeline, left_at })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How a driver goes on after trouble, with a sink that had taken `accepted`. An error of kind `Lost` when rows that
+/// left our memory are not there: only the slot can bring them again, and the start that reads it judges anew.
+pub fn judge_again(
+    sink: &str,
+    stored: Option<&StoredMark>,
+    registered: bool,
+    session: &Session,
+    accepted: Mark,
+) -> Result<Mark> {
+    // the server's WAL holds all that it has sent us
+    match judge(stored, registered, session, Lsn(u64::MAX)) {
+        Resume::From(mark) | Resume::Fresh(mark) if mark.covers(&accepted) => Ok(mark),
+        Resume::From(mark) | Resume::Fresh(mark) => {
+            Err(Error::new(Code::Lost, format!("{sink} holds {mark} and had taken {accepted}")))
+        }
+        Resume::Refused(refusal) => {
+            let refused = refusal.into_error(sink, session);
+            Err(Error::new(Code::Lost, format!("{sink} came back with less than it had taken"))
+                .because(refused))
+        }
+    }
+}
+
+impl Resume {
+    /// The checkpoint to go on from; the refusal as an error otherwise.
+    pub fn or_refuse(self, sink: &str, session: &Session) -> Result<Mark> {
+        match self {
+            Resume::From(mark) | Resume::Fresh(mark) => Ok(mark),
+            Resume::Refused(refusal) => Err(refusal.into_error(sink, session)),
+        }
+    }
+}
+
+impl Refusal {
+    /// The refusal's stable code.
+    pub fn code(&self) -> Code {
+        match self {
+            Refusal::LostItsData => Code::SinkLostItsData,
+            Refusal::BelowSlot(_) => Code::SinkBelowSlot,
+            Refusal::OtherHistory(_) => Code::OtherHistory,
+            Refusal::LostInFailover { .. } => Code::LostInFailover,
+            Refusal::AheadOfServer { .. } => Code::SinkAheadOfServer,
+            Refusal::OtherOrdinalRule(_) => Code::OtherOrdinalRule,
+        }
+    }
+
+    /// The refusal of `sink`, with both sides' positions and what mends it.
+    pub fn into_error(self, sink: &str, session: &Session) -> Error {
+        let (start, ours) = (session.start, &session.epoch);
+        let message = match &self {
+            Refusal::LostItsData => format!(
+                "{sink} held a mark once and holds none now: it has lost its data (the slot's confirmed LSN is {start})"
+            ),
+            Refusal::BelowSlot(mark) => format!(
+                "{sink} holds everything up to {}, the slot begins at {start}: what lies between is gone from the slot",
+                mark.held
+            ),
+            Refusal::OtherHistory(stored) => {
+                format!(
+                    "{sink} holds {} of another history ({}), the slot is of {ours}",
+                    stored.mark, stored.epoch
+                )
+            }
+            Refusal::LostInFailover { has, timeline, left_at } => format!(
+                "{sink} holds {has} of timeline {timeline}, which this server, on timeline {}, left at {left_at}: \
+                 {sink} has events from between that were lost in the failover",
+                ours.timeline
+            ),
+            Refusal::AheadOfServer { mark, wal_end } => format!(
+                "{sink} holds everything up to {}, and the server's WAL ends at {wal_end}: this server was restored \
+                 from an older state, and {sink} has events that it has lost",
+                mark.held
+            ),
+            Refusal::OtherOrdinalRule(rule) => format!(
+                "{sink} stopped inside a transaction under ordinal rule {rule}, this build counts by rule {ORDINAL_RULE}"
+            ),
+        };
+        let hint = match &self {
+            Refusal::OtherOrdinalRule(_) => {
+                "run the former version until it has stopped in good order, then this one".to_owned()
+            }
+            _ => fresh_start(sink),
+        };
+        Error::new(self.code(), message).hint(hint)
+    }
+}
+
+/// Reads a checkpoint as `place` at `sink` has it.
+pub fn read_stored(sink: &str, place: &str, json: &[u8]) -> Result<StoredMark> {
+    StoredMark::from_json(json).map_err(|error| {
+        Error::new(Code::CheckpointUnreadable, format!("{sink}: {place} holds a mark that cannot be read"))
+            .because(error)
+            .hint(format!(
+                "if a newer walcast has written it, run that version; otherwise something else writes there: {}",
+                fresh_start(sink)
+            ))
+    })
+}
+
+/// A target that has seen a newer instance than PostgreSQL knows of has not been fenced by one: PostgreSQL has
+/// forgotten it.
+pub fn forgotten_instance(fenced: Error) -> Error {
+    debug_assert_eq!(fenced.kind(), Kind::Fenced);
+    Error::new(
+        Code::ServerForgotInstance,
+        "this server was restored from an older state: a sink knows of a newer walcast than walcast.epoch does",
+    )
+    .hint("restore the sinks from the same time, or give them fresh targets")
+    .because(fenced)
+}
+
+/// The sinks that `walcast rebuild` fills.
+const REBUILT: [&str; 1] = ["redis"];
+
+/// The command that makes a sink whole, where there is one.
+pub fn rebuild_command(sink: &str) -> Option<String> {
+    REBUILT.contains(&sink).then(|| format!("walcast rebuild {sink}"))
+}
+
+/// What makes a sink whole that streaming cannot.
+pub fn fresh_start(sink: &str) -> String {
+    match rebuild_command(sink) {
+        Some(command) => format!("`{command}`, then start again"),
+        None => format!(
+            "bring {sink} level with PostgreSQL, or give it fresh targets; then DELETE FROM walcast.sink WHERE name = \
+             '{sink}', and start again: it goes on at the slot's confirmed LSN"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::lsn::History;
+
+    const START: Lsn = Lsn(0x80);
+    const WAL_END: Lsn = Lsn(0x1000);
+
+    fn position(commit_lsn: u64) -> Position {
+        Position { commit_lsn: Lsn(commit_lsn), ordinal: 3 }
+    }
+
+    /// On timeline 3, which left timeline 2 at 0x200, which left timeline 1 at 0x100.
+    fn session() -> Session {
+        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline: 3, slot: "walcast".into() };
+        let history = History::parse("1\t0/100\tno recovery target specified\n\n2\t0/200\tx y\n").unwrap();
+        Session { epoch, token: 1, history, start: START }
+    }
+
+    fn stored(timeline: u32, last: Option<u64>, held: u64) -> StoredMark {
+        let epoch = Epoch { timeline, ..session().epoch };
+        StoredMark::new(&epoch, Mark { position: last.map(position), held: Lsn(held) })
+    }
+
+    fn of_rule(ordinal_rule: u32, last: u64, held: u64) -> StoredMark {
+        StoredMark { ordinal_rule, ..stored(3, Some(last), held) }
+    }
+
+    fn of(epoch: Epoch) -> StoredMark {
+        StoredMark { epoch, ..stored(1, None, 0x90) }
+    }
+
+    /// Every case there is. `Ok` has the checkpoint to go on from.
+    #[test]
+    fn every_case_is_judged() {
+        use Refusal::*;
+        let other_system = of(Epoch { system_id: "8".into(), ..stored(1, None, 0).epoch });
+        let other_slot = of(Epoch { slot: "other".into(), ..session().epoch });
+        let other_making = of(Epoch { epoch: Uuid::from_u128(1), ..session().epoch });
+        let future = stored(4, None, 0x90);
+        let of_another = |stored: &StoredMark| Err(OtherHistory(stored.clone()));
+        let lost = |stored: &StoredMark, timeline, left_at| {
+            let has = stored.mark.to_string();
+            Err(LostInFailover { has, timeline, left_at: Lsn(left_at) })
+        };
+        let below = stored(3, Some(0x70), 0x7F);
+        let ahead = stored(3, None, 0x1001);
+        let next_rule = ORDINAL_RULE + 1;
+        #[rustfmt::skip]
+        let cases: Vec<(&str, Option<StoredMark>, bool, Result<Mark, Refusal>)> = vec![
+            ("never written", None, false, Ok(Mark::at(START))),
+            ("written once, nothing there now", None, true, Err(LostItsData)),
+            ("at the slot's confirmed LSN", Some(stored(3, None, 0x80)), true, Ok(Mark::at(START))),
+            ("written, the registration not yet", Some(stored(3, None, 0x90)), false, Ok(Mark::at(Lsn(0x90)))),
+            ("ahead of the slot", Some(stored(3, Some(0x98), 0x99)), true, Ok(stored(3, Some(0x98), 0x99).mark)),
+            ("inside a transaction", Some(stored(3, Some(0xF0), 0x90)), true, Ok(stored(3, Some(0xF0), 0x90).mark)),
+            ("below the slot", Some(below.clone()), true, Err(BelowSlot(below.mark))),
+            ("below the slot, not registered", Some(below.clone()), false, Err(BelowSlot(below.mark))),
+            ("at the end of the WAL", Some(stored(3, None, 0x1000)), true, Ok(Mark::at(WAL_END))),
+            ("ahead of the server", Some(ahead.clone()), true, Err(AheadOfServer { mark: ahead.mark, wal_end: WAL_END })),
+            ("another cluster", Some(other_system.clone()), true, of_another(&other_system)),
+            ("another slot", Some(other_slot.clone()), true, of_another(&other_slot)),
+            ("the slot was made again", Some(other_making.clone()), true, of_another(&other_making)),
+            ("a timeline that we did not grow out of", Some(future.clone()), true, of_another(&future)),
+            ("earlier timeline, up to where it was left", Some(stored(1, None, 0x100)), true, Ok(Mark::at(Lsn(0x100)))),
+            ("earlier timeline, beyond", Some(stored(1, None, 0x101)), true, lost(&stored(1, None, 0x101), 1, 0x100)),
+            ("earlier timeline, a row below", Some(stored(1, Some(0xF8), 0x90)), true, Ok(stored(1, Some(0xF8), 0x90).mark)),
+            ("earlier timeline, a row beyond", Some(stored(1, Some(0x100), 0x90)), true, lost(&stored(1, Some(0x100), 0x90), 1, 0x100)),
+            ("the timeline before, up to where it was left", Some(stored(2, None, 0x200)), true, Ok(Mark::at(Lsn(0x200)))),
+            ("the timeline before, beyond", Some(stored(2, None, 0x201)), true, lost(&stored(2, None, 0x201), 2, 0x200)),
+            ("another ordinal rule, at a commit", Some(of_rule(next_rule, 0x8F, 0x90)), true, Ok(Mark::at(Lsn(0x90)))),
+            ("another ordinal rule, inside a transaction", Some(of_rule(next_rule, 0x90, 0x90)), true, Err(OtherOrdinalRule(next_rule))),
+        ];
+        for (case, stored, registered, expected) in cases {
+            let judged = judge(stored.as_ref(), registered, &session(), WAL_END);
+            let expected = match expected {
+                Ok(mark) if stored.is_none() => Resume::Fresh(mark),
+                Ok(mark) => Resume::From(mark),
+                Err(refusal) => Resume::Refused(refusal),
+            };
+            assert_eq!(judged, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_read_is_refused_and_its_content_not_shown() {
+        let whole = stored(3, Some(0x90), 0x80).to_json();
+        assert!(read_stored("kafka", "topic p", whole.as_bytes()).is_ok());
+        let newer = whole.replace("held", "canary");
+        for json in ["", "null", "[]", "canary", newer.as_str(), whole.get(1..).unwrap()] {
+            let error = read_stored("kafka", "topic p", json.as_bytes()).unwrap_err();
+            assert_eq!((error.code(), error.exit_code()), (Code::CheckpointUnreadable, 4), "{json}");
+            assert!(error.to_string().contains("kafka: topic p"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sink_that_lost_what_it_had_taken_sends_back_to_the_slot() {
+        let accepted = stored(3, Some(0xF0), 0x90).mark;
+        let again = |stored: Option<StoredMark>, registered| {
+            judge_again("redis", stored.as_ref(), registered, &session(), accepted)
+        };
+        let as_it_was = stored(3, Some(0xF0), 0x90);
+        assert_eq!(again(Some(as_it_was.clone()), true).ok(), Some(accepted));
+        let further = stored(3, Some(0xF0), 0xA00);
+        assert_eq!(
+            again(Some(further.clone()), true).ok(),
+            Some(further.mark),
+            "an unknown outcome was a success"
+        );
+        for (lost, registered) in [
+            (None, true),
+            (None, false),
+            (Some(stored(3, Some(0xE0), 0x90)), true),
+            (Some(of(Epoch { epoch: Uuid::from_u128(1), ..session().epoch })), true),
+            (Some(stored(3, None, 0x70)), true),
+        ] {
+            let error = again(lost.clone(), registered).unwrap_err();
+            assert_eq!(error.code(), Code::Lost, "{lost:?}: {error:?}");
+        }
+        let nothing_yet = judge_again("redis", None, false, &session(), Mark::at(START));
+        assert_eq!(nothing_yet.ok(), Some(Mark::at(START)));
+    }
+
+    #[test]
+    fn rows_beyond_a_checkpoint_count_only_below_the_place_where_their_timeline_was_left() {
+        let judged = |timeline, last: Option<u64>| {
+            judge_beyond(&stored(timeline, None, 0x90), last.map(position), &session()).is_ok()
+        };
+        assert!(judged(2, None) && judged(2, Some(0x1FF)) && judged(3, Some(0x300)));
+        assert!(!judged(2, Some(0x200)) && !judged(1, Some(0x100)));
+    }
+
+    #[test]
+    fn each_refusal_ends_with_exit_code_4_and_says_what_to_do() {
+        let mark = Mark::at(Lsn(0x90));
+        let lost = Refusal::LostInFailover { has: "events".into(), timeline: 2, left_at: Lsn(0x200) };
+        let refusals = [
+            Refusal::LostItsData,
+            Refusal::BelowSlot(mark),
+            Refusal::OtherHistory(stored(1, None, 0x90)),
+            lost,
+            Refusal::AheadOfServer { mark, wal_end: WAL_END },
+            Refusal::OtherOrdinalRule(9),
+        ];
+        for refusal in refusals {
+            let code = refusal.code();
+            let error = refusal.into_error("kafka", &session());
+            assert_eq!((error.code(), error.exit_code()), (code, 4));
+            assert!(error.to_string().contains("kafka") && error.advice().len() > 20, "{error:?}");
+        }
+        assert_eq!(rebuild_command("redis").as_deref(), Some("walcast rebuild redis"));
+        assert_eq!(rebuild_command("kafka"), None);
+    }
+}
