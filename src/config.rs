@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
-use crate::ops::generate::GenerateConfig;
+use crate::generate::GenerateConfig;
 use crate::sink::bigquery::BigQueryConfig;
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
@@ -147,13 +147,6 @@ impl Loaded {
 
 impl Config {
     fn validate(&self) -> Result<()> {
-        for sink in &self.pipeline.sinks {
-            if !crate::sink::SINKS.iter().any(|entry| entry.name == sink) {
-                let names: Vec<&str> = crate::sink::SINKS.iter().map(|entry| entry.name).collect();
-                return Err(Error::new(Kind::Config, format!("pipeline.sinks: there is no sink {sink:?}"))
-                    .hint(format!("the sinks are {}", names.join(", "))));
-            }
-        }
         let bounds = [
             ("pipeline.batch_rows_max", self.pipeline.batch_rows_max),
             ("pipeline.batch_bytes_max", self.pipeline.batch_bytes_max),

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use walcast::config::{Config, Loaded};
 use walcast::error::{Error, Kind, Result};
 use walcast::shutdown::Shutdown;
-use walcast::{ops, telemetry};
+use walcast::{generate as generator, ops, sinks, telemetry};
 
 /// Engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
 #[derive(Parser)]
@@ -167,6 +167,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     telemetry::init_logging(&cli.log, cli.log_format)?;
     let loaded = Loaded::load(cli.config.as_deref(), std::env::vars())?;
     let config: &Config = &loaded.config;
+    sinks::validate(config)?;
     match cli.command {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init => ops::init::init(config).await?,
@@ -185,7 +186,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
 
 async fn generate(config: &Config) -> Result<()> {
     let mut shutdown = Shutdown::on_signals()?;
-    let summary = ops::generate::run(&config.postgres, &config.generate, shutdown.wait()).await?;
+    let summary = generator::run(&config.postgres, &config.generate, shutdown.wait()).await?;
     println!("{summary}");
     Ok(())
 }

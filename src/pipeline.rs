@@ -27,6 +27,7 @@ use crate::sink::driver::Driver;
 use crate::sink::queue::{QueueSender, queue};
 use crate::sink::retry::Backoff;
 use crate::sink::{self, Sink};
+use crate::sinks;
 use crate::source::connection::Connection;
 use crate::source::frame::Frame;
 use crate::source::stream::ReplicationStream;
@@ -106,9 +107,8 @@ async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> 
         drop(state.guarded(former).await?);
     }
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
-    let mut sinks = sink::build(config)?;
-    for sink in &mut sinks {
-        sink.prepare().await?;
+    for mut target in sinks::admins(config)? {
+        target.prepare().await?;
     }
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
     let (epoch, history) = epoch::open(&config.postgres, &mut state).await?;
@@ -117,7 +117,7 @@ async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> 
     let session = state.take_token(epoch, history, confirmed).await?;
     *former = Some(session.clone());
     failpoint!("pipeline_after_token");
-    let recovered = recover(sinks, &session, &mut state).await?;
+    let recovered = recover(sinks::build(config)?, &session, &mut state).await?;
     failpoint!("pipeline_after_recover");
 
     let watermark =
@@ -207,9 +207,9 @@ impl Streaming {
         for (index, (sink, held, registered)) in recovered.into_iter().enumerate() {
             let (sender, receiver) = queue(config.pipeline.queue_bytes_max);
             let name = sink.name();
-            let unregistered = !registered && sink.keeps_mark();
+            let unregistered = !registered && sink.guarantee().keeps_mark();
             queues.push((name, sender));
-            let status = board.sink(name, held).promising(sink.promise());
+            let status = board.sink(name, held).promising(sink.guarantee(), sink.promise());
             let driver = Driver {
                 sink,
                 queue: receiver,

@@ -7,7 +7,7 @@ use support::{DEADLINE, drop_database, fresh_database, run};
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
 use walcast::error::{Error, Kind};
-use walcast::ops::generate::{self, GenerateConfig, Summary};
+use walcast::generate::{self, GenerateConfig, Summary};
 use walcast::source::{PostgresConfig, sql};
 
 /// A database of its own for `test`, with the source tables.

@@ -22,7 +22,7 @@ use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session, StoredMark};
 use walcast::retrace::Retrace;
 use walcast::sink::driver::Driver;
 use walcast::sink::queue::{QueueSender, queue};
-use walcast::sink::{Finding, Pace, Sink, Written};
+use walcast::sink::{Guarantee, Pace, Sink, Written};
 use walcast::telemetry::board::Board;
 use walcast::watermark::Watermark;
 
@@ -93,12 +93,8 @@ impl Sink for FaultySink {
         Pace { linger: Duration::from_millis(5), write_bytes_max: 20_000, tick_every }
     }
 
-    async fn check(&mut self) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    async fn prepare(&mut self) -> Result<()> {
-        Ok(())
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::ExactlyOnce("in the simulation")
     }
 
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {

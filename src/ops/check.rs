@@ -11,7 +11,8 @@ use crate::finding::{Finding, Verdict};
 use crate::lsn::Session;
 use crate::ops::terminal::{Paint, print};
 use crate::resume::{self, Resume};
-use crate::sink::{self, Sink};
+use crate::sink::SinkAdmin;
+use crate::sinks;
 use crate::source::{check as source_check, slot, sql};
 use crate::state::{State, epoch};
 use crate::web::access;
@@ -41,14 +42,19 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     findings
 }
 
-type Sinks = Vec<Box<dyn Sink>>;
+type Sinks = Vec<Box<dyn SinkAdmin>>;
 
 async fn targets(config: &Config) -> (Vec<Finding>, Sinks) {
-    let mut sinks = match sink::build(config) {
+    let mut sinks = match sinks::admins(config) {
         Ok(sinks) => sinks,
         Err(error) => return (vec![Finding::failed("configuration", "configuration", &error)], Sinks::new()),
     };
-    let told = join_all(sinks.iter_mut().map(|sink| sink.check())).await.concat();
+    let promised = sinks.iter().map(|sink| {
+        let subject = format!("guarantee of {}", sink.name());
+        Finding::ok("sink.guarantee", subject, sink.guarantee().to_string())
+    });
+    let mut told: Vec<Finding> = promised.collect();
+    told.extend(join_all(sinks.iter_mut().map(|sink| sink.check())).await.concat());
     (told, sinks)
 }
 
@@ -90,11 +96,16 @@ async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Findin
         return Vec::new();
     }
     let session = Session { epoch, token: 0, history, start };
-    join_all(sinks.into_iter().filter(|sink| sink.keeps_mark()).map(|sink| position(config, sink, &session)))
-        .await
+    join_all(
+        sinks
+            .into_iter()
+            .filter(|sink| sink.guarantee().keeps_mark())
+            .map(|sink| position(config, sink, &session)),
+    )
+    .await
 }
 
-async fn position(config: &Config, mut sink: Box<dyn Sink>, session: &Session) -> Finding {
+async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: &Session) -> Finding {
     let (id, subject) = ("sink.position", format!("position of {}", sink.name()));
     match judge(config, &mut *sink, session).await {
         Ok(Resume::From(mark)) => Finding::ok(
@@ -116,7 +127,7 @@ async fn position(config: &Config, mut sink: Box<dyn Sink>, session: &Session) -
     }
 }
 
-async fn judge(config: &Config, sink: &mut dyn Sink, session: &Session) -> Result<Resume> {
+async fn judge(config: &Config, sink: &mut dyn SinkAdmin, session: &Session) -> Result<Resume> {
     let stored = sink.peek(session).await?;
     let mut state = State::new(config.postgres.clone());
     let registered = state.is_registered(session, sink.name()).await?;

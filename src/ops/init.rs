@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::finding;
-use crate::sink;
+use crate::sinks;
 use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, epoch};
 
@@ -26,7 +26,7 @@ pub async fn init(config: &Config) -> Result<()> {
     finding::refuse(&check::check_server(client, &config.postgres).await?)?;
     migrate(client, &config.postgres).await?;
     publish(client, &config.postgres).await?;
-    for mut sink in sink::build(config)? {
+    for mut sink in sinks::admins(config)? {
         sink.prepare().await?;
         tracing::info!(sink = sink.name(), "target ready");
     }

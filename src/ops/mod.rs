@@ -5,6 +5,5 @@ pub mod init;
 pub mod check;
 mod terminal;
 pub mod status;
-pub mod generate;
 pub mod verify;
 pub mod rebuild;

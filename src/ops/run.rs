@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::ops::check;
 use crate::pipeline;
 use crate::shutdown::Shutdown;
-use crate::sink::redis::reader::Reader;
+use crate::sinks;
 use crate::telemetry::board::Board;
 use crate::telemetry::{lag, metrics};
 use crate::web::Web;
@@ -41,10 +41,9 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<()> {
 
 /// What the dashboard shows beside the pipeline.
 fn beside(config: &Config) -> Beside {
-    let redis = config.pipeline.sinks.iter().any(|name| name == "redis");
     let config = Arc::new(config.clone());
     Beside {
-        boards: redis.then(|| Reader::new(config.redis.clone())),
+        boards: sinks::leaderboards(&config),
         checks: Checks::new(move || {
             let config = Arc::clone(&config);
             Box::pin(async move { check::findings(&config).await })

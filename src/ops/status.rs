@@ -173,6 +173,7 @@ fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
         let _ = writeln!(text, "slot    {}", slot_line(slot));
     }
     let _ = write!(text, "\n{}", ladder(status, paint));
+    text.push_str(&guarantees(&status.sinks));
     if !status.problems.is_empty() {
         text.push('\n');
     }
@@ -196,6 +197,17 @@ fn slot_line(slot: &SlotStatus) -> String {
         bytes(slot.retained_bytes),
         left.unwrap_or_default()
     )
+}
+
+/// What each sink promises of an event.
+fn guarantees(sinks: &[SinkLine]) -> String {
+    let width = sinks.iter().map(|sink| sink.name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for sink in sinks.iter().filter(|sink| !sink.guarantee.is_empty()) {
+        let before = if text.is_empty() { "\nguarantees\n" } else { "" };
+        let _ = writeln!(text, "{before}{:<width$}  {}", sink.name, sink.guarantee);
+    }
+    text
 }
 
 /// Columns of the ladder; the first, the state and the remark are text, the others figures.
@@ -329,6 +341,20 @@ fn seconds(amount: f64) -> String {
 mod tests {
     use super::*;
     use crate::telemetry::status::{SinkState, SourceStatus, State};
+
+    #[test]
+    fn each_sink_says_what_it_promises() {
+        let promising =
+            |name, guarantee: &str| SinkLine { guarantee: guarantee.to_owned(), ..sink(name, SinkState::Ok) };
+        let sinks = [promising("kafka", "exactly once"), promising("bigquery", "exactly once, in batches")];
+        insta::assert_snapshot!(guarantees(&sinks), @r"
+
+        guarantees
+        kafka     exactly once
+        bigquery  exactly once, in batches
+        ");
+        assert_eq!(guarantees(&[sink("kafka", SinkState::Ok)]), "");
+    }
 
     fn sink(name: &str, state: SinkState) -> SinkLine {
         SinkLine {

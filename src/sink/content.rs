@@ -16,12 +16,14 @@ use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Session, StoredMark};
 use crate::model::content::Content;
-use crate::sink::{Finding, Pace, Sink, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
 use crate::source::{PostgresConfig, slot, sql};
 use crate::state::{State, store_progress};
 use crate::transform::content_cache::ContentCache;
 
 const NAME: &str = "content";
+const GUARANTEE: Guarantee =
+    Guarantee::ExactlyOnce("so that a replayed event is joined with the content row that it saw at first");
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_EVERY_FLUSHES: u32 = 60;
 const CHANGES_MAX: usize = 2_000;
@@ -87,16 +89,12 @@ impl Sink for ContentSink {
         NAME
     }
 
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
+    }
+
     fn pace(&self) -> Pace {
         Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: Some(FLUSH_EVERY) }
-    }
-
-    async fn check(&mut self) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    async fn prepare(&mut self) -> Result<()> {
-        Ok(())
     }
 
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
@@ -106,10 +104,6 @@ impl Sink for ContentSink {
         self.accepted = self.stored;
         self.session = Some(session.clone());
         Ok(stored)
-    }
-
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
-        Ok(self.state.progress::<()>(session, NAME).await?.0)
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
@@ -132,6 +126,29 @@ impl Sink for ContentSink {
 
     async fn flush(&mut self) -> Result<Option<Mark>> {
         self.store().await
+    }
+}
+
+#[async_trait]
+impl SinkAdmin for ContentSink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
+    }
+
+    async fn check(&mut self) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        Ok(self.state.progress::<()>(session, NAME).await?.0)
     }
 }
 

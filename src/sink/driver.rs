@@ -246,7 +246,7 @@ mod tests {
     use super::*;
     use crate::lsn::{Epoch, History, Lsn};
     use crate::sink::queue::queue;
-    use crate::sink::{Finding, Pace};
+    use crate::sink::{Guarantee, Pace};
     use crate::telemetry::board::Board;
 
     const LINGER: Duration = Duration::from_millis(100);
@@ -266,12 +266,8 @@ mod tests {
             Pace { linger: LINGER, write_bytes_max: usize::MAX, tick_every: None }
         }
 
-        async fn check(&mut self) -> Vec<Finding> {
-            Vec::new()
-        }
-
-        async fn prepare(&mut self) -> Result<()> {
-            Ok(())
+        fn guarantee(&self) -> Guarantee {
+            Guarantee::None
         }
 
         async fn recover(&mut self, _: &Session) -> Result<Option<StoredMark>> {
@@ -282,6 +278,10 @@ mod tests {
             self.0.lock().unwrap().push(Instant::now());
             tokio::time::sleep(WRITE_TAKES).await;
             Ok(Written::Durable(batches.last().map_or_else(Mark::default, |last| last.mark())))
+        }
+
+        async fn flush(&mut self) -> Result<Option<Mark>> {
+            Ok(None)
         }
     }
 

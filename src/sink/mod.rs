@@ -1,8 +1,8 @@
-//! What a sink is, and the list of them.
+//! What a sink is.
 //!
 //! A sink stores rows and its [`Mark`] in one atomic act, and asks its target where it stands instead of
 //! remembering. Queue, retry, skipping of what is held already, metrics and dead letters live once, in
-//! [`driver`]. A new sink is one file, one `mod` line and one entry in [`SINKS`].
+//! [`driver`]. A new sink is one folder, one `mod` line here and one entry in [`crate::sinks`], which lists them.
 
 pub mod queue;
 pub mod retry;
@@ -14,17 +14,17 @@ pub mod kafka;
 pub mod redis;
 pub mod bigquery;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use self::redis::reader::Reader as Leaderboards;
 use crate::batch::Batch;
-use crate::config::Config;
 use crate::error::Result;
 pub use crate::finding::{Finding, Verdict};
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::state::State;
 use crate::telemetry::delivery::PROMISE;
 
 /// What became of a write.
@@ -49,7 +49,32 @@ pub struct Pace {
     pub tick_every: Option<Duration>,
 }
 
-/// A place where events go.
+/// What a sink promises of each event that PostgreSQL commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarantee {
+    /// It arrives once, whatever crashes. The text says for whom or in what way.
+    ExactlyOnce(&'static str),
+    /// It is forgotten: for measurements.
+    None,
+}
+
+impl Guarantee {
+    /// Whether the target keeps a mark over restarts: then a target without one has lost its data.
+    pub fn keeps_mark(self) -> bool {
+        self != Guarantee::None
+    }
+}
+
+impl fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Guarantee::ExactlyOnce(how) => write!(f, "exactly once, {how}"),
+            Guarantee::None => f.write_str("none: events are forgotten"),
+        }
+    }
+}
+
+/// A place where events go: the way of the data.
 ///
 /// Calls come one at a time, from the sink's own task. After any error the driver calls `recover` before
 /// it writes again, and then writes only what the answer does not cover: so an unknown outcome needs no
@@ -62,46 +87,29 @@ pub trait Sink: Send {
     /// How to feed it.
     fn pace(&self) -> Pace;
 
-    /// Whether its target keeps a mark over restarts: then a target without one has lost its data.
-    fn keeps_mark(&self) -> bool {
-        true
-    }
+    /// What it promises.
+    fn guarantee(&self) -> Guarantee;
 
     /// Within what time of their commit it is to hold rows, while all is well.
     fn promise(&self) -> Duration {
         PROMISE
     }
 
-    /// Looks whether the target is as it must be; changes nothing.
-    async fn check(&mut self) -> Vec<Finding>;
-
-    /// Creates what is missing at the target (topics, tables) and refuses what is there in another
-    /// shape (kind `Setup`). Run again it does nothing.
-    async fn prepare(&mut self) -> Result<()>;
-
     /// Shuts older instances out (`session.token`), settles what an earlier run left open, and asks the
     /// target how far it reaches; `None` when it holds no mark.
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>>;
-
-    /// How far the target reaches now, asked without shutting anybody out and without changing anything: a running
-    /// instance may be further in a moment. `None` when it holds no mark.
-    async fn peek(&mut self, _session: &Session) -> Result<Option<StoredMark>> {
-        Ok(None)
-    }
 
     /// Takes batches, in stream order, without gaps, never one that the target already holds. A batch
     /// may be without rows: its mark is to be made durable all the same.
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written>;
 
-    /// Work on the sink's own clock; `Some` when it made a mark durable.
+    /// Work on the sink's own clock; `Some` when it made a mark durable. Never called where [`Pace::tick_every`] is `None`.
     async fn tick(&mut self) -> Result<Option<Mark>> {
         Ok(None)
     }
 
     /// Makes all accepted rows durable now; `Some` when that moved the mark.
-    async fn flush(&mut self) -> Result<Option<Mark>> {
-        Ok(None)
-    }
+    async fn flush(&mut self) -> Result<Option<Mark>>;
 
     /// What is wrong with the target although it takes rows, in one sentence that ends with what to do.
     fn trouble(&self) -> Option<String> {
@@ -112,36 +120,23 @@ pub trait Sink: Send {
     async fn close(&mut self) {}
 }
 
-/// A sink that configuration can name.
-pub struct Entry {
-    /// The name in `pipeline.sinks`.
-    pub name: &'static str,
-    build: fn(&Config) -> Result<Box<dyn Sink>>,
-}
+/// A sink's target as an operator sees it: what is done before and beside the way of the data.
+#[async_trait]
+pub trait SinkAdmin: Send {
+    /// The name in configuration, metrics and `walcast.sink`.
+    fn name(&self) -> &'static str;
 
-/// The sinks that there are.
-pub const SINKS: &[Entry] = &[
-    Entry { name: kafka::NAME, build: build_kafka },
-    Entry { name: redis::NAME, build: |config| Ok(Box::new(redis::RedisSink::new(config.redis.clone()))) },
-    Entry { name: bigquery::NAME, build: build_bigquery },
-    Entry { name: "null", build: |_| Ok(Box::new(null::NullSink::default())) },
-];
+    /// What the sink promises.
+    fn guarantee(&self) -> Guarantee;
 
-fn build_kafka(config: &Config) -> Result<Box<dyn Sink>> {
-    let state = State::new(config.postgres.clone());
-    let sink = kafka::KafkaSink::new(config.kafka.clone(), config.pipeline.row_bytes_max, state)?;
-    Ok(Box::new(sink))
-}
+    /// Looks whether the target is as it must be; changes nothing.
+    async fn check(&mut self) -> Vec<Finding>;
 
-fn build_bigquery(config: &Config) -> Result<Box<dyn Sink>> {
-    config.bigquery.validate()?;
-    Ok(Box::new(bigquery::BigQuerySink::new(config.bigquery.clone(), &config.postgres)))
-}
+    /// Creates what is missing at the target (topics, tables) and refuses what is there in another
+    /// shape (kind `Setup`). Run again it does nothing.
+    async fn prepare(&mut self) -> Result<()>;
 
-/// The sinks that the configuration asks for, after the content versions that joins need.
-pub fn build(config: &Config) -> Result<Vec<Box<dyn Sink>>> {
-    let wanted = |entry: &&Entry| config.pipeline.sinks.iter().any(|name| name == entry.name);
-    let content: Box<dyn Sink> = Box::new(content::ContentSink::new(&config.postgres));
-    let wanted = SINKS.iter().filter(wanted).map(|entry| (entry.build)(config));
-    std::iter::once(Ok(content)).chain(wanted).collect()
+    /// How far the target reaches now, asked without shutting anybody out and without changing anything: a running
+    /// instance may be further in a moment. `None` when it holds no mark.
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>>;
 }

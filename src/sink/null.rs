@@ -9,7 +9,11 @@ use async_trait::async_trait;
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Pace, Sink, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
+
+/// The name in configuration and metrics.
+pub const NAME: &str = "null";
+const GUARANTEE: Guarantee = Guarantee::None;
 
 /// The sink.
 #[derive(Debug, Default)]
@@ -20,15 +24,40 @@ pub struct NullSink {
 #[async_trait]
 impl Sink for NullSink {
     fn name(&self) -> &'static str {
-        "null"
+        NAME
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
     }
 
     fn pace(&self) -> Pace {
         Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: None }
     }
 
-    fn keeps_mark(&self) -> bool {
-        false
+    async fn recover(&mut self, _session: &Session) -> Result<Option<StoredMark>> {
+        Ok(None)
+    }
+
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+        self.mark = batches.iter().fold(self.mark, |mark, batch| mark.advanced(batch.mark()));
+        Ok(Written::Durable(self.mark))
+    }
+
+    async fn flush(&mut self) -> Result<Option<Mark>> {
+        // every write is durable when it returns
+        Ok(None)
+    }
+}
+
+#[async_trait]
+impl SinkAdmin for NullSink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
     }
 
     async fn check(&mut self) -> Vec<Finding> {
@@ -39,12 +68,7 @@ impl Sink for NullSink {
         Ok(())
     }
 
-    async fn recover(&mut self, _session: &Session) -> Result<Option<StoredMark>> {
+    async fn peek(&mut self, _session: &Session) -> Result<Option<StoredMark>> {
         Ok(None)
-    }
-
-    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
-        self.mark = batches.iter().fold(self.mark, |mark, batch| mark.advanced(batch.mark()));
-        Ok(Written::Durable(self.mark))
     }
 }

@@ -1,6 +1,7 @@
 //! How one sink is: its driver writes it after every step, the board shows it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub(super) struct SinkFacts {
 /// How a sink stands now.
 #[derive(Default)]
 pub(super) struct Standing {
+    guarantee: String,
     held: Mark,
     state: SinkState,
     last_error: Option<String>,
@@ -88,10 +90,11 @@ impl SinkStatus {
         }
     }
 
-    /// It promises to hold rows within this time of their commit, instead of the usual five seconds.
+    /// It promises this of each event, and to hold it within this time of its commit.
     #[must_use]
-    pub fn promising(self, promise: Duration) -> Self {
-        self.facts.delivery.promise(promise);
+    pub fn promising(self, guarantee: impl fmt::Display, within: Duration) -> Self {
+        self.facts.delivery.promise(within);
+        self.update(|sink| sink.guarantee = guarantee.to_string());
         self
     }
 
@@ -212,6 +215,7 @@ impl SinkFacts {
         let now = self.standing();
         SinkLine {
             name: self.name.to_owned(),
+            guarantee: now.guarantee.clone(),
             state: now.state,
             held_lsn: now.held.held,
             position: now.held.position,

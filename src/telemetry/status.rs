@@ -121,6 +121,8 @@ pub struct SlotStatus {
 pub struct SinkLine {
     /// Its name.
     pub name: String,
+    /// What it promises of each event, such as `exactly once, …`.
+    pub guarantee: String,
     /// Whether it takes rows.
     pub state: SinkState,
     /// Up to where it holds everything durably.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::sink::redis::reader::Reader;
+use crate::sink::Leaderboards;
 use crate::telemetry::live::{Frame, Page};
 use crate::web::assets;
 use crate::web::checks::Checks;
@@ -34,7 +34,7 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Beside {
     /// Where the leaderboards are; `None` when Redis is no sink.
-    pub boards: Option<Reader>,
+    pub boards: Option<Leaderboards>,
     /// What `walcast check` finds.
     pub checks: Checks,
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 use walcast::error::Kind;
 use walcast::finding::Verdict;
-use walcast::sink::Sink;
+use walcast::sink::SinkAdmin;
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink, Partitioning};
 
 use crate::world::{World, batches, batches_with};

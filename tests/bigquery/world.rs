@@ -10,8 +10,8 @@ use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
 use walcast::model::content::Content;
 use walcast::ops::init::migrate;
 use walcast::resume;
-use walcast::sink::Sink;
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink};
+use walcast::sink::{Sink, SinkAdmin};
 use walcast::source::{PostgresConfig, sql};
 use walcast::state::State;
 

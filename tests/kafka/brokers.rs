@@ -6,7 +6,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, Producer};
 use walcast::error::Kind;
 use walcast::lsn::Lsn;
-use walcast::sink::{Sink, Verdict};
+use walcast::sink::{Sink, SinkAdmin, Verdict};
 
 use crate::fixture::{Fixture, admin, create_topic, events, transactional_producer};
 use crate::support;

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session, StoredMark};
 use walcast::model::content::Content;
-use walcast::sink::Sink;
 use walcast::sink::kafka::{KafkaConfig, KafkaSink, Topics};
+use walcast::sink::{Sink, SinkAdmin};
 use walcast::source::sql;
 use walcast::state::State;
 

@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use walcast::batch::Batch;
 use walcast::error::Kind;
 use walcast::lsn::{Lsn, Mark, StoredMark};
-use walcast::sink::{Sink, Written};
+use walcast::sink::{Sink, SinkAdmin, Written};
 
 use crate::fixture::{
     COMMIT_TS, Fixture, create_topic, events, header, ids, json, position, read, transactional_producer,

@@ -4,8 +4,8 @@ use rand::RngExt;
 use std::time::{Duration, Instant};
 
 use walcast::error::{Class, Kind};
-use walcast::sink::Sink;
 use walcast::sink::redis::RedisSink;
+use walcast::sink::{Sink, SinkAdmin};
 
 use crate::assert_shown;
 use crate::proxy::Proxy;

@@ -3,7 +3,7 @@
 use walcast::error::Kind;
 use walcast::secret::Secret;
 use walcast::sink::redis::{Durability, RedisConfig, RedisSink};
-use walcast::sink::{Finding, Sink, Verdict};
+use walcast::sink::{Finding, Sink, SinkAdmin, Verdict};
 
 use crate::server::{Server, connect, fresh_database, public, run};
 use crate::story::{Story, Time, session};

@@ -46,13 +46,14 @@ use write::WriteClient;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Pace, Sink, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
 use crate::source::PostgresConfig;
 use crate::state::State;
 use crate::telemetry::delivery::PROMISE;
 
 /// The name in configuration, metrics and state.
 pub const NAME: &str = "bigquery";
+const GUARANTEE: Guarantee = Guarantee::ExactlyOnce("one row an event, visible in whole batches");
 const TICK_EVERY: Duration = Duration::from_millis(500);
 
 /// Writes events to a BigQuery table.
@@ -75,6 +76,10 @@ impl Sink for BigQuerySink {
         NAME
     }
 
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
+    }
+
     fn pace(&self) -> Pace {
         Pace {
             linger: Duration::from_millis(250),
@@ -89,27 +94,6 @@ impl Sink for BigQuerySink {
         batch + (batch / 2).max(PROMISE)
     }
 
-    async fn check(&mut self) -> Vec<Finding> {
-        check(&self.config)
-            .await
-            .unwrap_or_else(|error| vec![Finding::failed("bigquery.service", self.config.address(), &error)])
-    }
-
-    async fn prepare(&mut self) -> Result<()> {
-        let Target { rest, .. } = Target::new(&self.config).await?;
-        let table = match rest.table().await? {
-            Some(table) => Some(table),
-            None => {
-                rest.create().await?;
-                rest.table().await?
-            }
-        };
-        let missing = || Error::new(Kind::Unavailable, format!("{} is not there yet", self.config.address()));
-        table::verify(&self.config, &table.ok_or_else(missing)?)?;
-        rest.create_function().await;
-        Ok(())
-    }
-
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
         self.live = None;
         let target = Target::new(&self.config).await?;
@@ -119,12 +103,6 @@ impl Sink for BigQuerySink {
         let (live, mark) = Live::recover(&self.config, target, &mut self.state, session).await?;
         self.live = Some(live);
         Ok(mark)
-    }
-
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
-        let (mark, intent) = self.state.progress::<progress::Intent>(session, NAME).await?;
-        // what was about to be committed is settled by the next start, and committed again if it is not there
-        Ok(intent.map(|intent| intent.mark).or(mark))
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
@@ -157,6 +135,44 @@ impl Sink for BigQuerySink {
 
     async fn close(&mut self) {
         self.live = None;
+    }
+}
+
+#[async_trait]
+impl SinkAdmin for BigQuerySink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
+    }
+
+    async fn check(&mut self) -> Vec<Finding> {
+        check(&self.config)
+            .await
+            .unwrap_or_else(|error| vec![Finding::failed("bigquery.service", self.config.address(), &error)])
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        let Target { rest, .. } = Target::new(&self.config).await?;
+        let table = match rest.table().await? {
+            Some(table) => Some(table),
+            None => {
+                rest.create().await?;
+                rest.table().await?
+            }
+        };
+        let missing = || Error::new(Kind::Unavailable, format!("{} is not there yet", self.config.address()));
+        table::verify(&self.config, &table.ok_or_else(missing)?)?;
+        rest.create_function().await;
+        Ok(())
+    }
+
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        let (mark, intent) = self.state.progress::<progress::Intent>(session, NAME).await?;
+        // what was about to be committed is settled by the next start, and committed again if it is not there
+        Ok(intent.map(|intent| intent.mark).or(mark))
     }
 }
 

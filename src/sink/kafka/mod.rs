@@ -30,11 +30,13 @@ use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Pace, Sink, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
 use crate::state::State;
 
 /// The name in configuration and metrics.
 pub const NAME: &str = "kafka";
+const GUARANTEE: Guarantee =
+    Guarantee::ExactlyOnce("for readers with isolation.level=read_committed; per content in commit order");
 
 /// Writes to Kafka.
 pub struct KafkaSink {
@@ -73,22 +75,16 @@ impl Sink for KafkaSink {
         NAME
     }
 
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
+    }
+
     fn pace(&self) -> Pace {
         Pace {
             linger: Duration::from_millis(self.config.commit_interval_ms),
             write_bytes_max: self.config.write_bytes_max,
             tick_every: None,
         }
-    }
-
-    async fn check(&mut self) -> Vec<Finding> {
-        let transactional_id = self.config.transactional_id_for(&self.slot);
-        let findings = topics::check(&self.config, self.row_bytes_max, &transactional_id).await;
-        findings.unwrap_or_else(|error| vec![Finding::failed("kafka.brokers", "kafka brokers", &error)])
-    }
-
-    async fn prepare(&mut self) -> Result<()> {
-        topics::prepare(&self.config, self.row_bytes_max).await
     }
 
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
@@ -110,10 +106,6 @@ impl Sink for KafkaSink {
         Ok(stored)
     }
 
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
-        progress::peek(&self.config, &session.epoch.slot).await
-    }
-
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // taken out, and put back when all went well: a write that is dropped halfway ends the producer too
         let Some(mut open) = self.open.take() else {
@@ -132,6 +124,11 @@ impl Sink for KafkaSink {
         Ok(Written::Durable(mark))
     }
 
+    async fn flush(&mut self) -> Result<Option<Mark>> {
+        // every write is durable when it returns
+        Ok(None)
+    }
+
     fn trouble(&self) -> Option<String> {
         self.watch.as_ref()?.trouble()
     }
@@ -139,5 +136,30 @@ impl Sink for KafkaSink {
     async fn close(&mut self) {
         self.open = None;
         self.watch = None;
+    }
+}
+
+#[async_trait]
+impl SinkAdmin for KafkaSink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
+    }
+
+    async fn check(&mut self) -> Vec<Finding> {
+        let transactional_id = self.config.transactional_id_for(&self.slot);
+        let findings = topics::check(&self.config, self.row_bytes_max, &transactional_id).await;
+        findings.unwrap_or_else(|error| vec![Finding::failed("kafka.brokers", "kafka brokers", &error)])
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        topics::prepare(&self.config, self.row_bytes_max).await
+    }
+
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        progress::peek(&self.config, &session.epoch.slot).await
     }
 }

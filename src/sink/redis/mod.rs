@@ -47,10 +47,12 @@ pub use rebuild::Rebuild;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Pace, Sink, Verdict, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Verdict, Written};
 
 /// The name in configuration, metrics and state.
 pub const NAME: &str = "redis";
+const GUARANTEE: Guarantee =
+    Guarantee::ExactlyOnce("in effect: each event counts once in every counter and board");
 
 /// Gives the time, microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -85,12 +87,62 @@ impl Sink for RedisSink {
         NAME
     }
 
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
+    }
+
     fn pace(&self) -> Pace {
         Pace {
             linger: Duration::ZERO,
             write_bytes_max: 4 << 20,
             tick_every: Some(Duration::from_millis(self.config.refresh_ms.max(10))),
         }
+    }
+
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        self.live = None;
+        let connection = Connection::open(&self.config).await?;
+        let (live, mark) = Live::recover(connection, session, (self.clock)()).await?;
+        self.live = Some(live);
+        Ok(mark)
+    }
+
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+        // Taken out, and put back only after success: any error leaves nothing to go on with.
+        let Some(mut live) = self.live.take() else {
+            return Err(Error::new(Kind::Unavailable, "redis is to be recovered first"));
+        };
+        let mark = live.write(batches, (self.clock)()).await?;
+        self.live = Some(live);
+        Ok(Written::Durable(mark))
+    }
+
+    async fn tick(&mut self) -> Result<Option<Mark>> {
+        if let Some(mut live) = self.live.take() {
+            live.tick((self.clock)()).await?;
+            self.live = Some(live);
+        }
+        Ok(None)
+    }
+
+    async fn flush(&mut self) -> Result<Option<Mark>> {
+        // every write is durable when it returns
+        Ok(None)
+    }
+
+    async fn close(&mut self) {
+        self.live = None;
+    }
+}
+
+#[async_trait]
+impl SinkAdmin for RedisSink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        GUARANTEE
     }
 
     async fn check(&mut self) -> Vec<Finding> {
@@ -113,39 +165,9 @@ impl Sink for RedisSink {
         Ok(())
     }
 
-    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
-        self.live = None;
-        let connection = Connection::open(&self.config).await?;
-        let (live, mark) = Live::recover(connection, session, (self.clock)()).await?;
-        self.live = Some(live);
-        Ok(mark)
-    }
-
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
         let mut connection = Connection::open(&self.config).await?;
         live::peek(&mut connection, &session.epoch.slot).await
-    }
-
-    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
-        // Taken out, and put back only after success: any error leaves nothing to go on with.
-        let Some(mut live) = self.live.take() else {
-            return Err(Error::new(Kind::Unavailable, "redis is to be recovered first"));
-        };
-        let mark = live.write(batches, (self.clock)()).await?;
-        self.live = Some(live);
-        Ok(Written::Durable(mark))
-    }
-
-    async fn tick(&mut self) -> Result<Option<Mark>> {
-        if let Some(mut live) = self.live.take() {
-            live.tick((self.clock)()).await?;
-            self.live = Some(live);
-        }
-        Ok(None)
-    }
-
-    async fn close(&mut self) {
-        self.live = None;
     }
 }
 

@@ -7,8 +7,10 @@ import { sinkState } from "./pipeline.js";
 function line(name) {
   const state = badge();
   const cells = Array.from({ length: 7 }, () => make("td", { class: "number" }));
-  const row = make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, state), ...cells);
+  const guarantee = make("div", { class: "muted guarantee" });
+  const row = make("tr", {}, make("th", { scope: "row" }, name, guarantee), make("td", {}, state), ...cells);
   row.show = ({ sink, figures }) => {
+    say(guarantee, sink.guarantee);
     state.show(sinkState(sink, figures));
     const numbers = [
       rate(figures?.rows_per_second),

@@ -265,7 +265,7 @@ impl Writer {
             .map_err(sql::error)?;
         require_tables(&client, &postgres.schema).await?;
         let insert_events = client
-            .prepare(include_str!("../../../sql/insert_generated_events.sql"))
+            .prepare(include_str!("../../sql/insert_generated_events.sql"))
             .await
             .map_err(sql::error)?;
         Ok(Writer { client, insert_events, committed: Arc::clone(committed) })
@@ -348,7 +348,7 @@ async fn insert_content(client: &Client, contents: &[NewContent]) -> Result<()> 
         &column(contents, |content| content.publish_ts),
     ];
     client
-        .execute(include_str!("../../../sql/insert_generated_content.sql"), &columns)
+        .execute(include_str!("../../sql/insert_generated_content.sql"), &columns)
         .await
         .map_err(sql::error)?;
     Ok(())
