@@ -32,7 +32,7 @@ instructions-baseline:
 # a seed is printed; WALCAST_SEED draws the same deaths again
 chaos: KILLS ?= 200
 chaos: services
-	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test chaos --test odd -- --nocapture --test-threads 1
+	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test chaos -- --nocapture --test-threads 1
 
 # variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, SOAK_MINUTES, SINKS, DEBEZIUM; see scripts/bench
 bench: services

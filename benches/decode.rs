@@ -3,16 +3,13 @@
 //! `cargo bench --bench decode`; elements per second are inserts per second on one core.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-#[path = "../tests/pgoutput/encode.rs"]
-#[allow(dead_code)]
-mod encode;
-#[path = "../tests/pgoutput/engagement.rs"]
-mod engagement;
+#[path = "../tests/stages/mod.rs"]
+mod stages;
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use engagement::Decoder;
+use stages::engagement::{self, Decoder};
 use walcast::pgoutput::Message;
 
 /// More bytes than the caches near a core hold.

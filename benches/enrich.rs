@@ -4,17 +4,14 @@
 //! `cargo bench --bench enrich`; elements per second are events per second on one core.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-#[path = "../tests/pgoutput/encode.rs"]
-#[allow(dead_code)]
-mod encode;
-#[path = "../tests/pgoutput/engagement.rs"]
-#[allow(dead_code)]
-mod engagement;
+#[path = "../tests/stages/mod.rs"]
+mod stages;
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use stages::engagement;
 use walcast::config::PipelineConfig;
 use walcast::lsn::Lsn;
 use walcast::model::content::Content;

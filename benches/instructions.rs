@@ -1,16 +1,10 @@
 //! The way of an event, once, for callgrind: see `scripts/instructions.py`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-#[path = "../tests/pgoutput/encode.rs"]
-#[allow(dead_code)]
-mod encode;
-#[path = "../tests/pgoutput/engagement.rs"]
-#[allow(dead_code)]
-mod engagement;
 #[path = "../tests/stages/mod.rs"]
 mod stages;
 
-use stages::Stages;
+use stages::{Stages, engagement};
 use walcast::config::PipelineConfig;
 use walcast::telemetry::metrics;
 

@@ -2,10 +2,6 @@
 //! `cargo bench --bench redis [backlog|steady|day]`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, dead_code)]
 
-#[path = "../tests/redis/server.rs"]
-mod server;
-#[path = "../tests/redis/story.rs"]
-mod story;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -22,8 +18,8 @@ use walcast::model::content::Content;
 use walcast::sink::Sink;
 use walcast::sink::redis::RedisSink;
 
-use server::{Server, connect, run};
-use story::{SECOND, START, Time, session};
+use support::redis_server::{Server, connect, run};
+use support::story::{SECOND, START, Time, session};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {

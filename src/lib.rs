@@ -55,7 +55,7 @@
 //!
 //! # Imports
 //!
-//! Modules use only what stands above them in this file; `tests/architecture.rs` keeps it so.
+//! Modules use only what stands above them in this file; `tests/unit/architecture.rs` keeps it so.
 #![forbid(unsafe_code)]
 
 pub mod error;

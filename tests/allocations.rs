@@ -2,16 +2,11 @@
 //! process's; what librdkafka allocates in C is not in it.
 #![allow(clippy::unwrap_used)]
 
-#[path = "pgoutput/encode.rs"]
-#[allow(dead_code)]
-mod encode;
-#[path = "pgoutput/engagement.rs"]
-mod engagement;
 mod stages;
 
 use allocation_counter::measure;
-use engagement::Decoder;
 use stages::Stages;
+use stages::engagement::{self, Decoder};
 
 /// Events of a batch: one for each content there is.
 const EVENTS: usize = 1000;

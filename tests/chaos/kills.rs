@@ -7,8 +7,8 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use crate::plan::{Death, deaths, failpoints, seeded};
+use crate::support::world::World;
 use crate::support::{fresh_database, postgres, run};
-use crate::world::World;
 use crate::{RATE_PER_MINUTE, is_long, kills};
 use walcast::source::sql;
 

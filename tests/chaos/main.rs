@@ -3,17 +3,12 @@
 //! `make chaos KILLS=200` is the long form. `WALCAST_SEED` makes the same plan again.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "../support/services.rs"]
-mod services;
 #[path = "../support/mod.rs"]
 mod support;
-#[path = "../support/wire.rs"]
-mod wire;
-#[path = "../support/world.rs"]
-mod world;
 
 mod kills;
 mod named;
+mod odd;
 mod outages;
 mod plan;
 

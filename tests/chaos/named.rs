@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::kills::{PATIENCE, world};
+use crate::support::wire::{Weather, Wire};
 use crate::support::{env, run, wait_until};
-use crate::wire::{Weather, Wire};
 use crate::{RATE_PER_MINUTE, is_long};
 use walcast::source::sql;
 

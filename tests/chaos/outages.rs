@@ -7,10 +7,10 @@ use rand::seq::SliceRandom;
 use tokio::process::Child;
 
 use crate::plan::seeded;
-use crate::services::Servers;
 use crate::support::fresh_database;
-use crate::wire::{Weather, Wire};
-use crate::world::{Running, World};
+use crate::support::services::Servers;
+use crate::support::wire::{Weather, Wire};
+use crate::support::world::{Running, World};
 use crate::{RATE_PER_MINUTE, is_long};
 use walcast::source::PostgresConfig;
 

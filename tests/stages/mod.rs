@@ -1,6 +1,10 @@
 //! The way of an event in memory, stage by stage, driven as the service drives it: what lies between the socket
 //! and the sockets of the sinks. Each stage is a function of its own, never inlined, so that a profile has it
 //! under its name. The input is fixed.
+#![allow(dead_code, clippy::unwrap_used)]
+
+pub mod encode;
+pub mod engagement;
 
 use std::hint::black_box;
 use std::slice;
@@ -22,8 +26,6 @@ use walcast::sink::redis::memory::{Memory, Wanted};
 use walcast::sink::redis::window::Sums;
 use walcast::transform::Transform;
 use walcast::transform::content_cache::ContentCache;
-
-use crate::engagement;
 
 /// Microseconds since 1970: soon after the last of the events.
 const NOW: i64 = 946_684_800_000_000 + 802_000_000_000_000 + 60_000_000;

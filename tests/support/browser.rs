@@ -1,7 +1,5 @@
 //! A headless Chromium, driven by WebDriver: plain JSON over HTTP.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::support::{fresh_name, wait_until};
+use super::{fresh_name, wait_until};
 
 /// Starting a browser on a busy machine takes its time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);

@@ -1,6 +1,15 @@
-//! What the integration tests share: the servers' addresses, a database of one's own, waiting for a
+//! What the tests on real servers share: the servers' addresses, a database of one's own, waiting for a
 //! condition.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod bigquery_server;
+pub mod browser;
+pub mod pair;
+pub mod redis_server;
+pub mod services;
+pub mod story;
+pub mod wire;
+pub mod world;
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration;

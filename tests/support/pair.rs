@@ -1,13 +1,11 @@
 //! Two PostgreSQL servers, of which one follows the other.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use tokio_postgres::Client;
 use walcast::source::{PostgresConfig, sql};
 
-use crate::services;
-use crate::support::{run, wait_until};
-use crate::world::World;
+use super::services;
+use super::world::World;
+use super::{run, wait_until};
 
 /// A primary and its standby, which keeps slots too.
 pub struct Pair {

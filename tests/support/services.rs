@@ -1,7 +1,5 @@
 //! Servers besides the main ones, through `scripts/services`.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
-
 use std::process::Command;
 
 use walcast::source::PostgresConfig;

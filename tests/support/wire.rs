@@ -1,7 +1,5 @@
 //! A wire before a server that a test can cut, reset, silence or slow down.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,12 +1,9 @@
 //! A walcast with a database, slot, topics, Redis database and dataset of its own, run as users run it: the
 //! binary, its environment, its signals and exit codes; and readers of the targets that are not walcast.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -21,7 +18,8 @@ use tokio::task::JoinHandle;
 use walcast::lsn::Lsn;
 use walcast::source::{PostgresConfig, sql};
 
-use crate::support::{drop_database, env, fresh_database, fresh_name, postgres, wait_until};
+use super::redis_server;
+use super::{drop_database, env, fresh_database, fresh_name, postgres, wait_until};
 
 /// A pipeline's surroundings.
 #[derive(Clone)]
@@ -39,6 +37,7 @@ pub struct World {
 struct Cleanup {
     postgres: PostgresConfig,
     dataset: String,
+    _redis: redis_server::Database,
 }
 
 impl Drop for Cleanup {
@@ -67,12 +66,13 @@ impl World {
     /// Names for all targets; nothing is made yet.
     pub async fn new(postgres: PostgresConfig) -> World {
         let dataset = fresh_name("d");
+        let redis = redis_server::fresh_database().await;
         World {
             topic_prefix: fresh_name("t"),
-            redis_db: own_redis_database().await,
+            redis_db: redis.db.into(),
             dataset: dataset.clone(),
             more: vec![("WEB_LISTEN".into(), "127.0.0.1:0".into())],
-            _cleanup: Arc::new(Cleanup { postgres: postgres.clone(), dataset }),
+            _cleanup: Arc::new(Cleanup { postgres: postgres.clone(), dataset, _redis: redis }),
             postgres,
         }
     }
@@ -535,24 +535,4 @@ async fn redis_connection(db: i64) -> redis::aio::MultiplexedConnection {
     let (host, port) = (env("REDIS_HOST", "127.0.0.1"), env("REDIS_PORT", "26379"));
     let url = format!("redis://:{}@{host}:{port}/{db}", env("REDIS_PASSWORD", "walcast"));
     redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
-}
-
-/// A Redis database that no other test of any process has now, emptied. Numbers are claimed by a key that
-/// expires, in database 0.
-async fn own_redis_database() -> i64 {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let mut claims = redis_connection(0).await;
-    let first = std::process::id() as usize * 17;
-    for _ in 0..255 {
-        let db = 1 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 255;
-        let claim =
-            redis::cmd("SET").arg(format!("claimed:{db}")).arg(1).arg("NX").arg("EX").arg(600).to_owned();
-        let claimed: Option<String> = claim.query_async(&mut claims).await.unwrap();
-        if claimed.is_some() {
-            let mut redis = redis_connection(db as i64).await;
-            let _: () = redis::cmd("FLUSHDB").query_async(&mut redis).await.unwrap();
-            return db as i64;
-        }
-    }
-    panic!("all Redis databases are claimed; they are free again within ten minutes");
 }

@@ -1,0 +1,158 @@
+//! What is wrong is refused: with the documented exit code, an error that says what to do, nothing lost, and
+//! nothing made by accident.
+
+use crate::support::services;
+use crate::support::world::World;
+use crate::support::{self, fresh_database, run, wait_until};
+use walcast::source::sql;
+
+#[tokio::test]
+async fn an_unknown_key_is_named_with_its_neighbour() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    let file = world.file("[kafka]\nbroker = \"127.0.0.1:1\"\n");
+    let ended = world.walcast(["--config", &file, "config", "show"]).await;
+    ended.expect(78, &["broker", "did you mean brokers in [kafka]?"]);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_at_once() {
+    let world = World::initialised().await;
+    let ended = world.with("POSTGRES_PASSWORD", "canary-of-a-secret").walcast(["run"]).await;
+    ended.expect(2, &["password"]);
+    assert!(!ended.output.contains("canary-of-a-secret"), "{}", ended.output);
+}
+
+#[tokio::test]
+async fn wal_level_replica_is_refused_before_anything_is_made() {
+    let server = services::postgres("18:replica", &["wal_level=replica"]);
+    let world = World::new(fresh_database(server).await).await;
+    world
+        .walcast(["init"])
+        .await
+        .expect(2, &["wal_level: is replica", "ALTER SYSTEM SET wal_level = logical"]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let made = "SELECT count(*) FROM pg_namespace WHERE nspname = 'walcast'";
+    assert_eq!(client.query_one(made, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn without_its_publication_nothing_starts() {
+    for version in ["15", "18"] {
+        let world = World::new(fresh_database(services::postgres(version, &[])).await).await;
+        world.walcast(["init"]).await.expect(0, &[]);
+        let client = sql::connect(&world.postgres).await.unwrap();
+        run(&client, &format!("DROP PUBLICATION {}", world.postgres.publication)).await;
+        world.insert_events(1).await;
+        let before = world.confirmed_lsn().await;
+        world.walcast(["run"]).await.expect(4, &["publication", "dropped"]);
+        assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
+
+        run(
+            &client,
+            &format!(
+                "CREATE PUBLICATION {} FOR TABLE content, engagement_events",
+                world.postgres.publication
+            ),
+        )
+        .await;
+        world.walcast(["run"]).await.expect(4, &["put back", "walcast init"]);
+        assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
+    }
+}
+
+#[tokio::test]
+async fn a_state_schema_of_an_older_walcast_is_refused_until_init_has_run() {
+    let world = World::new(fresh_database(support::postgres()).await).await.with("PIPELINE_SINKS", "redis");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let older = "ALTER TABLE walcast.epoch DROP COLUMN published_entries; DELETE FROM walcast.migration WHERE number = 4";
+    run(&client, older).await;
+    world.walcast(["run"]).await.expect(2, &["older walcast", "walcast init"]);
+    world.walcast(["init"]).await.expect(0, &[]);
+    world.start().await.stop().await;
+}
+
+/// On a server of its own: no slot at all can be made there meanwhile.
+#[tokio::test]
+async fn a_slot_that_waits_for_a_transaction_says_for_which() {
+    let server = services::postgres("18:writing", &[]);
+    let world = World::new(fresh_database(server).await).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "BEGIN; CREATE TABLE written (i INT)").await;
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let mut init = world.spawn_command("init");
+    let said = format!("pid {pid} for ");
+    wait_until("it says for which", async || init.log.lock().await.contains(&said)).await;
+    run(&client, "COMMIT").await;
+    assert_eq!(init.ended().await, Some(0));
+    services::command(&["postgres", "18:writing", "wipe"]);
+}
+
+#[tokio::test]
+async fn a_slot_older_than_its_publication_is_refused() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(
+        &client,
+        &format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", world.postgres.slot),
+    )
+    .await;
+    world.walcast(["init"]).await.expect(4, &["walcast did not make it", "pg_drop_replication_slot"]);
+}
+
+#[tokio::test]
+async fn a_slot_of_another_database_is_refused() {
+    let other = World::initialised().await;
+    let mut postgres = fresh_database(support::postgres()).await;
+    postgres.slot = other.postgres.slot.clone();
+    let world = World::new(postgres).await;
+    world.walcast(["init"]).await.expect(2, &["belongs to the database", &other.postgres.db]);
+}
+
+#[tokio::test]
+async fn a_table_without_a_column_that_we_need_is_refused() {
+    let world = World::initialised().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "ALTER TABLE engagement_events DROP COLUMN duration_ms").await;
+    world.walcast(["run"]).await.expect(2, &["engagement_events", "duration_ms"]);
+    world.walcast(["check"]).await.expect(2, &["FAIL", "duration_ms"]);
+}
+
+#[tokio::test]
+async fn a_topic_with_eight_partitions_is_refused_and_no_slot_is_made() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    world.create_topic("events", 8).await;
+    world.walcast(["init"]).await.expect(2, &["8 partitions", "16"]);
+    assert!(!world.has_slot().await, "a slot would keep WAL for nobody");
+}
+
+#[tokio::test]
+async fn redis_with_a_wrong_password_is_refused() {
+    let world = World::initialised().await;
+    world.with("REDIS_PASSWORD", "wrong").walcast(["run"]).await.expect(2, &["redis", "password"]);
+    world.with("REDIS_PASSWORD", "").walcast(["run"]).await.expect(2, &["redis", "password"]);
+}
+
+#[tokio::test]
+async fn a_bigquery_table_of_another_schema_is_refused_and_left_alone() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    world.bigquery(&format!("CREATE SCHEMA {}", world.dataset)).await;
+    world.bigquery(&format!("CREATE TABLE {}.engagement_events (event_id STRING)", world.dataset)).await;
+    world.walcast(["init"]).await.expect(2, &["engagement_events", "event_id"]);
+    assert!(!world.has_slot().await, "a slot would keep WAL for nobody");
+}
+
+#[tokio::test]
+async fn a_slot_moved_by_hand_is_a_gap_and_said_so() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(10).await;
+    running.stop().await;
+    world.insert_events(1).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let moved =
+        format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", world.postgres.slot);
+    run(&client, &moved).await;
+    world.walcast(["run"]).await.expect(4, &["holds everything up to", "the slot begins at"]);
+}

@@ -1,0 +1,87 @@
+//! Rows, columns and requests that the service does not take.
+
+use walcast::error::Kind;
+
+use super::world::{FAILURES, World, each, pairs, stream, with_database};
+use crate::support::bigquery_server::fault::{Call, Fault};
+
+#[tokio::test]
+async fn a_row_that_bigquery_alone_refuses_is_a_dead_letter_and_the_others_go_in() {
+    with_database(async |postgres| {
+        each(pairs(&[0, 1, 2, 5], &FAILURES), async |(requests, fault)| {
+            let world = World::new(postgres, 8).await;
+            world.server.store().refuses = [0, 7, 8, 21, 39].into();
+            (0..requests).for_each(|_| world.server.next(Call::AppendRows, Fault::None));
+            world.server.next(Call::AppendRows, fault);
+            match world.live().await {
+                Ok(()) => assert_eq!(world.seen(), world.wanted()),
+                Err(error) => assert_eq!(error.kind(), Kind::Lost, "{error:?}"),
+            }
+            world.check_delivers().await;
+        })
+        .await;
+    })
+    .await;
+}
+
+/// A request is on its way while rows before it are refused, and its call breaks: it was made of other rows than
+/// what is sent at that offset afterwards.
+#[tokio::test]
+async fn a_request_from_before_a_refusal_puts_no_row_in_whenever_it_arrives() {
+    with_database(async |postgres| {
+        let world = World::new(postgres, 4).await;
+        world.server.store().refuses = [0].into();
+        for fault in [Fault::None, Fault::HoldBefore, Fault::CutAfter] {
+            world.server.next(Call::AppendRows, fault);
+        }
+        let lives = world.spawn().await;
+        world.is_held().await;
+        let server = world.server.clone();
+        let arrives = tokio::spawn(async move { server.release_at(Call::AppendRows, 3).await });
+        world.server.cut();
+        let lived = lives.await.unwrap();
+        arrives.abort();
+        world.check();
+        assert!(lived.is_err_and(|error| error.kind() == Kind::Lost), "nobody knows what the stream has");
+        world.check_delivers().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_column_that_the_service_has_not_heard_of_yet_is_waited_for() {
+    with_database(async |postgres| {
+        let world = World::new(postgres, 4).await;
+        (0..3).for_each(|_| world.server.next(Call::AppendRows, Fault::OldSchema));
+        world.live().await.unwrap();
+        assert_eq!(world.seen(), world.wanted());
+        world.check_delivers().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_column_that_is_gone_ends_the_run() {
+    with_database(async |postgres| {
+        let world = World::new(postgres, 4).await;
+        world.server.store().drop_column(&world.config.table_path(), "device");
+        let error = world.live().await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Setup, "{error:?}");
+        assert!(error.to_string().contains("device"), "{error:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_request_is_larger_than_the_service_takes() {
+    with_database(async |postgres| {
+        let payload = format!("\"{}\"", "x".repeat(1_300_000));
+        let world = World::with(postgres, stream(4, &payload), |config| {
+            config.append_bytes_max = 9 << 20;
+        });
+        let world = world.await;
+        world.live().await.unwrap();
+        assert_eq!(world.seen(), world.wanted());
+    })
+    .await;
+}

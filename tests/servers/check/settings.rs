@@ -1,0 +1,143 @@
+//! What a server and a role lack.
+
+use tokio_postgres::Client;
+use walcast::finding::Verdict;
+use walcast::ops::init;
+use walcast::source::{PostgresConfig, sql};
+
+use super::operator::{Line, check, failed, found, mends, paste, survey};
+use crate::support::services;
+use crate::support::world::World;
+use crate::support::{fresh_name, in_fresh_database, run, wait_until};
+
+#[tokio::test]
+async fn settings_are_told_and_mended() {
+    let server = services::postgres("18:check", &["max_prepared_transactions=5"]);
+    in_fresh_database(server, async |config| {
+        let client = sql::connect(config).await.unwrap();
+        let set = async |setting: &str| {
+            paste(&client, &format!("ALTER SYSTEM SET {setting}; SELECT pg_reload_conf()")).await
+        };
+        let shows = async |name: &str, value: &str| {
+            let show = format!("SHOW {name}");
+            wait_until("it is set", async || {
+                client.query_one(&show, &[]).await.unwrap().get::<_, String>(0) == value
+            })
+            .await;
+        };
+        for (name, setting, shown, verdict, words) in [
+            ("max_slot_wal_keep_size", "-1", "-1", Verdict::Warn, "is unset"),
+            ("max_slot_wal_keep_size", "0", "0", Verdict::Fail, "is 0"),
+            ("max_slot_wal_keep_size", "'64MB'", "64MB", Verdict::Warn, "is 64 MB"),
+            ("idle_replication_slot_timeout", "'10min'", "10min", Verdict::Warn, "600 s"),
+            ("wal_sender_timeout", "'2s'", "2s", Verdict::Warn, "2 s"),
+            ("logical_decoding_work_mem", "'64kB'", "64kB", Verdict::Warn, "64 kB"),
+        ] {
+            set(&format!("{name} = {setting}")).await;
+            shows(name, shown).await;
+            mends(&client, config, &format!("postgres.{name}"), verdict, words).await;
+        }
+        prepared_and_open_transactions(config, &client).await;
+    })
+    .await;
+}
+
+async fn prepared_and_open_transactions(config: &PostgresConfig, client: &Client) {
+    run(client, "CREATE TABLE t (i int)").await;
+    assert_eq!(found(config, "postgres.transactions").await.verdict, Verdict::Ok);
+    let writer = sql::connect(config).await.unwrap();
+    run(&writer, "BEGIN; INSERT INTO t VALUES (1)").await;
+    let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let line = found(config, "postgres.transactions").await;
+    assert_eq!(line.subject, format!("transaction of pid {pid}"));
+    mends(client, config, "postgres.transactions", Verdict::Warn, "walcast, idle in transaction").await;
+    assert!(writer.simple_query("SELECT 1").await.is_err(), "it was ended");
+
+    let gid = fresh_name("it's");
+    run(
+        client,
+        &format!("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION '{}'", gid.replace('\'', "''")),
+    )
+    .await;
+    let line = found(config, "postgres.prepared_transactions").await;
+    assert!(line.message.contains("COMMIT PREPARED"), "{line:?}");
+    paste(client, &line.fix.unwrap()).await;
+    assert_eq!(found(config, "postgres.transactions").await.verdict, Verdict::Ok);
+}
+
+#[tokio::test]
+async fn a_server_without_a_free_slot_or_sender_says_so() {
+    let server = services::postgres("18:full", &["max_replication_slots=1", "max_wal_senders=1"]);
+    in_fresh_database(server, async |config| {
+        let client = sql::connect(config).await.unwrap();
+        let other = fresh_name("other");
+        run(&client, &format!("SELECT pg_create_logical_replication_slot('{other}', 'pgoutput')")).await;
+        let line = found(config, "postgres.replication_slots").await;
+        assert_eq!(line.verdict, Verdict::Fail);
+        assert!(line.message.contains(&other), "{line:?}");
+        assert_eq!(line.fix.as_deref(), Some("ALTER SYSTEM SET max_replication_slots = 6;"));
+        run(&client, &format!("SELECT pg_drop_replication_slot('{other}')")).await;
+        run(&client, &format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", config.slot))
+            .await;
+        let line = found(config, "postgres.replication_slots").await;
+        assert_eq!(line.verdict, Verdict::Warn, "ours is there: {line:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_version_answers_all_of_it() {
+    for version in ["14", "15", "16", "17"] {
+        in_fresh_database(services::postgres(version, &[]), async |config| {
+            let mut client = sql::connect(config).await.unwrap();
+            init::migrate(&mut client, config).await.unwrap();
+            run(
+                &client,
+                &format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", config.slot),
+            )
+            .await;
+            for finding in survey(config).await {
+                assert_ne!(finding.verdict, Verdict::Fail, "{version}: {finding:?}");
+            }
+        })
+        .await;
+    }
+}
+
+// --- standbys
+
+#[tokio::test]
+async fn a_role_is_told_what_it_lacks_and_gets_it() {
+    let world = World::initialised().await;
+    let owner = sql::connect(&world.postgres).await.unwrap();
+    let role = fresh_name("role");
+    run(&owner, &format!("CREATE ROLE {role} LOGIN PASSWORD 'x'")).await;
+    let emit = "pg_logical_emit_message(boolean, text, text, boolean)";
+    run(&owner, &format!("REVOKE EXECUTE ON FUNCTION {emit} FROM PUBLIC")).await;
+    let as_role = world.with("POSTGRES_USER", &role).with("POSTGRES_PASSWORD", "x");
+    let mut told = Vec::new();
+    for _ in 0..8 {
+        let (_, lines) = check(&as_role).await;
+        let wrong = |line: &&Line| {
+            line.verdict != "ok"
+                && [
+                    "postgres.role",
+                    "postgres.rights",
+                    "postgres.statistics",
+                    "postgres.state",
+                    "postgres.heartbeat",
+                ]
+                .contains(&line.id.as_str())
+        };
+        let Some(line) = lines.iter().find(wrong) else { break };
+        told.push(line.id.clone());
+        paste(&owner, line.fix.as_ref().unwrap()).await;
+    }
+    assert_eq!(
+        told,
+        ["postgres.role", "postgres.state", "postgres.heartbeat", "postgres.statistics", "postgres.rights"]
+    );
+    let (code, lines) = check(&as_role).await;
+    assert_eq!((code, failed(&lines)), (Some(0), vec![]), "{lines:#?}");
+    run(&owner, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}

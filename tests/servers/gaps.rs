@@ -1,0 +1,368 @@
+//! Where what the sinks hold and what the slot can still deliver do not meet, walcast stops with exit code 4: it
+//! says so within ten seconds, with both positions and what mends it, and no event is skipped in silence.
+
+use crate::support::services;
+use std::time::{Duration, Instant};
+
+use crate::support::pair::Pair;
+use crate::support::world::{Running, World};
+use crate::support::{self, fresh_database, run, wait_until};
+use tokio_postgres::Client;
+use walcast::source::{PostgresConfig, sql};
+
+/// How soon a fault that can be noticed must have ended the process.
+const SOON: Duration = Duration::from_secs(10);
+
+/// The process ends soon with exit code 4, and says these words.
+async fn ends_in_a_resync(mut running: Running, words: &[&str]) {
+    let begun = Instant::now();
+    let code = running.ended().await;
+    let took = begun.elapsed();
+    wait_until("all is said", async || running.log.lock().await.contains("what to do: ")).await;
+    let log = running.log.lock().await;
+    assert_eq!(code, Some(4), "{log}");
+    for word in words {
+        assert!(log.contains(word), "no {word:?} in: {log}");
+    }
+    assert!(took <= SOON, "it took {took:?}");
+}
+
+/// A start ends soon with exit code 4, and says these words.
+async fn start_ends_in_a_resync(world: &World, words: &[&str]) {
+    ends_in_a_resync(world.spawn(), words).await;
+}
+
+/// Ends whoever reads the slot, and runs a statement before it can be back.
+async fn cut_off_and(client: &Client, world: &World, statement: &str) {
+    let slot = &world.postgres.slot;
+    let cut = format!(
+        "DO $$ BEGIN
+           PERFORM pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active;
+           {statement};
+         END $$"
+    );
+    // a walcast that was faster than the statement is cut off again
+    wait_until("the slot is free for it", async || client.batch_execute(&cut).await.is_ok()).await;
+}
+
+/// A world on a database of its own with only these sinks, after `walcast init`.
+async fn world_of(server: PostgresConfig, sinks: &str) -> World {
+    let world = World::new(fresh_database(server).await).await.with("PIPELINE_SINKS", sinks);
+    world.walcast(["init"]).await.expect(0, &[]);
+    world
+}
+
+/// Waits until Kafka has so many events.
+async fn kafka_has(world: &World, events: usize) {
+    wait_until("Kafka has all", async || world.kafka_events().await.len() >= events).await;
+}
+
+/// Waits until Redis has counted so many events.
+async fn redis_has(world: &World, events: i64) {
+    wait_until("Redis has all", async || world.redis_plays().await >= events).await;
+}
+
+/// Starts walcast, and lets it bring ten events to Redis.
+async fn streaming_to_redis(world: &World) -> Running {
+    let running = world.start().await;
+    let before = world.redis_plays().await;
+    world.insert_events(10).await;
+    redis_has(world, before + 10).await;
+    running
+}
+
+/// Starts walcast, and lets it bring ten events to Kafka.
+async fn streaming_to_kafka(world: &World) -> Running {
+    let running = world.start().await;
+    let before = world.kafka_events().await.len();
+    world.insert_events(10).await;
+    kafka_has(world, before + 10).await;
+    running
+}
+
+#[tokio::test]
+async fn a_slot_dropped_while_down_is_a_gap() {
+    let world = world_of(support::postgres(), "redis").await;
+    streaming_to_redis(&world).await.stop().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, &format!("SELECT pg_drop_replication_slot('{}')", world.postgres.slot)).await;
+    start_ends_in_a_resync(
+        &world,
+        &["is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+    )
+    .await;
+    assert!(!world.has_slot().await, "a slot is never made again in silence");
+}
+
+#[tokio::test]
+async fn a_slot_dropped_while_running_is_a_gap() {
+    let world = world_of(support::postgres(), "redis").await;
+    let running = streaming_to_redis(&world).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let drop = format!("PERFORM pg_drop_replication_slot('{}')", world.postgres.slot);
+    cut_off_and(&client, &world, &drop).await;
+    ends_in_a_resync(
+        running,
+        &["is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+    )
+    .await;
+    assert!(!world.has_slot().await, "a slot is never made again in silence");
+}
+
+/// As dump and restore leave it: the state of one cluster in a database of another.
+#[tokio::test]
+async fn state_of_another_cluster_is_refused() {
+    let origin = world_of(support::postgres(), "redis").await;
+    streaming_to_redis(&origin).await.stop().await;
+    let there = sql::connect(&origin.postgres).await.unwrap();
+    let row: String = {
+        let epoch = "SELECT to_jsonb(entry)::text FROM walcast.epoch AS entry";
+        there.query_one(epoch, &[]).await.unwrap().get(0)
+    };
+    for with_slot in [false, true] {
+        let world = world_of(services::postgres("17", &[]), "redis").await;
+        let here = sql::connect(&world.postgres).await.unwrap();
+        run(&here, "DELETE FROM walcast.epoch").await;
+        let restore = "INSERT INTO walcast.epoch SELECT (jsonb_populate_record(NULL::walcast.epoch,
+                         jsonb_set($1::text::jsonb, '{slot}', to_jsonb($2::text)))).*";
+        here.execute(restore, &[&row, &world.postgres.slot]).await.unwrap();
+        if !with_slot {
+            run(&here, &format!("SELECT pg_drop_replication_slot('{}')", world.postgres.slot)).await;
+        }
+        let systems: Vec<String> = {
+            let id = "SELECT system_identifier::text FROM pg_control_system()";
+            let ask = async |client: &Client| client.query_one(id, &[]).await.unwrap().get(0);
+            vec![ask(&there).await, ask(&here).await]
+        };
+        let words = [systems[0].as_str(), &systems[1], "restored from another cluster", "walcast init"];
+        start_ends_in_a_resync(&world, &words).await;
+    }
+}
+
+/// Goes on to the next segment of the WAL, 16 MB each.
+async fn next_segment(client: &Client) {
+    run(client, "SELECT pg_logical_emit_message(true, 'other', repeat('x', 1000)), pg_switch_wal()").await;
+}
+
+/// Writes WAL until the server forgets what slots before it still need.
+async fn outrun(client: &Client) {
+    for _ in 0..6 {
+        next_segment(client).await;
+    }
+    run(client, "CHECKPOINT").await;
+}
+
+#[tokio::test]
+async fn a_slot_that_lost_its_wal_is_a_gap() {
+    let settings = ["max_slot_wal_keep_size=32MB", "max_wal_size=64MB", "min_wal_size=32MB"];
+    let server = services::postgres("18:outrun", &settings);
+    let words = ["wal_removed", "raise max_slot_wal_keep_size", "pg_drop_replication_slot", "walcast init"];
+
+    let world = world_of(server.clone(), "redis").await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    streaming_to_redis(&world).await.stop().await;
+    outrun(&client).await;
+    start_ends_in_a_resync(&world, &words).await;
+
+    let world = world_of(server, "redis").await;
+    let running = streaming_to_redis(&world).await;
+    // an open transaction holds the slot back, however much of it is confirmed
+    let holding = sql::connect(&world.postgres).await.unwrap();
+    run(&holding, "BEGIN; CREATE TABLE held_back (i INT)").await;
+    outrun(&client).await;
+    ends_in_a_resync(running, &words).await;
+    services::command(&["postgres", "18:outrun", "down"]);
+}
+
+/// As the snapshot of a disk leaves it: the same cluster and timeline, some time ago.
+#[tokio::test]
+async fn a_server_restored_from_an_older_state_is_told() {
+    let server = services::postgres("18:restored", &[]);
+    let copy = |to, from| {
+        services::command(&["postgres", "18:restored", "down"]);
+        services::command(&["postgres", to, "copy", from]);
+        services::postgres("18:restored", &[]);
+    };
+    let kafka = world_of(server.clone(), "kafka").await;
+    let redis = world_of(server, "redis").await;
+    streaming_to_kafka(&kafka).await.stop().await;
+    streaming_to_redis(&redis).await.stop().await;
+    copy("18:backup", "18:restored");
+    // further than a server's own doings, its autovacuum's above all, could take it
+    next_segment(&sql::connect(&kafka.postgres).await.unwrap()).await;
+    streaming_to_kafka(&kafka).await.stop().await;
+    for _ in 0..2 {
+        streaming_to_redis(&redis).await.stop().await;
+    }
+    copy("18:restored", "18:backup");
+    start_ends_in_a_resync(&kafka, &["kafka holds everything up to", "WAL ends at", "older state"]).await;
+    // its fence remembers an instance that PostgreSQL has forgotten
+    start_ends_in_a_resync(&redis, &["older state", "token 3"]).await;
+    // Once other rows lie where the lost ones were, and beyond, the stream shows it.
+    kafka.insert_events(10).await;
+    let client = sql::connect(&kafka.postgres).await.unwrap();
+    next_segment(&client).await;
+    next_segment(&client).await;
+    kafka.insert_events(10).await;
+    let events = kafka.kafka_events().await.len();
+    for _ in 0..2 {
+        start_ends_in_a_resync(&kafka, &["kafka holds a last row at", "WAL has none there", "older state"])
+            .await;
+    }
+    assert_eq!(kafka.kafka_events().await.len(), events, "nothing follows what was lost");
+    drop((kafka, redis));
+    services::command(&["postgres", "18:restored", "wipe"]);
+    services::command(&["postgres", "18:backup", "wipe"]);
+}
+
+#[tokio::test]
+async fn after_a_failover_to_a_level_standby_walcast_goes_on() {
+    let pair = Pair::new("level").await;
+    let world = world_of(pair.primary.clone(), "kafka,redis,bigquery").await;
+    let running = world.start().await;
+    world.insert_events(10).await;
+    pair.synced(&world).await;
+    world.wait_until_all_hold(10).await;
+    running.stop().await;
+    pair.level(&world).await;
+    pair.kill_primary();
+    let world = pair.after(&world);
+    let waiting = world.spawn();
+    wait_until("walcast waits for the promotion", async || {
+        waiting.log.lock().await.contains("goes on when it is promoted")
+    })
+    .await;
+    pair.promote().await;
+    waiting.wait_until_streaming().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(20).await;
+    waiting.stop().await;
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(30).await;
+    running.stop().await;
+    drop(world);
+    pair.wipe();
+}
+
+#[tokio::test]
+async fn a_standby_promoted_while_behind_a_sink_is_a_gap() {
+    let pair = Pair::new("behind").await;
+    let kafka = world_of(pair.primary.clone(), "kafka").await;
+    let bigquery = world_of(pair.primary.clone(), "bigquery").await;
+    let running = [streaming_to_kafka(&kafka).await, bigquery.start().await];
+    bigquery.insert_events(10).await;
+    pair.synced(&kafka).await;
+    pair.synced(&bigquery).await;
+    // stopped: one that only pauses replays before its promotion what it has received
+    services::command(&["postgres", &pair.labels[1], "down"]);
+    kafka.insert_events(10).await;
+    bigquery.insert_events(10).await;
+    kafka_has(&kafka, 20).await;
+    wait_until("BigQuery has all", async || bigquery.bigquery_ids().await.len() == 20).await;
+    for running in running {
+        running.kill().await;
+    }
+    pair.kill_primary();
+    services::postgres(&pair.labels[1], &[]);
+    pair.promote().await;
+    for again in [false, true] {
+        let words = ["kafka holds", "of timeline 1", "on timeline 2, left at", "lost in the failover"];
+        start_ends_in_a_resync(&pair.after(&kafka), &words).await;
+        let words = ["bigquery holds events up to", "on timeline 2, left at", "DELETE FROM"];
+        start_ends_in_a_resync(&pair.after(&bigquery), &words).await;
+        assert!(again || pair.after(&kafka).has_slot().await);
+    }
+    drop((kafka, bigquery));
+    pair.wipe();
+}
+
+#[tokio::test]
+async fn a_publication_dropped_while_streaming_is_a_gap() {
+    for version in ["16", "18"] {
+        for with_rows in [true, false] {
+            let world = world_of(services::postgres(version, &[]), "redis").await;
+            let running = streaming_to_redis(&world).await;
+            let client = sql::connect(&world.postgres).await.unwrap();
+            run(&client, &format!("DROP PUBLICATION {}", world.postgres.publication)).await;
+            let before = world.wal_end().await;
+            if with_rows {
+                world.insert_events(1).await;
+            }
+            ends_in_a_resync(running, &["publication", &world.postgres.publication]).await;
+            assert!(!with_rows || world.confirmed_lsn().await <= before, "a row was skipped on {version}");
+            start_ends_in_a_resync(&world, &["dropped", "DELETE FROM walcast.epoch", "walcast init"]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_table_taken_out_of_the_publication_while_streaming_is_a_gap() {
+    let world = world_of(support::postgres(), "redis").await;
+    let running = streaming_to_redis(&world).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let publication = &world.postgres.publication;
+    run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE engagement_events")).await;
+    ends_in_a_resync(running, &["engagement_events", "may be missing", "ADD TABLE"]).await;
+}
+
+/// Between two looks, or while walcast is down: the rows of that while are in no stream.
+#[tokio::test]
+async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
+    let world = world_of(support::postgres(), "redis").await;
+    let running = streaming_to_redis(&world).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let publication = &world.postgres.publication;
+    let moment = async {
+        run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE engagement_events")).await;
+        world.insert_events(1).await;
+        run(&client, &format!("ALTER PUBLICATION {publication} ADD TABLE engagement_events")).await;
+    };
+    moment.await;
+    // a look may fall into that very moment
+    ends_in_a_resync(running, &["publication", publication]).await;
+    start_ends_in_a_resync(&world, &["put back", "DELETE FROM walcast.epoch", "walcast init"]).await;
+
+    let world = world_of(support::postgres(), "redis").await;
+    streaming_to_redis(&world).await.stop().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let publication = &world.postgres.publication;
+    run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE content")).await;
+    run(&client, &format!("ALTER PUBLICATION {publication} ADD TABLE content")).await;
+    start_ends_in_a_resync(&world, &["put back", "DELETE FROM walcast.epoch", "walcast init"]).await;
+}
+
+#[tokio::test]
+async fn a_redis_emptied_while_running_or_down_is_a_gap() {
+    let world = world_of(support::postgres(), "redis").await;
+    let running = streaming_to_redis(&world).await;
+    let empty = async || {
+        let mut redis = world.redis().await;
+        redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.unwrap();
+    };
+    let words = ["redis held a mark once and holds none now", "confirmed LSN"];
+    empty().await;
+    ends_in_a_resync(running, &words).await;
+    empty().await;
+    start_ends_in_a_resync(&world, &words).await;
+    assert_eq!(world.redis_plays().await, 0, "nothing is counted from the middle on");
+}
+
+#[tokio::test]
+async fn a_progress_topic_deleted_while_down_is_a_gap() {
+    let world = world_of(support::postgres(), "kafka").await;
+    streaming_to_kafka(&world).await.stop().await;
+    world.delete_topic("progress").await;
+    start_ends_in_a_resync(&world, &["kafka held a mark once and holds none now"]).await;
+}
+
+#[tokio::test]
+async fn a_progress_topic_deleted_while_running_is_a_gap() {
+    let world = world_of(support::postgres(), "kafka").await;
+    let running = streaming_to_kafka(&world).await;
+    world.delete_topic("progress").await;
+    world.insert_events(10).await;
+    ends_in_a_resync(running, &["kafka held a mark once and holds none now", "progress"]).await;
+    assert_eq!(world.kafka_events().await.len(), 10, "no event without its mark");
+    start_ends_in_a_resync(&world, &["kafka held a mark once and holds none now"]).await;
+}

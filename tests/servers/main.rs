@@ -1,0 +1,24 @@
+//! What is true on real servers: `scripts/services run cargo test --test servers`.
+//!
+//! A test has a database, slot, topics, Redis database and dataset of its own, so that all of them can run at the
+//! same time. Most of their time they wait, so more of them than there are cores are quicker (see the Makefile).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod bigquery;
+mod bigquery_faults;
+mod canary;
+mod check;
+mod dashboard;
+mod end_to_end;
+mod gaps;
+mod generate;
+mod kafka;
+mod redis;
+mod source;
+mod telemetry;
+mod two_instances;
+mod verify;

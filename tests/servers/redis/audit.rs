@@ -1,0 +1,65 @@
+//! What `walcast verify` reads of Redis, while the sink goes on writing there.
+
+use futures_util::future::join_all;
+use redis::Script;
+use walcast::batch::Row;
+use walcast::lsn::Mark;
+use walcast::sink::redis::audit::{self, Expected, Found, Reading, Verdict};
+
+use super::told;
+use crate::support::redis_server::{connect, fresh_database, run};
+use crate::support::story::{Story, Time, session};
+
+/// Packs the bucket KEYS[1], which has one content (ARGV[1]) with a second of engagement, or unpacks it.
+const TURN: &str = r"
+if redis.call('DEL', KEYS[1]) == 1 then
+  redis.call('SET', KEYS[1] .. ':packed', ARGV[1] .. '\232\7')
+else
+  redis.call('DEL', KEYS[1] .. ':packed')
+  redis.call('HSET', KEYS[1], ARGV[1], '1000')
+end";
+
+fn not_as_expected(story: &Story, reading: &Reading) -> Vec<Found> {
+    let mut expected = Expected::new(reading.at);
+    for batch in story.beyond(Mark::default(), 100) {
+        for row in batch.rows() {
+            let Row::Event(event) = row else { continue };
+            expected.add(event, event.event_type.map(|span| batch.text(span)));
+        }
+    }
+    let mut differing = Vec::new();
+    audit::differences(expected, &[], reading, |_| false, &mut |found| {
+        if found.verdict != Verdict::Same && !found.key.starts_with("top_engagement:") {
+            differing.push(found);
+        }
+    });
+    differing
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_packed_while_it_is_looked_for_is_found() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
+    drop(told(&config, &story).await);
+    let mut connection = connect(&config).await;
+    let buckets: Vec<String> = run(&mut connection, &["KEYS", "walcast:10min:*"]).await;
+    // looking through the keys takes some rounds; and nobody refreshes the boards
+    let others = "for i = 1, 20000 do redis.call('SET', 'other:' .. i, '') end
+        for _, board in ipairs(redis.call('KEYS', 'top_engagement:*')) do redis.call('DEL', board) end";
+    let () = Script::new(others).invoke_async(&mut connection).await.unwrap();
+
+    let turning = tokio::spawn(async move {
+        let (turn, id) = (Script::new(TURN), uuid::Uuid::from_u128(1));
+        loop {
+            let mut turn = turn.key(&buckets[0]);
+            let () = turn.arg(id.as_bytes().as_slice()).invoke_async(&mut connection).await.unwrap();
+        }
+    });
+    let epoch = session(1).epoch;
+    let readings = join_all((0..32).map(|_| audit::read(&config, &epoch))).await;
+    turning.abort();
+    for reading in readings {
+        assert_eq!(not_as_expected(&story, &reading.unwrap()), []);
+    }
+}

@@ -1,0 +1,270 @@
+//! Whatever is killed, cut or replaced: every row counts once.
+
+use rand::RngExt;
+use std::time::{Duration, Instant};
+
+use walcast::error::{Class, Kind};
+use walcast::sink::redis::RedisSink;
+use walcast::sink::{Sink, SinkAdmin};
+
+use super::assert_shown;
+use super::proxy::Proxy;
+use super::{recovered, refused, told, write};
+use crate::support::redis_server::{Server, connect, fresh_database, public, run};
+use crate::support::story::{MINUTE, SECOND, Story, Time, seeded, session};
+
+#[tokio::test]
+async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
+    let mut rng = seeded();
+    for _ in 0..12 {
+        let config = fresh_database().await;
+        let proxy = Proxy::before(&config).await;
+        let mut story = Story::new(&Time::real());
+        let mut token = 1;
+        let (mut sink, mut mark) = recovered(&proxy.config, &story.time, token).await;
+        for _ in 0..rng.random_range(5..25) {
+            // now and then so many that buckets are worth packing
+            let many = rng.random_bool(0.15);
+            let contents = if many { 400 } else { rng.random_range(1..40) };
+            let commits = if many { 30 } else { rng.random_range(0..8) };
+            story.improvise(&mut rng, contents, commits);
+            match rng.random_range(0..8) {
+                0 => story.time.pass(rng.random_range(0..20 * SECOND)),
+                1 => story.time.pass(rng.random_range(0..4 * MINUTE)),
+                2 => proxy.cut_requests_after(rng.random_range(0..20_000)),
+                3 => proxy.cut_answers_after(rng.random_range(0..300)),
+                4 => {
+                    token += 1;
+                    (sink, mark) = recovered(&proxy.config, &story.time, token).await;
+                }
+                _ => {}
+            }
+            let batches = story.beyond(mark, rng.random_range(1..200));
+            let written = sink.write(&batches).await;
+            let mut failed = written.and(sink.tick().await).err();
+            mark = if failed.is_none() { story.end() } else { mark };
+            while let Some(error) = failed {
+                assert_eq!(error.class(), Class::Transient, "{error:?}");
+                if rng.random_bool(0.7) {
+                    proxy.mend();
+                }
+                let stored = sink.recover(&session(token)).await;
+                mark = stored
+                    .as_ref()
+                    .ok()
+                    .and_then(|stored| stored.as_ref())
+                    .map_or(mark, |stored| stored.mark);
+                failed = stored.err();
+            }
+            proxy.mend();
+        }
+        let (mut sink, mark) = recovered(&config, &story.time, token + 1).await;
+        write(&mut sink, &story.beyond(mark, 100)).await;
+        sink.tick().await.unwrap();
+        assert_shown(&config, &story, "").await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_counts_nothing_twice() {
+    let config = fresh_database().await;
+    let proxy = Proxy::before(&config).await;
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
+    let (mut sink, mark) = recovered(&proxy.config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(mark, 100)).await;
+    let mark = story.end();
+    story.event(Some(1), Some("play"), 0, Some(500)).commit();
+    proxy.cut_answers_after(0);
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "does not answer");
+    assert_eq!(proxy.cuts(), 1);
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "recovered first");
+    proxy.mend();
+    let stored = sink.recover(&session(1)).await.unwrap().unwrap();
+    assert_eq!(stored.mark, story.end(), "the write had arrived");
+    assert!(story.beyond(stored.mark, 100).is_empty());
+    sink.tick().await.unwrap();
+    assert_shown(&config, &story, "").await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_connection_still_sends_changes_nothing() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
+    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    recovered(&config, &story.time, 1).await;
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "replaced");
+    assert!(public(&config).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_older_instance_changes_nothing_not_even_a_board() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    story.content(1, "One", Some("podcast"), Some(10)).event(Some(1), Some("play"), 0, Some(1_000)).commit();
+    let mut zombie = told(&config, &story).await;
+    let mut other_zombie = RedisSink::with_clock(config.clone(), story.time.clock());
+    let (mut sink, mark) = recovered(&config, &story.time, 2).await;
+    story.event(Some(1), Some("play"), 0, Some(500)).commit();
+    write(&mut sink, &story.beyond(mark, 100)).await;
+    sink.tick().await.unwrap();
+    let mut connection = connect(&config).await;
+    run::<i64>(&mut connection, &["DEL", "top_engagement:1h"]).await;
+    let before = public(&config).await;
+
+    story.time.pass(2 * SECOND);
+    refused(zombie.tick().await, Kind::Fenced, "token 2");
+    refused(other_zombie.recover(&session(1)).await, Kind::Fenced, "token 2");
+    let (mut third, mark) = (RedisSink::with_clock(config.clone(), story.time.clock()), mark);
+    refused(third.recover(&session(0)).await, Kind::Fenced, "leave it alone");
+    refused(third.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "recovered");
+    assert_eq!(public(&config).await, before);
+}
+
+#[tokio::test]
+async fn an_older_instance_in_the_middle_of_its_work_is_shut_out() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    let (mut zombie, mark) = recovered(&config, &story.time, 1).await;
+    let (_sink, _) = recovered(&config, &story.time, 2).await;
+    story.event(Some(1), Some("play"), 0, Some(500)).commit();
+    refused(zombie.write(&story.beyond(mark, 100)).await, Kind::Fenced, "another instance runs");
+    assert!(public(&config).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_restart_finds_the_windows_as_they_were() {
+    let config = fresh_database().await;
+    let mut rng = seeded();
+    let mut story = Story::new(&Time::real());
+    let (mut sink, mut mark) = recovered(&config, &story.time, 1).await;
+    for round in 0..6 {
+        // enough contents that buckets are worth packing
+        for n in 0..600 {
+            let age = rng.random_range(0..MINUTE);
+            story.event(Some(n), Some("play"), age, Some(rng.random_range(1..100_000)));
+        }
+        story.commit();
+        write(&mut sink, &story.beyond(mark, 100)).await;
+        mark = story.end();
+        story.time.pass(6 * SECOND);
+        for _ in 0..40 {
+            sink.tick().await.unwrap();
+        }
+        assert_shown(&config, &story, &format!("round {round}")).await;
+        let (next, found) = recovered(&config, &story.time, round + 2).await;
+        assert_eq!(found, mark);
+        sink = next;
+        sink.tick().await.unwrap();
+        assert_shown(&config, &story, &format!("after restart {round}")).await;
+    }
+    let packed: Vec<String> = run(&mut connect(&config).await, &["KEYS", "walcast:10min:*:packed"]).await;
+    assert!(packed.len() > 3, "nothing was packed: {packed:?}");
+    for minute in (3..=12).step_by(3) {
+        story.time.pass(3 * MINUTE);
+        sink.tick().await.unwrap();
+        assert_shown(&config, &story, &format!("{minute} minutes after the last event")).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_told_durable_survives_a_crash_of_redis() {
+    let mut server = Server::start(&["appendonly yes", "appendfsync always"]).await;
+    let mut story = Story::new(&Time::real());
+    let mut rng = seeded();
+    let (mut sink, mut mark) = recovered(&server.config, &story.time, 1).await;
+    for _ in 0..5 {
+        story.improvise(&mut rng, 20, 10);
+        write(&mut sink, &story.beyond(mark, 100)).await;
+        mark = story.end();
+        server.crash().await;
+        assert_eq!(sink.tick().await.unwrap_err().class(), Class::Transient);
+        let stored = sink.recover(&session(1)).await.unwrap().unwrap();
+        assert_eq!(stored.mark, mark);
+        sink.tick().await.unwrap();
+        assert_shown(&server.config, &story, "").await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_or_silent_is_told_in_bounded_time() {
+    let mut server = Server::start(&[]).await;
+    let mut story = Story::new(&Time::real());
+    let (mut sink, mark) = recovered(&server.config, &story.time, 1).await;
+    story.event(Some(1), Some("play"), 0, Some(500)).commit();
+    server.kill();
+    let begun = Instant::now();
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "redis 127.0.0.1");
+    refused(sink.recover(&session(1)).await, Kind::Unavailable, "see that the server runs");
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+
+    // a listener that never answers
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = server.config.clone();
+    config.port = silent.local_addr().unwrap().port();
+    let begun = Instant::now();
+    refused(RedisSink::new(config).prepare().await, Kind::Unavailable, "does not answer");
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_server_that_was_emptied_has_no_mark() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(500)).commit();
+    let mut sink = told(&config, &story).await;
+    run::<()>(&mut connect(&config).await, &["FLUSHDB"]).await;
+    let mark = story.end();
+    story.event(Some(1), Some("play"), 0, Some(500)).commit();
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "deleted");
+    assert_eq!(sink.recover(&session(1)).await.unwrap(), None);
+    assert!(public(&config).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_stops_the_flush_before_it_wrote_anything() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    story.content(1, "One", Some("podcast"), Some(10)).event(Some(1), Some("play"), 0, Some(500));
+    story.event(Some(2), Some("play"), 0, Some(500)).commit();
+    told(&config, &story).await;
+    let before: Vec<String> = run(&mut connect(&config).await, &["KEYS", "*"]).await;
+    let keys = before.iter().filter(|key| !key.starts_with("top_engagement"));
+    assert_eq!(keys.clone().count(), 2 + 1 + 1 + 5);
+    for key in keys {
+        let config = fresh_database().await;
+        let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+        let mut connection = connect(&config).await;
+        run::<i64>(&mut connection, &["DEL", "walcast:mark:walcast"]).await;
+        let (mut sink, mark) = match key.starts_with("walcast:mark") {
+            true => (sink, mark),
+            false => {
+                sink.close().await;
+                recovered(&config, &story.time, 1).await
+            }
+        };
+        run::<i64>(&mut connection, &["RPUSH", key, "foreign"]).await;
+        refused(sink.write(&story.beyond(mark, 100)).await, Kind::Setup, key);
+        let mut left: Vec<String> = run(&mut connection, &["KEYS", "*"]).await;
+        left.retain(|other| other != key && other != "walcast:mark:walcast");
+        assert!(left.is_empty(), "{key}: {left:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_board_is_not_overwritten() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    story.content(1, "One", Some("podcast"), Some(10)).event(Some(1), Some("play"), 0, Some(500)).commit();
+    for key in ["top_engagement:10min", "top_engagement:all", "top_engagement:10min:podcast"] {
+        let mut connection = connect(&config).await;
+        run::<()>(&mut connection, &["FLUSHDB"]).await;
+        run::<()>(&mut connection, &["SET", key, "foreign"]).await;
+        let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+        write(&mut sink, &story.beyond(mark, 100)).await;
+        refused(sink.tick().await, Kind::Setup, key);
+        let boards: Vec<String> = run(&mut connection, &["KEYS", "top_engagement*"]).await;
+        assert_eq!(boards, [key]);
+    }
+}

@@ -1,0 +1,334 @@
+//! Servers that are not as they must be.
+
+use walcast::error::Kind;
+use walcast::secret::Secret;
+use walcast::sink::redis::{Durability, RedisConfig, RedisSink};
+use walcast::sink::{Finding, Sink, SinkAdmin, Verdict};
+
+use super::{recovered, refused, write};
+use crate::support::redis_server::{Server, connect, fresh_database, public, run};
+use crate::support::story::{Story, Time, session};
+use crate::support::{fresh_name, wait_until};
+
+fn secret(text: &str) -> Secret {
+    text.to_owned().into()
+}
+
+async fn findings(config: &RedisConfig) -> Vec<Finding> {
+    RedisSink::new(config.clone()).check().await
+}
+
+async fn worst(config: &RedisConfig) -> Finding {
+    let severity = |finding: &Finding| match finding.verdict {
+        Verdict::Ok => 0,
+        Verdict::Warn => 1,
+        Verdict::Fail => 2,
+    };
+    findings(config).await.into_iter().max_by_key(severity).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_as_it_must_be_is_fine() {
+    let config = fresh_database().await;
+    for finding in findings(&config).await {
+        assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
+    }
+    RedisSink::new(config.clone()).prepare().await.unwrap();
+    assert!(public(&config).await.is_empty());
+}
+
+#[tokio::test]
+async fn passwords_that_do_not_fit_are_told_with_the_fix() {
+    let config = fresh_database().await;
+    let open = Server::start(&["appendonly yes", "appendfsync always"]).await;
+    let cases = [
+        (RedisConfig { password: secret("wrong"), ..config.clone() }, "REDIS_PASSWORD"),
+        (RedisConfig { password: secret(""), ..config.clone() }, "REDIS_PASSWORD"),
+        (RedisConfig { username: "nobody".into(), ..config.clone() }, "redis.username"),
+        (RedisConfig { password: secret("needless"), ..open.config.clone() }, "leave it empty"),
+    ];
+    for (config, words) in cases {
+        let mut sink = RedisSink::new(config.clone());
+        refused(sink.prepare().await, Kind::Setup, words);
+        refused(sink.recover(&session(1)).await, Kind::Setup, words);
+        let finding = worst(&config).await;
+        assert_eq!(finding.verdict, Verdict::Fail);
+        assert!(finding.fix.unwrap().contains(words));
+    }
+    RedisSink::new(open.config.clone()).prepare().await.unwrap();
+    let finding = worst(&open.config).await;
+    assert_eq!(finding.verdict, Verdict::Warn, "{finding:?}");
+    assert!(finding.fix.unwrap().contains("requirepass"));
+}
+
+#[tokio::test]
+async fn a_server_that_may_lose_writes_is_refused_unless_that_is_wanted() {
+    for settings in [vec!["appendonly no"], vec!["appendonly yes", "appendfsync everysec"]] {
+        let server = Server::start(&settings).await;
+        refused(RedisSink::new(server.config.clone()).prepare().await, Kind::Setup, "appendfsync always");
+        let config = RedisConfig { durability: Durability::None, ..server.config.clone() };
+        RedisSink::new(config.clone()).prepare().await.unwrap();
+        assert_eq!(worst(&config).await.verdict, Verdict::Warn);
+    }
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_ask_for_settings_gets_a_warning() {
+    let server = Server::start(&[
+        "appendonly yes",
+        "appendfsync always",
+        "user walcast on >secret ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
+    ])
+    .await;
+    let config =
+        RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
+    let mut sink = RedisSink::new(config.clone());
+    sink.prepare().await.unwrap();
+    assert_eq!(worst(&config).await.verdict, Verdict::Warn);
+    let mut story = Story::new(&Time::real());
+    story.content(1, "One", Some("video"), Some(1)).event(Some(1), Some("play"), 0, Some(1)).commit();
+    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(mark, 100)).await;
+    sink.tick().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_write_is_told_what_is_needed() {
+    let server = Server::start(&["user walcast on >secret ~walcast:* +@all"]).await;
+    let config =
+        RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Setup, "ACL SETUSER");
+    let keys: Vec<String> = run(&mut connect(&server.config).await, &["KEYS", "*"]).await;
+    assert_eq!(keys, ["walcast:mark:walcast"]);
+}
+
+/// Every right is looked at, nothing is written, and what is said mends it.
+#[tokio::test]
+async fn rights_that_are_missing_are_told_before_a_write_needs_them() {
+    let server =
+        Server::start(&["appendonly yes", "appendfsync always", "user walcast on >secret +@all"]).await;
+    let config =
+        RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
+    let mut admin = connect(&server.config).await;
+    for (command, key) in [
+        ("HSET", "walcast:check"),
+        ("HSET", "content:check"),
+        ("HSET", "engagement:check"),
+        ("HSET", "stats:events:check"),
+        ("ZADD", "top_engagement:check"),
+    ] {
+        run::<()>(&mut admin, &[command, key, "1", "kept"]).await;
+    }
+    let rights = async || findings(&config).await.into_iter().find(|one| one.id == "redis.rights").unwrap();
+    for fault in
+        ["resetkeys ~walcast:*", "allkeys -@write", "allkeys -hset", "allkeys -evalsha", "allkeys -script"]
+    {
+        let words: Vec<&str> =
+            ["ACL", "SETUSER", "walcast", "+@all"].into_iter().chain(fault.split(' ')).collect();
+        run::<()>(&mut admin, &words).await;
+        let finding = rights().await;
+        assert_eq!(finding.verdict, Verdict::Fail, "{fault}: {finding:?}");
+        refused(RedisSink::new(config.clone()).prepare().await, Kind::Setup, "ACL SETUSER walcast");
+        run::<()>(&mut admin, &["ACL", "SETUSER", "walcast", "resetkeys"]).await;
+        let fix = finding.fix.unwrap();
+        run::<()>(&mut admin, &fix.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!(rights().await.verdict, Verdict::Ok, "{fault}");
+    }
+    let keys: Vec<String> = run(&mut admin, &["KEYS", "*"]).await;
+    assert_eq!(keys.len(), 5, "{keys:?}");
+    for key in keys.iter().filter(|key| !key.starts_with("top")) {
+        let fields: Vec<String> = run(&mut admin, &["HGETALL", key]).await;
+        let time_to_live: i64 = run(&mut admin, &["TTL", key]).await;
+        assert_eq!((fields, time_to_live), (vec!["1".to_owned(), "kept".to_owned()], -1), "{key}");
+    }
+}
+
+/// What a fix says, typed into redis-cli.
+#[tokio::test]
+async fn settings_are_mended_by_what_is_said() {
+    let server = Server::start(&["maxmemory-policy allkeys-lru", "maxmemory 1100000"]).await;
+    let mut admin = connect(&server.config).await;
+    for (id, verdict) in [
+        ("redis.durability", Verdict::Fail),
+        ("redis.eviction", Verdict::Warn),
+        ("redis.memory", Verdict::Warn),
+        ("redis.password", Verdict::Warn),
+    ] {
+        let finding = findings(&server.config).await.into_iter().find(|one| one.id == id).unwrap();
+        assert_eq!(finding.verdict, verdict, "{finding:?}");
+        if id == "redis.password" {
+            break;
+        }
+        for line in finding.fix.unwrap().lines() {
+            run::<()>(&mut admin, &line.split(' ').collect::<Vec<_>>()).await;
+        }
+        let mended = findings(&server.config).await.into_iter().find(|one| one.id == id).unwrap();
+        assert_eq!(mended.verdict, Verdict::Ok, "{mended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_the_whole_flush_and_takes_it_later() {
+    let server = Server::start(&["maxmemory-policy noeviction"]).await;
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    let (mut sink, mark) = recovered(&server.config, &story.time, 1).await;
+    let mut connection = connect(&server.config).await;
+    run::<()>(&mut connection, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "maxmemory");
+    assert!(public(&server.config).await.is_empty());
+    run::<()>(&mut connection, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(sink.recover(&session(1)).await.unwrap(), None);
+    write(&mut sink, &story.beyond(mark, 100)).await;
+}
+
+#[tokio::test]
+async fn eviction_is_warned_about() {
+    let server = Server::start(&[
+        "maxmemory-policy allkeys-lru",
+        "requirepass x",
+        "appendonly yes",
+        "appendfsync always",
+    ])
+    .await;
+    let config = RedisConfig { password: secret("x"), ..server.config.clone() };
+    let finding = worst(&config).await;
+    assert_eq!(finding.verdict, Verdict::Warn);
+    assert!(finding.fix.unwrap().contains("noeviction"));
+    RedisSink::new(config).prepare().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_a_replica_and_a_sentinel_are_refused() {
+    let cluster = Server::start(&["cluster-enabled yes"]).await;
+    refused(RedisSink::new(cluster.config.clone()).prepare().await, Kind::Setup, "Redis Cluster");
+    refused(RedisSink::new(cluster.config.clone()).recover(&session(1)).await, Kind::Setup, "Redis Cluster");
+    let replica = Server::start(&[&format!("replicaof 127.0.0.1 {}", cluster.config.port)]).await;
+    refused(RedisSink::new(replica.config.clone()).prepare().await, Kind::Setup, "replica");
+    refused(RedisSink::new(replica.config.clone()).recover(&session(1)).await, Kind::Unavailable, "replica");
+    let sentinel = Server::start(&["sentinel monitor mymaster 127.0.0.1 1 1"]).await;
+    refused(RedisSink::new(sentinel.config.clone()).prepare().await, Kind::Setup, "sentinel");
+}
+
+#[tokio::test]
+async fn sentinels_tell_the_master_and_the_next_one_after_a_failover() {
+    let mut master = Server::start(&["repl-diskless-sync-delay 0"]).await;
+    let port = master.config.port;
+    let replica = Server::start(&[&format!("replicaof 127.0.0.1 {port}")]).await;
+    let sentinel = Server::start(&[
+        &format!("sentinel monitor mymaster 127.0.0.1 {port} 1"),
+        "sentinel down-after-milliseconds mymaster 500",
+        "sentinel failover-timeout mymaster 3000",
+    ])
+    .await;
+    let mut probe = connect(&master.config).await;
+    wait_until("the replica follows", async || {
+        run::<String>(&mut probe.clone(), &["INFO", "replication"]).await.contains("state=online")
+    })
+    .await;
+    let sentinel_config = sentinel.config.clone();
+    wait_until("the sentinel knows the replica", async || {
+        let mut connection = connect(&sentinel_config).await;
+        run::<String>(&mut connection, &["INFO", "sentinel"]).await.contains("slaves=1")
+    })
+    .await;
+    let config = RedisConfig {
+        sentinel_master: "mymaster".into(),
+        sentinel_addrs: vec![format!("127.0.0.1:{}", sentinel.config.port)],
+        durability: Durability::None,
+        ..Default::default()
+    };
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    RedisSink::new(config.clone()).prepare().await.unwrap();
+    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(mark, 100)).await;
+    run::<()>(&mut probe, &["SET", "walcast:test", "written after the flush"]).await;
+    let acknowledged: i64 = run(&mut probe, &["WAIT", "1", "5000"]).await;
+    assert_eq!(acknowledged, 1);
+    master.kill();
+    let mark = story.end();
+    story.event(Some(1), Some("play"), 0, Some(2)).commit();
+    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "redis master mymaster");
+    let sink = tokio::sync::Mutex::new(sink);
+    wait_until("the sentinel has promoted the replica", async || {
+        matches!(sink.lock().await.recover(&session(1)).await, Ok(Some(stored)) if stored.mark == mark)
+    })
+    .await;
+    write(&mut *sink.lock().await, &story.beyond(mark, 100)).await;
+    let day = public(&replica.config).await.into_keys().find(|key| key.starts_with("engagement:")).unwrap();
+    let ms: u64 = run(&mut connect(&replica.config).await, &["HGET", &day, "engagement_ms"]).await;
+    assert_eq!(ms, 3);
+}
+
+#[tokio::test]
+async fn sentinels_that_cannot_be_asked_are_told_as_what_they_are() {
+    let named = |master: &str, addrs: &[&str]| RedisConfig {
+        sentinel_master: master.into(),
+        sentinel_addrs: addrs.iter().map(|addr| (*addr).to_owned()).collect(),
+        ..Default::default()
+    };
+    for config in [named("mymaster", &[]), named("", &["127.0.0.1:1"])] {
+        refused(RedisSink::new(config).prepare().await, Kind::Config, "need each other");
+    }
+    let without_port = named("mymaster", &["localhost"]);
+    refused(RedisSink::new(without_port).prepare().await, Kind::Config, "host:port");
+    let absent = named("mymaster", &["127.0.0.1:1"]);
+    refused(RedisSink::new(absent).prepare().await, Kind::Unavailable, "redis master mymaster");
+}
+
+fn openssl(dir: &std::path::Path, arguments: &str) {
+    let mut command = std::process::Command::new("openssl");
+    let output = command.args(arguments.split(' ')).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_a_server_that_a_trusted_authority_vouches_for() {
+    let dir = std::env::temp_dir().join(fresh_name("certificates"));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("names"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE").unwrap();
+    for authority in ["ca", "other"] {
+        openssl(
+            &dir,
+            &format!(
+                "req -x509 -newkey rsa:2048 -nodes -keyout {authority}.key -out {authority}.crt -days 2 -subj /CN={authority}"
+            ),
+        );
+    }
+    openssl(&dir, "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server");
+    openssl(
+        &dir,
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names",
+    );
+    let path = |name: &str| dir.join(name).display().to_string();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Server::start(&[
+        "appendonly yes",
+        "appendfsync always",
+        "tls-auth-clients no",
+        &format!("tls-port {port}"),
+        &format!("tls-cert-file {}", path("server.crt")),
+        &format!("tls-key-file {}", path("server.key")),
+        &format!("tls-ca-cert-file {}", path("ca.crt")),
+    ])
+    .await;
+    let host = "localhost".to_owned();
+    let config = RedisConfig { host, port, tls: true, tls_ca_file: path("ca.crt"), ..server.config.clone() };
+    RedisSink::new(config.clone()).prepare().await.unwrap();
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(mark, 100)).await;
+
+    let other = RedisConfig { tls_ca_file: path("other.crt"), ..config.clone() };
+    refused(RedisSink::new(other).prepare().await, Kind::Setup, "redis.tls_ca_file");
+    let another_name = RedisConfig { host: "127.0.0.1".into(), ..config.clone() };
+    refused(RedisSink::new(another_name).prepare().await, Kind::Setup, "certificate");
+    let missing = RedisConfig { tls_ca_file: path("missing.crt"), ..config };
+    refused(RedisSink::new(missing).prepare().await, Kind::Config, "missing.crt");
+    std::fs::remove_dir_all(dir).unwrap();
+}

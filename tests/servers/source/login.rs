@@ -1,0 +1,397 @@
+//! Who is let in, and whom we trust: TLS, certificates, passwords.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use walcast::error::{Error, Kind};
+use walcast::source::connection::Connection;
+use walcast::source::{PostgresConfig, SslMode, sql};
+
+use super::expect;
+use crate::support::services;
+use crate::support::{DEADLINE, env, fresh_name, postgres, run, wait_until};
+
+/// Logs in both ways, for replication and for ordinary SQL; whether the channel was bound.
+async fn log_in(config: &PostgresConfig) -> Result<bool, Error> {
+    let replication = Connection::connect(config).await;
+    let session = sql::connect(config).await;
+    assert_eq!(
+        replication.as_ref().err().map(|error| (error.kind(), error.advice().to_owned())),
+        session.as_ref().err().map(|error| (error.kind(), error.advice().to_owned())),
+        "{:?} {:?}",
+        replication.as_ref().err(),
+        session.as_ref().err()
+    );
+    let replication = replication?;
+    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let encrypted: bool = session?.query_one(encrypted, &[]).await.unwrap().get(0);
+    assert_eq!(encrypted, config.sslmode != SslMode::Disable);
+    let bound = replication.is_channel_bound();
+    replication.close().await?;
+    Ok(bound)
+}
+
+fn with(config: &PostgresConfig, sslmode: SslMode, sslrootcert: Option<&Path>) -> PostgresConfig {
+    let sslrootcert = sslrootcert.map(|file| file.display().to_string());
+    PostgresConfig { sslmode, sslrootcert, ..config.clone() }
+}
+
+#[tokio::test]
+async fn the_login_is_bound_to_the_certificate_wherever_there_is_one() {
+    assert!(log_in(&with(&postgres(), SslMode::Prefer, None)).await.unwrap());
+    assert!(log_in(&with(&postgres(), SslMode::Require, None)).await.unwrap());
+    assert!(!log_in(&with(&postgres(), SslMode::Disable, None)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_wrong_password_or_database_is_told() {
+    let wrong = PostgresConfig { password: "wrong".to_owned().into(), ..postgres() };
+    for sslmode in [SslMode::Disable, SslMode::Prefer] {
+        expect(log_in(&with(&wrong, sslmode, None)).await, Kind::Setup, &["28P01", "POSTGRES_PASSWORD"]);
+    }
+    let none = PostgresConfig { password: String::new().into(), ..postgres() };
+    expect(log_in(&none).await, Kind::Setup, &["none is set", "POSTGRES_PASSWORD_FILE"]);
+    let elsewhere = PostgresConfig { db: "no_such_database".into(), ..postgres() };
+    expect(log_in(&elsewhere).await, Kind::Setup, &["3D000", "CREATE DATABASE"]);
+}
+
+#[tokio::test]
+async fn a_server_without_tls_will_do_only_where_nothing_is_asked() {
+    let config = services::postgres("17:plain", &["ssl=off"]);
+    Connection::connect(&with(&config, SslMode::Prefer, None)).await.unwrap();
+    sql::connect(&with(&config, SslMode::Prefer, None)).await.unwrap();
+    for sslmode in [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
+        expect(log_in(&with(&config, sslmode, None)).await, Kind::Setup, &["has no TLS", "ssl = on"]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_unavailable() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = PostgresConfig { port, ..postgres() };
+    tokio::time::pause(); // the deadline is over as soon as there is nothing left to do but wait
+    expect(log_in(&config).await, Kind::Unavailable, &["did not let us in within 10s"]);
+    tokio::time::resume();
+    drop(listener);
+    expect(log_in(&config).await, Kind::Unavailable, &["cannot reach PostgreSQL at 127.0.0.1"]);
+}
+
+/// Every step changes the certificate of one server, so they are one test.
+#[tokio::test]
+async fn each_sslmode_asks_for_its_proof() {
+    let config = services::postgres("18:tls", &[]);
+    let folder = Certificates::new();
+    let admin = sql::connect(&config).await.unwrap();
+    let system = |sslmode| with(&config, sslmode, None);
+
+    // self-signed, for this host, trusted by name or not at all
+    let own = folder.make("own", &["-newkey", "rsa:2048"], "IP:127.0.0.1");
+    folder.install(&admin, &config, &own).await;
+    for sslmode in [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
+        assert!(log_in(&with(&config, sslmode, Some(&own))).await.unwrap());
+    }
+    for sslmode in [SslMode::VerifyCa, SslMode::VerifyFull] {
+        expect(log_in(&system(sslmode)).await, Kind::Setup, &["`postgres.sslrootcert`"]);
+    }
+
+    // signed by an authority, for another host
+    let authority = folder.make("authority", &["-newkey", "rsa:2048"], "DNS:authority");
+    let stranger = folder.sign("stranger", "DNS:db.example.org", &authority);
+    folder.install(&admin, &config, &stranger).await;
+    assert!(log_in(&with(&config, SslMode::VerifyCa, Some(&authority))).await.unwrap());
+    let refused = log_in(&with(&config, SslMode::VerifyFull, Some(&authority))).await;
+    expect(refused, Kind::Setup, &["127.0.0.1", "subjectAltName", "verify-ca"]);
+    // with a root certificate at hand `require` is `verify-ca`, as in libpq
+    let refused = log_in(&with(&config, SslMode::Require, Some(&own))).await;
+    expect(refused, Kind::Setup, &["`postgres.sslrootcert`"]);
+
+    // signed by that authority, for this host
+    let server = folder.sign("server", "IP:127.0.0.1", &authority);
+    folder.install(&admin, &config, &server).await;
+    assert!(log_in(&with(&config, SslMode::VerifyFull, Some(&authority))).await.unwrap());
+    let by_name =
+        PostgresConfig { host: "localhost".into(), ..with(&config, SslMode::VerifyFull, Some(&authority)) };
+    expect(log_in(&by_name).await, Kind::Setup, &["localhost"]);
+    expect(
+        log_in(&with(&config, SslMode::VerifyCa, Some(&own))).await,
+        Kind::Setup,
+        &["`postgres.sslrootcert`"],
+    );
+
+    // each signature algorithm has its hash; one that has none does without
+    for (name, options, bound) in [
+        ("rsa384", &["-newkey", "rsa:2048", "-sha384"][..], true),
+        ("rsa512", &["-newkey", "rsa:2048", "-sha512"], true),
+        ("ecdsa256", &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-sha256"], true),
+        ("ecdsa384", &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-sha384"], true),
+        ("ecdsa512", &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-sha512"], true),
+        ("ed25519", &["-newkey", "ed25519"], false),
+        ("pss", &["-newkey", "rsa:2048", "-sigopt", "rsa_padding_mode:pss"], false),
+    ] {
+        let certificate = folder.make(name, options, "IP:127.0.0.1");
+        folder.install(&admin, &config, &certificate).await;
+        let logged_in = log_in(&with(&config, SslMode::VerifyFull, Some(&certificate))).await;
+        assert_eq!(logged_in.unwrap(), bound, "{name}");
+    }
+
+    for (file, text) in [("empty.pem", ""), ("other.pem", "-----BEGIN CERTIFICATE-----\n?\n")] {
+        let file = folder.path.join(file);
+        std::fs::write(&file, text).unwrap();
+        expect(log_in(&with(&config, SslMode::VerifyCa, Some(&file))).await, Kind::Config, &["sslrootcert"]);
+    }
+    let missing = log_in(&with(&config, SslMode::VerifyCa, Some(&folder.path.join("none.pem")))).await;
+    expect(missing, Kind::Config, &["sslrootcert", "none.pem"]);
+}
+
+#[tokio::test]
+async fn a_weak_password_is_shown_only_where_allowed() {
+    let config = services::postgres("18:md5", &[]);
+    let admin = sql::connect(&config).await.unwrap();
+    let (md5, clear) = (fresh_name("md5"), fresh_name("clear"));
+    for role in [&md5, &clear] {
+        let make =
+            format!("SET password_encryption = 'md5'; CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'x'");
+        run(&admin, &make).await;
+    }
+    let hba: String = admin.query_one("SHOW hba_file", &[]).await.unwrap().get(0);
+    let rules = std::fs::read_to_string(&hba).unwrap();
+    let ours = format!("host all {md5} all md5\nhost all {clear} all password\n");
+    std::fs::write(&hba, format!("{ours}{rules}")).unwrap();
+    run(&admin, "SELECT pg_reload_conf()").await;
+
+    let weak = |user: &str, sslmode, allow_md5| PostgresConfig {
+        user: user.to_owned(),
+        password: "x".to_owned().into(),
+        allow_md5,
+        ..with(&config, sslmode, None)
+    };
+    wait_until("the new rules hold", async || {
+        sql::connect(&weak(&md5, SslMode::Require, true)).await.is_ok()
+    })
+    .await;
+    for sslmode in [SslMode::Disable, SslMode::Require] {
+        let words = ["asks for an MD5 password", "scram-sha-256", "allow_md5"];
+        expect(log_in(&weak(&md5, sslmode, false)).await, Kind::Setup, &words);
+        log_in(&weak(&md5, sslmode, true)).await.unwrap();
+        expect(log_in(&weak(&clear, sslmode, false)).await, Kind::Setup, &["in clear text"]);
+    }
+    log_in(&weak(&clear, SslMode::Require, true)).await.unwrap();
+    expect(log_in(&weak(&clear, SslMode::Disable, true)).await, Kind::Setup, &["in clear text"]);
+    std::fs::write(&hba, rules).unwrap();
+    run(&admin, &format!("DROP ROLE {md5}; DROP ROLE {clear}")).await;
+}
+
+#[tokio::test]
+async fn somebody_in_between_is_found_out_by_the_bound_channel() {
+    let config = postgres();
+    let folder = Certificates::new();
+    let own = folder.make("between", &["-newkey", "rsa:2048"], "IP:127.0.0.1");
+    let upstream: SocketAddr = format!("{}:{}", config.host, config.port).parse().unwrap();
+    for (hide_plus, said) in [(false, "p=tls-server-end-point"), (true, "y,,")] {
+        let between = Between { upstream, certificate: own.clone(), hide_plus };
+        let (port, heard) = between.listen().await;
+        let config = PostgresConfig { port, ..with(&config, SslMode::Require, None) };
+        expect(Connection::connect(&config).await, Kind::Setup, &["channel binding", "stands between"]);
+        assert!(heard.await.unwrap().contains(said));
+        let (port, heard) = between.listen().await;
+        let refused = sql::connect(&PostgresConfig { port, ..config }).await;
+        expect(refused, Kind::Setup, &["channel binding", "stands between"]);
+        assert!(heard.await.unwrap().contains(said));
+    }
+}
+
+/// Somebody who ends our TLS with a certificate of his own and goes on to the server in ours.
+#[derive(Clone)]
+struct Between {
+    upstream: SocketAddr,
+    certificate: PathBuf,
+    /// Whether he takes -PLUS off the server's list.
+    hide_plus: bool,
+}
+
+impl Between {
+    /// Serves one connection; gives the port, and later what the client said in its first kilobytes.
+    async fn listen(&self) -> (u16, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = self.clone().serve(listener);
+        (port, tokio::spawn(async { tokio::time::timeout(DEADLINE, serving).await.unwrap() }))
+    }
+
+    async fn serve(self, listener: TcpListener) -> String {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = TcpStream::connect(self.upstream).await.unwrap();
+        let mut request = [0; 8];
+        client.read_exact(&mut request).await.unwrap();
+        client.write_all(b"S").await.unwrap();
+        server.write_all(&request).await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'S');
+        let mut client = TlsAcceptor::from(self.acceptor()).accept(client).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut server = TlsConnector::from(credulous()).connect(name, server).await.unwrap();
+
+        let mut heard = String::new();
+        let (mut up, mut down) = ([0; 4096], [0; 4096]);
+        loop {
+            tokio::select! {
+                read = client.read(&mut up) => match read.unwrap_or(0) {
+                    0 => return heard,
+                    length => {
+                        heard.push_str(&String::from_utf8_lossy(&up[..length]));
+                        server.write_all(&up[..length]).await.unwrap();
+                    }
+                },
+                read = server.read(&mut down) => match read.unwrap_or(0) {
+                    0 => return heard,
+                    length => client.write_all(&self.passed_on(&down[..length])).await.unwrap(),
+                },
+            }
+        }
+    }
+
+    /// What of the server's words the client gets to hear.
+    fn passed_on(&self, said: &[u8]) -> Vec<u8> {
+        let offer = b"R\0\0\0\x2a\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+        match self.hide_plus && said == offer {
+            true => b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0".to_vec(),
+            false => said.to_vec(),
+        }
+    }
+
+    fn acceptor(&self) -> Arc<ServerConfig> {
+        let certificate = CertificateDer::from_pem_file(&self.certificate).unwrap();
+        let key = PrivateKeyDer::from_pem_file(self.certificate.with_extension("key")).unwrap();
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        Arc::new(builder.with_single_cert(vec![certificate], key).unwrap())
+    }
+}
+
+/// TLS that believes everybody.
+fn credulous() -> Arc<ClientConfig> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().dangerous();
+    Arc::new(builder.with_custom_certificate_verifier(Arc::new(Credulous)).with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct Credulous;
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A folder of certificates `NAME.crt`, each with its key in `NAME.key`, by the openssl command.
+struct Certificates {
+    path: PathBuf,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(fresh_name("walcast_certificates"));
+        std::fs::create_dir(&path).unwrap();
+        Certificates { path }
+    }
+
+    /// Self-signed.
+    fn make(&self, name: &str, options: &[&str], alt_name: &str) -> PathBuf {
+        let (certificate, key) = self.paths(name);
+        let alt_name = format!("subjectAltName={alt_name}");
+        openssl(
+            &["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=walcast", "-addext", &alt_name],
+            &[options, &["-keyout", &key, "-out", &certificate]].concat(),
+        );
+        certificate.into()
+    }
+
+    /// Signed by the certificate `authority`.
+    fn sign(&self, name: &str, alt_name: &str, authority: &Path) -> PathBuf {
+        let (certificate, key) = self.paths(name);
+        let (request, extensions) = (format!("{certificate}.csr"), format!("{certificate}.ext"));
+        std::fs::write(&extensions, format!("subjectAltName={alt_name}\nbasicConstraints=CA:FALSE\n"))
+            .unwrap();
+        let subject = ["req", "-new", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=walcast"];
+        openssl(&subject, &["-keyout", &key, "-out", &request]);
+        let (authority, authority_key) = (authority.display().to_string(), authority.with_extension("key"));
+        openssl(
+            &["x509", "-req", "-days", "2", "-in", &request, "-extfile", &extensions, "-out", &certificate],
+            &["-CA", &authority, "-CAkey", &authority_key.display().to_string(), "-set_serial", "7"],
+        );
+        certificate.into()
+    }
+
+    fn paths(&self, name: &str) -> (String, String) {
+        let path = |extension| self.path.join(name).with_extension(extension).display().to_string();
+        (path("crt"), path("key"))
+    }
+
+    /// Gives the server this certificate, and waits until it shows it.
+    async fn install(&self, admin: &tokio_postgres::Client, config: &PostgresConfig, certificate: &Path) {
+        let data: String = admin.query_one("SHOW data_directory", &[]).await.unwrap().get(0);
+        for (extension, file) in [("crt", "server.crt"), ("key", "server.key")] {
+            // written into the files that are there, whose owner and mode are as the server wants them
+            let bytes = std::fs::read(certificate.with_extension(extension)).unwrap();
+            std::fs::write(Path::new(&data).join(file), bytes).unwrap();
+        }
+        run(admin, "SELECT pg_reload_conf()").await;
+        let shown = with(config, SslMode::VerifyCa, Some(certificate));
+        wait_until("the server shows its new certificate", async || pinned(&shown).await).await;
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+async fn pinned(config: &PostgresConfig) -> bool {
+    Connection::connect(config).await.is_ok()
+}
+
+fn openssl(arguments: &[&str], more: &[&str]) {
+    let ended = Command::new(env("OPENSSL", "openssl")).args(arguments).args(more).output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}

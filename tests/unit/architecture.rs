@@ -1,0 +1,163 @@
+//! House rules that a compiler does not keep: the direction of imports, and the length of functions.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match entry.is_dir() {
+            true => files.extend(sources(&entry)),
+            false if entry.extension().is_some_and(|extension| extension == "rs") => files.push(entry),
+            false => {}
+        }
+    }
+    files
+}
+
+fn module_of(file: &Path, root: &Path) -> String {
+    let first = file.strip_prefix(root).unwrap().components().next().unwrap();
+    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+/// The paths below `crate::` that a source file names, without those in its tests: those drive whatever they need.
+fn used(text: &str) -> Vec<Vec<String>> {
+    let code = without_tests(text);
+    let code: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let code = code.join("\n");
+    let rest = code.split("crate::").skip(1);
+    rest.flat_map(|rest| names(rest)).filter(|path| !path.is_empty()).collect()
+}
+
+/// Each path that begins here: one, or one for each name in braces.
+fn names(rest: &str) -> Vec<Vec<String>> {
+    let word: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    if let Some(braces) = rest.strip_prefix('{') {
+        let inside = braces.split('}').next().unwrap_or_default();
+        return inside.split(',').map(|one| one.trim().split("::").map(str::to_owned).collect()).collect();
+    }
+    if word.is_empty() {
+        return Vec::new();
+    }
+    match rest[word.len()..].strip_prefix("::") {
+        None => vec![vec![word]],
+        Some(below) => {
+            let below = names(below);
+            let below = if below.is_empty() { vec![Vec::new()] } else { below };
+            below.into_iter().map(|path| std::iter::once(word.clone()).chain(path).collect()).collect()
+        }
+    }
+}
+
+/// The file without the modules and items that only tests have.
+fn without_tests(text: &str) -> String {
+    let (mut kept, mut lines) = (String::new(), text.lines());
+    while let Some(line) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            kept.push_str(line);
+            kept.push('\n');
+            continue;
+        }
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let mut first = true;
+        for line in lines.by_ref() {
+            let is_item = std::mem::take(&mut first) && line.ends_with(';');
+            if is_item || line == format!("{indent}}}") {
+                break;
+            }
+        }
+    }
+    kept
+}
+
+/// The modules in the order of `lib.rs`.
+fn order(root: &Path) -> BTreeMap<String, usize> {
+    let lib = fs::read_to_string(root.join("lib.rs")).unwrap();
+    let modules = lib.lines().filter_map(|line| {
+        line.strip_prefix("pub mod ").or(line.strip_prefix("mod "))?.strip_suffix(';').map(str::to_owned)
+    });
+    modules.enumerate().map(|(place, name)| (name, place)).collect()
+}
+
+#[test]
+fn modules_use_only_what_stands_above_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let order = order(&root);
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in sources(&root) {
+        let module = module_of(&file, &root);
+        let Some(place) = order.get(&module) else { continue };
+        for path in used(&fs::read_to_string(&file).unwrap()) {
+            let Some(name) = path.first() else { continue };
+            seen += 1;
+            if order.get(name).is_some_and(|used| used > place) {
+                wrong.push(format!("{} uses {name}", file.display()));
+            }
+        }
+    }
+    assert!(seen > 500, "the files were not read: {seen} uses");
+    assert!(wrong.is_empty(), "against the flow:\n{}", wrong.join("\n"));
+}
+
+/// What all sinks share lies beside them in `sink`; the list of them is `sinks`.
+#[test]
+fn sinks_know_no_other_sink() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sink");
+    let shared = ["mod", "queue", "retry", "driver", "record"];
+    let is_sink = |name: &str| !shared.contains(&name);
+    let sinks: Vec<String> =
+        sources(&root).iter().map(|file| module_of(file, &root)).filter(|name| is_sink(name)).collect();
+    let mut wrong = Vec::new();
+    for file in sources(&root) {
+        let own = module_of(&file, &root);
+        for path in used(&fs::read_to_string(&file).unwrap()) {
+            let [top, sink, ..] = path.as_slice() else { continue };
+            if top == "sink" && sinks.contains(sink) && *sink != own {
+                wrong.push(format!("{} uses {sink}", file.display()));
+            }
+        }
+    }
+    assert!(sinks.len() > 20, "the sinks' files were not found: {sinks:?}");
+    assert!(wrong.is_empty(), "a sink knows another:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_reader_of_imports_sees_what_stands_behind_tests_too() {
+    let text = "use crate::a::{b, c::d};\n#[cfg(test)]\nmod tests {\n    use crate::hidden;\n}\n#[cfg(test)]\nmod x;\nfn f() { crate::e::g() }\n";
+    let paths: Vec<String> = used(text).iter().map(|path| path.join("::")).collect();
+    assert_eq!(paths, ["a::b", "a::c::d", "e::g"]);
+}
+
+#[test]
+fn functions_stay_short() {
+    const LINES_MAX: usize = 80;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut long = Vec::new();
+    for file in sources(&root) {
+        let text = fs::read_to_string(&file).unwrap();
+        let mut open: Option<(usize, String, String)> = None;
+        for (number, line) in text.lines().enumerate() {
+            let indent = &line[..line.len() - line.trim_start().len()];
+            match &open {
+                Some((start, end, name)) if line == end => {
+                    if number - start > LINES_MAX {
+                        long.push(format!(
+                            "{}:{} {name}: {} lines",
+                            file.display(),
+                            start + 1,
+                            number - start
+                        ));
+                    }
+                    open = None;
+                }
+                None if line.contains("fn ") && line.trim_end().ends_with(['{', '(']) => {
+                    open = Some((number, format!("{indent}}}"), line.trim().to_owned()));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(long.is_empty(), "over {LINES_MAX} lines:\n{}", long.join("\n"));
+}

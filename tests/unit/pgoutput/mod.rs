@@ -1,0 +1,6 @@
+//! The pgoutput decoder against an encoder of our own, and against what PostgreSQL 14 to 18 really sent.
+
+mod properties;
+mod recorded;
+mod rules;
+mod story;

@@ -1,0 +1,386 @@
+//! From wire messages to batches: the join as of each event's own place, the calculation, dead letters, and
+//! when a batch ends.
+
+use std::time::{Duration, Instant};
+
+use crate::stages::encode::{Cell, Sent};
+use uuid::Uuid;
+use walcast::batch::{Batch, Event, Row};
+use walcast::error::Kind;
+use walcast::lsn::{Lsn, Position};
+use walcast::model::content::Content;
+use walcast::pgoutput::{Column, OldKind, Relation, ReplicaIdentity};
+use walcast::transform::content_cache::ContentCache;
+use walcast::transform::{Bounds, Transform};
+
+const CONTENT: u32 = 1;
+const EVENTS: u32 = 2;
+const OTHER: u32 = 3;
+
+const BOUNDS: Bounds = Bounds {
+    batch_rows_max: 1000,
+    batch_bytes_max: 1 << 20,
+    batch_age_max: Duration::from_millis(2),
+    idle_every: Duration::from_secs(10),
+    row_bytes_max: 10_000,
+};
+
+/// A stream being written, transaction by transaction.
+struct Stream {
+    transform: Transform,
+    at: u64,
+}
+
+impl Stream {
+    fn new(bounds: Bounds, content: impl IntoIterator<Item = Content>) -> Self {
+        let cache = content.into_iter().collect::<ContentCache>();
+        let mut stream = Stream { transform: Transform::new("public", Lsn(50), cache, bounds), at: 100 };
+        for relation in relations() {
+            stream.send(Sent::Relation(relation));
+        }
+        stream
+    }
+
+    fn send(&mut self, message: Sent) {
+        self.transform.apply(&message.encode()).unwrap();
+    }
+
+    fn begin(&mut self) {
+        self.send(Sent::Begin { final_lsn: Lsn(self.at), commit_ts: 0, xid: 1 });
+    }
+
+    fn commit(&mut self) {
+        let (commit_lsn, end_lsn) = (Lsn(self.at), Lsn(self.at + 10));
+        self.send(Sent::Commit { commit_lsn, end_lsn, commit_ts: 0 });
+        self.at += 100;
+    }
+
+    fn transaction(&mut self, messages: impl IntoIterator<Item = Sent>) {
+        self.begin();
+        messages.into_iter().for_each(|message| self.send(message));
+        self.commit();
+    }
+
+    fn batch(&mut self) -> Batch {
+        self.transform.take_rest().expect("a batch")
+    }
+
+    /// Title and percent of each event so far.
+    fn joined(&mut self) -> Vec<(Option<String>, Option<f64>)> {
+        let title = |event: &Event| event.content.as_ref().map(|content| content.title.clone());
+        self.batch().events().map(|event| (title(event), event.engagement_pct())).collect()
+    }
+}
+
+fn relations() -> [Relation; 3] {
+    let relation = |id, name: &str, columns: &[(&str, u32)]| Relation {
+        id,
+        namespace: "public".into(),
+        name: name.into(),
+        replica_identity: ReplicaIdentity::Default,
+        columns: columns
+            .iter()
+            .map(|(name, type_oid)| Column {
+                name: (*name).into(),
+                type_oid: *type_oid,
+                type_modifier: -1,
+                key: *name == "id",
+            })
+            .collect(),
+    };
+    [
+        relation(
+            CONTENT,
+            "content",
+            &[
+                ("id", 2950),
+                ("slug", 25),
+                ("title", 25),
+                ("content_type", 25),
+                ("length_seconds", 23),
+                ("publish_ts", 1184),
+            ],
+        ),
+        relation(
+            EVENTS,
+            "engagement_events",
+            &[
+                ("id", 20),
+                ("content_id", 2950),
+                ("user_id", 2950),
+                ("event_type", 25),
+                ("event_ts", 1184),
+                ("duration_ms", 23),
+                ("device", 25),
+                ("raw_payload", 3802),
+            ],
+        ),
+        relation(OTHER, "orders", &[("id", 20)]),
+    ]
+}
+
+fn text(text: impl ToString) -> Cell {
+    Cell::Text(text.to_string().into_bytes())
+}
+
+fn id(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+fn content(number: u128, title: &str, length_seconds: i32) -> Content {
+    Content {
+        id: id(number),
+        slug: format!("slug-{number}"),
+        title: title.into(),
+        content_type: Some("podcast".into()),
+        length_seconds: Some(length_seconds),
+        publish_ts: Some(0),
+    }
+}
+
+fn content_row(number: u128, title: Cell, length_seconds: i32) -> Vec<Cell> {
+    let slug = text(format!("slug-{number}"));
+    vec![text(id(number)), slug, title, text("podcast"), text(length_seconds), text("2024-01-01 00:00:00+00")]
+}
+
+fn insert_content(number: u128, title: &str, length_seconds: i32) -> Sent {
+    Sent::Insert { relation_id: CONTENT, new: content_row(number, text(title), length_seconds) }
+}
+
+fn update_content(number: u128, title: Cell, length_seconds: i32) -> Sent {
+    Sent::Update { relation_id: CONTENT, old: None, new: content_row(number, title, length_seconds) }
+}
+
+fn delete_content(number: u128) -> Sent {
+    let key = vec![text(id(number)), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null];
+    Sent::Delete { relation_id: CONTENT, old: (OldKind::Key, key) }
+}
+
+fn play(number: u128, duration_ms: i32) -> Sent {
+    event(text(id(number)), text(duration_ms), text("{}"))
+}
+
+fn event(content_id: Cell, duration_ms: Cell, raw_payload: Cell) -> Sent {
+    event_at(content_id, duration_ms, raw_payload, "2026-11-23 12:00:00+00")
+}
+
+fn event_at(content_id: Cell, duration_ms: Cell, raw_payload: Cell, event_ts: &str) -> Sent {
+    let new = vec![
+        text(7),
+        content_id,
+        Cell::Null,
+        text("play"),
+        text(event_ts),
+        duration_ms,
+        text("tv"),
+        raw_payload,
+    ];
+    Sent::Insert { relation_id: EVENTS, new }
+}
+
+fn joined(title: &str, pct: f64) -> (Option<String>, Option<f64>) {
+    (Some(title.to_owned()), Some(pct))
+}
+
+#[test]
+fn an_event_sees_the_content_of_its_own_place() {
+    let mut stream = Stream::new(BOUNDS, [content(1, "before", 100)]);
+    stream.transaction([
+        play(1, 50_000),
+        update_content(1, text("after"), 200),
+        play(1, 50_000),
+        delete_content(1),
+        play(1, 50_000),
+        insert_content(1, "again", 50),
+        play(1, 50_000),
+    ]);
+    let none = (None, None);
+    assert_eq!(
+        stream.joined(),
+        [joined("before", 50.0), joined("after", 25.0), none, joined("again", 100.0)]
+    );
+}
+
+#[test]
+fn unknown_and_null_content_go_on_without_metadata() {
+    let mut stream = Stream::new(BOUNDS, []);
+    stream.transaction([play(9, 1), event(Cell::Null, text(1), Cell::Null)]);
+    let batch = stream.batch();
+    let events: Vec<&Event> = batch.events().collect();
+    assert_eq!(events.iter().map(|event| event.content_id).collect::<Vec<_>>(), [Some(id(9)), None]);
+    assert!(events.iter().all(|event| event.content.is_none() && event.engagement_pct().is_none()));
+    assert_eq!(events[0].engagement_seconds(), Some(0.001));
+}
+
+#[test]
+fn a_truncation_takes_all_content_away() {
+    let mut stream = Stream::new(BOUNDS, [content(1, "a", 10), content(2, "b", 10)]);
+    stream.transaction([Sent::Truncate { options: 0, relations: vec![CONTENT, EVENTS] }, play(1, 1)]);
+    let batch = stream.batch();
+    let mut gone: Vec<Uuid> = batch
+        .rows()
+        .iter()
+        .filter_map(|row| match row {
+            Row::Content(change) if change.after.is_none() => Some(change.id),
+            _ => None,
+        })
+        .collect();
+    gone.sort();
+    assert_eq!(gone, [id(1), id(2)]);
+    assert!(batch.events().all(|event| event.content.is_none()));
+}
+
+#[test]
+fn a_large_value_that_an_update_left_alone_is_kept() {
+    let mut stream = Stream::new(BOUNDS, [content(1, "large title", 100)]);
+    stream.transaction([update_content(1, Cell::Unchanged, 10), play(1, 1000)]);
+    assert_eq!(stream.joined(), [joined("large title", 10.0)]);
+}
+
+#[test]
+fn a_changed_id_moves_the_content() {
+    let mut stream = Stream::new(BOUNDS, [content(1, "moved", 10)]);
+    let key = vec![text(id(1)), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null];
+    let update = Sent::Update {
+        relation_id: CONTENT,
+        old: Some((OldKind::Key, key)),
+        new: content_row(2, Cell::Unchanged, 10),
+    };
+    stream.transaction([update, play(1, 1000), play(2, 1000)]);
+    assert_eq!(stream.joined(), [(None, None), joined("moved", 10.0)]);
+}
+
+#[test]
+fn percent_is_null_never_infinite_and_may_pass_a_hundred() {
+    let mut stream = Stream::new(BOUNDS, [content(1, "zero", 0), content(2, "short", 10)]);
+    stream.transaction([play(1, 1000), play(2, 25_000), event(text(id(2)), Cell::Null, Cell::Null)]);
+    let short = Some("short".to_owned());
+    assert_eq!(stream.joined(), [(Some("zero".into()), None), (short.clone(), Some(250.0)), (short, None)]);
+}
+
+#[test]
+fn rows_against_a_rule_become_dead_letters_and_keep_their_ordinal() {
+    let mut stream = Stream::new(BOUNDS, []);
+    stream.transaction([
+        event(Cell::Null, text(-1), Cell::Null),
+        event_at(Cell::Null, Cell::Null, Cell::Null, "infinity"),
+        event(text("not a uuid"), Cell::Null, Cell::Null),
+        event(Cell::Null, text(1), Cell::Null),
+    ]);
+    let batch = stream.batch();
+    let letters: Vec<(u64, &str)> = batch
+        .rows()
+        .iter()
+        .filter_map(|row| match row {
+            Row::DeadLetter(letter) => Some((letter.position.ordinal, letter.reason)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(letters, [(0, "negative_duration"), (1, "event_ts_out_of_range"), (2, "undecodable")]);
+    let Some(Row::DeadLetter(letter)) = batch.rows().first() else { panic!("a dead letter first") };
+    let row: serde_json::Value = serde_json::from_str(&letter.row_json).unwrap();
+    assert_eq!((row["duration_ms"].as_str(), row["id"].as_str()), (Some("-1"), Some("7")));
+    assert_eq!(batch.events().map(|event| event.position.ordinal).collect::<Vec<_>>(), [3]);
+}
+
+#[test]
+fn ordinals_count_what_we_leave_out() {
+    let mut stream = Stream::new(BOUNDS, []);
+    let other = || Sent::Insert { relation_id: OTHER, new: vec![text(1)] };
+    stream.transaction([other(), play(1, 1), other(), play(1, 1)]);
+    let positions: Vec<Position> = stream.batch().events().map(|event| event.position).collect();
+    let at = |ordinal| Position { commit_lsn: Lsn(100), ordinal };
+    assert_eq!(positions, [at(1), at(3)]);
+}
+
+#[test]
+fn a_row_above_the_bound_goes_on_without_its_payload() {
+    let mut stream = Stream::new(BOUNDS, []);
+    let payload = format!("\"{}\"", "x".repeat(10_000));
+    stream.transaction([event(Cell::Null, text(1), text(&payload)), event(Cell::Null, text(1), text("[]"))]);
+    let batch = stream.batch();
+    let events: Vec<_> =
+        batch.events().map(|event| (event.raw_payload.is_some(), event.raw_payload_bytes)).collect();
+    assert_eq!(events, [(false, Some(10_002)), (true, Some(2))]);
+}
+
+#[test]
+fn a_table_without_a_column_that_we_need_stops_the_stream() {
+    let mut stream = Stream::new(BOUNDS, []);
+    let [_, mut events, _] = relations();
+    events.columns.retain(|column| column.name != "duration_ms");
+    let error = stream.transform.apply(&Sent::Relation(events).encode()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Setup);
+    assert!(error.to_string().contains("duration_ms"), "{error}");
+
+    let [_, mut events, _] = relations();
+    events.columns[0].type_oid = 25;
+    let error = stream.transform.apply(&Sent::Relation(events).encode()).unwrap_err();
+    assert!(error.chain().contains("column id"), "{}", error.chain());
+}
+
+#[test]
+fn a_full_batch_ends_inside_a_transaction_and_holds_only_the_commit_before() {
+    let mut stream = Stream::new(Bounds { batch_rows_max: 2, ..BOUNDS }, []);
+    stream.transaction([play(1, 1)]);
+    stream.begin();
+    stream.send(play(1, 1));
+    let batch = stream.transform.take_batch(Instant::now()).expect("it is full");
+    assert_eq!(batch.mark().held, Lsn(110));
+    assert_eq!(batch.mark().position, Some(Position { commit_lsn: Lsn(200), ordinal: 0 }));
+    stream.commit();
+    assert_eq!(stream.batch().mark().held, Lsn(210));
+}
+
+#[test]
+fn the_commit_of_rows_that_went_ahead_follows_at_once() {
+    let mut stream = Stream::new(Bounds { batch_rows_max: 1, ..BOUNDS }, []);
+    stream.begin();
+    stream.send(play(1, 1));
+    assert!(stream.transform.take_batch(Instant::now()).is_some());
+    stream.commit();
+    let batch = stream.transform.take_batch(Instant::now() + BOUNDS.batch_age_max).expect("it is due");
+    assert_eq!((batch.mark().held, batch.rows().len()), (Lsn(110), 0));
+}
+
+#[test]
+fn a_batch_goes_when_its_first_row_is_old_enough() {
+    let mut stream = Stream::new(BOUNDS, []);
+    stream.transaction([play(1, 1)]);
+    let now = Instant::now();
+    assert!(stream.transform.due_at().is_some_and(|due| due <= now + BOUNDS.batch_age_max));
+    assert!(stream.transform.take_batch(now + BOUNDS.batch_age_max).is_some());
+    assert_eq!(stream.transform.due_at(), None);
+}
+
+#[test]
+fn an_idle_stream_moves_the_mark_every_ten_seconds() {
+    let mut stream = Stream::new(BOUNDS, []);
+    let now = Instant::now();
+    stream.transform.keepalive(Lsn(5000), false);
+    assert!(stream.transform.take_batch(now).is_none());
+    let batch = stream.transform.take_batch(now + BOUNDS.idle_every * 2).expect("it is due");
+    assert_eq!((batch.mark().held, batch.rows().len(), batch.urgent()), (Lsn(5000), 0, false));
+    stream.transform.keepalive(Lsn(5000), false);
+    assert!(stream.transform.take_batch(now + BOUNDS.idle_every * 9).is_none(), "nothing has moved");
+}
+
+#[test]
+fn inside_a_transaction_a_keepalive_moves_nothing() {
+    let mut stream = Stream::new(BOUNDS, []);
+    stream.begin();
+    stream.transform.keepalive(Lsn(5000), true);
+    assert!(stream.transform.take_rest().is_none());
+}
+
+#[test]
+fn a_heartbeat_goes_at_once_and_so_does_a_server_that_waits() {
+    let mut stream = Stream::new(BOUNDS, []);
+    let logical =
+        Sent::Logical { transactional: true, lsn: Lsn(99), prefix: "walcast".into(), content: vec![] };
+    stream.transaction([logical]);
+    let batch = stream.transform.take_batch(Instant::now()).expect("a heartbeat goes");
+    assert_eq!((batch.mark().held, batch.urgent()), (Lsn(110), false));
+    stream.transform.keepalive(Lsn(150), true);
+    assert!(stream.transform.take_batch(Instant::now()).expect("the server waits").urgent());
+}
