@@ -72,7 +72,8 @@ launch() {
   log=$(log_of "$name")
   shift
   [ ! -e "$log" ] || mv -f "$log" "$log.old"
-  setsid "$@" </dev/null >"$log" 2>&1 9>&- &
+  # no descriptor of the caller's either: a lock it holds would be held for as long as the server lives
+  setsid "$@" </dev/null >"$log" 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &
   echo "$! $(start_time $!) $(address "$name")" >"$(dir_of "$name")/pid"
 }
 
