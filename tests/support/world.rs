@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -19,7 +19,7 @@ use walcast::lsn::Lsn;
 use walcast::source::{PostgresConfig, sql};
 
 use super::redis_server;
-use super::{drop_database, env, fresh_database, fresh_name, postgres, wait_until};
+use super::{DEADLINE, drop_database, env, fresh_database, fresh_name, postgres, wait_until};
 
 /// A pipeline's surroundings.
 #[derive(Clone)]
@@ -59,7 +59,7 @@ impl Drop for Cleanup {
 /// Most worlds have none, and some no emulator.
 async fn drop_dataset(dataset: &str) {
     let url = format!("{}/datasets/{dataset}?deleteContents=true", bigquery_url());
-    let _ = reqwest::Client::new().delete(url).timeout(Duration::from_secs(30)).send().await;
+    let _ = http().delete(url).timeout(Duration::from_secs(30)).send().await;
 }
 
 impl World {
@@ -181,7 +181,9 @@ impl World {
                 kept.push('\n');
             }
         });
-        Running { child, log, reader: Some(reader) }
+        let token =
+            self.more.iter().rev().find(|(name, _)| name == "WEB_TOKEN").map(|(_, token)| token.clone());
+        Running { child, log, reader: Some(reader), token: token.unwrap_or_default() }
     }
 
     /// `walcast verify` finds every sink whole.
@@ -368,7 +370,7 @@ impl World {
     pub async fn try_bigquery(&self, query: &str) -> Value {
         let url = format!("{}/queries", bigquery_url());
         let body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
-        let request = reqwest::Client::new().post(url).json(&body).timeout(Duration::from_secs(60));
+        let request = http().post(url).json(&body).timeout(Duration::from_secs(60));
         request.send().await.unwrap().json().await.unwrap()
     }
 
@@ -405,27 +407,43 @@ pub struct Running {
     child: Child,
     pub log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
+    token: String,
 }
 
 impl Running {
+    /// Returns when `/readyz` says that the stream is open, whatever the sinks do.
     pub async fn wait_until_streaming(&self) {
-        wait_until("walcast streams", async || self.log.lock().await.contains("streaming from slot")).await;
+        let streaming = async {
+            while !self.is_streaming().await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(DEADLINE, streaming).await.is_err() {
+            panic!("it does not stream within {DEADLINE:?}: {}", self.log.lock().await);
+        }
+    }
+
+    async fn is_streaming(&self) -> bool {
+        let Some(port) = listening_port(self.pid()) else { return false };
+        let Ok(answer) = self.get(port, "/readyz").await else { return false };
+        let Ok(ready) = answer.json::<Value>().await else { return false };
+        let checks = ready["checks"].as_array().cloned().unwrap_or_default();
+        checks.iter().any(|check| check["name"] == "source" && check["ok"] == true)
+    }
+
+    async fn get(&self, port: u16, path: &str) -> reqwest::Result<reqwest::Response> {
+        http().get(format!("http://127.0.0.1:{port}{path}")).bearer_auth(&self.token).send().await
     }
 
     /// Where it is asked how it is: `http://127.0.0.1:…`.
     pub async fn address(&self) -> String {
-        let log = self.log.lock().await;
-        log.split("status on ")
-            .nth(1)
-            .and_then(|rest| rest.split(['"', ' ', '\n']).next())
-            .unwrap()
-            .to_owned()
+        format!("http://127.0.0.1:{}", listening_port(self.pid()).expect("it listens"))
     }
 
     /// What `/metrics` says now.
     pub async fn metrics(&self) -> String {
-        let address = self.address().await;
-        reqwest::get(format!("{address}/metrics")).await.unwrap().text().await.unwrap()
+        let port = listening_port(self.pid()).expect("it listens");
+        self.get(port, "/metrics").await.unwrap().text().await.unwrap()
     }
 
     pub fn pid(&self) -> u32 {
@@ -473,6 +491,30 @@ impl Running {
         }
         code
     }
+}
+
+/// The port that a process listens on, as the kernel knows it.
+fn listening_port(pid: u32) -> Option<u16> {
+    const LISTENING: &str = "0A";
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let sockets: BTreeSet<String> = files
+        .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
+        .collect();
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, _, LISTENING, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+        let (_, port) = local.split_once(':').filter(|_| sockets.contains(inode))?;
+        u16::from_str_radix(port, 16).ok()
+    })
+}
+
+/// A client for all tests. It keeps no connection, as each belongs to the runtime of one test.
+fn http() -> &'static reqwest::Client {
+    static CLIENT: LazyLock<reqwest::Client> =
+        LazyLock::new(|| reqwest::Client::builder().pool_max_idle_per_host(0).no_proxy().build().unwrap());
+    &CLIENT
 }
 
 fn brokers() -> String {
