@@ -4,24 +4,31 @@ use rand::RngExt;
 use std::time::{Duration, Instant};
 
 use walcast::error::{Class, Kind};
-use walcast::sink::redis::RedisSink;
+use walcast::sink::redis::{RedisConfig, RedisSink};
 use walcast::sink::{Sink, SinkAdmin};
 
 use super::assert_shown;
-use super::proxy::Proxy;
 use super::{recovered, refused, told, write};
 use crate::support::redis_server::{Server, connect, fresh_database, public, run};
 use crate::support::story::{MINUTE, SECOND, Story, Time, seeded, session};
+use crate::support::wire::Wire;
+
+/// The same database behind a wire.
+async fn wired(config: &RedisConfig) -> (Wire, RedisConfig) {
+    let wire = Wire::to(config.port).await;
+    let through = RedisConfig { port: wire.port, ..config.clone() };
+    (wire, through)
+}
 
 #[tokio::test]
 async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
     let mut rng = seeded();
     for _ in 0..12 {
         let config = fresh_database().await;
-        let proxy = Proxy::before(&config).await;
+        let (wire, through) = wired(&config).await;
         let mut story = Story::new(&Time::real());
         let mut token = 1;
-        let (mut sink, mut mark) = recovered(&proxy.config, &story.time, token).await;
+        let (mut sink, mut mark) = recovered(&through, &story.time, token).await;
         for _ in 0..rng.random_range(5..25) {
             // now and then so many that buckets are worth packing
             let many = rng.random_bool(0.15);
@@ -31,11 +38,11 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
             match rng.random_range(0..8) {
                 0 => story.time.pass(rng.random_range(0..20 * SECOND)),
                 1 => story.time.pass(rng.random_range(0..4 * MINUTE)),
-                2 => proxy.cut_requests_after(rng.random_range(0..20_000)),
-                3 => proxy.cut_answers_after(rng.random_range(0..300)),
+                2 => wire.cut_requests_after(rng.random_range(0..20_000)),
+                3 => wire.cut_answers_after(rng.random_range(0..300)),
                 4 => {
                     token += 1;
-                    (sink, mark) = recovered(&proxy.config, &story.time, token).await;
+                    (sink, mark) = recovered(&through, &story.time, token).await;
                 }
                 _ => {}
             }
@@ -46,7 +53,7 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
             while let Some(error) = failed {
                 assert_eq!(error.class(), Class::Transient, "{error:?}");
                 if rng.random_bool(0.7) {
-                    proxy.mend();
+                    wire.mend();
                 }
                 let stored = sink.recover(&session(token)).await;
                 mark = stored
@@ -56,7 +63,7 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
                     .map_or(mark, |stored| stored.mark);
                 failed = stored.err();
             }
-            proxy.mend();
+            wire.mend();
         }
         let (mut sink, mark) = recovered(&config, &story.time, token + 1).await;
         write(&mut sink, &story.beyond(mark, 100)).await;
@@ -68,18 +75,18 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
 #[tokio::test]
 async fn a_lost_answer_counts_nothing_twice() {
     let config = fresh_database().await;
-    let proxy = Proxy::before(&config).await;
+    let (wire, through) = wired(&config).await;
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
-    let (mut sink, mark) = recovered(&proxy.config, &story.time, 1).await;
+    let (mut sink, mark) = recovered(&through, &story.time, 1).await;
     write(&mut sink, &story.beyond(mark, 100)).await;
     let mark = story.end();
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
-    proxy.cut_answers_after(0);
+    wire.cut_answers_after(0);
     refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "does not answer");
-    assert_eq!(proxy.cuts(), 1);
+    assert_eq!(wire.cuts(), 1);
     refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "recovered first");
-    proxy.mend();
+    wire.mend();
     let stored = sink.recover(&session(1)).await.unwrap().unwrap();
     assert_eq!(stored.mark, story.end(), "the write had arrived");
     assert!(story.beyond(stored.mark, 100).is_empty());

@@ -1,7 +1,6 @@
 //! The Redis sink against real servers.
 
 mod model;
-mod proxy;
 
 mod audit;
 mod boards;
