@@ -288,7 +288,7 @@ impl Streaming {
                 None => {}
             }
             let Some(batch) = self.transform.take_batch(Instant::now()) else { break };
-            failpoint!("pipeline_after_batch");
+            failpoint!("pipeline_after_batch", blocking);
             self.hand_on(batch)?;
         }
         board.tick();

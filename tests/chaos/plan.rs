@@ -96,7 +96,11 @@ fn collect(folder: &Path, names: &mut Vec<String>) {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
-        let calls = text.split("failpoint!(\"").skip(1);
-        names.extend(calls.filter_map(|call| call.split_once("\");")).map(|(name, _)| name.to_owned()));
+        for call in text.split("failpoint!(\"").skip(1) {
+            let (name, rest) = call.split_once('"').unwrap();
+            if rest.starts_with(");") || rest.starts_with(", blocking);") {
+                names.push(name.to_owned());
+            }
+        }
     }
 }

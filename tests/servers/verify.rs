@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::hold::Hold;
 use crate::support::world::World;
 use crate::support::{self, env, run, wait_until};
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -223,19 +224,16 @@ async fn a_rebuild_is_refused_when_the_slot_moves_beyond_it() {
     world.insert_events(10).await;
     world.wait_until_all_hold(10).await;
     running.stop().await;
-    let slow = world.with("FAILPOINTS", "redis_rebuild_before_check=sleep(10000)");
-    let rebuild = tokio::spawn(async move { slow.walcast(["rebuild", "redis"]).await });
-    wait_until("the rebuild has its snapshot", async || {
-        let client = sql::connect(&world.postgres).await.unwrap();
-        let slots = "SELECT 1 FROM pg_replication_slots WHERE database = $1 AND temporary AND confirmed_flush_lsn IS NOT NULL";
-        client.query_opt(slots, &[&world.postgres.db]).await.unwrap().is_some()
-    })
-    .await;
+    let hold = Hold::closed();
+    let held = world.with("FAILPOINTS", &hold.at("redis_rebuild_before_check"));
+    let rebuild = tokio::spawn(async move { held.walcast(["rebuild", "redis"]).await });
+    hold.reached().await;
     let running = world.with("PIPELINE_SINKS", "kafka").start().await;
     world.insert_events(10).await;
     let end = world.wal_end().await;
     world.insert_events(1).await;
     wait_until("the slot has moved", async || world.confirmed_lsn().await >= end).await;
+    hold.release();
     rebuild.await.unwrap().expect(4, &["has moved to", "stop it, and run `walcast rebuild redis` again"]);
     running.stop().await;
 }

@@ -4,6 +4,7 @@
 
 pub mod bigquery_server;
 pub mod browser;
+pub mod hold;
 pub mod pair;
 pub mod redis_server;
 pub mod services;

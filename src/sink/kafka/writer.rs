@@ -114,7 +114,7 @@ impl Transactions {
         this.require_partitions(config)?;
         let init = this.producer.init_transactions(this.timeout);
         init.map_err(|error| this.failed("begin as a transactional producer", error))?;
-        failpoint!("kafka_recover_after_init");
+        failpoint!("kafka_recover_after_init", blocking);
         this.write(&[], &fence.key(), &fence.value())?;
         Ok(this)
     }
@@ -165,15 +165,15 @@ impl Transactions {
         for batch in batches {
             for row in batch.rows() {
                 send(&self.producer, self.encoder.row(batch, row))?;
-                failpoint!("kafka_after_row");
+                failpoint!("kafka_after_row", blocking);
             }
         }
-        failpoint!("kafka_before_progress");
+        failpoint!("kafka_before_progress", blocking);
         send(&self.producer, self.encoder.progress(key, mark))?;
         self.drain()?;
-        failpoint!("kafka_before_commit");
+        failpoint!("kafka_before_commit", blocking);
         let committed = self.producer.commit_transaction(self.timeout);
-        failpoint!("kafka_after_commit");
+        failpoint!("kafka_after_commit", blocking);
         committed.map_err(|error| self.failed("commit a transaction", error))
     }
 
