@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use walcast::config::{Config, Loaded};
-use walcast::error::{Error, Kind, Result};
+use walcast::error::{Code, Error, Kind, Result};
 use walcast::shutdown::Shutdown;
 use walcast::{generate as generator, ops, sinks, telemetry};
 
@@ -81,6 +81,13 @@ enum Command {
         after_help = "Examples: GENERATION_RATE=200000 walcast generate\n          BURST_MODE=true BURST_COUNT=100000 walcast generate"
     )]
     Generate,
+    /// Say what an error code means, why it happens, and what to do.
+    #[command(after_help = "Example: walcast explain WC-401")]
+    Explain {
+        /// The code, such as WC-401; all of them without one.
+        #[arg(value_name = "CODE")]
+        code: Option<Code>,
+    },
     /// See the configuration.
     #[command(subcommand, after_help = "Example: walcast config show | grep -v '# default'")]
     Config(ConfigCommand),
@@ -139,7 +146,11 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}\n  what to do: {}", error.chain(), error.advice());
+            let (code, advice) = (error.code(), error.advice());
+            eprintln!(
+                "error {code}: {}\n  what to do: {advice}\n  more: walcast explain {code}",
+                error.chain()
+            );
             ExitCode::from(error.exit_code())
         }
     }
@@ -165,6 +176,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
 
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
     telemetry::init_logging(&cli.log, cli.log_format)?;
+    if let Command::Explain { code } = cli.command {
+        ops::explain::explain(code); // also where no configuration can be read
+        return Ok(ExitCode::SUCCESS);
+    }
     let loaded = Loaded::load(cli.config.as_deref(), std::env::vars())?;
     let config: &Config = &loaded.config;
     sinks::validate(config)?;
@@ -179,6 +194,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
             return ops::status::watch(config, json, Shutdown::on_signals()?).await;
         }
         Command::Status { json, watch: false } => return ops::status::status(config, json).await,
+        Command::Explain { .. } => {}
         Command::Config(ConfigCommand::Show) => print!("{}", loaded.show()),
     }
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ mod code;
 
 use std::fmt;
 
-pub use code::{Code, ParseCodeError};
+pub use code::{Code, Explanation, ParseCodeError};
 
 /// `Result` with our [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,8 +32,6 @@ pub enum Kind {
     Unavailable,
     /// A target lost rows that it had accepted but not made durable.
     Lost,
-    /// A target refuses a row for good.
-    Refused,
     /// What a sink holds and what the slot can still deliver do not meet.
     Resync,
     /// A newer instance has taken over.
@@ -65,8 +63,11 @@ impl Kind {
                 (Class::Transient, 1, "see that the server runs and can be reached from here")
             }
             Kind::Lost => (Class::Rewind, 1, "nothing to do: the slot is read again"),
-            Kind::Refused => (Class::Definite, 1, "the row is kept as a dead letter"),
-            Kind::Resync => (Class::Definite, 4, "the README's section on resynchronising says how to go on"),
+            Kind::Resync => (
+                Class::Definite,
+                4,
+                "`walcast check` says which sink does not fit to the slot, and what to do",
+            ),
             Kind::Fenced => (Class::Definite, 5, "another instance runs: leave it alone, or stop it first"),
             Kind::Protocol => {
                 (Class::Definite, 1, "this is a defect of walcast or an unsupported server: please report it")

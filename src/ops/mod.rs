@@ -3,6 +3,7 @@
 pub mod run;
 pub mod init;
 pub mod check;
+pub mod explain;
 mod terminal;
 pub mod status;
 pub mod verify;
