@@ -17,6 +17,7 @@ const MIGRATIONS: [(i32, &str, &str); check::MIGRATIONS] = [
     (3, "role", include_str!("../../migrations/0003_role.sql")),
     (4, "published_entries", include_str!("../../migrations/0004_published_entries.sql")),
     (5, "content_version_by_commit", include_str!("../../migrations/0005_content_version_by_commit.sql")),
+    (6, "dead_letter_store", include_str!("../../migrations/0006_dead_letter_store.sql")),
 ];
 
 /// Makes what is missing, touches nothing that is there.

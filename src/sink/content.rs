@@ -1,6 +1,7 @@
-//! The content versions in PostgreSQL: what lets a replayed event see its content as it saw it at first.
+//! What the stream must leave in PostgreSQL whatever sinks there are: the content versions, which let a replayed event
+//! see its content as it saw it at first, and the rows that were refused before the sinks.
 //!
-//! A sink like the others: its mark counts for the confirmed LSN, so no version that the stream has
+//! A sink like the others: its mark counts for the confirmed LSN, so no version and no refused row that the stream has
 //! brought is ever lost, and a start can load the state at its own start position.
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use crate::batch::{Batch, ContentChange, Row};
+use crate::batch::{Batch, ContentChange, DeadLetter, Row};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Session, StoredMark};
@@ -27,14 +28,18 @@ const GUARANTEE: Guarantee =
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_EVERY_FLUSHES: u32 = 60;
 const CHANGES_MAX: usize = 2_000;
+/// Refused rows may be large: no more than these bytes of them wait for the next flush.
+const LETTER_BYTES_MAX: usize = 1 << 20;
 
-/// Keeps `walcast.content_version`.
+/// Keeps `walcast.content_version` and `walcast.dead_letter`.
 pub struct ContentSink {
     state: State,
     session: Option<Session>,
     stored: Mark,
     accepted: Mark,
     changes: Vec<ContentChange>,
+    letters: Vec<DeadLetter>,
+    letter_bytes: usize,
     flushes: u32,
     /// The slot's confirmed LSN when versions were last pruned.
     pruned: Lsn,
@@ -49,9 +54,28 @@ impl ContentSink {
             stored: Mark::default(),
             accepted: Mark::default(),
             changes: Vec::new(),
+            letters: Vec::new(),
+            letter_bytes: 0,
             flushes: 0,
             pruned: Lsn::default(),
         }
+    }
+
+    fn take(&mut self, row: &Row) {
+        match row {
+            Row::Event(_) => {}
+            Row::Content(change) => self.changes.push(change.clone()),
+            Row::DeadLetter(letter) => {
+                self.letter_bytes += letter.row_json.len();
+                self.letters.push((**letter).clone());
+            }
+        }
+    }
+
+    fn forget_rows(&mut self) {
+        self.changes.clear();
+        self.letters.clear();
+        self.letter_bytes = 0;
     }
 
     async fn store(&mut self) -> Result<Option<Mark>> {
@@ -62,6 +86,7 @@ impl ContentSink {
         failpoint!("content_before_store");
         let transaction = self.state.guarded(session).await?;
         insert_versions(&transaction, session, &self.changes).await?;
+        insert_letters(&transaction, session, &self.letters).await?;
         store_progress(
             &transaction,
             session,
@@ -77,7 +102,7 @@ impl ContentSink {
         transaction.commit().await.map_err(sql::error)?;
         failpoint!("content_after_commit");
         self.flushes = self.flushes.wrapping_add(1);
-        self.changes.clear();
+        self.forget_rows();
         self.stored = mark;
         Ok(Some(mark))
     }
@@ -99,7 +124,7 @@ impl Sink for ContentSink {
 
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
         let (stored, _) = self.state.progress::<()>(session, NAME).await?;
-        self.changes.clear();
+        self.forget_rows();
         self.stored = stored.as_ref().map(|stored| stored.mark).unwrap_or_default();
         self.accepted = self.stored;
         self.session = Some(session.clone());
@@ -108,13 +133,10 @@ impl Sink for ContentSink {
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         for batch in batches {
-            self.changes.extend(batch.rows().iter().filter_map(|row| match row {
-                Row::Content(change) => Some(change.clone()),
-                _ => None,
-            }));
+            batch.rows().iter().for_each(|row| self.take(row));
             self.accepted = self.accepted.advanced(batch.mark());
         }
-        if self.changes.len() < CHANGES_MAX {
+        if self.changes.len() < CHANGES_MAX && self.letter_bytes < LETTER_BYTES_MAX {
             return Ok(Written::Accepted);
         }
         Ok(self.store().await?.map_or(Written::Accepted, Written::Durable))
@@ -181,6 +203,35 @@ async fn insert_versions(
     ];
     transaction
         .execute(include_str!("../../sql/insert_content_versions.sql"), &columns)
+        .await
+        .map_err(sql::error)?;
+    Ok(())
+}
+
+/// One statement for all letters; one that is there already (the mark was behind it) stays.
+async fn insert_letters(
+    transaction: &Transaction<'_>,
+    session: &Session,
+    letters: &[DeadLetter],
+) -> Result<()> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    fn column<'a, T>(letters: &'a [DeadLetter], read: impl Fn(&'a DeadLetter) -> T) -> Vec<T> {
+        letters.iter().map(read).collect()
+    }
+    let columns: [&(dyn ToSql + Sync); 8] = [
+        &session.epoch.epoch,
+        &column(letters, |letter| PgLsn::from(letter.position.commit_lsn.0)),
+        &column(letters, |letter| letter.position.ordinal as i64),
+        &column(letters, |letter| letter.table.as_str()),
+        &column(letters, |letter| letter.commit_ts),
+        &column(letters, |letter| letter.reason),
+        &column(letters, |letter| letter.message.as_str()),
+        &column(letters, |letter| letter.row_json.as_str()),
+    ];
+    transaction
+        .execute(include_str!("../../sql/insert_dead_letters.sql"), &columns)
         .await
         .map_err(sql::error)?;
     Ok(())

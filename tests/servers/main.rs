@@ -13,6 +13,7 @@ mod bigquery_faults;
 mod canary;
 mod check;
 mod dashboard;
+mod dead_letters;
 mod end_to_end;
 mod gaps;
 mod generate;

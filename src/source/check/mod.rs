@@ -22,7 +22,7 @@ use crate::source::{PostgresConfig, SslMode, quote, sql};
 const VERSION_MIN: i32 = 140_000;
 
 /// How many migrations this walcast's state schema has.
-pub const MIGRATIONS: usize = 5;
+pub const MIGRATIONS: usize = 6;
 
 /// A transaction that is open for longer is told.
 pub const TRANSACTION_OPEN_MAX: Duration = Duration::from_secs(300);
