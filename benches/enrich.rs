@@ -8,10 +8,10 @@
 mod stages;
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use stages::engagement;
+use tokio::time::Instant;
 use walcast::config::PipelineConfig;
 use walcast::lsn::Lsn;
 use walcast::model::content::Content;

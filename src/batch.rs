@@ -2,8 +2,7 @@
 //! whoever holds the batch may claim.
 
 use std::sync::Arc;
-use std::time::Instant;
-
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use crate::event::{Event, Span};

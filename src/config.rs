@@ -18,6 +18,7 @@ use crate::sink::bigquery::BigQueryConfig;
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
+use crate::streaming::Limits;
 use crate::transform::Bounds;
 use crate::web::WebConfig;
 use crate::web::access::Access;
@@ -77,6 +78,11 @@ impl Default for PipelineConfig {
 }
 
 impl PipelineConfig {
+    /// What the loop may take.
+    pub fn limits(&self) -> Limits {
+        Limits { queue_bytes_max: self.queue_bytes_max, drain: Duration::from_secs(self.drain_seconds) }
+    }
+
     /// The bounds of a batch.
     pub fn bounds(&self) -> Bounds {
         Bounds {

@@ -14,9 +14,10 @@
 //!   ◀═ watch of each sink's durable mark ══ watermark: the lowest held LSN → confirmed → status update
 //! ```
 //!
-//! Open [`pipeline`] first: it tells this story in code. From socket buffer to batch it is plain synchronous
-//! code in one task ([`transform::Transform`]); each sink has a task of its own ([`sink::driver`]). There are
-//! two crossings between them and no others: the queues out, the watch of marks back.
+//! Open [`pipeline`] first: it tells how a stream begins; [`streaming`] is the loop that carries it. From socket
+//! buffer to batch it is plain synchronous code in one task ([`transform::Transform`]); each sink has a task of its
+//! own ([`sink::driver`]). There are two crossings between them and no others: the queues out, the watch of marks
+//! back.
 //!
 //! # The promise, and what carries it
 //!
@@ -76,6 +77,7 @@ pub mod transform;
 pub mod watermark;
 pub mod retrace;
 pub mod sink;
+pub mod streaming;
 pub mod generate;
 pub mod web;
 pub mod config;

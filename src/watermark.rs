@@ -33,6 +33,11 @@ impl Watermark {
         self.confirmed
     }
 
+    /// What this sink holds.
+    pub fn held(&self, sink: &str) -> Option<Lsn> {
+        self.held.iter().find(|(name, _)| *name == sink).map(|(_, held)| *held)
+    }
+
     /// The sink that holds the WAL back, and what it holds.
     pub fn slowest(&self) -> Option<(&'static str, Lsn)> {
         self.held.iter().copied().min_by_key(|(_, held)| *held)

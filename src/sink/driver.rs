@@ -56,7 +56,8 @@ impl Driver {
             fold: Fold::default(),
             driver: self,
         };
-        let mut backoff = Backoff::default();
+        // tokens differ from start to start, and a simulation's runs can be repeated
+        let mut backoff = Backoff::seeded(work.driver.session.token as u64 ^ work.driver.index as u64);
         loop {
             match work.step().await {
                 Ok(true) => {
@@ -181,6 +182,7 @@ impl Work {
             driver.unregistered = None;
         }
         driver.publish(driver.held.advanced(mark));
+        debug_assert!(self.accepted.covers(&self.driver.held), "durable beyond what was accepted");
         Ok(())
     }
 

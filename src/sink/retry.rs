@@ -2,24 +2,37 @@
 
 use std::time::Duration;
 
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// Exponential backoff with jitter: about 0.1 s, 0.2 s, 0.4 s … 10 s, each between half and all of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backoff {
     attempts: u32,
     waited: Duration,
+    jitter: StdRng,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff::seeded(rand::random())
+    }
 }
 
 impl Backoff {
+    /// The same seed gives the same waits.
+    pub fn seeded(seed: u64) -> Self {
+        Backoff { attempts: 0, waited: Duration::ZERO, jitter: StdRng::seed_from_u64(seed) }
+    }
+
     /// The wait before the next try.
     pub fn next_wait(&mut self) -> Duration {
         let full = FIRST.saturating_mul(1 << self.attempts.min(16)).min(LONGEST);
         self.attempts += 1;
-        self.waited = full.mul_f64(rand::rng().random_range(0.5..=1.0));
+        self.waited = full.mul_f64(self.jitter.random_range(0.5..=1.0));
         self.waited
     }
 

@@ -27,6 +27,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
         ReplicationStream { wire }
     }
 
+    /// A stream over bytes of which the first belongs to a frame: the answer to START_REPLICATION has been read.
+    pub fn over(io: S) -> Self {
+        ReplicationStream::new(Wire::new(io))
+    }
+
     /// Reads more bytes from the socket into the buffer. Cancel safe. [`Kind::Unavailable`] when the server
     /// has hung up.
     pub async fn fill(&mut self) -> Result<()> {

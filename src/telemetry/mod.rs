@@ -67,7 +67,7 @@ pub fn init_logging(filter: &str, format: LogFormat) -> Result<()> {
         registry.with(lines.with_ansi(may_colour(terminal))).try_init()
     } else {
         registry
-            .with(lines.json().flatten_event(true).with_current_span(false).with_span_list(false))
+            .with(lines.json().flatten_event(true).with_current_span(true).with_span_list(false))
             .try_init()
     };
     started.map_err(|error| Error::new(Kind::Setup, "logging was set up already").because(error))

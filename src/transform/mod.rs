@@ -3,7 +3,9 @@
 
 pub mod content_cache;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartbeat, Row};
 use crate::error::{Error, Kind, Result};

@@ -1,9 +1,9 @@
 //! From wire messages to batches: the join as of each event's own place, the calculation, dead letters, and
 //! when a batch ends.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::stages::encode::{Cell, Sent};
+use tokio::time::Instant;
 use uuid::Uuid;
 use walcast::batch::{Batch, Event, Row};
 use walcast::error::Kind;
@@ -12,6 +12,8 @@ use walcast::model::content::Content;
 use walcast::pgoutput::{Column, OldKind, Relation, ReplicaIdentity};
 use walcast::transform::content_cache::ContentCache;
 use walcast::transform::{Bounds, Transform};
+
+use crate::stages::encode::{Cell, Sent};
 
 const CONTENT: u32 = 1;
 const EVENTS: u32 = 2;

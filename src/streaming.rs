@@ -1,0 +1,350 @@
+//! The loop that carries the stream: read, decode, join and batch in one task; write in one task a sink
+//! ([`crate::sink::driver`]); confirm what all sinks hold. Between them are two crossings only: a bounded queue
+//! out, a watch of marks back.
+//!
+//! It asks no server anything: the open stream, the sinks with what each holds, and whatever else may end it are
+//! given to it. Its only clock is tokio's: what the timers run by is also what ages are measured by, and a test can
+//! hold it. So the simulation (`tests/unit/simulation`) drives this loop itself, with a server, targets and a time of its
+//! own.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tracing::{Instrument, Span, info_span};
+
+use crate::batch::Batch;
+use crate::error::{Error, Kind, Result};
+use crate::failpoint::failpoint;
+use crate::lsn::{Lsn, Mark, Session};
+use crate::retrace::Retrace;
+use crate::shutdown::Shutdown;
+use crate::sink::Sink;
+use crate::sink::driver::Driver;
+use crate::sink::queue::{QueueSender, queue};
+use crate::source::dial;
+use crate::source::frame::Frame;
+use crate::source::stream::ReplicationStream;
+use crate::state::State;
+use crate::telemetry::board::Board;
+use crate::transform::Transform;
+use crate::watermark::Watermark;
+
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// How long the server may say nothing, though asked after half of it: as long as PostgreSQL's own receiver waits.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// What the loop may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of batches that may wait before each sink.
+    pub queue_bytes_max: usize,
+    /// How long the sinks have at the end to write what they were given.
+    pub drain: Duration,
+}
+
+/// A sink that was asked where it stands, and is to be fed from there.
+pub struct Fed {
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+    /// What it holds.
+    pub held: Mark,
+    /// Where to register it with its first mark, when it is not registered yet.
+    pub unregistered: Option<State>,
+}
+
+/// The stream and the sinks at work.
+pub struct Streaming<S = dial::Stream> {
+    stream: ReplicationStream<S>,
+    transform: Transform,
+    retrace: Retrace,
+    watermark: Watermark,
+    /// The highest LSN that the server has sent us.
+    received: Lsn,
+    /// When the server last said something, or was not listened to.
+    heard: Instant,
+    queues: Vec<(&'static str, QueueSender)>,
+    marks: watch::Receiver<Vec<Mark>>,
+    drivers: JoinSet<Result<()>>,
+    outbox: Option<Outbox>,
+    drain: Duration,
+    board: Board,
+    span: Span,
+}
+
+/// A batch on its way into the queues; `next` is the first that does not have it yet.
+struct Outbox {
+    batch: Arc<Batch>,
+    next: usize,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
+    /// Sets the sinks to work. `stream` and `transform` begin at the watermark's confirmed LSN.
+    pub fn spawn(
+        limits: Limits,
+        board: &Board,
+        stream: ReplicationStream<S>,
+        transform: Transform,
+        watermark: Watermark,
+        session: &Session,
+        fed: Vec<Fed>,
+    ) -> Self {
+        let from = watermark.confirmed();
+        let token = session.token;
+        let retrace = Retrace::new(from, fed.iter().map(|fed| (fed.sink.name(), fed.held)));
+        let (marks, marks_seen) = watch::channel(fed.iter().map(|fed| fed.held).collect());
+        let mut drivers = JoinSet::new();
+        let mut queues = Vec::new();
+        for (index, Fed { sink, held, unregistered }) in fed.into_iter().enumerate() {
+            let (sender, receiver) = queue(limits.queue_bytes_max);
+            let name = sink.name();
+            queues.push((name, sender));
+            let status = board.sink(name, held).promising(sink.guarantee(), sink.promise());
+            let driver = Driver {
+                sink,
+                queue: receiver,
+                session: session.clone(),
+                held,
+                marks: marks.clone(),
+                index,
+                unregistered,
+                status,
+            };
+            let span = info_span!(parent: None, "sink", sink = name, token, from = %held.held);
+            drivers.spawn(driver.run().instrument(span));
+        }
+        Streaming {
+            stream,
+            transform,
+            retrace,
+            received: from,
+            heard: Instant::now(),
+            watermark,
+            queues,
+            marks: marks_seen,
+            drivers,
+            outbox: None,
+            drain: limits.drain,
+            board: board.clone(),
+            span: info_span!(parent: None, "stream", slot = session.epoch.slot, token, %from),
+        }
+    }
+
+    /// What the server may forget.
+    pub fn confirmed(&self) -> Lsn {
+        self.watermark.confirmed()
+    }
+
+    /// The sinks that are fed.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.queues.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// Runs until `shutdown` (`Ok`), or until the stream, a sink or the source's own watch `source_ended` fails.
+    pub async fn run(self, source_ended: impl Future<Output = Error>, shutdown: &mut Shutdown) -> Result<()> {
+        let span = self.span.clone();
+        self.follow(source_ended, shutdown).instrument(span).await
+    }
+
+    async fn follow(
+        mut self,
+        source_ended: impl Future<Output = Error>,
+        shutdown: &mut Shutdown,
+    ) -> Result<()> {
+        let mut source_ended = pin!(source_ended);
+        let mut status_due = status_interval();
+        loop {
+            self.take_frames()?;
+            let due = self.outbox.is_none().then(|| self.transform.due_at()).flatten();
+            tokio::select! {
+                biased;
+                () = shutdown.wait() => break,
+                Some(ended) = self.drivers.join_next() => return Err(driver_ended(ended)),
+                error = &mut source_ended => return Err(error),
+                Ok(()) = self.marks.changed() => self.confirm().await?,
+                _ = status_due.tick() => self.send_status().await?,
+                sent = send_next(&self.queues, &mut self.outbox), if self.outbox.is_some() => sent?,
+                () = sleep_until(due), if due.is_some() => {}
+                filled = self.stream.fill(), if self.outbox.is_none() => {
+                    filled?;
+                    self.heard = Instant::now();
+                }
+            }
+        }
+        self.drain(shutdown).await
+    }
+
+    /// Decodes what is in the socket's buffer, until a batch is full.
+    fn take_frames(&mut self) -> Result<()> {
+        while self.outbox.is_none() {
+            match self.stream.next_frame()? {
+                Some(Frame::XLogData { wal_start, payload, .. }) => {
+                    self.received = self.received.max(wal_start);
+                    self.transform.apply(&payload)?;
+                    if !self.transform.is_full() {
+                        continue;
+                    }
+                }
+                Some(Frame::Keepalive { wal_end, reply_requested, .. }) => {
+                    self.received = self.received.max(wal_end);
+                    self.transform.keepalive(wal_end, reply_requested);
+                    continue;
+                }
+                None => {}
+            }
+            let Some(batch) = self.transform.take_batch(Instant::now()) else { break };
+            failpoint!("pipeline_after_batch", blocking);
+            self.hand_on(batch)?;
+        }
+        self.board.tick();
+        Ok(())
+    }
+
+    /// Puts a batch in the outbox, unless it shows that the sinks were fed from another stream.
+    fn hand_on(&mut self, batch: Batch) -> Result<()> {
+        debug_assert!(batch.mark().held <= self.received, "a batch claims more than was received");
+        self.retrace.follow(&batch)?;
+        self.outbox = Some(Outbox { batch: Arc::new(batch), next: 0 });
+        Ok(())
+    }
+
+    /// Tells the server of every step of the confirmed LSN at once: it can forget that WAL.
+    async fn confirm(&mut self) -> Result<()> {
+        let mut moved = false;
+        let held: Vec<Lsn> = self.marks.borrow_and_update().iter().map(|mark| mark.held).collect();
+        for ((name, _), held) in self.queues.iter().zip(held) {
+            debug_assert!(
+                held <= self.received || self.watermark.held(name) == Some(held),
+                "{name} holds more than was received"
+            );
+            moved |= self.watermark.advance(name, held);
+        }
+        if moved { self.send_status().await } else { Ok(()) }
+    }
+
+    async fn send_status(&mut self) -> Result<()> {
+        let confirmed = self.confirmed();
+        debug_assert!(
+            self.watermark.slowest().is_none_or(|(_, held)| confirmed <= held),
+            "confirmed beyond what a sink holds"
+        );
+        self.board.source(
+            self.received,
+            confirmed,
+            self.queues.iter().map(|(name, queue)| (*name, queue.bytes())),
+        );
+        self.board.backpressure(self.full_queue());
+        let ask = self.is_silent()?;
+        failpoint!("pipeline_before_status");
+        self.stream.send_status(self.received.max(confirmed), confirmed, ask).await?;
+        failpoint!("pipeline_after_status");
+        Ok(())
+    }
+
+    /// Whether it is time to ask the server for a sign of life; an error when it has given none for too long. TCP's
+    /// own probes do not see a connection of which only the near half, up to some proxy, is alive.
+    fn is_silent(&mut self) -> Result<bool> {
+        if self.outbox.is_some() {
+            self.heard = Instant::now();
+        }
+        let silence = self.heard.elapsed();
+        if silence > SILENCE_MAX {
+            let message = format!("PostgreSQL has sent nothing for {} s", silence.as_secs());
+            return Err(Error::new(Kind::Unavailable, message));
+        }
+        Ok(silence > SILENCE_MAX / 2)
+    }
+
+    /// The sink whose queue has no room for the batch that is to go into it.
+    fn full_queue(&self) -> Option<&'static str> {
+        let outbox = self.outbox.as_ref()?;
+        let (name, queue) = self.queues.get(outbox.next)?;
+        (!queue.has_room_for(&outbox.batch)).then_some(*name)
+    }
+
+    /// Stops reading, lets the sinks make durable what they were given, tells the server, and leaves.
+    async fn drain(mut self, shutdown: &mut Shutdown) -> Result<()> {
+        tracing::info!("draining");
+        self.board.draining();
+        let deadline = Instant::now() + self.drain;
+        let mut status_due = status_interval();
+        loop {
+            if self.outbox.is_none()
+                && let Some(rest) = self.transform.take_rest()
+            {
+                self.hand_on(rest)?;
+            }
+            if self.outbox.is_none() {
+                self.queues.iter_mut().for_each(|(_, queue)| queue.close());
+            }
+            tokio::select! {
+                biased;
+                ended = self.drivers.join_next() => match ended {
+                    Some(Ok(Ok(()))) => {}
+                    Some(ended) => return Err(driver_ended(ended)),
+                    None => break,
+                },
+                Ok(()) = self.marks.changed() => self.confirm().await?,
+                _ = status_due.tick() => self.send_status().await?,
+                sent = send_next(&self.queues, &mut self.outbox), if self.outbox.is_some() => sent?,
+                () = tokio::time::sleep_until(deadline) => {
+                    let seconds = self.drain.as_secs();
+                    tracing::warn!("not all sinks were done within {seconds} s; the rest is read again at the next start");
+                    break;
+                }
+                () = shutdown.again() => {
+                    tracing::warn!("second signal: leaving at once; the rest is read again at the next start");
+                    break;
+                }
+            }
+        }
+        self.confirm().await?;
+        failpoint!("pipeline_before_close");
+        let confirmed = self.confirmed();
+        self.stream.close(confirmed).await?;
+        tracing::info!(%confirmed, "stopped");
+        Ok(())
+    }
+}
+
+/// After a standstill one status is enough.
+fn status_interval() -> Interval {
+    let mut due = tokio::time::interval(STATUS_EVERY);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    due
+}
+
+/// Puts the outbox's batch into the next queue. Cancel safe.
+async fn send_next(queues: &[(&'static str, QueueSender)], outbox: &mut Option<Outbox>) -> Result<()> {
+    let Some(out) = outbox else { return Ok(()) };
+    if let Some((_, queue)) = queues.get(out.next) {
+        // A driver that has ended is noticed by its own branch of the loop, with its error.
+        if queue.send(Arc::clone(&out.batch)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        out.next += 1;
+    }
+    if out.next >= queues.len() {
+        *outbox = None;
+    }
+    Ok(())
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+fn driver_ended(ended: Result<Result<()>, JoinError>) -> Error {
+    match ended {
+        Ok(Err(error)) => error,
+        Ok(Ok(())) => Error::new(Kind::Unavailable, "a sink's task ended early"),
+        Err(error) => Error::new(Kind::Protocol, "a sink's task broke down").because(error),
+    }
+}

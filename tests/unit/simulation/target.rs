@@ -1,0 +1,165 @@
+//! Targets, and sinks that fail in every way a target can.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+use walcast::batch::Batch;
+use walcast::error::{Error, Kind, Result};
+use walcast::lsn::{Lsn, Mark, Session, StoredMark};
+use walcast::sink::{Guarantee, Pace, Sink, Written};
+
+use super::wal::Seen;
+
+/// What is really at a target, which survives every crash.
+#[derive(Default, Clone)]
+pub struct Target {
+    pub name: &'static str,
+    pub rows: Vec<Seen>,
+    pub mark: Option<Mark>,
+    /// What it is to have in the end; `None` when that is open.
+    pub wanted: Option<Arc<Vec<Seen>>>,
+    /// When it came to hold what, in this life.
+    pub held_since: Vec<(Lsn, Instant)>,
+}
+
+impl Target {
+    fn store(&mut self, rows: &[Seen], mark: Mark) {
+        if let Some(wanted) = &self.wanted {
+            let next = &wanted[self.rows.len()..];
+            assert!(
+                next.starts_with(rows),
+                "{} has a gap, a double, another order or another join",
+                self.name
+            );
+        }
+        self.rows.extend_from_slice(rows);
+        let mark = self.mark.unwrap_or_default().advanced(mark);
+        self.mark = Some(mark);
+        self.held_since.push((mark.held, Instant::now()));
+    }
+
+    /// Since when it holds everything up to here; `None` when it has since before this life.
+    pub fn held_since(&self, lsn: Lsn) -> Option<Instant> {
+        let first = self.held_since.partition_point(|(held, _)| *held < lsn);
+        self.held_since.get(first).filter(|_| first > 0).map(|(_, since)| *since)
+    }
+
+    /// A new process takes it to hold this.
+    pub fn asked(&mut self, held: Mark) {
+        self.held_since = vec![(held.held, Instant::now())];
+    }
+}
+
+/// How a sink behaves in one life.
+#[derive(Clone, Copy)]
+pub struct Manners {
+    /// How often something goes wrong.
+    pub faults: f64,
+    /// How many milliseconds a write takes at most.
+    pub write_millis_max: u64,
+    /// How often it is ticked, for the one that accepts.
+    pub tick_every: Duration,
+    /// Its writes never end.
+    pub hangs: bool,
+}
+
+pub struct FaultySink {
+    name: &'static str,
+    target: Arc<Mutex<Target>>,
+    staged: Vec<Seen>,
+    staged_mark: Option<Mark>,
+    session: Session,
+    rng: StdRng,
+    manners: Manners,
+}
+
+impl FaultySink {
+    pub fn new(target: &Arc<Mutex<Target>>, session: &Session, rng: StdRng, manners: Manners) -> Self {
+        let (name, target, session) = (target.lock().unwrap().name, Arc::clone(target), session.clone());
+        FaultySink { name, target, staged: Vec::new(), staged_mark: None, session, rng, manners }
+    }
+
+    fn fault(&mut self, what: &str) -> Result<()> {
+        match self.rng.random_bool(self.manners.faults) {
+            true => Err(Error::new(Kind::Unavailable, what)),
+            false => Ok(()),
+        }
+    }
+
+    fn commit(&mut self, rows: &[Seen], mark: Mark) -> Result<Mark> {
+        self.fault("before the write")?;
+        self.target.lock().unwrap().store(rows, mark);
+        self.fault("answer lost")?;
+        Ok(mark)
+    }
+
+    fn commit_staged(&mut self) -> Result<Option<Mark>> {
+        let Some(mark) = self.staged_mark.take() else { return Ok(None) };
+        let rows = std::mem::take(&mut self.staged);
+        self.commit(&rows, mark).map(Some)
+    }
+}
+
+#[async_trait]
+impl Sink for FaultySink {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn pace(&self) -> Pace {
+        let tick_every = (self.name == "accepts").then_some(self.manners.tick_every);
+        Pace { linger: Duration::from_millis(5), write_bytes_max: 20_000, tick_every }
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::ExactlyOnce("in the simulation")
+    }
+
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+        self.staged.clear();
+        self.staged_mark = None;
+        self.session = session.clone();
+        self.fault("recover")?;
+        let mark = self.target.lock().unwrap().mark;
+        Ok(mark.map(|mark| StoredMark::new(&session.epoch, mark)))
+    }
+
+    async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
+        if self.manners.hangs {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..self.manners.write_millis_max)))
+            .await;
+        let rows: Vec<Seen> = batches.iter().flat_map(|batch| batch.rows().iter().map(Seen::of)).collect();
+        let mark = batches.iter().fold(Mark::default(), |mark, batch| mark.advanced(batch.mark()));
+        match self.name {
+            "accepts" => {
+                self.fault("accepting")?;
+                self.staged.extend(rows);
+                self.staged_mark = Some(self.staged_mark.unwrap_or_default().advanced(mark));
+                Ok(Written::Accepted)
+            }
+            "cuts" if rows.len() > 1 => {
+                // As Redis: a prefix with a mark inside, then the rest.
+                let (first, rest) = rows.split_at(self.rng.random_range(1..rows.len()));
+                let before = self.target.lock().unwrap().mark;
+                let held = before.map_or(self.session.start, |mark| mark.held);
+                self.commit(first, Mark { position: first.last().map(|row| row.position), held })?;
+                self.commit(rest, mark).map(Written::Durable)
+            }
+            _ => self.commit(&rows, mark).map(Written::Durable),
+        }
+    }
+
+    async fn tick(&mut self) -> Result<Option<Mark>> {
+        self.commit_staged()
+    }
+
+    async fn flush(&mut self) -> Result<Option<Mark>> {
+        self.commit_staged()
+    }
+}
