@@ -18,7 +18,9 @@ use crate::sink::retry::Backoff;
 use crate::sink::{self, Sink};
 use crate::sinks;
 use crate::source::connection::Connection;
-use crate::source::{check, heartbeat, slot};
+use crate::source::heartbeat::Watch;
+use crate::source::slot::Publication;
+use crate::source::{check, slot};
 use crate::state::{State, epoch};
 use crate::streaming::{Fed, Streaming};
 use crate::telemetry::board::Board;
@@ -66,8 +68,8 @@ async fn stream_once(
     shutdown: &mut Shutdown,
 ) -> Result<()> {
     let starting = start(config, board, former);
-    let streaming = tokio::select! {
-        streaming = starting => streaming?,
+    let (streaming, publication) = tokio::select! {
+        started = starting => started?,
         () = shutdown.wait() => return Ok(()),
     };
     tracing::info!(
@@ -78,18 +80,25 @@ async fn stream_once(
     );
     board.streaming(true);
     let began = Instant::now();
-    let ended = streaming.run(heartbeat::watch(&config.postgres), shutdown).await;
+    let (watch, doubts) = Watch::new(publication);
+    let ended = streaming.run(watch.run(&config.postgres), doubts, shutdown).await;
     backoff.worked_for(began.elapsed());
     ended
 }
 
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
-async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> Result<Streaming> {
+/// Gives what the slot was made for too.
+async fn start(
+    config: &Config,
+    board: &Board,
+    former: &mut Option<Session>,
+) -> Result<(Streaming, Publication)> {
     let mut state = State::new(config.postgres.clone());
     if let Some(former) = former {
         // whoever took over while we did not look is left alone
         drop(state.guarded(former).await?);
     }
+    slot::server_facts(state.client().await?).await?.check_primary()?;
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
     for mut target in sinks::admins(config)? {
         target.prepare().await?;
@@ -113,17 +122,21 @@ async fn start(config: &Config, board: &Board, former: &mut Option<Session>) -> 
     let connection = Connection::connect(&config.postgres).await?;
     let opened =
         connection.start_replication(&config.postgres.slot, &config.postgres.publication, from).await;
-    if opened.as_ref().is_err_and(|refused| refused.kind() == Kind::Resync) {
-        // of a slot that has gone this very moment more is known than the server says
-        epoch::confirmed(&config.postgres, state.client().await?).await?;
-    }
-    let stream = opened?;
+    let stream = match opened {
+        Ok(stream) => stream,
+        Err(refused) => {
+            return Err(epoch::why_refused(&config.postgres, state.client().await?, refused).await);
+        }
+    };
+    let publication = epoch::publication(&config.postgres, state.client().await?).await?;
     let fed = recovered.into_iter().map(|(sink, held, registered)| {
         let unregistered = !registered && sink.guarantee().keeps_mark();
         Fed { sink, held, unregistered: unregistered.then(|| State::new(config.postgres.clone())) }
     });
     let limits = config.pipeline.limits();
-    Ok(Streaming::spawn(limits, board, stream, transform, watermark, &session, fed.collect()))
+    let streaming =
+        Streaming::spawn(limits, board, stream, transform, watermark, &session, fed.collect());
+    Ok((streaming, publication))
 }
 
 type Recovered = Vec<(Box<dyn Sink>, Mark, bool)>;

@@ -29,9 +29,11 @@ use crate::sink::driver::Driver;
 use crate::sink::queue::{QueueSender, queue};
 use crate::source::dial;
 use crate::source::frame::Frame;
+use crate::source::heartbeat::Doubts;
 use crate::source::stream::ReplicationStream;
 use crate::state::State;
 use crate::telemetry::board::Board;
+use crate::telemetry::fold::Fold;
 use crate::transform::Transform;
 use crate::watermark::Watermark;
 
@@ -145,21 +147,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         self.queues.iter().map(|(name, _)| *name).collect()
     }
 
-    /// Runs until `shutdown` (`Ok`), or until the stream, a sink or the source's own watch `source_ended` fails.
-    pub async fn run(self, source_ended: impl Future<Output = Error>, shutdown: &mut Shutdown) -> Result<()> {
+    /// Runs until `shutdown` (`Ok`), or until the stream, a sink or the source's own watch `source_ended` fails. What
+    /// the server warns of goes to that watch through `doubts`.
+    pub async fn run(
+        self,
+        source_ended: impl Future<Output = Error>,
+        doubts: Doubts,
+        shutdown: &mut Shutdown,
+    ) -> Result<()> {
         let span = self.span.clone();
-        self.follow(source_ended, shutdown).instrument(span).await
+        self.follow(source_ended, doubts, shutdown).instrument(span).await
     }
 
     async fn follow(
         mut self,
         source_ended: impl Future<Output = Error>,
+        mut doubts: Doubts,
         shutdown: &mut Shutdown,
     ) -> Result<()> {
         let mut source_ended = pin!(source_ended);
+        let mut warnings = Fold::default();
         let mut status_due = status_interval();
         loop {
-            self.take_frames()?;
+            self.take_frames(&mut doubts)?;
             let due = self.outbox.is_none().then(|| self.transform.due_at()).flatten();
             tokio::select! {
                 biased;
@@ -170,7 +180,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
                 _ = status_due.tick() => self.send_status().await?,
                 sent = send_next(&self.queues, &mut self.outbox), if self.outbox.is_some() => sent?,
                 () = sleep_until(due), if due.is_some() => {}
-                filled = self.stream.fill(), if self.outbox.is_none() => {
+                meaning = doubts.settled(), if doubts.is_pending() => {
+                    if let Some(repeated) = warnings.say(&meaning) {
+                        tracing::warn!(repeated = (repeated > 0).then_some(repeated), "{meaning}");
+                    }
+                    self.heard = Instant::now();
+                }
+                filled = self.stream.fill(), if self.outbox.is_none() && !doubts.is_pending() => {
                     filled?;
                     self.heard = Instant::now();
                 }
@@ -179,10 +195,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         self.drain(shutdown).await
     }
 
-    /// Decodes what is in the socket's buffer, until a batch is full.
-    fn take_frames(&mut self) -> Result<()> {
+    /// Decodes what is in the socket's buffer, until a batch is full. Nothing after a warning, until it is known to be
+    /// harmless: rows that were left out must not be passed by.
+    fn take_frames(&mut self, doubts: &mut Doubts) -> Result<()> {
         while self.outbox.is_none() {
-            match self.stream.next_frame()? {
+            let frame = if doubts.is_pending() { None } else { self.stream.next_frame()? };
+            match frame {
                 Some(Frame::XLogData { wal_start, payload, .. }) => {
                     self.received = self.received.max(wal_start);
                     self.transform.apply(&payload)?;
@@ -193,6 +211,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
                 Some(Frame::Keepalive { wal_end, reply_requested, .. }) => {
                     self.received = self.received.max(wal_end);
                     self.transform.keepalive(wal_end, reply_requested);
+                    continue;
+                }
+                Some(Frame::Warning(warning)) => {
+                    doubts.raise(warning);
                     continue;
                 }
                 None => {}

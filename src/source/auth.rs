@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::error::{Error, Kind, Result};
 use crate::source::PostgresConfig;
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text};
-use crate::source::server_error::ServerError;
+use crate::source::server_error::{Asked, ServerError};
 use crate::source::wire::{Wire, nul, unexpected};
 
 /// What lies under the packets.
@@ -44,7 +44,7 @@ pub(crate) async fn authenticate<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut body = request(wire).await?;
+    let mut body = request(wire, Asked::Login).await?;
     if LoginRules::new(config, security).permit(&mut body.clone())? {
         return Ok(false);
     }
@@ -60,7 +60,7 @@ where
         CLEARTEXT => send_password(wire, password).await?,
         step => return Err(malformed(format!("authentication step {step} first"))),
     }
-    expect(wire, OK).await.map(|_| bound)
+    expect(wire, OK, Asked::Login).await.map(|_| bound)
 }
 
 /// To whom the password may be shown, and how.
@@ -94,24 +94,35 @@ impl LoginRules {
     }
 }
 
-/// The next Authentication packet's body.
-async fn request<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> Result<Bytes> {
+/// What the server answers after this Authentication packet, whose answer it waits for.
+pub(crate) fn asked_next(body: &mut Bytes) -> Result<Asked> {
+    Ok(match take_i32(body)? {
+        SASL | SASL_CONTINUE => Asked::Scram,
+        _ => Asked::Login,
+    })
+}
+
+/// The next Authentication packet's body, in answer to what we asked.
+async fn request<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, asked: Asked) -> Result<Bytes> {
     loop {
         let packet = wire.next().await?;
         match packet.tag {
             b'R' => return Ok(packet.body),
-            b'E' => return Err(ServerError::parse(packet.body)?.into_error()),
+            b'E' => return Err(ServerError::parse(packet.body)?.into_error(asked)),
             b'N' => {}
             _ => return Err(unexpected(&packet, "before it let us in")),
         }
     }
 }
 
-async fn expect<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, wanted: i32) -> Result<Bytes> {
-    let mut body = request(wire).await?;
+async fn expect<S>(wire: &mut Wire<S>, wanted: i32, asked: Asked) -> Result<Bytes>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut body = request(wire, asked).await?;
     match take_i32(&mut body)? {
-        asked if asked == wanted => Ok(body),
-        asked => Err(malformed(format!("authentication step {asked} where {wanted} was due"))),
+        step if step == wanted => Ok(body),
+        step => Err(malformed(format!("authentication step {step} where {wanted} was due"))),
     }
 }
 
@@ -129,12 +140,12 @@ where
     frontend::sasl_initial_response(mechanism, scram.message(), wire.output()).map_err(nul)?;
     wire.flush().await?;
 
-    let challenge = expect(wire, SASL_CONTINUE).await?;
+    let challenge = expect(wire, SASL_CONTINUE, Asked::Scram).await?;
     scram.update(&challenge).map_err(scram_failed)?;
     frontend::sasl_response(scram.message(), wire.output()).map_err(nul)?;
     wire.flush().await?;
 
-    let proof = expect(wire, SASL_FINAL).await?;
+    let proof = expect(wire, SASL_FINAL, Asked::Scram).await?;
     scram.finish(&proof).map_err(scram_failed)?;
     Ok(mechanism == SCRAM_SHA_256_PLUS)
 }

@@ -11,7 +11,7 @@ use crate::source::auth::{Security, authenticate};
 use crate::source::dial::{dial, in_time};
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text, take_u16};
 use crate::source::quote::{identifier, literal};
-use crate::source::server_error::ServerError;
+use crate::source::server_error::{Asked, ServerError};
 use crate::source::wire::{Wire, nul, unexpected};
 
 pub use crate::source::dial::Stream;
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// IDENTIFY_SYSTEM.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
-        let row = self.query("IDENTIFY_SYSTEM").await?;
+        let row = self.query("IDENTIFY_SYSTEM", Asked::Identity).await?;
         Ok(SystemIdentity {
             system_id: field(&row, 0)?.to_owned(),
             timeline: parsed(&row, 1)?,
@@ -110,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if timeline <= 1 {
             return Ok(History::default());
         }
-        let row = self.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        let row = self.query(&format!("TIMELINE_HISTORY {timeline}"), Asked::Identity).await?;
         History::parse(field(&row, 1)?).ok_or_else(|| malformed("a timeline's history of another shape"))
     }
 
@@ -133,7 +133,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     async fn create(&mut self, slot: &str, kind: &str, options: &str) -> Result<CreatedSlot> {
         let slot = identifier(slot);
-        let row = self.query(&format!("CREATE_REPLICATION_SLOT {slot} {kind} pgoutput {options}")).await?;
+        let command = format!("CREATE_REPLICATION_SLOT {slot} {kind} pgoutput {options}");
+        let row = self.query(&command, Asked::CreateSlot).await?;
         Ok(CreatedSlot { consistent_point: parsed(&row, 1)?, snapshot: field(&row, 2)?.to_owned() })
     }
 
@@ -156,7 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let packet = self.wire.next().await?;
             match packet.tag {
                 b'W' => return Ok(ReplicationStream::new(self.wire)),
-                b'E' => return Err(ServerError::parse(packet.body)?.into_error()),
+                b'E' => return Err(ServerError::parse(packet.body)?.into_error(Asked::StartReplication)),
                 b'N' | b'S' => {}
                 _ => return Err(unexpected(&packet, "in answer to START_REPLICATION")),
             }
@@ -178,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.server_version = major_version(&take_text(&mut packet.body)?)?;
                 }
                 b'Z' => return Ok(()),
-                b'E' => return Err(ServerError::parse(packet.body)?.into_error()),
+                b'E' => return Err(ServerError::parse(packet.body)?.into_error(Asked::ReplicationSession)),
                 b'S' | b'K' | b'N' => {}
                 _ => return Err(unexpected(&packet, "before it was ready")),
             }
@@ -191,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Sends a command that answers with one row of texts.
-    async fn query(&mut self, command: &str) -> Result<Vec<Option<String>>> {
+    async fn query(&mut self, command: &str, asked: Asked) -> Result<Vec<Option<String>>> {
         self.send(command).await?;
         let mut answer = Ok(Vec::new());
         loop {
@@ -201,7 +202,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             match packet.tag {
                 b'D' => answer = answer.and(row(packet.body)),
-                b'E' => answer = Err(ServerError::parse(packet.body)?.into_error()),
+                b'E' => answer = Err(ServerError::parse(packet.body)?.into_error(asked)),
                 b'Z' => return answer,
                 b'T' | b'C' | b'N' | b'S' => {}
                 _ => return Err(unexpected(&packet, "in answer to a command")),

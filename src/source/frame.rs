@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
+use crate::source::server_error::ServerError;
 
 /// PostgreSQL's own limit of one message: what `MaxAllocSize` leaves, just below 1 GiB.
 pub const PACKET_BYTES_MAX: usize = 0x3fff_ffff;
@@ -42,6 +43,9 @@ pub enum Frame {
         /// Whether the server wants a status now (it is about to time out, or shuts down).
         reply_requested: bool,
     },
+    /// A warning of the server, between two of the others. Unless it is known to be harmless, what follows may lack
+    /// something that we asked for.
+    Warning(ServerError),
 }
 
 impl Frame {

@@ -1,12 +1,16 @@
-//! The source's own watch: every 10 s a heartbeat through the WAL, and every 5 s a look whether the publication is
-//! still what the slot was made for (PostgreSQL 18 skips rows of a missing one, and warns only once).
+//! The source's own watch: every 10 s a heartbeat through the WAL, every 5 s a look whether the publication is still
+//! what the slot was made for, and at once when the walsender warns: PostgreSQL 18 skips rows of a missing publication,
+//! and warns only once.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
 use crate::error::{Error, Kind, Result};
+use crate::source::server_error::ServerError;
 use crate::source::slot::Publication;
 use crate::source::{PostgresConfig, slot, sql};
 
@@ -17,33 +21,112 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// What was done to the publication is to be told within ten seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Runs until the session is lost or something is wrong with the source; gives the reason. The end of this
-/// ordinary session is also how a shutdown of the server is noticed: the stream itself is held open by the
-/// server until we have confirmed all, which sinks with their marks in that database no longer can.
-pub async fn watch(config: &PostgresConfig) -> Error {
-    match watching(config).await {
-        Ok(never) => match never {},
-        Err(error) => error,
+/// Where PostgreSQL's source has the output plugin: what that warns of, it has left out.
+const PLUGIN: &str = "pgoutput.c";
+
+/// The stream's end of its talk with the [`Watch`]: a warning out, and what it meant back.
+#[derive(Debug)]
+pub struct Doubts {
+    raised: mpsc::Sender<ServerError>,
+    settled: mpsc::Receiver<String>,
+    pending: bool,
+}
+
+/// What looks after the source on a session of its own.
+#[derive(Debug)]
+pub struct Watch {
+    /// What the slot was made for.
+    publication: Publication,
+    raised: mpsc::Receiver<ServerError>,
+    settled: mpsc::Sender<String>,
+}
+
+impl Doubts {
+    /// Asks what a warning means. A watch that has ended says why by itself.
+    pub fn raise(&mut self, warning: ServerError) {
+        self.pending = true;
+        let _ = self.raised.try_send(warning);
+    }
+
+    /// Whether a warning waits for its answer: what the stream brings after it may lack rows.
+    pub fn is_pending(&self) -> bool {
+        self.pending
+    }
+
+    /// Waits until it is known that no rows are left out; gives what the warning was about. Cancel safe.
+    pub async fn settled(&mut self) -> String {
+        match self.settled.recv().await {
+            Some(meaning) => {
+                self.pending = false;
+                meaning
+            }
+            None => std::future::pending().await,
+        }
     }
 }
 
-async fn watching(config: &PostgresConfig) -> Result<std::convert::Infallible> {
-    let (client, mut session_ended) = sql::connect_watched(config).await?;
-    let publication = published(&client, config).await?;
-    let mut heartbeat_due = tokio::time::interval(HEARTBEAT_EVERY);
-    let mut look_due = tokio::time::interval(LOOK_EVERY);
-    heartbeat_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Kind::Unavailable, "the SQL session ended"))),
-            _ = heartbeat_due.tick() => beat(&client).await?,
-            _ = look_due.tick() => {
-                if published(&client, config).await? != publication {
-                    return Err(dropped(config));
+impl Watch {
+    /// A watch over a stream of this publication, and the stream's end of their talk.
+    pub fn new(publication: Publication) -> (Watch, Doubts) {
+        // never more than one warning waits for its answer
+        let ((raise, raised), (settle, settled)) = (mpsc::channel(1), mpsc::channel(1));
+        let watch = Watch { publication, raised, settled: settle };
+        (watch, Doubts { raised: raise, settled, pending: false })
+    }
+
+    /// Runs until the session is lost or something is wrong with the source; gives the reason. The end of this
+    /// ordinary session is also how a shutdown of the server is noticed: the stream itself is held open by the
+    /// server until we have confirmed all, which sinks with their marks in that database no longer can.
+    pub async fn run(self, config: &PostgresConfig) -> Error {
+        match self.watching(config).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn watching(mut self, config: &PostgresConfig) -> Result<Infallible> {
+        let (client, mut session_ended) = sql::connect_watched(config).await?;
+        let mut heartbeat_due = tokio::time::interval(HEARTBEAT_EVERY);
+        let mut look_due = tokio::time::interval(LOOK_EVERY);
+        heartbeat_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Kind::Unavailable, "the SQL session ended"))),
+                Some(warning) = self.raised.recv() => {
+                    let meaning = self.judge(&client, config, &warning).await?;
+                    // a stream that has ended does not mind
+                    let _ = self.settled.try_send(meaning);
                 }
+                _ = heartbeat_due.tick() => beat(&client).await?,
+                _ = look_due.tick() => self.look(&client, config).await?,
             }
         }
+    }
+
+    async fn look(&self, client: &Client, config: &PostgresConfig) -> Result<()> {
+        match published(client, config).await? == self.publication {
+            true => Ok(()),
+            false => Err(dropped(config)),
+        }
+    }
+
+    /// What a warning of the walsender is about; kind `Resync` when it leaves out rows. The catalog decides, for the
+    /// SQLSTATEs are the same. A publication that was renamed and has its name back looks like itself there: what the
+    /// output plugin warns of is a loss whatever the catalog shows.
+    async fn judge(&self, client: &Client, config: &PostgresConfig, warning: &ServerError) -> Result<String> {
+        self.look(client, config).await?;
+        if warning.file == PLUGIN {
+            return Err(dropped(config));
+        }
+        Ok(match slot::missing_standbys(client).await?.as_slice() {
+            [] => format!("PostgreSQL warns: {warning}"),
+            names => format!(
+                "PostgreSQL waits for the standby of slot {}, which synchronized_standby_slots names: until it has the \
+                 WAL, nothing is sent; nothing is lost",
+                names.join(", ")
+            ),
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::lsn::Lsn;
 use crate::model::{content, engagement};
 use crate::source::PostgresConfig;
 use crate::source::quote::{identifier, literal};
+use crate::source::server_error::{Asked, WAL_LEVEL};
 use crate::source::sql::{self, get};
 
 /// How often to say what the making of a slot waits for.
@@ -114,6 +115,26 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
         in_recovery: get(&row, 2)?,
         has_replication_role: get(&row, 3)?,
     })
+}
+
+impl ServerFacts {
+    /// Refuses a server that is a standby: walcast keeps its state in the database that it reads.
+    pub fn check_primary(&self) -> Result<()> {
+        match self.in_recovery {
+            false => Ok(()),
+            true => Err(Error::new(Kind::Unavailable, "this server is a standby")
+                .hint("walcast goes on when it is promoted; or set `postgres.host` to the primary")),
+        }
+    }
+
+    /// Refuses a server that cannot decode its WAL now.
+    pub fn check_usable(&self) -> Result<()> {
+        self.check_primary()?;
+        match self.wal_level.as_str() {
+            "logical" => Ok(()),
+            level => Err(setup(format!("wal_level is {level}, and must be logical")).hint(WAL_LEVEL)),
+        }
+    }
 }
 
 /// The slot, if there is one of that name.
@@ -294,6 +315,13 @@ async fn say_what_writes(client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// The slots of `synchronized_standby_slots` that nobody reads: PostgreSQL sends no stream beyond what the standbys of
+/// these have.
+pub async fn missing_standbys(client: &Client) -> Result<Vec<String>> {
+    let statement = include_str!("../../sql/missing_standbys.sql");
+    client.query(statement, &[]).await.map_err(sql::error)?.iter().map(|row| get(row, 0)).collect()
+}
+
 /// Waits while another process reads the slot: this is how a standby instance waits for its turn.
 pub async fn wait_until_free(client: &Client, slot: &str) -> Result<()> {
     let mut said = false;
@@ -318,7 +346,7 @@ pub async fn drop(client: &Client, slot: &str) -> Result<()> {
         .execute("SELECT pg_drop_replication_slot($1)", &[&slot])
         .await
         .map(std::mem::drop)
-        .map_err(sql::error)
+        .map_err(|error| sql::error_to(Asked::UseSlot, error))
 }
 
 fn setup(message: String) -> Error {

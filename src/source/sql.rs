@@ -18,10 +18,10 @@ use tokio_postgres::{Client, Row};
 
 use crate::error::{Error, Kind, Result};
 use crate::source::PostgresConfig;
-use crate::source::auth::{LoginRules, Security};
+use crate::source::auth::{LoginRules, Security, asked_next};
 use crate::source::dial::{Stream, dial, in_time};
 use crate::source::frame::Packet;
-use crate::source::server_error::ServerError;
+use crate::source::server_error::{Asked, ServerError};
 
 /// Opens a session for ordinary SQL. The session ends when the client is dropped.
 pub async fn connect(config: &PostgresConfig) -> Result<Client> {
@@ -43,13 +43,18 @@ pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot
     Ok((client, watched))
 }
 
-/// Sorts an error of an SQL session by what can be done about it.
+/// Sorts an error of a statement by what can be done about it.
 pub fn error(error: tokio_postgres::Error) -> Error {
+    error_to(Asked::Statement, error)
+}
+
+/// Sorts an error by what was asked, and what can be done about it.
+pub fn error_to(asked: Asked, error: tokio_postgres::Error) -> Error {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     let ours = io.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<Error>());
     let sorted = match (error.as_db_error(), ours) {
         // without the client's error behind it, which would tell the detail of every refusal
-        (Some(refusal), _) => return ServerError::from(refusal).into_error(),
+        (Some(refusal), _) => return ServerError::from(refusal).into_error(asked),
         (None, Some(ours)) => return Error::new(ours.kind(), ours.chain()).hint(ours.advice()),
         (None, None) if io.is_some() || error.is_closed() => {
             Error::new(Kind::Unavailable, "PostgreSQL cannot be reached")
@@ -66,8 +71,10 @@ pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
 
 type Session = tokio_postgres::Connection<Stream, LoginGuard>;
 
-/// The role's own deadlines must not end a long statement, and walcast with it.
-const SESSION: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0";
+/// The role's own deadlines must not end a long statement, and walcast with it; nor may its own wish for read-only
+/// transactions look like a standby's.
+const SESSION: &str =
+    "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c default_transaction_read_only=off";
 
 async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
     let stream = dial(config).await?;
@@ -78,7 +85,7 @@ async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
     options.options(SESSION);
     // "TLS, and no need to ask for it": `dial` has done all that, the guard takes its place
     options.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-    options.connect_raw(stream, guard).await.map_err(error)
+    options.connect_raw(stream, guard).await.map_err(|error| error_to(Asked::Session, error))
 }
 
 /// Puts a [`LoginGuard`] where `tokio-postgres` puts TLS.
@@ -90,15 +97,17 @@ impl TlsConnect<Stream> for GuardLogin {
     type Future = Ready<Result<LoginGuard, Infallible>>;
 
     fn connect(self, stream: Stream) -> Self::Future {
-        ready(Ok(LoginGuard { stream, rules: self.0, heard: Some(BytesMut::new()) }))
+        ready(Ok(LoginGuard { stream, rules: self.0, asked: Asked::Login, heard: Some(BytesMut::new()) }))
     }
 }
 
 /// Listens to the server until it lets us in: `tokio-postgres` by itself would show the password in clear to
-/// whoever asks.
+/// whoever asks, and does not tell which of our messages was refused.
 struct LoginGuard {
     stream: Stream,
     rules: LoginRules,
+    /// What the server's next packet answers.
+    asked: Asked,
     /// What of the server's packets has not been looked at; `None` once we are in.
     heard: Option<BytesMut>,
 }
@@ -108,9 +117,14 @@ impl LoginGuard {
         let Some(heard) = &mut self.heard else { return Ok(()) };
         heard.extend_from_slice(bytes);
         while let Some(mut packet) = Packet::split(heard)? {
-            if packet.tag == b'R' && self.rules.permit(&mut packet.body)? {
-                self.heard = None;
-                break;
+            match packet.tag {
+                b'R' if self.rules.permit(&mut packet.body.clone())? => {
+                    self.heard = None;
+                    break;
+                }
+                b'R' => self.asked = asked_next(&mut packet.body)?,
+                b'E' => return Err(ServerError::parse(packet.body)?.into_error(self.asked)),
+                _ => {}
             }
         }
         Ok(())

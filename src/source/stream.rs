@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::source::dial::Stream;
 use crate::source::frame::{Frame, POSTGRES_EPOCH_MICROS};
-use crate::source::server_error::ServerError;
+use crate::source::server_error::{Asked, ServerError};
 use crate::source::wire::{Wire, unexpected};
 
 /// How long [`ReplicationStream::close`] waits for the server to let go of the slot.
@@ -45,8 +45,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
         while let Some(packet) = self.wire.packet()? {
             match packet.tag {
                 b'd' => return Frame::parse(packet.body).map(Some),
-                b'N' => heed_notice(packet.body)?,
-                b'E' => return Err(ServerError::parse(packet.body)?.into_error()),
+                b'N' => {
+                    let notice = ServerError::parse(packet.body)?;
+                    if notice.severity == "WARNING" {
+                        return Ok(Some(Frame::Warning(notice)));
+                    }
+                }
+                b'E' => return Err(ServerError::parse(packet.body)?.into_error(Asked::Stream)),
                 b'S' => {}
                 b'c' | b'C' | b'Z' => {
                     return Err(Error::new(Kind::Unavailable, "PostgreSQL ended the replication stream"));
@@ -82,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
             let packet = self.wire.next().await?;
             match packet.tag {
                 b'Z' => break,
-                b'E' => return Err(ServerError::parse(packet.body)?.into_error()),
+                b'E' => return Err(ServerError::parse(packet.body)?.into_error(Asked::Stream)),
                 _ => {}
             }
         }
@@ -103,12 +108,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
     }
 }
 
-/// A warning from the walsender means that it goes on without something that we asked for.
-fn heed_notice(body: Bytes) -> Result<()> {
-    let notice = ServerError::parse(body)?;
-    if notice.severity == "WARNING" { Err(notice.into_error()) } else { Ok(()) }
-}
-
 /// Our clock, microseconds since 1970.
 fn now_micros() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
@@ -118,7 +117,7 @@ fn now_micros() -> i64 {
 mod tests {
     use std::time::Duration;
 
-    use bytes::Buf;
+    use bytes::{Buf, Bytes};
     use tokio::io::DuplexStream;
 
     use super::*;
@@ -224,15 +223,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_warning_stands_where_the_server_gave_it() {
+        let (mut stream, mut server) = stream(1 << 16);
+        let warning = report(b'N', "WARNING", "55000", "skipped loading publication \"p\"");
+        say(&mut server, &[xlog_data(2, b"B"), warning, xlog_data(3, b"C")].concat()).await;
+        drop(server);
+        let (frames, _) = read(&mut stream).await;
+        let kinds: Vec<&str> = frames
+            .iter()
+            .map(|frame| match frame {
+                Frame::Warning(warning) => warning.code.as_str(),
+                _ => "",
+            })
+            .collect();
+        assert_eq!(kinds, ["", "55000", ""]);
+    }
+
+    #[tokio::test]
     async fn the_stream_ends_with_what_the_server_said() {
-        let warning = "skipped loading publication \"p\"";
         for (said, kind) in [
             (packet(b'c', b""), Kind::Unavailable),
             (packet(b'C', b"COPY 0\0"), Kind::Unavailable),
             (report(b'E', "FATAL", "57P01", "terminating connection"), Kind::Unavailable),
             (report(b'E', "ERROR", "42704", "publication \"p\" does not exist"), Kind::Resync),
-            (report(b'N', "WARNING", "55000", warning), Kind::Resync),
-            (report(b'N', "WARNING", "57P02", "terminating connection because of crash"), Kind::Unavailable),
             (packet(b'd', b"?"), Kind::Protocol),
             (packet(b'd', b""), Kind::Protocol),
             (packet(b'E', b"no end"), Kind::Protocol),

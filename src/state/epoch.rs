@@ -4,7 +4,7 @@
 use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Class, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
 use crate::lsn::{Epoch, History, Lsn};
@@ -74,6 +74,35 @@ pub async fn confirmed(config: &PostgresConfig, client: &tokio_postgres::Client)
     }
     let known = known(client, &config.slot).await?;
     Err(known.map_or_else(|| forgotten(&config.slot), |known| slot_gone(&known, config)))
+}
+
+/// The publication, which is the one that the slot was made for; kind `Resync` when it is not.
+pub async fn publication(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Publication> {
+    let publication = slot::publication(client, config).await?;
+    let known = known(client, &config.slot).await?.ok_or_else(|| forgotten(&config.slot))?;
+    check_publication(&known, publication.as_ref(), config)?;
+    publication.ok_or_else(|| no_publication(config))
+}
+
+/// Why the server does not open the stream, in the catalog's words where it knows more than the refusal says: a slot
+/// that is gone, lost its WAL or is of another database, and a `wal_level` that will not do, have one SQLSTATE.
+pub async fn why_refused(config: &PostgresConfig, client: &tokio_postgres::Client, refused: Error) -> Error {
+    if refused.class() != Class::Definite {
+        return refused;
+    }
+    match look_for_fault(config, client).await {
+        Ok(()) => refused,
+        Err(found) => found.because(refused),
+    }
+}
+
+async fn look_for_fault(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<()> {
+    slot::server_facts(client).await?.check_usable()?;
+    if let Some(facts) = slot::facts(client, &config.slot).await? {
+        facts.check_usable(config)?;
+    }
+    confirmed(config, client).await?;
+    publication(config, client).await.map(drop)
 }
 
 fn forgotten(slot: &str) -> Error {

@@ -19,6 +19,7 @@ mod gaps;
 mod generate;
 mod kafka;
 mod redis;
+mod server_words;
 mod source;
 mod telemetry;
 mod two_instances;

@@ -161,3 +161,93 @@ fn functions_stay_short() {
     }
     assert!(long.is_empty(), "over {LINES_MAX} lines:\n{}", long.join("\n"));
 }
+
+/// What holds the words of an error, ours or a server's.
+const WORDS: [&str; 12] = [
+    "to_string()",
+    "chain()",
+    "advice()",
+    "message",
+    "message()",
+    "detail",
+    "detail()",
+    "details()",
+    "hint",
+    "description",
+    "description()",
+    "reason_phrase()",
+];
+
+/// How one might decide by them.
+const COMPARED: [&str; 11] = [
+    ".contains(",
+    ".starts_with(",
+    ".ends_with(",
+    ".strip_prefix(",
+    ".find(",
+    ".matches(",
+    ".eq_ignore_ascii_case(",
+    ".to_lowercase(",
+    ".as_str()==",
+    "==",
+    "!=",
+];
+
+/// The text without tests and comments, on one line without blanks.
+fn squeezed(text: &str) -> String {
+    let text = without_tests(text);
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(str::chars).filter(|c| !c.is_whitespace()).collect()
+}
+
+/// Comparisons of an error's words in a source file.
+fn by_words(text: &str) -> Vec<String> {
+    let text = squeezed(text);
+    let mut found = Vec::new();
+    for words in WORDS {
+        for (at, _) in text.match_indices(words) {
+            // `message` in `commit_message` or `Message` is another word
+            let before = text[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+                continue;
+            }
+            let rest = &text[at + words.len()..];
+            let rest = rest.strip_prefix(".as_deref()").unwrap_or(rest);
+            found.extend(
+                COMPARED.iter().filter(|how| rest.starts_with(**how)).map(|how| format!("{words}{how}")),
+            );
+        }
+    }
+    found
+}
+
+/// A server may speak any language, and our own words are to be free to change: what an error means is told by its kind,
+/// its code, and what was asked.
+#[test]
+fn nothing_is_decided_by_the_words_of_an_error() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for file in sources(&root) {
+        let name = file.strip_prefix(&root).unwrap().display().to_string();
+        let found = by_words(&fs::read_to_string(&file).unwrap());
+        wrong.extend(found.iter().map(|found| format!("{name}: {found}")));
+    }
+    assert!(wrong.is_empty(), "decided by words:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_decision_by_words_is_found_wherever_it_stands() {
+    for line in [
+        "if error.to_string().contains(\"x\") {}",
+        "if error\n    .to_string()\n    .starts_with(\"x\") {}",
+        "if error.advice() == \"x\" {}",
+        "self.message.contains(row.says)",
+        "refusal.detail.as_deref() == Some(\"x\")",
+    ] {
+        let text = format!("#[cfg(test)]\nmod tests {{\n}}\nfn f() {{\n    {line}\n}}\n");
+        assert_eq!(by_words(&text).len(), 1, "{line}");
+        let tested = format!("fn f() {{}}\n#[cfg(test)]\nmod tests {{\n    {line}\n}}\n");
+        assert!(by_words(&tested).is_empty(), "{line}");
+    }
+    assert!(by_words("let x = commit_message == 3; text.contains(\"x\")").is_empty());
+}

@@ -65,6 +65,10 @@ impl Redis {
                 match frame {
                     Frame::XLogData { payload, .. } => transform.apply(&payload)?,
                     Frame::Keepalive { wal_end, .. } => transform.keepalive(wal_end, false),
+                    Frame::Warning(warning) => {
+                        let message = format!("PostgreSQL may leave out rows of the stream: {warning}");
+                        return Err(Error::new(Kind::Unavailable, message));
+                    }
                 }
                 if transform.is_full() {
                     break;

@@ -1,6 +1,7 @@
 //! One connection to Redis, the scripts, and what Redis's errors mean.
 
-use std::sync::LazyLock;
+use std::error::Error as StdError;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -362,8 +363,7 @@ fn failed(address: &str, error: RedisError) -> Error {
                 "set REDIS_PASSWORD (redis.password) to what the server's requirepass says, or with redis.username the ACL user's; leave it empty for a server that has none",
             )
         }
-        // The client tells the refusal of its SELECT without the code, in the server's words.
-        _ if error.code() == Some("NOAUTH") || error.to_string().contains("Authentication required") => told(Kind::Setup, "asks for a password")
+        (_, Some("NOAUTH")) => told(Kind::Setup, "asks for a password")
             .hint("set REDIS_PASSWORD (redis.password) to what the server's requirepass says"),
         (_, Some("NOPERM")) => told(Kind::Setup, "does not allow this user what walcast does").hint(
             "ACL SETUSER <user> ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
@@ -375,7 +375,7 @@ fn failed(address: &str, error: RedisError) -> Error {
             .hint("look into the server's log: it refuses writes until its append-only file or snapshot can be written"),
         (_, Some("READONLY")) => told(Kind::Unavailable, "is a replica")
             .hint("connect to the master, or name the sentinels in redis.sentinel_addrs"),
-        (ErrorKind::Io, _) if error.to_string().contains("invalid peer certificate") => {
+        (ErrorKind::Io, _) if is_certificate_refused(&error) => {
             told(Kind::Setup, "has a certificate that is not trusted")
                 .hint("name the file of its certificate authority in redis.tls_ca_file, and the server as the certificate does in redis.host")
         }
@@ -383,6 +383,14 @@ fn failed(address: &str, error: RedisError) -> Error {
         _ => told(Kind::Unavailable, "does not answer as it should"),
     };
     mapped.because(error)
+}
+
+/// Whether TLS failed because of the server's certificate.
+fn is_certificate_refused(error: &RedisError) -> bool {
+    let shared = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn StdError + Send + Sync>>());
+    let io = shared.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let tls = io.and_then(std::io::Error::get_ref).and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// The error of a server that is part of a Redis Cluster.
