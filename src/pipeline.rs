@@ -134,8 +134,7 @@ async fn start(
         Fed { sink, held, unregistered: unregistered.then(|| State::new(config.postgres.clone())) }
     });
     let limits = config.pipeline.limits();
-    let streaming =
-        Streaming::spawn(limits, board, stream, transform, watermark, &session, fed.collect());
+    let streaming = Streaming::spawn(limits, board, stream, transform, watermark, &session, fed.collect());
     Ok((streaming, publication))
 }
 

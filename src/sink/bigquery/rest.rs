@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gcp_bigquery_client::Client;
 use gcp_bigquery_client::client_builder::ClientBuilder;
-use gcp_bigquery_client::error::BQError;
+use gcp_bigquery_client::error::{BQError, NestedResponseError};
 use gcp_bigquery_client::model::dataset::Dataset;
 use gcp_bigquery_client::model::get_query_results_parameters::GetQueryResultsParameters;
 use gcp_bigquery_client::model::query_request::QueryRequest;
@@ -239,12 +239,21 @@ fn code(error: &BQError) -> Option<i64> {
     }
 }
 
+/// What Google refuses with 403 though the account may do it: another time it may work.
+const LIMITS: [&str; 3] = ["rateLimitExceeded", "quotaExceeded", "jobRateLimitExceeded"];
+
+/// Whether a limit was reached, by the service's own names for its reasons.
+fn is_limited(error: &NestedResponseError) -> bool {
+    error.errors.iter().filter_map(|one| one.get("reason")).any(|reason| LIMITS.contains(&reason.as_str()))
+}
+
 fn failed(config: &BigQueryConfig, what: &str, error: BQError) -> Error {
     let new = |kind| Error::new(kind, format!("{} {what}", config.address()));
     match error {
         BQError::ResponseError { error } => {
             let cause = format!("{} ({})", error.error.message, error.error.code);
             match error.error.code {
+                403 if is_limited(&error.error) => new(Kind::Unavailable).because(cause),
                 401 | 403 => new(Kind::Setup).because(cause).hint(ROLES),
                 429 | 500.. => new(Kind::Unavailable).because(cause),
                 _ => new(Kind::Setup).because(cause),
@@ -258,3 +267,21 @@ fn failed(config: &BigQueryConfig, what: &str, error: BQError) -> Error {
 
 /// What the account needs.
 pub const ROLES: &str = "give the account roles/bigquery.dataEditor on the dataset and roles/bigquery.jobUser on the project; to make the dataset it needs roles/bigquery.user too";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_reached_is_no_lack_of_rights() {
+        for (reason, kind) in [("rateLimitExceeded", Kind::Unavailable), ("accessDenied", Kind::Setup)] {
+            let errors = serde_json::json!([{ "reason": reason, "message": "quota" }]);
+            let told = serde_json::json!({
+                "error": { "code": 403, "errors": errors, "message": "no", "status": "PERMISSION_DENIED" }
+            });
+            let error = serde_json::from_value(told).map(|error| BQError::ResponseError { error });
+            let kinds = error.map(|error| failed(&BigQueryConfig::default(), "x", error).kind());
+            assert_eq!(kinds.ok(), Some(kind), "{reason}");
+        }
+    }
+}

@@ -25,6 +25,8 @@ use walcast::error::{Class, Error, Kind, Result};
 use walcast::lsn::{Epoch, History, Lsn, Mark, Session, StoredMark};
 use walcast::resume::judge;
 use walcast::shutdown::{Shutdown, Trigger};
+use walcast::source::heartbeat::Watch;
+use walcast::source::slot::Publication;
 use walcast::source::stream::ReplicationStream;
 use walcast::streaming::{Fed, Limits, Streaming};
 use walcast::telemetry::board::Board;
@@ -232,9 +234,11 @@ impl World {
         let (trigger, mut shutdown) = Shutdown::manual();
         let signalled = Mutex::new(None);
         let source_ended = source_ended(fate, fates_rng.random_range(0..2_000));
+        // this server warns of nothing
+        let (_watch, doubts) = Watch::new(Publication { oid: 1, entries: Vec::new() });
         let ended = tokio::select! {
             biased;
-            ended = turns(fate, streaming.run(source_ended, &mut shutdown)) => ended,
+            ended = turns(fate, streaming.run(source_ended, doubts, &mut shutdown)) => ended,
             never = server::serve(server, &self.wal, from, habits, servers_rng, &witness) => match never {},
             () = befall(fate, &mut fates_rng, &trigger, &signalled, &witness, self.wal.end) => None,
             () = sleep(STUCK) => panic!("{fate:?}: stuck"),
