@@ -196,6 +196,7 @@ mod tests {
 
     use super::*;
     use crate::batch::{BatchBuilder, Row};
+    use crate::event::samples;
     use crate::lsn::{Lsn, Mark};
     use crate::model::content::Content;
 
@@ -258,6 +259,26 @@ mod tests {
         };
         let batch = batch_of(&mut builder, event);
         insta::assert_snapshot!(json_of(&batch), @r#"{"event_id":42,"content_id":"00000000-0000-0000-0000-000000000001","user_id":"00000000-0000-0000-0000-000000000002","event_type":"play","event_ts":"2026-01-02T03:04:05.000001Z","duration_ms":1500,"device":"ios \"x\"","raw_payload_bytes":16,"slug":"s","title":"Zażółć\n","content_type":"podcast","length_seconds":7,"publish_ts":"1970-01-01T00:00:00.000000Z","engagement_seconds":1.5,"engagement_pct":21.428571428571427,"commit_ts":"2026-01-02T03:04:05.600000Z","commit_lsn":"16/B374D848","ordinal":7,"raw_payload":{"a": [1, 2.50]}}"#);
+    }
+
+    #[test]
+    fn the_bytes_are_the_same_as_in_every_release_before() {
+        let mut builder = BatchBuilder::new(Mark::default());
+        let events = samples::events(2_000, |text| builder.intern(text));
+        let batch = builder.finish(false);
+        let mut out = Vec::new();
+        events.iter().for_each(|event| write_json(&batch, event, &mut out));
+        assert_eq!((out.len(), samples::fingerprint(&out)), (967_769, 17_554_036_078_591_791_308));
+        let mut draw = samples::Draw(0x9E37_79B9_7F4A_7C15);
+        out.clear();
+        for ordinal in 0..500 {
+            let after = Some(Arc::new(samples::content(&mut draw)));
+            let position = Position { commit_lsn: Lsn(draw.next()), ordinal };
+            let id = Uuid::from_u64_pair(draw.next(), ordinal);
+            let change = ContentChange { position, commit_ts: ordinal as i64 * 1_000_003, id, after };
+            write_content_json(&change, &mut out);
+        }
+        assert_eq!((out.len(), samples::fingerprint(&out)), (127_807, 1_348_455_076_661_860_514));
     }
 
     #[test]

@@ -79,10 +79,11 @@ mod tests {
 
     use gcp_bigquery_client::model::table_field_schema::TableFieldSchema;
 
-    use super::super::config::BigQueryConfig;
+    use super::super::config::{BigQueryConfig, Partitioning};
     use super::super::table;
     use super::*;
     use crate::batch::{Batch, BatchBuilder, Event, Row};
+    use crate::event::samples;
     use crate::lsn::{Lsn, Mark, Position};
     use crate::model::content::Content;
 
@@ -242,6 +243,24 @@ mod tests {
         21 bucket_30m         Integer   REQUIRED Required Int64
         22 ingested_at        Timestamp REQUIRED Required Int64
         ");
+    }
+
+    #[test]
+    fn rows_descriptor_and_table_are_the_same_as_in_every_release_before() {
+        let mut builder = BatchBuilder::new(Mark::default());
+        let events = samples::events(2_000, |text| builder.intern(text));
+        let batch = builder.finish(false);
+        let mut encoder = Encoder::default();
+        let record = |event| Record { event, batch: &batch, epoch: "e", ingested_at: 13 };
+        let rows: Vec<u8> = events.iter().flat_map(|event| encoder.encode(&record(event))).collect();
+        assert_eq!((rows.len(), samples::fingerprint(&rows)), (314_109, 8_181_084_708_181_905_007));
+        let descriptor = schema().encode_to_vec();
+        assert_eq!((descriptor.len(), samples::fingerprint(&descriptor)), (457, 12_395_389_857_920_488_523));
+        let tables = [Partitioning::HalfHour, Partitioning::Hour].map(|partitioning| {
+            let config = BigQueryConfig { project_id: "acme".into(), partitioning, ..Default::default() };
+            samples::fingerprint(&serde_json::to_vec(&table::wanted(&config)).unwrap())
+        });
+        assert_eq!(tables, [2_806_993_272_517_154_746, 11_620_118_970_924_528_258]);
     }
 
     fn any_text() -> impl Strategy<Value = Option<String>> {

@@ -1,5 +1,8 @@
 //! The enriched event: an engagement row joined with its content row as of its own place in the stream.
 
+#[cfg(test)]
+pub(crate) mod samples;
+
 use std::sync::Arc;
 
 use uuid::Uuid;
