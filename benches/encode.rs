@@ -6,9 +6,11 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
+use walcast::event::encoding::Encoding;
+use walcast::event::encoding::json::Json;
+use walcast::event::schema::EventRecord;
 use walcast::lsn::{Lsn, Mark, Position};
 use walcast::model::content::Content;
-use walcast::sink::record::write_json;
 
 const EVENTS: u64 = 1_000;
 
@@ -55,7 +57,7 @@ fn encode(criterion: &mut Criterion) {
         bencher.iter(|| {
             for event in batch.events() {
                 out.clear();
-                write_json(&batch, event, &mut out);
+                Json.event(&EventRecord { event, texts: batch.texts() }, &mut out);
                 black_box(&out);
             }
         });

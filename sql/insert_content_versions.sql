@@ -1,7 +1,5 @@
 -- $1 the epoch, then one array a column. A change that moves an id gives two rows of one position, but of two ids.
-INSERT INTO walcast.content_version
-  (epoch, content_id, commit_lsn, ordinal, deleted, slug, title, content_type, length_seconds, publish_ts_us)
+INSERT INTO walcast.content_version (epoch, content_id, commit_lsn, ordinal, deleted, {stored})
 SELECT $1, *
-FROM unnest($2::uuid[], $3::pg_lsn[], $4::bigint[], $5::boolean[], $6::text[], $7::text[], $8::text[],
-            $9::integer[], $10::bigint[])
+FROM unnest($2::uuid[], $3::pg_lsn[], $4::bigint[], $5::boolean[], {arrays})
 ON CONFLICT DO NOTHING

@@ -1,5 +1,5 @@
 -- $1 the epoch, $2 the start: each row's newest version below it.
-SELECT content_id, slug, title, content_type, length_seconds, publish_ts_us
+SELECT content_id, {stored}
 FROM (
   SELECT DISTINCT ON (content_id) *
   FROM walcast.content_version

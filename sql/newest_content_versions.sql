@@ -1,6 +1,5 @@
 -- $1 the epoch: the newest version of every content row, and where in the stream it came.
-SELECT DISTINCT ON (content_id)
-  content_id, commit_lsn, ordinal, deleted, slug, title, content_type, length_seconds, publish_ts_us
+SELECT DISTINCT ON (content_id) commit_lsn, ordinal, deleted, content_id, {stored}
 FROM walcast.content_version
 WHERE epoch = $1
 ORDER BY content_id, commit_lsn DESC, ordinal DESC

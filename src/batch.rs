@@ -3,11 +3,9 @@
 
 use std::sync::Arc;
 use tokio::time::Instant;
-use uuid::Uuid;
 
-pub use crate::event::{Event, Span};
+pub use crate::event::{ContentChange, Event, Span, Texts};
 use crate::lsn::{Lsn, Mark, Position};
-use crate::model::content::Content;
 
 /// One thing for the sinks to know, at its place in the stream.
 #[derive(Debug, Clone)]
@@ -39,19 +37,6 @@ impl Row {
             Row::DeadLetter(letter) => letter.commit_ts,
         }
     }
-}
-
-/// The state of one content row after a change.
-#[derive(Debug, Clone)]
-pub struct ContentChange {
-    /// The change's place in the stream.
-    pub position: Position,
-    /// When the transaction committed, microseconds since 1970.
-    pub commit_ts: i64,
-    /// `content.id`.
-    pub id: Uuid,
-    /// The row as it is now; `None` when it was deleted.
-    pub after: Option<Arc<Content>>,
 }
 
 /// A row refused before the sinks: undecodable, or against a rule.
@@ -119,8 +104,12 @@ impl Batch {
 
     /// The text behind a span of one of this batch's events.
     pub fn text(&self, span: Span) -> &str {
-        let start = span.start as usize;
-        self.text.get(start..start + span.len as usize).unwrap_or_default()
+        self.texts().get(span)
+    }
+
+    /// All texts of this batch's events.
+    pub fn texts(&self) -> Texts<'_> {
+        Texts(&self.text)
     }
 
     /// What holding this batch and all before it amounts to.
@@ -187,9 +176,7 @@ impl BatchBuilder {
 
     /// Copies a text into the arena.
     pub fn intern(&mut self, text: &str) -> Span {
-        let start = self.text.len() as u32;
-        self.text.push_str(text);
-        Span { start, len: text.len() as u32 }
+        crate::event::intern(&mut self.text, text)
     }
 
     /// Adds a row; rows come in stream order.
@@ -260,6 +247,8 @@ fn with_margin(len: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     /// A batch of so many rows, each with a text.

@@ -7,7 +7,7 @@
 //!   └ source::connection, stream   TCP or TLS, SCRAM, START_REPLICATION   → CopyData
 //!     └ source::frame              XLogData | Keepalive                   → payload, a slice of the read buffer
 //!       └ pgoutput                 Message → Relation, Tuple              → a change at a Position
-//!         └ model                  → Content | Engagement                 the only place with column names
+//!         └ model                  → Content | Engagement                 as `event::schema` lists the columns
 //!           └ transform            join with the content cache            → Event
 //!             └ batch              rows and their texts, bounded by rows, bytes and age → Arc<Batch>
 //!   ══ sink::queue, bounded by bytes ══▶ sink::driver → kafka, redis, bigquery, content
@@ -66,12 +66,13 @@ pub mod resume;
 pub mod finding;
 pub mod secret;
 pub mod shutdown;
+pub mod quote;
 pub mod pgoutput;
+pub mod event;
 pub mod model;
 pub mod source;
 pub mod state;
 pub mod telemetry;
-pub mod event;
 pub mod batch;
 pub mod transform;
 pub mod watermark;

@@ -1,20 +1,46 @@
-//! The enriched event: an engagement row joined with its content row as of its own place in the stream.
+//! The enriched event: an engagement row joined with its content row as of its own place in the stream. What it has
+//! is written down once, in [`schema`]; how it is put into bytes, and read back, in [`encoding`].
 
+pub mod encoding;
+pub mod row;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod schema;
+pub mod time;
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::lsn::Position;
-use crate::model::content::Content;
+pub use row::{Content, Engagement};
 
-/// A piece of text in the batch's arena; [`crate::batch::Batch::text`] reads it.
+/// A piece of text in the batch's arena; [`Texts`] reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     pub(crate) start: u32,
     pub(crate) len: u32,
+}
+
+/// The arena that the texts of events stand in, one after the other.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Texts<'a>(pub(crate) &'a str);
+
+impl<'a> Texts<'a> {
+    /// The text behind a span of an event whose texts these are.
+    #[inline]
+    pub fn get(self, span: Span) -> &'a str {
+        let start = span.start as usize;
+        self.0.get(start..start + span.len as usize).unwrap_or_default()
+    }
+}
+
+/// Copies a text to the end of an arena.
+#[inline]
+pub(crate) fn intern(arena: &mut String, text: &str) -> Span {
+    let start = arena.len() as u32;
+    arena.push_str(text);
+    Span { start, len: text.len() as u32 }
 }
 
 /// One engagement event with its content. Times are microseconds since 1970-01-01 UTC, within the
@@ -48,6 +74,37 @@ pub struct Event {
 }
 
 impl Event {
+    /// An event without anything that may be absent.
+    pub fn new(position: Position, commit_ts: i64, id: i64, event_ts: i64) -> Self {
+        let row = Engagement { id, event_ts, ..Engagement::default() };
+        Event::of(&row, (position, commit_ts), None, true, |_| Span { start: 0, len: 0 })
+    }
+
+    /// The event of a row. `intern` puts its texts into the arena; `raw_payload` is left out unless it is to be kept.
+    #[inline(always)]
+    pub fn of(
+        row: &Engagement<'_>,
+        (position, commit_ts): (Position, i64),
+        content: Option<Arc<Content>>,
+        keep_payload: bool,
+        mut intern: impl FnMut(&str) -> Span,
+    ) -> Self {
+        Event {
+            position,
+            commit_ts,
+            id: row.id,
+            content_id: row.content_id,
+            user_id: row.user_id,
+            event_type: row.event_type.map(&mut intern),
+            event_ts: row.event_ts,
+            duration_ms: row.duration_ms,
+            device: row.device.map(&mut intern),
+            raw_payload: row.raw_payload.filter(|_| keep_payload).map(&mut intern),
+            raw_payload_bytes: row.raw_payload.map(|text| text.len() as u32),
+            content,
+        }
+    }
+
     /// Seconds of engagement: `duration_ms / 1000`.
     pub fn engagement_seconds(&self) -> Option<f64> {
         self.duration_ms.map(|duration_ms| duration_ms as f64 / 1000.0)
@@ -59,4 +116,17 @@ impl Event {
         let length_seconds = self.content.as_ref()?.length_seconds.filter(|length| *length > 0)?;
         Some(self.engagement_seconds()? / f64::from(length_seconds) * 100.0)
     }
+}
+
+/// The state of one content row after a change.
+#[derive(Debug, Clone)]
+pub struct ContentChange {
+    /// The change's place in the stream.
+    pub position: Position,
+    /// When the transaction committed, microseconds since 1970.
+    pub commit_ts: i64,
+    /// `content.id`.
+    pub id: Uuid,
+    /// The row as it is now; `None` when it was deleted.
+    pub after: Option<Arc<Content>>,
 }

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Event, Span};
+use super::{Content, Event, Span};
 use crate::lsn::{Lsn, Position};
-use crate::model::content::Content;
 
 const TEXTS: [&str; 9] =
     ["play", "", "ios \"x\"", "Zażółć\n", "back\\slash", "\u{0}\u{1f}\u{7f}", "😀", "a/b?c=d&e", "\u{2028}"];
@@ -31,7 +30,7 @@ pub(crate) fn events(count: usize, mut intern: impl FnMut(&str) -> Span) -> Vec<
 fn event(draw: &mut Draw, intern: &mut impl FnMut(&str) -> Span) -> Event {
     let raw_payload = draw.perhaps(&PAYLOADS);
     Event {
-        position: Position { commit_lsn: Lsn(draw.next() >> (draw.next() % 64)), ordinal: draw.next() >> 40 },
+        position: Position { commit_lsn: Lsn(draw.draw() >> (draw.draw() % 64)), ordinal: draw.draw() >> 40 },
         commit_ts: draw.one(&TIMES),
         id: draw.one(&NUMBERS),
         content_id: draw.id(),
@@ -49,7 +48,7 @@ fn event(draw: &mut Draw, intern: &mut impl FnMut(&str) -> Span) -> Event {
 /// A content row.
 pub(crate) fn content(draw: &mut Draw) -> Content {
     Content {
-        id: Uuid::from_u64_pair(draw.next(), draw.next()),
+        id: Uuid::from_u64_pair(draw.draw(), draw.draw()),
         slug: draw.one(&TEXTS).to_owned(),
         title: draw.one(&TEXTS).repeat(3),
         content_type: draw.perhaps(&TEXTS).map(str::to_owned),
@@ -62,7 +61,7 @@ pub(crate) fn content(draw: &mut Draw) -> Content {
 pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
-    pub(crate) fn next(&mut self) -> u64 {
+    pub(crate) fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -70,11 +69,11 @@ impl Draw {
     }
 
     fn coin(&mut self) -> bool {
-        !self.next().is_multiple_of(3)
+        !self.draw().is_multiple_of(3)
     }
 
     fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.next() as usize % of.len()]
+        of[self.draw() as usize % of.len()]
     }
 
     fn perhaps<T: Copy>(&mut self, of: &[T]) -> Option<T> {
@@ -82,7 +81,7 @@ impl Draw {
     }
 
     fn id(&mut self) -> Option<Uuid> {
-        self.coin().then(|| Uuid::from_u64_pair(self.next(), self.next()))
+        self.coin().then(|| Uuid::from_u64_pair(self.draw(), self.draw()))
     }
 }
 

@@ -1,30 +1,20 @@
-//! What a row means: the only place that knows the tables' column names.
+//! What a row of the stream means: which of its columns is which of ours.
 
 pub mod content;
 pub mod engagement;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
+use crate::event::row::Cell;
+pub use crate::event::row::RowError;
+use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, SourceColumn, SourceTable};
 use crate::pgoutput::{Column, DecodeError, Relation, Relations, Timestamp, Tuple, Value};
+use crate::quote::identifier;
 use content::ContentTable;
 use engagement::EngagementTable;
-
-/// Why one row cannot go on as what it should be. It becomes a dead letter; the stream goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RowError {
-    /// A short code for metrics.
-    pub reason: &'static str,
-    /// Column, shape found, shape wanted; never the value.
-    pub message: String,
-}
-
-impl From<DecodeError> for RowError {
-    fn from(error: DecodeError) -> Self {
-        RowError { reason: "undecodable", message: error.to_string() }
-    }
-}
 
 /// What a relation of the stream is to us.
 pub enum Table {
@@ -34,6 +24,17 @@ pub enum Table {
     Engagement(EngagementTable),
     /// Any other table that the publication happens to have.
     Other,
+}
+
+impl Table {
+    /// Its name in metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Table::Content(_) => CONTENT.name,
+            Table::Engagement(_) => ENGAGEMENT_EVENTS.name,
+            Table::Other => "other",
+        }
+    }
 }
 
 /// The tables of one replication session.
@@ -56,8 +57,10 @@ impl Tables {
         let Ok(relation) = self.relations.get(id) else { return Ok(()) };
         let table = match relation.name.as_str() {
             _ if relation.namespace != self.schema => Table::Other,
-            "content" => Table::Content(ContentTable::new(relation.clone())?),
-            "engagement_events" => Table::Engagement(EngagementTable::new(relation.clone())?),
+            name if name == CONTENT.name => Table::Content(ContentTable::new(relation.clone())?),
+            name if name == ENGAGEMENT_EVENTS.name => {
+                Table::Engagement(EngagementTable::new(relation.clone())?)
+            }
             _ => Table::Other,
         };
         self.tables.retain(|(known, _)| *known != id);
@@ -77,44 +80,29 @@ impl Tables {
     }
 }
 
-/// What a column's values must be readable as.
-#[derive(Debug, Clone, Copy)]
-enum Reads {
-    Integer,
-    Uuid,
-    Text,
-    Time,
-    Json,
+impl SourceTable {
+    /// Where it is, as SQL, when our tables live in `schema`.
+    pub fn place(&self, schema: &str) -> String {
+        format!("{}.{}", identifier(schema), identifier(self.name))
+    }
 }
 
-/// A column that walcast needs, for those who look at the table before its changes come.
-#[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    /// Its name.
-    pub name: &'static str,
-    reads: Reads,
-}
-
-impl Wanted {
-    fn of<F>((name, _, reads): &(&'static str, F, Reads)) -> Self {
-        Wanted { name, reads: *reads }
-    }
-
-    /// The type that it best has, in SQL.
-    pub fn sql_type(&self) -> &'static str {
-        match self.reads {
-            Reads::Integer => "integer",
-            Reads::Uuid => "uuid",
-            Reads::Text => "text",
-            Reads::Time => "timestamptz",
-            Reads::Json => "jsonb",
-        }
-    }
-
+impl SourceColumn {
     /// Why a column of this type cannot be read; `type_oid` is the base type where it is a domain.
     pub fn misfit(&self, type_oid: u32) -> Option<String> {
         let column = Column { name: self.name.to_owned(), type_oid, type_modifier: -1, key: false };
-        type_fits(&column, self.reads).err().map(|error| error.to_string())
+        self.fits(&column).err().map(|error| error.to_string())
+    }
+
+    /// The statement that adds it to the table at `place`.
+    pub fn add_to(&self, place: &str) -> String {
+        format!("ALTER TABLE {place} ADD COLUMN {} {};", identifier(self.name), self.sql_type())
+    }
+
+    /// The statement that gives it a type that can be read.
+    pub fn retype_in(&self, place: &str) -> String {
+        let (column, sql_type) = (identifier(self.name), self.sql_type());
+        format!("ALTER TABLE {place} ALTER COLUMN {column} TYPE {sql_type} USING {column}::{sql_type};")
     }
 }
 
@@ -125,29 +113,32 @@ pub struct TableColumns<F> {
 }
 
 impl<F: Copy> TableColumns<F> {
-    fn new(relation: Relation, wanted: &[(&str, F, Reads)]) -> Result<Self> {
-        let field = |column: &Column| wanted.iter().find(|(name, ..)| *name == column.name);
-        let has = |name: &str| relation.columns.iter().any(|column| column.name == name);
-        let missing: Vec<&str> = wanted.iter().map(|(name, ..)| *name).filter(|name| !has(name)).collect();
-        let table = format!("{}.{}", relation.namespace, relation.name);
+    /// `fields` are the table's columns, in the order of its list.
+    fn new(relation: Relation, table: &SourceTable, fields: &[F]) -> Result<Self> {
+        let wanted = |column: &Column| table.columns.iter().position(|wanted| wanted.name == column.name);
+        let has = |wanted: &&SourceColumn| relation.columns.iter().any(|column| column.name == wanted.name);
+        let name = format!("{}.{}", relation.namespace, relation.name);
+        let place = table.place(&relation.namespace);
+        let missing: Vec<&SourceColumn> = table.columns.iter().filter(|wanted| !has(wanted)).collect();
         if !missing.is_empty() {
-            return Err(Error::new(
-                Kind::Setup,
-                format!("table {table} as published lacks the column(s) {}", missing.join(", ")),
-            )
-            .hint("add the columns, or widen the publication's column list; the README has the two tables"));
+            let names: Vec<&str> = missing.iter().map(|column| column.name).collect();
+            let statements: Vec<String> = missing.iter().map(|column| column.add_to(&place)).collect();
+            let message = format!("table {name} as published lacks the column(s) {}", names.join(", "));
+            return Err(Error::new(Kind::Setup, message).hint(format!(
+                "{} If the table has them, the publication leaves them out, and `walcast check` says how to mend that",
+                statements.join(" ")
+            )));
         }
-        for column in &relation.columns {
-            if let Some((.., reads)) = field(column) {
-                type_fits(column, *reads).map_err(|error| {
-                    Error::new(Kind::Setup, format!("table {table} has a column of another type"))
-                        .because(error)
-                        .hint("change the column's type; the README has the two tables")
-                })?;
-            }
+        let places: Vec<Option<usize>> = relation.columns.iter().map(wanted).collect();
+        for (column, at) in relation.columns.iter().zip(&places) {
+            let Some(wanted) = at.and_then(|at| table.columns.get(at)) else { continue };
+            wanted.fits(column).map_err(|error| {
+                Error::new(Kind::Setup, format!("table {name} has a column of another type"))
+                    .because(error)
+                    .hint(wanted.retype_in(&place))
+            })?;
         }
-        let fields =
-            relation.columns.iter().map(|column| field(column).map(|(_, field, _)| *field)).collect();
+        let fields = places.into_iter().map(|at| fields.get(at?).copied()).collect();
         Ok(TableColumns { relation, fields })
     }
 
@@ -182,16 +173,6 @@ impl<F: Copy> TableColumns<F> {
     }
 }
 
-fn type_fits(column: &Column, reads: Reads) -> Result<(), DecodeError> {
-    match reads {
-        Reads::Integer => Value::Null.int8(column).map(drop),
-        Reads::Uuid => Value::Null.uuid(column).map(drop),
-        Reads::Text => Value::Null.text(column).map(drop),
-        Reads::Time => Value::Null.timestamptz(column).map(drop),
-        Reads::Json => Value::Null.json(column).map(drop),
-    }
-}
-
 fn value_json(value: Value<'_>) -> serde_json::Value {
     match value {
         Value::Null => serde_json::Value::Null,
@@ -204,17 +185,37 @@ fn value_json(value: Value<'_>) -> serde_json::Value {
     }
 }
 
-/// 0001-01-01 and 10000-01-01 in microseconds since 1970: what RFC 3339 and BigQuery can write.
-const TIMES: std::ops::Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
+/// A value of the stream, with the column that it stands in.
+impl<'t> Cell<'t> for (&Column, Value<'t>) {
+    type Error = DecodeError;
 
-/// Microseconds since 1970 of a time that every sink can write; `None` for infinities and far years.
-fn writable(time: Timestamp) -> Option<i64> {
-    match time {
-        Timestamp::At(micros) if TIMES.contains(&micros) => Some(micros),
-        _ => None,
+    #[inline(always)]
+    fn int8(self) -> Result<Option<i64>, DecodeError> {
+        self.1.int8(self.0)
     }
-}
 
-fn missing(column: &str) -> RowError {
-    RowError { reason: "null", message: format!("column {column}: NULL where a value is wanted") }
+    #[inline(always)]
+    fn int4(self) -> Result<Option<i32>, DecodeError> {
+        self.1.int4(self.0)
+    }
+
+    #[inline(always)]
+    fn uuid(self) -> Result<Option<Uuid>, DecodeError> {
+        self.1.uuid(self.0)
+    }
+
+    #[inline(always)]
+    fn text(self) -> Result<Option<&'t str>, DecodeError> {
+        self.1.text(self.0)
+    }
+
+    #[inline(always)]
+    fn time(self) -> Result<Option<Timestamp>, DecodeError> {
+        self.1.timestamptz(self.0)
+    }
+
+    #[inline(always)]
+    fn json(self) -> Result<Option<&'t str>, DecodeError> {
+        self.1.json(self.0)
+    }
 }

@@ -6,19 +6,12 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::event::schema::SOURCE_TABLES;
 use crate::finding;
 use crate::sinks;
+use crate::source::migrations::MIGRATIONS;
 use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, epoch};
-
-const MIGRATIONS: [(i32, &str, &str); check::MIGRATIONS] = [
-    (1, "source", include_str!("../../migrations/0001_source.sql")),
-    (2, "state", include_str!("../../migrations/0002_state.sql")),
-    (3, "role", include_str!("../../migrations/0003_role.sql")),
-    (4, "published_entries", include_str!("../../migrations/0004_published_entries.sql")),
-    (5, "content_version_by_commit", include_str!("../../migrations/0005_content_version_by_commit.sql")),
-    (6, "dead_letter_store", include_str!("../../migrations/0006_dead_letter_store.sql")),
-];
 
 /// Makes what is missing, touches nothing that is there.
 pub async fn init(config: &Config) -> Result<()> {
@@ -72,11 +65,10 @@ async fn publish(client: &Client, config: &PostgresConfig) -> Result<()> {
     if slot::publication(client, config).await?.is_some() {
         return Ok(());
     }
-    let (name, schema) = (quote::identifier(&config.publication), quote::identifier(&config.schema));
+    let name = quote::identifier(&config.publication);
+    let tables = SOURCE_TABLES.map(|table| table.place(&config.schema)).join(", ");
     client
-        .batch_execute(&format!(
-            "CREATE PUBLICATION {name} FOR TABLE {schema}.content, {schema}.engagement_events"
-        ))
+        .batch_execute(&format!("CREATE PUBLICATION {name} FOR TABLE {tables}"))
         .await
         .map_err(sql::error)?;
     tracing::info!(publication = config.publication, "publication made");

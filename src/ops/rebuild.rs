@@ -8,19 +8,19 @@ use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::event::Event;
+use crate::event::Content;
+use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::failpoint::failpoint;
-use crate::lsn::{Lsn, Position};
-use crate::model::content::Content;
+use crate::lsn::Lsn;
 use crate::ops::verify::before::{Before, Xid};
 use crate::sink::redis::Rebuild;
 use crate::source::snapshot::Snapshot;
-use crate::source::{PostgresConfig, quote, sql};
+use crate::source::{PostgresConfig, rows, sql};
 use crate::state::{State, epoch};
 
 type Contents = HashMap<Uuid, Arc<Content>>;
@@ -66,22 +66,15 @@ async fn require_not_ahead(state: &mut State, config: &Config, end: Lsn) -> Resu
 }
 
 async fn contents(client: &Client, config: &PostgresConfig) -> Result<Contents> {
-    let query = include_str!("../../sql/snapshot_content_rows.sql")
-        .replace("{schema}", &quote::identifier(&config.schema));
-    let rows = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
-    let rows = rows.and_then(async |row| content(&row)).map_ok(|content| (content.id, Arc::new(content)));
-    rows.try_collect().await.map_err(sql::error)
-}
-
-fn content(row: &Row) -> Result<Content, tokio_postgres::Error> {
-    Ok(Content {
-        id: row.try_get(0)?,
-        slug: row.try_get(1)?,
-        title: row.try_get(2)?,
-        content_type: row.try_get(3)?,
-        length_seconds: row.try_get(4)?,
-        publish_ts: row.try_get(5)?,
-    })
+    let query = rows::select(&CONTENT, &config.schema, &[]);
+    let found = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
+    let mut found = std::pin::pin!(found);
+    let mut contents = Contents::new();
+    while let Some(row) = found.try_next().await.map_err(sql::error)? {
+        let content = rows::content(&row, 0)?;
+        contents.insert(content.id, Arc::new(content));
+    }
+    Ok(contents)
 }
 
 /// Adds every event that walcast has streamed, or will not stream again.
@@ -92,46 +85,24 @@ async fn fill(
     before: &Before,
     contents: &Contents,
 ) -> Result<()> {
-    let query =
-        include_str!("../../sql/verify_events.sql").replace("{schema}", &quote::identifier(&config.schema));
+    let query = rows::select(&ENGAGEMENT_EVENTS, &config.schema, &["xmin"]);
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{pos} events {per_sec}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
-    let rows = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
-    let mut rows = std::pin::pin!(rows);
-    while let Some(row) = rows.try_next().await.map_err(sql::error)? {
+    let found = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
+    let mut found = std::pin::pin!(found);
+    while let Some(row) = found.try_next().await.map_err(sql::error)? {
         progress.inc(1);
         if before.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
             continue;
         }
-        if let Some(event) = event(&row, contents).map_err(sql::error)? {
-            rebuild.add(event, row.try_get(4).map_err(sql::error)?).await?;
-        }
+        let unchecked = rows::engagement(&row, 1).map_err(sql::error)?;
+        // walcast refuses the others
+        let Ok(row) = unchecked.checked() else { continue };
+        let content = row.content_id.and_then(|id| contents.get(&id)).cloned();
+        rebuild.add(&row, content).await?;
     }
     progress.finish_and_clear();
     Ok(())
-}
-
-/// The event as a counter sees it, with its content as it is now; `None` for a row that walcast refuses.
-fn event(row: &Row, contents: &Contents) -> Result<Option<Event>, tokio_postgres::Error> {
-    let (content_id, duration_ms): (Option<Uuid>, Option<i64>) = (row.try_get(2)?, row.try_get(6)?);
-    let Some(event_ts) = row.try_get(5)? else { return Ok(None) };
-    if duration_ms.is_some_and(|ms| ms < 0) {
-        return Ok(None);
-    }
-    Ok(Some(Event {
-        position: Position { commit_lsn: Lsn::ZERO, ordinal: 0 },
-        commit_ts: 0,
-        id: row.try_get(1)?,
-        content_id,
-        user_id: None,
-        event_type: None,
-        event_ts,
-        duration_ms,
-        device: None,
-        raw_payload: None,
-        raw_payload_bytes: None,
-        content: content_id.and_then(|id| contents.get(&id)).cloned(),
-    }))
 }

@@ -10,15 +10,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Transaction};
-use uuid::Uuid;
 
 use crate::batch::{Batch, ContentChange, DeadLetter, Row};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Session, StoredMark};
-use crate::model::content::Content;
 use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
-use crate::source::{PostgresConfig, slot, sql};
+use crate::source::{PostgresConfig, rows, slot, sql};
 use crate::state::{State, store_progress};
 use crate::transform::content_cache::ContentCache;
 
@@ -186,25 +184,19 @@ async fn insert_versions(
     fn column<'a, T>(changes: &'a [ContentChange], read: impl Fn(&'a ContentChange) -> T) -> Vec<T> {
         changes.iter().map(read).collect()
     }
-    fn after<'a, T>(change: &'a ContentChange, read: impl Fn(&'a Content) -> Option<T>) -> Option<T> {
-        change.after.as_deref().and_then(read)
-    }
-    let columns: [&(dyn ToSql + Sync); 10] = [
+    let ours: [&(dyn ToSql + Sync); 5] = [
         &session.epoch.epoch,
         &column(changes, |change| change.id),
         &column(changes, |change| PgLsn::from(change.position.commit_lsn.0)),
         &column(changes, |change| change.position.ordinal as i64),
         &column(changes, |change| change.after.is_none()),
-        &column(changes, |change| after(change, |content| Some(content.slug.as_str()))),
-        &column(changes, |change| after(change, |content| Some(content.title.as_str()))),
-        &column(changes, |change| after(change, |content| content.content_type.as_deref())),
-        &column(changes, |change| after(change, |content| content.length_seconds)),
-        &column(changes, |change| after(change, |content| content.publish_ts)),
     ];
-    transaction
-        .execute(include_str!("../../sql/insert_content_versions.sql"), &columns)
-        .await
-        .map_err(sql::error)?;
+    let arrays = rows::content_arrays(changes.iter().map(|change| change.after.as_deref()));
+    let arrays = arrays.iter().map(|array| &**array as &(dyn ToSql + Sync));
+    let parameters: Vec<&(dyn ToSql + Sync)> = ours.iter().copied().chain(arrays).collect();
+    let template = include_str!("../../sql/insert_content_versions.sql");
+    let statement = rows::content_statement(template, "", ours.len() + 1);
+    transaction.execute(&statement, &parameters).await.map_err(sql::error)?;
     Ok(())
 }
 
@@ -256,23 +248,8 @@ async fn prune(transaction: &Transaction<'_>, session: &Session, pruned: Lsn) ->
 
 /// The content rows as the stream saw them at `start`, the end of a commit.
 pub async fn load(client: &Client, session: &Session, start: Lsn) -> Result<ContentCache> {
-    let rows = client
-        .query(include_str!("../../sql/load_content.sql"), &[&session.epoch.epoch, &PgLsn::from(start.0)])
-        .await
-        .map_err(sql::error)?;
-    let unreadable =
-        |error| Error::new(Kind::Protocol, "walcast.content_version has another shape").because(error);
-    rows.iter()
-        .map(|row| {
-            Ok(Content {
-                id: row.try_get::<_, Uuid>(0)?,
-                slug: row.try_get(1)?,
-                title: row.try_get(2)?,
-                content_type: row.try_get(3)?,
-                length_seconds: row.try_get(4)?,
-                publish_ts: row.try_get(5)?,
-            })
-        })
-        .collect::<Result<ContentCache, tokio_postgres::Error>>()
-        .map_err(unreadable)
+    let statement = rows::content_statement(include_str!("../../sql/load_content.sql"), "", 0);
+    let found =
+        client.query(&statement, &[&session.epoch.epoch, &PgLsn::from(start.0)]).await.map_err(sql::error)?;
+    found.iter().map(|row| rows::content(row, 0)).collect()
 }

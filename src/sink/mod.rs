@@ -9,7 +9,6 @@ pub mod retry;
 pub mod driver;
 pub mod content;
 pub mod null;
-pub mod record;
 pub mod kafka;
 pub mod redis;
 pub mod bigquery;

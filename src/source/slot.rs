@@ -7,8 +7,8 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use crate::error::{Error, Kind, Result};
+use crate::event::schema::{SOURCE_TABLES, SourceTable};
 use crate::lsn::Lsn;
-use crate::model::{content, engagement};
 use crate::source::PostgresConfig;
 use crate::source::quote::{identifier, literal};
 use crate::source::server_error::{Asked, WAL_LEVEL};
@@ -101,7 +101,7 @@ pub struct PublishedTable {
 pub struct Publication {
     /// Its OID: another one for the same name means that it was made again.
     pub oid: u32,
-    /// OIDs of its entries for content and engagement_events: another one means that the table was out of it for a
+    /// OIDs of its entries for our tables, in the order of [`SOURCE_TABLES`]: another one means that the table was out of it for a
     /// while.
     pub entries: Vec<Option<u32>>,
 }
@@ -234,16 +234,15 @@ fn published(row: &Row) -> Result<Option<PublishedTable>> {
 pub async fn publication(client: &Client, config: &PostgresConfig) -> Result<Option<Publication>> {
     let Some(facts) = publication_facts(client, &config.publication).await? else { return Ok(None) };
     facts.check_usable(config)?;
-    let ours = |table| facts.table(&config.schema, table).and_then(|published| published.entry);
-    Ok(Some(Publication { oid: facts.oid, entries: vec![ours("content"), ours("engagement_events")] }))
+    let entry = |table: &SourceTable| facts.table(&config.schema, table.name).and_then(|table| table.entry);
+    Ok(Some(Publication { oid: facts.oid, entries: SOURCE_TABLES.map(entry).to_vec() }))
 }
 
 impl PublicationFacts {
     /// Refuses a publication that lacks one of our tables, or leaves out some of their changes.
     pub fn check_usable(&self, config: &PostgresConfig) -> Result<()> {
         let name = &config.publication;
-        self.check_table(config, "content", content::column_names())?;
-        self.check_table(config, "engagement_events", engagement::column_names())?;
+        SOURCE_TABLES.iter().try_for_each(|table| self.check_table(config, table))?;
         if self.operations != (Operations { insert: true, update: true, delete: true, truncate: true }) {
             return Err(setup(format!("publication {name} leaves out some operations")).hint(format!(
                 "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
@@ -257,18 +256,14 @@ impl PublicationFacts {
         self.tables.iter().find(|one| one.schema == schema && one.table == table)
     }
 
-    fn check_table<'a>(
-        &self,
-        config: &PostgresConfig,
-        table: &str,
-        mut columns: impl Iterator<Item = &'a str>,
-    ) -> Result<()> {
-        let (name, schema) = (&config.publication, &config.schema);
-        let place = format!("{}.{}", identifier(schema), identifier(table));
+    fn check_table(&self, config: &PostgresConfig, table: &SourceTable) -> Result<()> {
+        let (name, schema, place) = (&config.publication, &config.schema, table.place(&config.schema));
+        let (table, mut columns) = (table.name, table.column_names());
         let Some(published) = self.table(schema, table) else {
             let message = format!(
                 "publication {name} does not have the table {schema}.{table} (a partitioned one that it has needs ALTER \
-                 PUBLICATION {name} SET (publish_via_partition_root = true) instead)"
+                 PUBLICATION {} SET (publish_via_partition_root = true) instead)",
+                identifier(name)
             );
             let mend = format!("ALTER PUBLICATION {} ADD TABLE {place};", identifier(name));
             return Err(setup(message).hint(mend));

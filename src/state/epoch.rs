@@ -11,7 +11,7 @@ use crate::lsn::{Epoch, History, Lsn};
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::slot::Publication;
-use crate::source::{quote, slot, sql};
+use crate::source::{quote, rows, slot, sql};
 use crate::state::State;
 
 struct Known {
@@ -383,8 +383,7 @@ async fn fill(
         .batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote::literal(snapshot)))
         .await
         .map_err(sql::error)?;
-    let fill = include_str!("../../sql/snapshot_content.sql")
-        .replace("{schema}", &quote::identifier(&config.schema));
+    let fill = rows::content_statement(include_str!("../../sql/snapshot_content.sql"), &config.schema, 0);
     transaction.execute(&fill, &[&epoch.epoch]).await.map_err(sql::error)?;
     transaction
         .execute(

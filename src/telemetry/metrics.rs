@@ -10,6 +10,7 @@ use metrics::{Counter, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::error::{Error, Kind, Result};
+use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::telemetry::latency::Latencies;
 
 /// Names, and one table with all of them.
@@ -158,7 +159,7 @@ pub fn event_received(table: &'static str, op: &'static str) {
     if let Some(installed) = INSTALLED.get() {
         installed.events.at(table, op).increment(1);
     }
-    if table == "engagement_events" && op == "insert" {
+    if table == ENGAGEMENT_EVENTS.name && op == "insert" {
         ENGAGEMENTS.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -327,7 +328,7 @@ impl Installed {
     }
 }
 
-const TABLES: [&str; 3] = ["engagement_events", "content", "other"];
+const TABLES: [&str; 3] = [ENGAGEMENT_EVENTS.name, CONTENT.name, "other"];
 const OPS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
 /// A counter for each table and operation.
@@ -341,8 +342,8 @@ impl Changes {
     fn at(&self, table: &str, op: &str) -> &Counter {
         let [events, content, other] = &self.0;
         let [insert, update, delete, truncate] = match table {
-            "engagement_events" => events,
-            "content" => content,
+            name if name == ENGAGEMENT_EVENTS.name => events,
+            name if name == CONTENT.name => content,
             _ => other,
         };
         match op {

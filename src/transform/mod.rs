@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartbeat, Row};
 use crate::error::{Error, Kind, Result};
+use crate::event::Content;
+use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::lsn::{Lsn, Mark, Position};
-use crate::model::content::Content;
 use crate::model::{RowError, Table, Tables, engagement};
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
 use crate::telemetry::fold::Fold;
@@ -168,7 +169,7 @@ impl Transform {
         let table = self.tables.get(relation_id).map_err(broken_stream)?;
         match table {
             Table::Engagement(table) => {
-                metrics::event_received("engagement_events", "insert");
+                metrics::event_received(ENGAGEMENT_EVENTS.name, "insert");
                 match table.read(new) {
                     Ok(row) => self.event(position, &row),
                     Err(error) => {
@@ -178,7 +179,7 @@ impl Transform {
                 }
             }
             Table::Content(table) => {
-                metrics::event_received("content", "insert");
+                metrics::event_received(CONTENT.name, "insert");
                 match table.read(new, None) {
                     Ok(content) => self.content_is(position, content),
                     Err(error) => {
@@ -187,7 +188,7 @@ impl Transform {
                     }
                 }
             }
-            Table::Other => metrics::change_skipped("other", "insert"),
+            other @ Table::Other => metrics::change_skipped(other.name(), "insert"),
         }
         Ok(())
     }
@@ -206,21 +207,8 @@ impl Transform {
         if content.is_none() {
             metrics::unknown_content();
         }
-        let raw_payload = row.raw_payload.filter(|_| !oversized);
-        let event = Event {
-            position,
-            commit_ts: self.commit_ts,
-            id: row.id,
-            content_id: row.content_id,
-            user_id: row.user_id,
-            event_type: row.event_type.map(|text| self.builder.intern(text)),
-            event_ts: row.event_ts,
-            duration_ms: row.duration_ms,
-            device: row.device.map(|text| self.builder.intern(text)),
-            raw_payload: raw_payload.map(|text| self.builder.intern(text)),
-            raw_payload_bytes: row.raw_payload.map(|text| text.len() as u32),
-            content,
-        };
+        let place = (position, self.commit_ts);
+        let event = Event::of(row, place, content, !oversized, |text| self.builder.intern(text));
         self.builder.push(Row::Event(event));
     }
 
@@ -231,11 +219,12 @@ impl Transform {
         old: Option<OldTuple<'_>>,
         new: &Tuple<'_>,
     ) -> Result<()> {
-        let Table::Content(table) = self.tables.get(relation_id).map_err(broken_stream)? else {
-            metrics::change_skipped("engagement_events", "update");
+        let table = self.tables.get(relation_id).map_err(broken_stream)?;
+        let Table::Content(table) = table else {
+            metrics::change_skipped(table.name(), "update");
             return Ok(());
         };
-        metrics::event_received("content", "update");
+        metrics::event_received(CONTENT.name, "update");
         let known_as = match &old {
             Some(old) => table.id(&old.tuple),
             None => table.id(new),
@@ -258,11 +247,12 @@ impl Transform {
     }
 
     fn delete(&mut self, position: Position, relation_id: u32, old: &OldTuple<'_>) -> Result<()> {
-        let Table::Content(table) = self.tables.get(relation_id).map_err(broken_stream)? else {
-            metrics::change_skipped("engagement_events", "delete");
+        let table = self.tables.get(relation_id).map_err(broken_stream)?;
+        let Table::Content(table) = table else {
+            metrics::change_skipped(table.name(), "delete");
             return Ok(());
         };
-        metrics::event_received("content", "delete");
+        metrics::event_received(CONTENT.name, "delete");
         match table.id(&old.tuple) {
             Ok(id) => self.content_gone(position, id),
             Err(error) => {
@@ -277,12 +267,12 @@ impl Transform {
         for relation_id in relations.iter() {
             match self.tables.get(relation_id).map_err(broken_stream)? {
                 Table::Content(_) => {
-                    metrics::event_received("content", "truncate");
+                    metrics::event_received(CONTENT.name, "truncate");
                     for id in self.cache.clear() {
                         self.content_gone(position, id);
                     }
                 }
-                _ => metrics::change_skipped("engagement_events", "truncate"),
+                other => metrics::change_skipped(other.name(), "truncate"),
             }
         }
         Ok(())

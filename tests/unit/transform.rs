@@ -8,8 +8,10 @@ use uuid::Uuid;
 use walcast::batch::{Batch, Event, Row};
 use walcast::error::Kind;
 use walcast::lsn::{Lsn, Position};
+use walcast::model::Tables;
 use walcast::model::content::Content;
 use walcast::pgoutput::{Column, OldKind, Relation, ReplicaIdentity};
+use walcast::telemetry::metrics;
 use walcast::transform::content_cache::ContentCache;
 use walcast::transform::{Bounds, Transform};
 
@@ -121,8 +123,20 @@ fn relations() -> [Relation; 3] {
     ]
 }
 
-fn text(text: impl ToString) -> Cell {
-    Cell::Text(text.to_string().into_bytes())
+fn text(text: impl AsRef<str>) -> Cell {
+    Cell::Binary(text.as_ref().as_bytes().to_vec())
+}
+
+fn uuid(number: u128) -> Cell {
+    Cell::Binary(id(number).as_bytes().to_vec())
+}
+
+fn int(number: i32) -> Cell {
+    Cell::Binary(number.to_be_bytes().to_vec())
+}
+
+fn json(text: &str) -> Cell {
+    Cell::Binary([&[1], text.as_bytes()].concat())
 }
 
 fn id(number: u128) -> Uuid {
@@ -142,7 +156,7 @@ fn content(number: u128, title: &str, length_seconds: i32) -> Content {
 
 fn content_row(number: u128, title: Cell, length_seconds: i32) -> Vec<Cell> {
     let slug = text(format!("slug-{number}"));
-    vec![text(id(number)), slug, title, text("podcast"), text(length_seconds), text("2024-01-01 00:00:00+00")]
+    vec![uuid(number), slug, title, text("podcast"), int(length_seconds), Cell::Binary(vec![0; 8])]
 }
 
 fn insert_content(number: u128, title: &str, length_seconds: i32) -> Sent {
@@ -154,25 +168,25 @@ fn update_content(number: u128, title: Cell, length_seconds: i32) -> Sent {
 }
 
 fn delete_content(number: u128) -> Sent {
-    let key = vec![text(id(number)), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null];
+    let key = vec![uuid(number), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null];
     Sent::Delete { relation_id: CONTENT, old: (OldKind::Key, key) }
 }
 
 fn play(number: u128, duration_ms: i32) -> Sent {
-    event(text(id(number)), text(duration_ms), text("{}"))
+    event(uuid(number), int(duration_ms), json("{}"))
 }
 
 fn event(content_id: Cell, duration_ms: Cell, raw_payload: Cell) -> Sent {
-    event_at(content_id, duration_ms, raw_payload, "2026-11-23 12:00:00+00")
+    event_at(content_id, duration_ms, raw_payload, 1_000_000)
 }
 
-fn event_at(content_id: Cell, duration_ms: Cell, raw_payload: Cell, event_ts: &str) -> Sent {
+fn event_at(content_id: Cell, duration_ms: Cell, raw_payload: Cell, event_ts: i64) -> Sent {
     let new = vec![
-        text(7),
+        int(7),
         content_id,
         Cell::Null,
         text("play"),
-        text(event_ts),
+        Cell::Binary(event_ts.to_be_bytes().to_vec()),
         duration_ms,
         text("tv"),
         raw_payload,
@@ -206,7 +220,7 @@ fn an_event_sees_the_content_of_its_own_place() {
 #[test]
 fn unknown_and_null_content_go_on_without_metadata() {
     let mut stream = Stream::new(BOUNDS, []);
-    stream.transaction([play(9, 1), event(Cell::Null, text(1), Cell::Null)]);
+    stream.transaction([play(9, 1), event(Cell::Null, int(1), Cell::Null)]);
     let batch = stream.batch();
     let events: Vec<&Event> = batch.events().collect();
     assert_eq!(events.iter().map(|event| event.content_id).collect::<Vec<_>>(), [Some(id(9)), None]);
@@ -242,7 +256,7 @@ fn a_large_value_that_an_update_left_alone_is_kept() {
 #[test]
 fn a_changed_id_moves_the_content() {
     let mut stream = Stream::new(BOUNDS, [content(1, "moved", 10)]);
-    let key = vec![text(id(1)), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null];
+    let key = vec![uuid(1), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null];
     let update = Sent::Update {
         relation_id: CONTENT,
         old: Some((OldKind::Key, key)),
@@ -255,7 +269,7 @@ fn a_changed_id_moves_the_content() {
 #[test]
 fn percent_is_null_never_infinite_and_may_pass_a_hundred() {
     let mut stream = Stream::new(BOUNDS, [content(1, "zero", 0), content(2, "short", 10)]);
-    stream.transaction([play(1, 1000), play(2, 25_000), event(text(id(2)), Cell::Null, Cell::Null)]);
+    stream.transaction([play(1, 1000), play(2, 25_000), event(uuid(2), Cell::Null, Cell::Null)]);
     let short = Some("short".to_owned());
     assert_eq!(stream.joined(), [(Some("zero".into()), None), (short.clone(), Some(250.0)), (short, None)]);
 }
@@ -264,10 +278,10 @@ fn percent_is_null_never_infinite_and_may_pass_a_hundred() {
 fn rows_against_a_rule_become_dead_letters_and_keep_their_ordinal() {
     let mut stream = Stream::new(BOUNDS, []);
     stream.transaction([
-        event(Cell::Null, text(-1), Cell::Null),
-        event_at(Cell::Null, Cell::Null, Cell::Null, "infinity"),
+        event(Cell::Null, int(-1), Cell::Null),
+        event_at(Cell::Null, Cell::Null, Cell::Null, i64::MAX),
         event(text("not a uuid"), Cell::Null, Cell::Null),
-        event(Cell::Null, text(1), Cell::Null),
+        event(Cell::Null, int(1), Cell::Null),
     ]);
     let batch = stream.batch();
     let letters: Vec<(u64, &str)> = batch
@@ -281,25 +295,62 @@ fn rows_against_a_rule_become_dead_letters_and_keep_their_ordinal() {
     assert_eq!(letters, [(0, "negative_duration"), (1, "event_ts_out_of_range"), (2, "undecodable")]);
     let Some(Row::DeadLetter(letter)) = batch.rows().first() else { panic!("a dead letter first") };
     let row: serde_json::Value = serde_json::from_str(&letter.row_json).unwrap();
-    assert_eq!((row["duration_ms"].as_str(), row["id"].as_str()), (Some("-1"), Some("7")));
+    assert_eq!(
+        (&row["duration_ms"]["$base64"], &row["event_type"]["$base64"]),
+        (&"/////w==".into(), &"cGxheQ==".into())
+    );
     assert_eq!(batch.events().map(|event| event.position.ordinal).collect::<Vec<_>>(), [3]);
 }
 
 #[test]
 fn ordinals_count_what_we_leave_out() {
     let mut stream = Stream::new(BOUNDS, []);
-    let other = || Sent::Insert { relation_id: OTHER, new: vec![text(1)] };
+    let other = || Sent::Insert { relation_id: OTHER, new: vec![int(1)] };
     stream.transaction([other(), play(1, 1), other(), play(1, 1)]);
     let positions: Vec<Position> = stream.batch().events().map(|event| event.position).collect();
     let at = |ordinal| Position { commit_lsn: Lsn(100), ordinal };
     assert_eq!(positions, [at(1), at(3)]);
 }
 
+#[tokio::test]
+async fn a_change_is_counted_for_the_table_that_it_was_made_to() {
+    let metrics = metrics::install().unwrap();
+    let mut stream = Stream::new(BOUNDS, []);
+    let key = || (OldKind::Key, vec![int(1)]);
+    let changes = |relation_id: u32| {
+        [
+            Sent::Update { relation_id, old: None, new: vec![int(1)] },
+            Sent::Update { relation_id, old: Some(key()), new: vec![int(1)] },
+            Sent::Delete { relation_id, old: key() },
+            Sent::Truncate { options: 0, relations: vec![relation_id] },
+        ]
+    };
+    stream.transaction(changes(OTHER));
+    stream.transaction(changes(OTHER));
+    stream.transaction(changes(EVENTS));
+    let text = metrics.render();
+    for (table, op, count) in [
+        ("other", "update", 4),
+        ("other", "delete", 2),
+        ("other", "truncate", 2),
+        ("engagement_events", "update", 2),
+        ("engagement_events", "delete", 1),
+        // and one of the test of truncations, which may have run
+        ("engagement_events", "truncate", 1),
+    ] {
+        let name = format!(r#"walcast_skipped_changes_total{{table="{table}",op="{op}"}} "#);
+        let found = text.lines().find_map(|line| line.strip_prefix(&name)).expect(&name);
+        let found: u64 = found.parse().unwrap();
+        let more = u64::from(op == "truncate" && table == "engagement_events");
+        assert!((count..=count + more).contains(&found), "{name}{found}");
+    }
+}
+
 #[test]
 fn a_row_above_the_bound_goes_on_without_its_payload() {
     let mut stream = Stream::new(BOUNDS, []);
     let payload = format!("\"{}\"", "x".repeat(10_000));
-    stream.transaction([event(Cell::Null, text(1), text(&payload)), event(Cell::Null, text(1), text("[]"))]);
+    stream.transaction([event(Cell::Null, int(1), json(&payload)), event(Cell::Null, int(1), json("[]"))]);
     let batch = stream.batch();
     let events: Vec<_> =
         batch.events().map(|event| (event.raw_payload.is_some(), event.raw_payload_bytes)).collect();
@@ -314,11 +365,29 @@ fn a_table_without_a_column_that_we_need_stops_the_stream() {
     let error = stream.transform.apply(&Sent::Relation(events).encode()).unwrap_err();
     assert_eq!(error.kind(), Kind::Setup);
     assert!(error.to_string().contains("duration_ms"), "{error}");
+    assert!(
+        error
+            .advice()
+            .contains(r#"ALTER TABLE "public"."engagement_events" ADD COLUMN "duration_ms" integer;"#),
+        "{}",
+        error.advice()
+    );
 
     let [_, mut events, _] = relations();
     events.columns[0].type_oid = 25;
     let error = stream.transform.apply(&Sent::Relation(events).encode()).unwrap_err();
     assert!(error.chain().contains("column id"), "{}", error.chain());
+    assert_eq!(
+        error.advice(),
+        r#"ALTER TABLE "public"."engagement_events" ALTER COLUMN "id" TYPE integer USING "id"::integer;"#
+    );
+
+    let [mut content, ..] = relations();
+    content.namespace = "My \"shop\"".into();
+    content.columns.retain(|column| column.name != "slug");
+    let mut tables = Tables::new("My \"shop\"");
+    let advice = tables.describe(content).unwrap_err().advice().to_owned();
+    assert!(advice.contains(r#"ALTER TABLE "My ""shop"""."content" ADD COLUMN "slug" text;"#), "{advice}");
 }
 
 #[test]

@@ -107,7 +107,7 @@ async fn the_status_has_everything_of_every_sink() {
     let mut sink = answer["sinks"][0].clone();
     assert!(sink["lag_seconds"].take().is_number());
     let expected = serde_json::json!({
-        "name": "redis", "state": "ok", "held_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
+        "name": "redis", "guarantee": "exactly once", "state": "ok", "held_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
         "lag_bytes": 16, "queue_lag_bytes": 16, "delivery_lag_bytes": 0, "lag_seconds": null,
         "heartbeat_age_seconds": null, "heartbeat_seconds": null, "queue_bytes": 9, "backpressure": false,
         "rows_total": 1, "last_error": null, "trouble": null,
@@ -460,7 +460,7 @@ async fn walcast_run_touches_nothing_when_its_port_is_taken() {
     let site = Site::start(&[]).await;
     let ended = walcast(&site.address, &["run"]).await;
     assert_eq!(ended.status.code(), Some(2), "{}", text(&ended.stderr));
-    let taken = format!("error: {} is taken by another program", site.address);
+    let taken = format!("error WC-250: {} is taken by another program", site.address);
     assert!(text(&ended.stderr).starts_with(&taken), "{}", text(&ended.stderr));
 }
 

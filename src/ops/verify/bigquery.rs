@@ -3,34 +3,13 @@
 use indicatif::ProgressBar;
 use uuid::Uuid;
 
-use super::record::{Field, Record};
+use super::record::Record;
 use super::spill::Spill;
 use crate::error::{Error, Kind, Result};
-use crate::lsn::{Lsn, Position};
+use crate::event::schema::{EVENT_FIELDS, EventValues, Field, FieldKind, Value};
+use crate::lsn::Lsn;
+use crate::sink::bigquery::column::ColumnType;
 use crate::sink::bigquery::{BigQueryConfig, scan};
-
-/// What is asked of each row. JSON's SQL NULL would come as the text `null`, which is JSON's own.
-const COLUMNS: [&str; 19] = [
-    "event_id",
-    "content_id",
-    "user_id",
-    "event_type",
-    "UNIX_MICROS(event_ts)",
-    "duration_ms",
-    "device",
-    "TO_JSON_STRING(raw_payload)",
-    "raw_payload_bytes",
-    "slug",
-    "title",
-    "content_type",
-    "length_seconds",
-    "UNIX_MICROS(publish_ts)",
-    "engagement_seconds",
-    "engagement_pct",
-    "UNIX_MICROS(commit_ts)",
-    "commit_lsn",
-    "ordinal",
-];
 
 /// Reads the events below `end`.
 pub async fn read(
@@ -39,9 +18,9 @@ pub async fn read(
     mut spill: Spill,
     progress: &ProgressBar,
 ) -> Result<Spill> {
-    scan::rows(config, &COLUMNS, end, |page| {
+    scan::rows(config, &expressions(), end, |page| {
         for row in page {
-            let record = event(row).ok_or_else(|| {
+            let record = decode(row).as_ref().and_then(Record::of).ok_or_else(|| {
                 Error::new(Kind::Protocol, format!("{} gave a row in another shape", config.address()))
             })?;
             spill.add(&record)?;
@@ -53,32 +32,34 @@ pub async fn read(
     Ok(spill)
 }
 
-fn event(row: &[Option<String>]) -> Option<Record> {
-    let text = |at: usize| row.get(at).and_then(Option::as_deref);
-    let number = |at: usize| text(at).map(str::parse::<i64>).transpose().ok();
-    let float = |at: usize| text(at).map(str::parse::<f64>).transpose().ok();
-    let id = |at: usize| text(at).map(Uuid::parse_str).transpose().ok();
-    let (commit_lsn, ordinal) = (number(17)??.cast_unsigned(), number(18)??.cast_unsigned());
-    let event_ts = number(4)??;
-    let position = Position { commit_lsn: Lsn(commit_lsn), ordinal };
-    let mut record = Record::new(number(0)??, position, event_ts);
-    record.set(Field::ContentId, id(1)?);
-    record.set(Field::UserId, id(2)?);
-    record.set(Field::EventType, text(3));
-    record.set(Field::EventTs, Some(event_ts));
-    record.set(Field::DurationMs, number(5)?);
-    record.set(Field::Device, text(6));
-    record.set_json(Field::RawPayload, text(7));
-    record.set(Field::RawPayloadBytes, number(8)?);
-    record.set(Field::Slug, text(9));
-    record.set(Field::Title, text(10));
-    record.set(Field::ContentType, text(11));
-    record.set(Field::LengthSeconds, number(12)?);
-    record.set(Field::PublishTs, number(13)?);
-    record.set_float(Field::EngagementSeconds, float(14)?);
-    record.set_float(Field::EngagementPct, float(15)?);
-    record.set(Field::CommitTs, number(16)?);
-    record.set(Field::CommitLsn, Some(commit_lsn));
-    record.set(Field::Ordinal, Some(ordinal));
-    Some(record)
+/// What is asked of each row, for every field. JSON's SQL NULL would come as the text `null`, which is JSON's own.
+fn expressions() -> Vec<String> {
+    let expression = |field: &Field| match ColumnType::of(field) {
+        ColumnType::Timestamp => format!("UNIX_MICROS({})", field.name),
+        ColumnType::Json => format!("TO_JSON_STRING({})", field.name),
+        ColumnType::Int64 | ColumnType::Float64 | ColumnType::String => field.name.to_owned(),
+    };
+    EVENT_FIELDS.iter().map(expression).collect()
+}
+
+/// The event that a row is, each cell what an expression gave.
+fn decode(row: &[Option<String>]) -> Option<EventValues<'_>> {
+    EventValues::read(|at, field| match row.get(at)? {
+        None => Some(Value::Null),
+        Some(cell) => decode_cell(field.kind, cell),
+    })
+}
+
+fn decode_cell(kind: FieldKind, cell: &str) -> Option<Value<'_>> {
+    let number = || cell.parse::<i64>().ok();
+    Some(match kind {
+        FieldKind::Int => Value::Int(number()?),
+        FieldKind::Count => Value::Count(number()?.cast_unsigned()),
+        FieldKind::Lsn => Value::Lsn(Lsn(number()?.cast_unsigned())),
+        FieldKind::Time => Value::Time(number()?),
+        FieldKind::Float => Value::Float(cell.parse().ok()?),
+        FieldKind::Text => Value::Text(cell.into()),
+        FieldKind::Json => Value::Json(cell.into()),
+        FieldKind::Id => Value::Id(Uuid::parse_str(cell).ok()?),
+    })
 }

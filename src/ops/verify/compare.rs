@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::record::{ANY_PARTITION, OF_CONTENT, Record, flag, names};
+use super::record::{ALL, ANY_PARTITION, Fields, OF_CONTENT, Record, flag, names};
 use super::report::{Difference, Report};
 use crate::lsn::Position;
 
@@ -166,15 +166,15 @@ impl Event<'_> {
 
 /// The fields in which a sink's record is not what the source says. The content row's are compared where the event
 /// came after the version that the source tells of.
-fn differences(source: &Record, event: &Record) -> u32 {
+fn differences(source: &Record, event: &Record) -> Fields {
     let after = event.position > source.position;
-    source.differences(event, if after { u32::MAX } else { !OF_CONTENT })
+    source.differences(event, if after { ALL } else { !OF_CONTENT })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Field;
     use super::*;
+    use crate::event::schema::Value;
     use crate::lsn::Lsn;
     use crate::sink;
 
@@ -184,7 +184,7 @@ mod tests {
 
     fn record(id: i64, commit_lsn: u64) -> Record {
         let mut record = Record::new(id, at(commit_lsn), 0);
-        record.set(Field::Device, Some("tv"));
+        record.tell("device", Value::Text("tv".into()));
         record
     }
 
@@ -251,7 +251,7 @@ mod tests {
     fn content_is_compared_where_the_event_came_after_the_version() {
         let titled = |id, commit_lsn, title: &str| {
             let mut record = record(id, commit_lsn);
-            record.set(Field::Title, Some(title));
+            record.tell("title", Value::Text(title.into()));
             record
         };
         let source = [titled(1, 20, "new"), titled(2, 20, "new")];

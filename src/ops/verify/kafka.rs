@@ -1,18 +1,15 @@
 //! The events as Kafka has them.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use indicatif::ProgressBar;
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use uuid::Uuid;
 
-use super::record::{ANY_PARTITION, Field, Record, flag};
+use super::record::{ANY_PARTITION, Record, flag};
 use super::spill::Spill;
 use crate::error::{Error, Kind, Result};
+use crate::event::schema::ENGAGEMENT_EVENTS;
 use crate::lsn::{Lsn, Position};
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::kafka::scan::{self, Scan};
@@ -34,12 +31,13 @@ pub fn read(config: &KafkaConfig, end: Lsn, spill: &mut Spill, progress: &Progre
     let events = Scan::open(config, &topics.events, config.partitions)?;
     let letters = Scan::open(config, &topics.dlq, 1)?;
     progress.set_length(events.offsets() + letters.offsets());
+    let encoding = config.encoding();
     let mut topic = Topic::default();
     let trimmed: Vec<i32> = events.begins().filter(|(_, begin)| *begin > 0).map(|(at, _)| at).collect();
     let mut last: BTreeMap<i32, Position> = BTreeMap::new();
     events.read(|message| {
         progress.inc(1);
-        let Some(record) = event(message.value()) else {
+        let Some(record) = encoding.read_event(message.value()).as_ref().and_then(Record::of) else {
             topic.unreadable += 1;
             return Ok(());
         };
@@ -69,63 +67,9 @@ pub fn read(config: &KafkaConfig, end: Lsn, spill: &mut Spill, progress: &Progre
     Ok(topic)
 }
 
-/// An event as the topic has it.
-#[derive(Deserialize)]
-struct Event<'a> {
-    event_id: i64,
-    #[serde(borrow)]
-    content_id: Option<Cow<'a, str>>,
-    user_id: Option<Cow<'a, str>>,
-    event_type: Option<Cow<'a, str>>,
-    event_ts: Cow<'a, str>,
-    duration_ms: Option<i64>,
-    device: Option<Cow<'a, str>>,
-    raw_payload_bytes: Option<i64>,
-    slug: Option<Cow<'a, str>>,
-    title: Option<Cow<'a, str>>,
-    content_type: Option<Cow<'a, str>>,
-    length_seconds: Option<i64>,
-    publish_ts: Option<Cow<'a, str>>,
-    engagement_seconds: Option<&'a RawValue>,
-    engagement_pct: Option<&'a RawValue>,
-    commit_ts: Cow<'a, str>,
-    commit_lsn: Lsn,
-    ordinal: u64,
-    raw_payload: Option<&'a RawValue>,
-}
-
-fn event(value: &[u8]) -> Option<Record> {
-    let event: Event<'_> = serde_json::from_slice(value).ok()?;
-    let time = |text: &str| text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_microsecond);
-    let id = |text: &Option<Cow<'_, str>>| text.as_deref().map(Uuid::parse_str).transpose();
-    let float = |raw: Option<&RawValue>| raw.and_then(|raw| raw.get().parse::<f64>().ok());
-    let event_ts = time(&event.event_ts)?;
-    let position = Position { commit_lsn: event.commit_lsn, ordinal: event.ordinal };
-    let mut record = Record::new(event.event_id, position, event_ts);
-    record.set(Field::ContentId, id(&event.content_id).ok()?);
-    record.set(Field::UserId, id(&event.user_id).ok()?);
-    record.set(Field::EventType, event.event_type.as_deref());
-    record.set(Field::EventTs, Some(event_ts));
-    record.set(Field::DurationMs, event.duration_ms);
-    record.set(Field::Device, event.device.as_deref());
-    record.set_json(Field::RawPayload, event.raw_payload.map(RawValue::get));
-    record.set(Field::RawPayloadBytes, event.raw_payload_bytes);
-    record.set(Field::Slug, event.slug.as_deref());
-    record.set(Field::Title, event.title.as_deref());
-    record.set(Field::ContentType, event.content_type.as_deref());
-    record.set(Field::LengthSeconds, event.length_seconds);
-    record.set(Field::PublishTs, event.publish_ts.as_deref().and_then(time));
-    record.set_float(Field::EngagementSeconds, float(event.engagement_seconds));
-    record.set_float(Field::EngagementPct, float(event.engagement_pct));
-    record.set(Field::CommitTs, time(&event.commit_ts));
-    record.set(Field::CommitLsn, Some(position.commit_lsn.0));
-    record.set(Field::Ordinal, Some(position.ordinal));
-    Some(record)
-}
-
 /// A dead letter of an event.
 fn letter(message: &scan::Record<'_>) -> Option<Record> {
-    if !message.header("__connect.errors.topic")?.ends_with("engagement_events") {
+    if message.header("__connect.errors.topic")?.rsplit('.').next() != Some(ENGAGEMENT_EVENTS.name) {
         return None;
     }
     let (commit_lsn, ordinal) = message.header("lsn")?.split_once('#')?;

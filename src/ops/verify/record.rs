@@ -2,81 +2,32 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde_json::Value;
 use uuid::Uuid;
 
+use crate::event::schema::{EVENT_FIELD_COUNT, EVENT_FIELDS, EventValues, Origin, Value, event_field};
 use crate::lsn::{Lsn, Position};
 
-/// The fields that are compared, by their names in every sink.
-pub const FIELDS: [&str; 18] = [
-    "content_id",
-    "user_id",
-    "event_type",
-    "event_ts",
-    "duration_ms",
-    "device",
-    "raw_payload",
-    "raw_payload_bytes",
-    "slug",
-    "title",
-    "content_type",
-    "length_seconds",
-    "publish_ts",
-    "engagement_seconds",
-    "engagement_pct",
-    "commit_ts",
-    "commit_lsn",
-    "ordinal",
-];
+/// Fields, as bits by their places in [`EVENT_FIELDS`].
+pub type Fields = u64;
 
-/// A place in [`FIELDS`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
-    /// `content_id`.
-    ContentId,
-    /// `user_id`.
-    UserId,
-    /// `event_type`.
-    EventType,
-    /// `event_ts`.
-    EventTs,
-    /// `duration_ms`.
-    DurationMs,
-    /// `device`.
-    Device,
-    /// `raw_payload`.
-    RawPayload,
-    /// `raw_payload_bytes`.
-    RawPayloadBytes,
-    /// `slug`.
-    Slug,
-    /// `title`.
-    Title,
-    /// `content_type`.
-    ContentType,
-    /// `length_seconds`.
-    LengthSeconds,
-    /// `publish_ts`.
-    PublishTs,
-    /// `engagement_seconds`.
-    EngagementSeconds,
-    /// `engagement_pct`.
-    EngagementPct,
-    /// `commit_ts`.
-    CommitTs,
-    /// `commit_lsn`.
-    CommitLsn,
-    /// `ordinal`.
-    Ordinal,
-}
+const _: () = assert!(EVENT_FIELD_COUNT <= Fields::BITS as usize);
+
+/// All fields.
+pub const ALL: Fields = Fields::MAX;
 
 /// The fields that come from the content row.
-pub const OF_CONTENT: u32 = bit(Field::Slug)
-    | bit(Field::Title)
-    | bit(Field::ContentType)
-    | bit(Field::LengthSeconds)
-    | bit(Field::PublishTs)
-    | bit(Field::EngagementPct);
+pub const OF_CONTENT: Fields = {
+    let (mut bits, mut at) = (0, 0);
+    while at < EVENT_FIELD_COUNT {
+        if matches!(EVENT_FIELDS[at].origin, Origin::Content) {
+            bits |= 1 << at;
+        }
+        at += 1;
+    }
+    bits
+};
+
+const CONTENT_ID: usize = event_field("content_id");
 
 const HALF_HOUR_MICROS: i64 = 1_800_000_000;
 
@@ -106,12 +57,12 @@ pub struct Record {
     pub partition: u16,
     /// See [`flag`].
     pub flags: u8,
-    known: u32,
-    hashes: [u32; FIELDS.len()],
+    known: Fields,
+    hashes: [u32; EVENT_FIELD_COUNT],
 }
 
 /// How many bytes a [`Record`] has on disk.
-pub const RECORD_BYTES: usize = 8 + 8 + 8 + 4 + 2 + 2 + 4 + 4 * FIELDS.len();
+pub const RECORD_BYTES: usize = 8 + 8 + 8 + 4 + 2 + 2 + 8 + 4 * EVENT_FIELD_COUNT;
 
 /// The partition of an event without a content id: any.
 pub const ANY_PARTITION: u16 = u16::MAX;
@@ -126,42 +77,31 @@ impl Record {
             partition: ANY_PARTITION,
             flags: 0,
             known: 0,
-            hashes: [0; FIELDS.len()],
+            hashes: [0; EVENT_FIELD_COUNT],
         }
     }
 
-    /// Sets a field; `None` is NULL, which is a value too.
-    pub fn set(&mut self, field: Field, value: Option<impl Hash>) {
-        let hash = value.map_or(0, |value| hash_of(&value).max(1));
-        if let Some(place) = self.hashes.get_mut(field as usize) {
-            *place = hash;
-            self.known |= bit(field);
-        }
+    /// The record of an event that a sink holds; `None` when it does not say which it is.
+    pub fn of(values: &EventValues<'_>) -> Option<Record> {
+        let mut record = Record::new(values.id()?, values.position()?, values.event_ts()?);
+        record.take(values);
+        Some(record)
     }
 
-    /// Sets a field of JSON text, whatever its spaces and the order of its keys. JSON's null is NULL.
-    pub fn set_json(&mut self, field: Field, text: Option<&str>) {
-        match text.map(serde_json::from_str::<Value>) {
-            None | Some(Ok(Value::Null)) => self.set(field, None::<()>),
-            Some(Ok(value)) => self.set(field, Some(json_hash(&value))),
-            // what this reader cannot read (too deep, a number without end) is left to the other fields
-            Some(Err(_)) => {}
-        }
-    }
-
-    /// Sets a floating-point field.
-    pub fn set_float(&mut self, field: Field, value: Option<f64>) {
-        self.set(field, value.map(f64::to_bits));
-    }
-
-    /// Takes over the fields of the content row.
-    pub fn take_content(&mut self, from: &Record) {
-        for (at, (hash, theirs)) in self.hashes.iter_mut().zip(&from.hashes).enumerate() {
-            if OF_CONTENT & from.known & (1 << at) != 0 {
-                *hash = *theirs;
+    /// Takes over all values that are told.
+    pub fn take(&mut self, values: &EventValues<'_>) {
+        for (at, value) in values.0.iter().enumerate() {
+            if let Some(hash) = value.as_ref().and_then(value_hash) {
+                self.set(at, hash);
             }
         }
-        self.known |= OF_CONTENT & from.known;
+    }
+
+    fn set(&mut self, at: usize, hash: u32) {
+        if let Some(place) = self.hashes.get_mut(at) {
+            *place = hash;
+            self.known |= 1 << at;
+        }
     }
 
     /// Whether a flag is set.
@@ -171,11 +111,11 @@ impl Record {
 
     /// The hash of the content id: enough to tell apart, not to read.
     pub fn content(&self) -> u32 {
-        self.hashes.first().copied().unwrap_or_default()
+        self.hashes.get(CONTENT_ID).copied().unwrap_or_default()
     }
 
     /// The fields, as bits, in which two records differ, of those that both know and `of` has.
-    pub fn differences(&self, other: &Record, of: u32) -> u32 {
+    pub fn differences(&self, other: &Record, of: Fields) -> Fields {
         let both = self.known & other.known & of;
         let unequal = self.hashes.iter().zip(&other.hashes).enumerate().filter(|(_, (a, b))| a != b);
         unequal.fold(0, |bits, (at, _)| bits | (1 << at)) & both
@@ -207,8 +147,8 @@ impl Record {
         let half_hour = i32::from_le_bytes(take(bytes)?);
         let partition = u16::from_le_bytes(take(bytes)?);
         let [flags, _] = take(bytes)?;
-        let known = u32::from_le_bytes(take(bytes)?);
-        let mut hashes = [0; FIELDS.len()];
+        let known = Fields::from_le_bytes(take(bytes)?);
+        let mut hashes = [0; EVENT_FIELD_COUNT];
         for hash in &mut hashes {
             *hash = u32::from_le_bytes(take(bytes)?);
         }
@@ -218,8 +158,13 @@ impl Record {
 }
 
 /// The names of fields given as bits.
-pub fn names(bits: u32) -> Vec<&'static str> {
-    FIELDS.iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0).map(|(_, name)| *name).collect()
+pub fn names(bits: Fields) -> Vec<&'static str> {
+    EVENT_FIELDS
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| bits & (1 << at) != 0)
+        .map(|(_, field)| field.name)
+        .collect()
 }
 
 /// The hash by which a content id is known in [`Record::content`].
@@ -227,8 +172,25 @@ pub fn content_hash(id: &Uuid) -> u32 {
     hash_of(id).max(1)
 }
 
-const fn bit(field: Field) -> u32 {
-    1 << field as u32
+/// A value's hash, 0 for NULL; `None` for what cannot be compared.
+fn value_hash(value: &Value<'_>) -> Option<u32> {
+    let hash = match value {
+        Value::Null => return Some(0),
+        Value::Int(int) | Value::Time(int) => hash_of(int),
+        Value::Count(count) => hash_of(count),
+        Value::Lsn(lsn) => hash_of(&lsn.0),
+        Value::Float(float) => hash_of(&float.to_bits()),
+        Value::Text(text) => hash_of(text),
+        Value::Id(id) => hash_of(id),
+        // whatever its spaces and the order of its keys; JSON's null is NULL
+        Value::Json(text) => match serde_json::from_str(text) {
+            Ok(serde_json::Value::Null) => return Some(0),
+            Ok(json) => hash_of(&json_hash(&json)),
+            // what this reader cannot read (too deep, a number without end) is left to the other fields
+            Err(_) => return None,
+        },
+    };
+    Some(hash.max(1))
 }
 
 fn hash_of(value: &impl Hash) -> u32 {
@@ -238,25 +200,25 @@ fn hash_of(value: &impl Hash) -> u32 {
     (hash ^ (hash >> 32)) as u32
 }
 
-fn json_hash(value: &Value) -> u64 {
+fn json_hash(value: &serde_json::Value) -> u64 {
     let mut hasher = DefaultHasher::new();
     match value {
-        Value::Null => 0u8.hash(&mut hasher),
-        Value::Bool(truth) => truth.hash(&mut hasher),
-        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+        serde_json::Value::Null => 0u8.hash(&mut hasher),
+        serde_json::Value::Bool(truth) => truth.hash(&mut hasher),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(whole), _) => (1u8, whole).hash(&mut hasher),
             (None, Some(float)) if float.fract() == 0.0 && float.abs() < 9e15 => {
                 (1u8, float as i64).hash(&mut hasher);
             }
             (None, float) => (2u8, float.map(f64::to_bits)).hash(&mut hasher),
         },
-        Value::String(text) => (3u8, text).hash(&mut hasher),
-        Value::Array(items) => {
+        serde_json::Value::String(text) => (3u8, text).hash(&mut hasher),
+        serde_json::Value::Array(items) => {
             4u8.hash(&mut hasher);
             items.iter().for_each(|item| json_hash(item).hash(&mut hasher));
         }
-        Value::Object(fields) => {
-            let entry = |(name, value): (&String, &Value)| {
+        serde_json::Value::Object(fields) => {
+            let entry = |(name, value): (&String, &serde_json::Value)| {
                 let mut hasher = DefaultHasher::new();
                 (name, json_hash(value)).hash(&mut hasher);
                 hasher.finish()
@@ -272,6 +234,13 @@ fn json_hash(value: &Value) -> u64 {
 mod tests {
     use super::*;
 
+    impl Record {
+        /// Sets one field.
+        pub(in super::super) fn tell(&mut self, name: &str, value: Value<'_>) {
+            self.set(event_field(name), value_hash(&value).unwrap());
+        }
+    }
+
     fn record() -> Record {
         Record::new(7, Position { commit_lsn: Lsn(1 << 40), ordinal: 3 }, 1_767_323_045_000_001)
     }
@@ -279,8 +248,8 @@ mod tests {
     #[test]
     fn a_record_reads_back_as_written() {
         let mut record = record();
-        record.set(Field::Device, Some("tv"));
-        record.set(Field::UserId, None::<()>);
+        record.tell("device", Value::Text("tv".into()));
+        record.tell("user_id", Value::Null);
         (record.partition, record.flags) = (15, flag::BEFORE);
         let mut bytes = Vec::new();
         record.write(&mut bytes);
@@ -292,11 +261,11 @@ mod tests {
     #[test]
     fn only_what_both_know_can_differ() {
         let (mut a, mut b) = (record(), record());
-        a.set(Field::Device, Some("tv"));
-        a.set(Field::UserId, None::<Uuid>);
-        b.set(Field::UserId, Some(Uuid::nil()));
-        b.set(Field::Title, Some("t"));
-        assert_eq!(names(a.differences(&b, u32::MAX)), ["user_id"]);
+        a.tell("device", Value::Text("tv".into()));
+        a.tell("user_id", Value::Null);
+        b.tell("user_id", Value::Id(Uuid::nil()));
+        b.tell("title", Value::Text("t".into()));
+        assert_eq!(names(a.differences(&b, ALL)), ["user_id"]);
         assert_eq!(a.differences(&b, OF_CONTENT), 0);
     }
 
@@ -304,9 +273,9 @@ mod tests {
     fn json_is_the_same_however_it_is_written() {
         let differ = |one: &str, other: &str| {
             let (mut a, mut b) = (record(), record());
-            a.set_json(Field::RawPayload, Some(one));
-            b.set_json(Field::RawPayload, Some(other));
-            a.differences(&b, u32::MAX) != 0
+            a.tell("raw_payload", Value::Json(one.into()));
+            b.tell("raw_payload", Value::Json(other.into()));
+            a.differences(&b, ALL) != 0
         };
         assert!(!differ(r#"{"a": 1.0, "b": [1, 2]}"#, r#"{"b":[1,2],"a":1}"#));
         assert!(differ(r#"{"a":1}"#, r#"{"a":2}"#));
@@ -314,15 +283,16 @@ mod tests {
         assert!(differ("[1,2]", "[2,1]"));
         assert!(differ(r#""1""#, "1"));
         let (mut null, mut absent) = (record(), record());
-        null.set_json(Field::RawPayload, Some("null"));
-        absent.set_json(Field::RawPayload, None);
-        assert_eq!(null.differences(&absent, u32::MAX), 0);
+        null.tell("raw_payload", Value::Json("null".into()));
+        absent.tell("raw_payload", Value::Null);
+        assert_eq!(null.differences(&absent, ALL), 0);
     }
 
     #[test]
-    fn fields_and_names_are_in_one_order() {
-        assert_eq!(names(bit(Field::Ordinal)), ["ordinal"]);
-        assert_eq!(names(bit(Field::EngagementPct)), ["engagement_pct"]);
-        assert_eq!(names(bit(Field::RawPayload)), ["raw_payload"]);
+    fn what_depends_on_the_content_row_is_known() {
+        assert_eq!(
+            names(OF_CONTENT),
+            ["slug", "title", "content_type", "length_seconds", "publish_ts", "engagement_pct"]
+        );
     }
 }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::event::time::time_text;
 use crate::lsn::{Epoch, Lsn};
-use crate::sink::record::time_text;
 
 /// How many examples of each kind of difference are kept.
 const EXAMPLES_MAX: usize = 5;

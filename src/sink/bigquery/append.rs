@@ -26,8 +26,10 @@ use super::row::{Encoder, schema};
 use super::write::{RETRY_FOR, WriteClient};
 use crate::batch::{Batch, Event};
 use crate::error::{Error, Kind, Result};
+use crate::event::encoding::Encoding;
+use crate::event::encoding::json::Json;
+use crate::event::schema::EventRecord;
 use crate::lsn::Position;
-use crate::sink::record::write_json;
 use crate::sink::retry::Backoff;
 
 /// How many requests may be unanswered.
@@ -296,7 +298,7 @@ impl Transfer<'_> {
 /// The event as JSON; as JSON text of its own when it is not JSON itself, which may be why it was refused.
 fn json_of(batch: &Batch, event: &Event) -> String {
     let mut record = Vec::new();
-    write_json(batch, event, &mut record);
+    Json.event(&EventRecord { event, texts: batch.texts() }, &mut record);
     match serde_json::from_slice::<IgnoredAny>(&record) {
         Ok(_) => String::from_utf8_lossy(&record).into_owned(),
         Err(_) => serde_json::Value::from(String::from_utf8_lossy(&record)).to_string(),

@@ -1,30 +1,16 @@
-//! The table's columns: the one list from which schema, row descriptor and rows are made.
+//! The table's columns: those of the event, and a few of its own.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::batch::{Batch, Event};
+use crate::event::schema::{EVENT_FIELDS, EventRecord, Field, FieldKind, Visit, fields, visit_event};
 
 const HALF_HOUR_MICROS: i64 = 1_800 * 1_000_000;
 
 /// How many half hours the ring of partitions has: 200 days.
 pub const BUCKETS: i64 = 9_600;
-
-/// A column of the table.
-pub struct Column {
-    /// Its name.
-    pub name: &'static str,
-    /// Its type.
-    pub kind: ColumnType,
-    /// Whether it is never NULL.
-    pub required: bool,
-    /// What it holds.
-    pub description: &'static str,
-    /// What a row has there.
-    pub read: for<'a> fn(&Record<'a>) -> Value<'a>,
-}
 
 /// The types that the table has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,19 +27,28 @@ pub enum ColumnType {
     Json,
 }
 
-/// What a row has in a column.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Value<'a> {
-    /// NULL.
-    Null,
-    /// For INT64 and TIMESTAMP.
-    Int(i64),
-    /// For FLOAT64.
-    Float(f64),
-    /// For STRING and JSON.
-    Text(&'a str),
-    /// For STRING: 8-4-4-4-12 in lower case.
-    Id(Uuid),
+impl ColumnType {
+    /// The type of a field's column.
+    pub fn of(field: &Field) -> Self {
+        match field.kind {
+            FieldKind::Int | FieldKind::Count | FieldKind::Lsn => ColumnType::Int64,
+            FieldKind::Float => ColumnType::Float64,
+            FieldKind::Text | FieldKind::Id => ColumnType::String,
+            FieldKind::Time => ColumnType::Timestamp,
+            FieldKind::Json => ColumnType::Json,
+        }
+    }
+
+    /// Its name in SQL.
+    pub fn sql(self) -> &'static str {
+        match self {
+            ColumnType::Int64 => "INT64",
+            ColumnType::Float64 => "FLOAT64",
+            ColumnType::String => "STRING",
+            ColumnType::Timestamp => "TIMESTAMP",
+            ColumnType::Json => "JSON",
+        }
+    }
 }
 
 /// What a row is made from.
@@ -69,73 +64,39 @@ pub struct Record<'a> {
     pub ingested_at: i64,
 }
 
-/// All columns, in the table's order. A column's place in the list is its field number (from 1) in the rows.
-pub static COLUMNS: [Column; 22] = [
-    required("event_id", ColumnType::Int64, "engagement_events.id", |r| Value::Int(r.event.id)),
-    nullable("content_id", ColumnType::String, "engagement_events.content_id, UUID text", |r| {
-        r.event.content_id.map_or(Value::Null, Value::Id)
-    }),
-    nullable("user_id", ColumnType::String, "engagement_events.user_id, UUID text", |r| {
-        r.event.user_id.map_or(Value::Null, Value::Id)
-    }),
-    nullable("event_type", ColumnType::String, "play, pause, finish or click", |r| {
-        r.event.event_type.map_or(Value::Null, |span| Value::Text(r.batch.text(span)))
-    }),
-    required("event_ts", ColumnType::Timestamp, "When it happened", |r| Value::Int(r.event.event_ts)),
-    nullable("duration_ms", ColumnType::Int64, "engagement_events.duration_ms", |r| int(r.event.duration_ms)),
-    nullable("device", ColumnType::String, "engagement_events.device", |r| {
-        r.event.device.map_or(Value::Null, |span| Value::Text(r.batch.text(span)))
-    }),
-    nullable(
-        "raw_payload",
-        ColumnType::Json,
-        "engagement_events.raw_payload; NULL when it was too large",
-        |r| r.event.raw_payload.map_or(Value::Null, |span| Value::Text(r.batch.text(span))),
-    ),
-    nullable("raw_payload_bytes", ColumnType::Int64, "Size of raw_payload, also when it was left out", |r| {
-        int(r.event.raw_payload_bytes)
-    }),
-    nullable("slug", ColumnType::String, "content.slug when the event was written", |r| {
-        r.event.content.as_deref().map_or(Value::Null, |content| Value::Text(&content.slug))
-    }),
-    nullable("title", ColumnType::String, "content.title when the event was written", |r| {
-        r.event.content.as_deref().map_or(Value::Null, |content| Value::Text(&content.title))
-    }),
-    nullable("content_type", ColumnType::String, "content.content_type: podcast, newsletter or video", |r| {
-        let content = r.event.content.as_deref();
-        content.and_then(|content| content.content_type.as_deref()).map_or(Value::Null, Value::Text)
-    }),
-    nullable("length_seconds", ColumnType::Int64, "content.length_seconds", |r| {
-        int(r.event.content.as_deref().and_then(|content| content.length_seconds))
-    }),
-    nullable("publish_ts", ColumnType::Timestamp, "content.publish_ts", |r| {
-        int(r.event.content.as_deref().and_then(|content| content.publish_ts))
-    }),
-    nullable("engagement_seconds", ColumnType::Float64, "duration_ms / 1000", |r| {
-        float(r.event.engagement_seconds())
-    }),
-    nullable("engagement_pct", ColumnType::Float64, "engagement_seconds / length_seconds * 100", |r| {
-        float(r.event.engagement_pct())
-    }),
-    required("commit_ts", ColumnType::Timestamp, "When the event's transaction committed", |r| {
-        Value::Int(r.event.commit_ts)
-    }),
-    required("commit_lsn", ColumnType::Int64, "Where that commit lies in the WAL", |r| {
-        Value::Int(r.event.position.commit_lsn.0 as i64)
-    }),
-    required("ordinal", ColumnType::Int64, "The change's index within its transaction", |r| {
-        Value::Int(r.event.position.ordinal as i64)
-    }),
-    required("epoch", ColumnType::String, "The history that commit_lsn belongs to, UUID text", |r| {
-        Value::Text(r.epoch)
-    }),
-    required("bucket_30m", ColumnType::Int64, "MOD(DIV(UNIX_SECONDS(event_ts), 1800), 9600)", |r| {
-        Value::Int(bucket_30m(r.event.event_ts))
-    }),
-    required("ingested_at", ColumnType::Timestamp, "When walcast sent the row", |r| {
-        Value::Int(r.ingested_at)
-    }),
-];
+fields! {
+    /// The columns that only this table has.
+    table OWN_FIELDS, number OWN_FIELD_COUNT;
+    /// Gives the values of [`OWN_FIELDS`].
+    visit visit_own(r: Record<'a>);
+
+    epoch: Text, Sink, "", "The history that commit_lsn belongs to, UUID text" = Some(r.epoch);
+    bucket_30m: Int, Sink, "", "MOD(DIV(UNIX_SECONDS(event_ts), 1800), 9600)" = Some(bucket_30m(r.event.event_ts));
+    ingested_at: Time, Sink, "", "When walcast sent the row" = Some(r.ingested_at);
+}
+
+/// All columns, in the table's order. A column's place among them is its field number (from 1) in the rows.
+pub fn columns() -> impl Iterator<Item = &'static Field> + Clone {
+    EVENT_FIELDS.iter().chain(&OWN_FIELDS)
+}
+
+/// Gives a row's values, in the order of [`columns`].
+#[inline(always)]
+pub fn visit_row<'a>(record: &Record<'a>, to: &mut impl Visit<'a>) {
+    visit_event(&EventRecord { event: record.event, texts: record.batch.texts() }, to);
+    visit_own(record, to);
+}
+
+/// The reference of the table's columns, as Markdown: what the documentation shows.
+pub fn reference_markdown() -> String {
+    let line = |field: &Field| {
+        let null_when = if field.required() { "REQUIRED" } else { field.null_when };
+        let kind = ColumnType::of(field).sql();
+        format!("| `{}` | {kind} | {null_when} | {} |\n", field.name, field.description)
+    };
+    let lines: String = columns().map(line).collect();
+    format!("| Column | Type | NULL when | What it holds |\n| --- | --- | --- | --- |\n{lines}")
+}
 
 /// The half hour of a time (microseconds since 1970) in the ring: 0 to 9,599. Before 1970 the ring goes on
 /// backwards.
@@ -176,24 +137,6 @@ impl Footprint {
         self.event_ts_min = self.event_ts_min.min(event_ts);
         self.event_ts_max = self.event_ts_max.max(event_ts);
     }
-}
-
-type Read = for<'a> fn(&Record<'a>) -> Value<'a>;
-
-const fn required(name: &'static str, kind: ColumnType, description: &'static str, read: Read) -> Column {
-    Column { name, kind, required: true, description, read }
-}
-
-const fn nullable(name: &'static str, kind: ColumnType, description: &'static str, read: Read) -> Column {
-    Column { name, kind, required: false, description, read }
-}
-
-fn int<'a>(number: Option<impl Into<i64>>) -> Value<'a> {
-    number.map_or(Value::Null, |number| Value::Int(number.into()))
-}
-
-fn float<'a>(number: Option<f64>) -> Value<'a> {
-    number.map_or(Value::Null, Value::Float)
 }
 
 #[cfg(test)]

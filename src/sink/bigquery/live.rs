@@ -297,9 +297,11 @@ async fn refuse_lost_future(rest: &Rest, stored: &StoredMark, session: &Session)
     };
     resume::judge_beyond(stored, Some(last), session).map_err(|refusal| {
         refusal.into_error(NAME, session).hint(format!(
-            "delete them: DELETE FROM engagement_events WHERE epoch = '{}' AND commit_lsn >= {}, with the table's \
-             partition filter; then start again",
-            session.epoch.epoch, left_at.0
+            "delete them: DELETE FROM {} WHERE epoch = '{}' AND commit_lsn >= {}, with the table's partition filter; \
+             then start again",
+            rest.config().sql_table(),
+            session.epoch.epoch,
+            left_at.0
         ))
     })
 }

@@ -52,6 +52,11 @@ impl Rest {
         Ok(Rest { client, config: config.clone() })
     }
 
+    /// Where it asks.
+    pub fn config(&self) -> &BigQueryConfig {
+        &self.config
+    }
+
     /// The table as it is; `None` when it is not there.
     pub async fn table(&self) -> Result<Option<Table>> {
         let BigQueryConfig { project_id, dataset, table, .. } = &self.config;

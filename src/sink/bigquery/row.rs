@@ -5,15 +5,19 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto};
 
-use super::column::{COLUMNS, Column, ColumnType, Record, Value};
+use uuid::Uuid;
+
+use super::column::{ColumnType, Record, columns, visit_row};
+use crate::event::schema::{Field, Visit};
+use crate::lsn::Lsn;
 
 /// What the service must know to read the rows.
 pub fn schema() -> ProtoSchema {
-    let field = |(index, column): (usize, &Column)| FieldDescriptorProto {
+    let field = |(index, column): (usize, &Field)| FieldDescriptorProto {
         name: Some(column.name.to_owned()),
         number: Some(index as i32 + 1),
-        label: Some(if column.required { Label::Required } else { Label::Optional } as i32),
-        r#type: Some(match column.kind {
+        label: Some(if column.required() { Label::Required } else { Label::Optional } as i32),
+        r#type: Some(match ColumnType::of(column) {
             ColumnType::Int64 | ColumnType::Timestamp => Type::Int64,
             ColumnType::Float64 => Type::Double,
             ColumnType::String | ColumnType::Json => Type::String,
@@ -23,7 +27,7 @@ pub fn schema() -> ProtoSchema {
     ProtoSchema {
         proto_descriptor: Some(DescriptorProto {
             name: Some("EngagementEvent".into()),
-            field: COLUMNS.iter().enumerate().map(field).collect(),
+            field: columns().enumerate().map(field).collect(),
             ..Default::default()
         }),
     }
@@ -39,28 +43,77 @@ impl Encoder {
     /// The row's message: one allocation, of its very size.
     pub fn encode(&mut self, record: &Record<'_>) -> Vec<u8> {
         self.row.clear();
-        for (number, column) in (1..).zip(&COLUMNS) {
-            self.put(number, (column.read)(record));
-        }
+        visit_row(record, &mut Fields { row: &mut self.row, number: 0 });
         self.row.as_slice().to_vec()
     }
+}
 
-    fn put(&mut self, number: u32, value: Value<'_>) {
-        let row = &mut self.row;
-        match value {
-            Value::Null => {}
-            Value::Int(int) => {
-                encode_key(number, WireType::Varint, row);
-                encode_varint(int as u64, row);
-            }
-            Value::Float(float) => {
-                encode_key(number, WireType::SixtyFourBit, row);
-                row.extend_from_slice(&float.to_le_bytes());
-            }
-            Value::Text(text) => put_text(number, text, row),
-            Value::Id(id) => put_text(number, id.hyphenated().encode_lower(&mut [0; 36]), row),
+/// Writes values as the fields of a message, numbered as they come. NULL is a field that is not there.
+struct Fields<'o> {
+    row: &'o mut Vec<u8>,
+    number: u32,
+}
+
+impl Fields<'_> {
+    #[inline(always)]
+    fn put<T>(&mut self, value: Option<T>, put: impl FnOnce(u32, T, &mut Vec<u8>)) {
+        self.number += 1;
+        if let Some(value) = value {
+            put(self.number, value, self.row);
         }
     }
+}
+
+impl<'a> Visit<'a> for Fields<'_> {
+    #[inline(always)]
+    fn int(&mut self, _: &'static Field, value: Option<i64>) {
+        self.put(value, put_int);
+    }
+
+    #[inline(always)]
+    fn count(&mut self, _: &'static Field, value: u64) {
+        self.put(Some(value.cast_signed()), put_int);
+    }
+
+    #[inline(always)]
+    fn float(&mut self, _: &'static Field, value: Option<f64>) {
+        self.put(value, |number, float, row| {
+            encode_key(number, WireType::SixtyFourBit, row);
+            row.extend_from_slice(&float.to_le_bytes());
+        });
+    }
+
+    #[inline(always)]
+    fn text(&mut self, _: &'static Field, value: Option<&'a str>) {
+        self.put(value, put_text);
+    }
+
+    #[inline(always)]
+    fn id(&mut self, _: &'static Field, value: Option<Uuid>) {
+        self.put(value, |number, id, row| {
+            put_text(number, id.hyphenated().encode_lower(&mut [0; 36]), row);
+        });
+    }
+
+    #[inline(always)]
+    fn time(&mut self, _: &'static Field, value: Option<i64>) {
+        self.put(value, put_int);
+    }
+
+    #[inline(always)]
+    fn json(&mut self, _: &'static Field, value: Option<&'a str>) {
+        self.put(value, put_text);
+    }
+
+    #[inline(always)]
+    fn lsn(&mut self, _: &'static Field, value: Lsn) {
+        self.put(Some(value.0.cast_signed()), put_int);
+    }
+}
+
+fn put_int(number: u32, int: i64, row: &mut Vec<u8>) {
+    encode_key(number, WireType::Varint, row);
+    encode_varint(int.cast_unsigned(), row);
 }
 
 fn put_text(number: u32, text: &str, row: &mut Vec<u8>) {
@@ -145,20 +198,7 @@ mod tests {
     }
 
     fn empty_event() -> Event {
-        Event {
-            position: Position { commit_lsn: Lsn(7), ordinal: 3 },
-            commit_ts: 11,
-            id: 5,
-            content_id: None,
-            user_id: None,
-            event_type: None,
-            event_ts: -1,
-            duration_ms: None,
-            device: None,
-            raw_payload: None,
-            raw_payload_bytes: None,
-            content: None,
-        }
+        Event::new(Position { commit_lsn: Lsn(7), ordinal: 3 }, 11, 5, -1)
     }
 
     fn full_event(builder: &mut BatchBuilder) -> Event {
@@ -187,23 +227,28 @@ mod tests {
     }
 
     #[test]
-    fn a_columns_values_are_of_its_type_and_null_only_where_it_may_be() {
-        let full = batch(full_event);
-        let empty = batch(|_| empty_event());
-        for column in &COLUMNS {
-            let of_type = |value| {
-                matches!(
-                    (value, column.kind),
-                    (Value::Int(_), ColumnType::Int64 | ColumnType::Timestamp)
-                        | (Value::Float(_), ColumnType::Float64)
-                        | (Value::Text(_), ColumnType::String | ColumnType::Json)
-                        | (Value::Id(_), ColumnType::String)
-                )
-            };
-            assert!(of_type((column.read)(&record(&full))), "{}", column.name);
-            let least = (column.read)(&record(&empty));
-            assert_eq!(least == Value::Null, !column.required, "{}", column.name);
+    fn a_column_is_null_only_where_it_may_be() {
+        let (full, empty) = (batch(full_event), batch(|_| empty_event()));
+        let numbers = |batch| {
+            let message = Encoder::default().encode(&record(batch));
+            let fields = schema().proto_descriptor.unwrap().field;
+            let known = move |number: &u32| fields.iter().any(|field| field.number() == *number as i32);
+            numbers_of(&message).into_iter().filter(known).collect::<Vec<u32>>()
+        };
+        let required = (1..).zip(columns()).filter(|(_, field)| field.required()).map(|(number, _)| number);
+        assert_eq!(numbers(&full), (1..=columns().count() as u32).collect::<Vec<_>>());
+        assert_eq!(numbers(&empty), required.collect::<Vec<u32>>());
+    }
+
+    /// The field numbers of a message.
+    fn numbers_of(mut message: &[u8]) -> Vec<u32> {
+        let mut numbers = Vec::new();
+        while !message.is_empty() {
+            let (number, wire_type) = prost::encoding::decode_key(&mut message).unwrap();
+            prost::encoding::skip_field(wire_type, number, &mut message, Default::default()).unwrap();
+            numbers.push(number);
         }
+        numbers
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::lsn::Lsn;
 /// Gives `columns`, SQL expressions, of every row whose commit lies below `end`, page by page, each cell as text.
 pub async fn rows(
     config: &BigQueryConfig,
-    columns: &[&str],
+    columns: &[String],
     end: Lsn,
     page: impl FnMut(&[Vec<Option<String>>]) -> Result<()>,
 ) -> Result<()> {

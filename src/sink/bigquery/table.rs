@@ -9,16 +9,17 @@ use gcp_bigquery_client::model::table_field_schema::TableFieldSchema;
 use gcp_bigquery_client::model::table_schema::TableSchema;
 use gcp_bigquery_client::model::time_partitioning::TimePartitioning;
 
-use super::column::{BUCKETS, COLUMNS, Column, ColumnType};
+use super::column::{BUCKETS, ColumnType, columns};
 use super::config::{BigQueryConfig, Partitioning};
 use crate::error::{Error, Kind, Result};
+use crate::event::schema::Field;
 use crate::finding::Finding;
 
 const CLUSTERING: [&str; 2] = ["content_type", "event_type"];
 
 /// The table as walcast makes it.
 pub fn wanted(config: &BigQueryConfig) -> Table {
-    let fields = COLUMNS.iter().map(field).collect();
+    let fields = columns().map(field).collect();
     let mut table = Table::new(&config.project_id, &config.dataset, &config.table, TableSchema::new(fields));
     table.description =
         Some("Engagement events with their content, one row an event; written by walcast".into());
@@ -46,11 +47,11 @@ pub fn wanted(config: &BigQueryConfig) -> Table {
 /// meant. Columns of the user's own are welcome as long as they may be NULL.
 pub fn verify(config: &BigQueryConfig, table: &Table) -> Result<()> {
     let fields = table.schema.fields().as_deref().unwrap_or_default();
-    for column in &COLUMNS {
+    for column in columns() {
         let found = fields.iter().find(|field| field.name.eq_ignore_ascii_case(column.name));
         verify_column(config, column, found)?;
     }
-    let ours = |field: &&TableFieldSchema| COLUMNS.iter().any(|c| c.name.eq_ignore_ascii_case(&field.name));
+    let ours = |field: &&TableFieldSchema| columns().any(|c| c.name.eq_ignore_ascii_case(&field.name));
     if let Some(field) = fields.iter().find(|field| !ours(field) && is_required(field)) {
         return Err(differs(
             config,
@@ -83,22 +84,22 @@ pub fn lifetime(config: &BigQueryConfig, table: &Table) -> Option<Finding> {
     })
 }
 
-fn verify_column(config: &BigQueryConfig, column: &Column, found: Option<&TableFieldSchema>) -> Result<()> {
-    let (name, kind, table) = (column.name, sql_type(column.kind), config.sql_table());
+fn verify_column(config: &BigQueryConfig, column: &Field, found: Option<&TableFieldSchema>) -> Result<()> {
+    let (name, kind, table) = (column.name, ColumnType::of(column).sql(), config.sql_table());
     let Some(found) = found else {
         let error = differs(config, &format!("column {name} {kind} is missing"));
-        return Err(match column.required {
+        return Err(match column.required() {
             true => error.hint(another_table(config)),
             false => error.hint(format!("ALTER TABLE {table} ADD COLUMN {name} {kind}")),
         });
     };
-    if type_of(&found.r#type) != Some(column.kind) {
+    if type_of(&found.r#type) != Some(ColumnType::of(column)) {
         let has = format!("{:?}", found.r#type).to_uppercase();
         return Err(
             differs(config, &format!("column {name} is {has}, not {kind}")).hint(another_table(config))
         );
     }
-    match (is_required(found), column.required) {
+    match (is_required(found), column.required()) {
         (true, false) => Err(differs(config, &format!("column {name} is REQUIRED, not NULLABLE"))
             .hint(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL"))),
         (false, true) => Err(differs(config, &format!("column {name} is {}, not REQUIRED", mode(found)))
@@ -154,10 +155,10 @@ fn partitioning(table: &Table) -> String {
     }
 }
 
-fn field(column: &Column) -> TableFieldSchema {
+fn field(column: &Field) -> TableFieldSchema {
     let mut field = TableFieldSchema::new(
         column.name,
-        match column.kind {
+        match ColumnType::of(column) {
             ColumnType::Int64 => FieldType::Integer,
             ColumnType::Float64 => FieldType::Float,
             ColumnType::String => FieldType::String,
@@ -165,7 +166,7 @@ fn field(column: &Column) -> TableFieldSchema {
             ColumnType::Json => FieldType::Json,
         },
     );
-    field.mode = Some(if column.required { "REQUIRED" } else { "NULLABLE" }.to_owned());
+    field.mode = Some(if column.required() { "REQUIRED" } else { "NULLABLE" }.to_owned());
     field.description = Some(column.description.to_owned());
     field
 }
@@ -179,16 +180,6 @@ fn type_of(field: &FieldType) -> Option<ColumnType> {
         FieldType::Timestamp => Some(ColumnType::Timestamp),
         FieldType::Json => Some(ColumnType::Json),
         _ => None,
-    }
-}
-
-fn sql_type(kind: ColumnType) -> &'static str {
-    match kind {
-        ColumnType::Int64 => "INT64",
-        ColumnType::Float64 => "FLOAT64",
-        ColumnType::String => "STRING",
-        ColumnType::Timestamp => "TIMESTAMP",
-        ColumnType::Json => "JSON",
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::event::encoding::{self, Encoding};
 
 /// What a record may have beside the row: the content's columns, names, escapes.
 const RECORD_OVERHEAD_BYTES: usize = 100_000;
@@ -38,6 +39,8 @@ pub struct KafkaConfig {
     /// Kafka's name of this producer, by which it shuts older instances out. Default: made of the topic
     /// prefix and the slot's name.
     pub transactional_id: Option<String>,
+    /// What records are written in: json.
+    pub format: String,
     /// How old the first event of a transaction may become before it is committed. Shorter shows events sooner, and
     /// costs the brokers more: each transaction leaves a marker in every partition.
     pub commit_interval_ms: u64,
@@ -62,6 +65,7 @@ impl Default for KafkaConfig {
             events_retention_hours: 7 * 24,
             dead_letter_retention_hours: 14 * 24,
             transactional_id: None,
+            format: encoding::json::Json.name().into(),
             commit_interval_ms: 50,
             write_bytes_max: 4 << 20,
             timeout_ms: 10_000,
@@ -75,6 +79,7 @@ impl KafkaConfig {
     /// Refuses settings that cannot work, naming the field.
     pub fn validate(&self) -> Result<()> {
         let prefix = &self.topic_prefix;
+        let formats = format!("give {}", encoding::ENCODINGS.map(Encoding::name).join(", "));
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let faults = [
             (self.brokers.trim().is_empty(), "kafka.brokers is empty", "give host:port,host:port"),
@@ -83,6 +88,7 @@ impl KafkaConfig {
                 "kafka.topic_prefix is not a topic name",
                 "use letters, digits, dot, underscore and minus, at most 200 of them",
             ),
+            (encoding::named(&self.format).is_none(), "kafka.format is no format that walcast has", &formats),
             (self.partitions == 0, "kafka.partitions is 0", "give at least 1"),
             (self.replication_factor == 0, "kafka.replication_factor is 0", "give at least 1"),
             (
@@ -116,6 +122,11 @@ impl KafkaConfig {
             dlq: name("dlq"),
             progress: name("progress"),
         }
+    }
+
+    /// What records are written in, and read back.
+    pub fn encoding(&self) -> &'static dyn Encoding {
+        encoding::named(&self.format).unwrap_or(&encoding::json::Json)
     }
 
     /// How many partitions each topic has.

@@ -10,8 +10,9 @@ use uuid::Uuid;
 use super::config::{KafkaConfig, Topics, record_bytes_max};
 use super::murmur::partition_of;
 use crate::batch::{Batch, ContentChange, DeadLetter, Event, Row};
+use crate::event::encoding::Encoding;
+use crate::event::schema::{CONTENT, ContentRecord, ENGAGEMENT_EVENTS, EventRecord};
 use crate::lsn::Position;
-use crate::sink::record;
 use crate::telemetry::fold::Fold;
 use crate::telemetry::metrics;
 
@@ -38,6 +39,7 @@ pub struct Message<'a> {
 /// Makes messages in buffers that it keeps.
 pub struct Encoder {
     topics: Topics,
+    encoding: &'static dyn Encoding,
     partitions: u16,
     record_bytes_max: usize,
     without_key: u16,
@@ -52,6 +54,7 @@ impl Encoder {
     pub fn new(config: &KafkaConfig, row_bytes_max: usize) -> Self {
         Encoder {
             topics: config.topics(),
+            encoding: config.encoding(),
             partitions: config.partitions,
             record_bytes_max: record_bytes_max(row_bytes_max),
             without_key: 0,
@@ -67,8 +70,15 @@ impl Encoder {
     pub fn row(&mut self, batch: &Batch, row: &Row) -> Message<'_> {
         self.value.clear();
         match row {
-            Row::Event(event) => record::write_json(batch, event, &mut self.value),
-            Row::Content(change) => record::write_content_json(change, &mut self.value),
+            Row::Event(event) => {
+                self.encoding.event(&EventRecord { event, texts: batch.texts() }, &mut self.value);
+            }
+            Row::Content(change) => {
+                // a row that is gone is a tombstone
+                if let Some(content) = change.after.as_deref() {
+                    self.encoding.content(&ContentRecord { change, content }, &mut self.value);
+                }
+            }
             Row::DeadLetter(letter) => self.value.extend_from_slice(letter.row_json.as_bytes()),
         }
         if self.value.len() > self.record_bytes_max {
@@ -155,9 +165,9 @@ impl Encoder {
         let bytes = self.value.len();
         let (table, commit_ts, row_json) = match row {
             Row::Event(event) => {
-                ("engagement_events", event.commit_ts, format!(r#"{{"id":"{}"}}"#, event.id))
+                (ENGAGEMENT_EVENTS.name, event.commit_ts, format!(r#"{{"id":"{}"}}"#, event.id))
             }
-            Row::Content(change) => ("content", change.commit_ts, format!(r#"{{"id":"{}"}}"#, change.id)),
+            Row::Content(change) => (CONTENT.name, change.commit_ts, format!(r#"{{"id":"{}"}}"#, change.id)),
             Row::DeadLetter(letter) => (&*letter.table, letter.commit_ts, "{}".to_owned()),
         };
         let message = format!(

@@ -214,18 +214,9 @@ mod tests {
 
     fn event(position: Position, content: Option<u16>, age_seconds: i64) -> Event {
         Event {
-            position,
-            commit_ts: NOW,
-            id: 0,
             content_id: content.map(|n| Uuid::from_u128(n.into())),
-            user_id: None,
-            event_type: None,
-            event_ts: NOW - age_seconds * 1_000_000,
             duration_ms: Some(1),
-            device: None,
-            raw_payload: None,
-            raw_payload_bytes: None,
-            content: None,
+            ..Event::new(position, NOW, 0, NOW - age_seconds * 1_000_000)
         }
     }
 

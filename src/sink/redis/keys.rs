@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::window::Window;
-use crate::sink::record;
+use crate::event::time;
 
 const SECOND: i64 = 1_000_000;
 const DAY: i64 = 86_400 * SECOND;
@@ -111,7 +111,7 @@ pub fn minute_expires_at(minute: i64) -> i64 {
 
 /// Microseconds since 1970 as `2026-01-02T03:04:05.678901Z`.
 pub fn time_text(micros: i64) -> String {
-    let text = record::time_text(micros).map(Vec::from).unwrap_or_default();
+    let text = time::time_text(micros).map(Vec::from).unwrap_or_default();
     String::from_utf8(text).unwrap_or_default()
 }
 

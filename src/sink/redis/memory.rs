@@ -4,6 +4,7 @@
 //! Memory is never ahead of Redis for longer than one script call: when that fails, memory is dropped and
 //! read again. Pure.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -16,7 +17,9 @@ use super::keys;
 use super::recent::Recent;
 use super::tally::Day;
 use super::window::{Ring, WINDOWS};
-use crate::model::content::Content;
+use crate::event::schema::{CONTENT_FIELD_COUNT, ContentRecord, Field, Origin, Visit, visit_content};
+use crate::event::{Content, ContentChange};
+use crate::lsn::{Lsn, Position};
 
 /// Days of contents remembered, at least.
 const DAYS_KEPT: usize = 100_000;
@@ -251,18 +254,59 @@ fn set_sums(call: &mut Call, key: &str, expires_at: Option<i64>, sums: &[(Uuid, 
 
 /// Two steps that leave exactly this row.
 fn set_row(call: &mut Call, content: &Content, expires_at: i64) {
-    let fields = [
-        ("slug", Some(content.slug.clone())),
-        ("title", Some(content.title.clone())),
-        ("content_type", content.content_type.clone()),
-        ("length_seconds", content.length_seconds.map(|seconds| seconds.to_string())),
-        ("publish_ts", content.publish_ts.map(keys::time_text)),
-    ];
-    let present = fields.iter().filter_map(|(field, text)| Some((*field, text.as_ref()?)));
+    let nowhere = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };
+    let change = ContentChange { position: nowhere, commit_ts: 0, id: content.id, after: None };
+    let mut fields = HashFields(Vec::with_capacity(CONTENT_FIELD_COUNT));
+    visit_content(&ContentRecord { change: &change, content }, &mut fields);
     let key = keys::content(&content.id);
     call.key(&key).arg("").number(0);
-    call.key(&key).number_if(Some(expires_at)).number(2 * present.clone().count());
-    for (field, text) in present {
-        call.arg(field).arg(text);
+    call.key(&key).number_if(Some(expires_at)).number(2 * fields.0.len());
+    for (field, text) in &fields.0 {
+        call.arg(field).arg(text.as_ref());
+    }
+}
+
+/// The columns of a content row that are not NULL, as texts. The id is in the key.
+struct HashFields<'a>(Vec<(&'static str, Cow<'a, str>)>);
+
+impl<'a> HashFields<'a> {
+    fn put<T>(&mut self, field: &'static Field, value: Option<T>, text: impl FnOnce(T) -> Cow<'a, str>) {
+        if let Some(value) = value.filter(|_| field.origin == Origin::Row && field.name != "id") {
+            self.0.push((field.name, text(value)));
+        }
+    }
+}
+
+impl<'a> Visit<'a> for HashFields<'a> {
+    fn int(&mut self, field: &'static Field, value: Option<i64>) {
+        self.put(field, value, |int| int.to_string().into());
+    }
+
+    fn count(&mut self, field: &'static Field, value: u64) {
+        self.put(field, Some(value), |count| count.to_string().into());
+    }
+
+    fn float(&mut self, field: &'static Field, value: Option<f64>) {
+        self.put(field, value, |float| float.to_string().into());
+    }
+
+    fn text(&mut self, field: &'static Field, value: Option<&'a str>) {
+        self.put(field, value, Cow::from);
+    }
+
+    fn id(&mut self, field: &'static Field, value: Option<Uuid>) {
+        self.put(field, value, |id| id.to_string().into());
+    }
+
+    fn time(&mut self, field: &'static Field, value: Option<i64>) {
+        self.put(field, value, |micros| keys::time_text(micros).into());
+    }
+
+    fn json(&mut self, field: &'static Field, value: Option<&'a str>) {
+        self.put(field, value, Cow::from);
+    }
+
+    fn lsn(&mut self, field: &'static Field, value: Lsn) {
+        self.put(field, Some(value), |lsn| lsn.to_string().into());
     }
 }

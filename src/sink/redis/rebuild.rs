@@ -13,6 +13,7 @@ use super::live::Live;
 use super::{RedisConfig, keys, system_micros};
 use crate::batch::{BatchBuilder, Event, Row};
 use crate::error::{Error, Kind, Result};
+use crate::event::{Content, Engagement};
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Position, Session, StoredMark};
 
@@ -49,11 +50,11 @@ impl Rebuild {
         Ok(Rebuild { live, builder, session: session.clone(), events: 0 })
     }
 
-    /// Adds an event; its own place does not matter.
-    pub async fn add(&mut self, event: Event, event_type: Option<&str>) -> Result<()> {
+    /// Adds an event with its content; its own place does not matter.
+    pub async fn add(&mut self, row: &Engagement<'_>, content: Option<Arc<Content>>) -> Result<()> {
         let position = Position { commit_lsn: Lsn(1), ordinal: self.events };
-        let event_type = event_type.map(|text| self.builder.intern(text));
-        self.builder.push(Row::Event(Event { position, event_type, ..event }));
+        let event = Event::of(row, (position, 0), content, false, |text| self.builder.intern(text));
+        self.builder.push(Row::Event(event));
         self.events += 1;
         if self.builder.len() < EVENTS_AT_ONCE { Ok(()) } else { self.write().await }
     }

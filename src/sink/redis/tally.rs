@@ -132,18 +132,10 @@ mod tests {
             publish_ts: None,
         };
         Event {
-            position: Position { commit_lsn: Lsn(1), ordinal: 0 },
-            commit_ts: 0,
-            id: 0,
             content_id: Some(Uuid::nil()),
-            user_id: None,
-            event_type: None,
-            event_ts,
             duration_ms,
-            device: None,
-            raw_payload: None,
-            raw_payload_bytes: None,
             content: Some(Arc::new(content)),
+            ..Event::new(Position { commit_lsn: Lsn(1), ordinal: 0 }, 0, 0, event_ts)
         }
     }
 

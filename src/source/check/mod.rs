@@ -13,16 +13,14 @@ use tokio_postgres::Client;
 use self::server::Server;
 use self::slot::Slot;
 use crate::error::{Error, Result};
+use crate::event::schema::{SOURCE_TABLES, SourceColumn, SourceTable};
 use crate::finding::Finding;
-use crate::model::{Wanted, content, engagement};
 use crate::source::connection::Connection;
+use crate::source::migrations::MIGRATIONS;
 use crate::source::slot::{self as source_slot, ServerFacts};
 use crate::source::{PostgresConfig, SslMode, quote, sql};
 
 const VERSION_MIN: i32 = 140_000;
-
-/// How many migrations this walcast's state schema has.
-pub const MIGRATIONS: usize = 6;
 
 /// A transaction that is open for longer is told.
 pub const TRANSACTION_OPEN_MAX: Duration = Duration::from_secs(300);
@@ -117,11 +115,10 @@ fn is_loopback(host: &str) -> bool {
 /// Server, role, tables and state schema.
 pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let mut findings = check_server(client, config).await?;
-    findings.extend([
-        table(client, config, "content", content::columns()).await?,
-        table(client, config, "engagement_events", engagement::columns()).await?,
-        state_schema(client, config).await?,
-    ]);
+    for source in SOURCE_TABLES {
+        findings.push(table(client, config, source).await?);
+    }
+    findings.push(state_schema(client, config).await?);
     Ok(findings)
 }
 
@@ -169,15 +166,10 @@ fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
     }
 }
 
-async fn table(
-    client: &Client,
-    config: &PostgresConfig,
-    table: &str,
-    wanted: impl Iterator<Item = Wanted>,
-) -> Result<Finding> {
-    let (id, subject) = ("postgres.table", format!("table {}.{table}", config.schema));
+async fn table(client: &Client, config: &PostgresConfig, table: &SourceTable) -> Result<Finding> {
+    let (id, subject) = ("postgres.table", format!("table {}.{}", config.schema, table.name));
     let statement = include_str!("../../../sql/check_columns.sql");
-    let rows = client.query(statement, &[&config.schema, &table]).await.map_err(sql::error)?;
+    let rows = client.query(statement, &[&config.schema, &table.name]).await.map_err(sql::error)?;
     let columns: Vec<(String, u32)> =
         rows.iter().map(|row| Ok((sql::get(row, 0)?, sql::get(row, 1)?))).collect::<Result<_>>()?;
     if columns.is_empty() {
@@ -185,8 +177,8 @@ async fn table(
             "does not exist here; postgres.schema (POSTGRES_SCHEMA) says where it is if you have it";
         return Ok(Finding::fail(id, subject, message, "walcast init"));
     }
-    let place = format!("{}.{}", quote::identifier(&config.schema), quote::identifier(table));
-    let faults = wanted.filter_map(|wanted| fault(&place, wanted, &columns));
+    let place = table.place(&config.schema);
+    let faults = table.columns.iter().filter_map(|wanted| fault(&place, wanted, &columns));
     let (messages, fixes): (Vec<_>, Vec<_>) = faults.unzip();
     Ok(match messages.is_empty() {
         true => Finding::ok(id, subject, "has the columns that walcast needs"),
@@ -195,16 +187,13 @@ async fn table(
 }
 
 /// What is wrong with a column, and the statement that mends it.
-fn fault(place: &str, wanted: Wanted, columns: &[(String, u32)]) -> Option<(String, String)> {
-    let (column, sql_type) = (quote::identifier(wanted.name), wanted.sql_type());
+fn fault(place: &str, wanted: &SourceColumn, columns: &[(String, u32)]) -> Option<(String, String)> {
     let Some((_, type_oid)) = columns.iter().find(|(name, _)| name == wanted.name) else {
-        let message = format!("lacks the column {} ({sql_type})", wanted.name);
-        return Some((message, format!("ALTER TABLE {place} ADD COLUMN {column} {sql_type};")));
+        let message = format!("lacks the column {} ({})", wanted.name, wanted.sql_type());
+        return Some((message, wanted.add_to(place)));
     };
     let misfit = wanted.misfit(*type_oid)?;
-    let fix =
-        format!("ALTER TABLE {place} ALTER COLUMN {column} TYPE {sql_type} USING {column}::{sql_type};");
-    Some((format!("{misfit} (to change that, PostgreSQL writes the table anew)"), fix))
+    Some((format!("{misfit} (to change that, PostgreSQL writes the table anew)"), wanted.retype_in(place)))
 }
 
 async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Finding> {
@@ -226,7 +215,7 @@ async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Findin
     }
     let applied = "SELECT count(*) FROM walcast.migration";
     let applied: i64 = sql::get(&client.query_one(applied, &[]).await.map_err(sql::error)?, 0)?;
-    Ok(match applied < MIGRATIONS as i64 {
+    Ok(match applied < MIGRATIONS.len() as i64 {
         true => Finding::fail(id, subject, "is that of an older walcast", "walcast init"),
         false => Finding::ok(id, subject, "is there"),
     })

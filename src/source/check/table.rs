@@ -3,8 +3,8 @@
 use tokio_postgres::Client;
 
 use crate::error::Result;
+use crate::event::schema::{CONTENT, SOURCE_TABLES, SourceTable};
 use crate::finding::Finding;
-use crate::model::{content, engagement};
 use crate::source::PostgresConfig;
 use crate::source::quote::identifier;
 use crate::source::slot::{self, PublishedTable};
@@ -27,13 +27,10 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     let mut findings = Vec::new();
     let mut readable = 0;
     let mut unreadable = Vec::new();
-    for (name, columns) in [
-        ("content", content::column_names().collect::<Vec<_>>()),
-        ("engagement_events", engagement::column_names().collect()),
-    ] {
-        let Some(table) = ask(client, config, name).await? else { continue };
+    for source in SOURCE_TABLES {
+        let Some(table) = ask(client, config, source).await? else { continue };
         findings.push(table.identity());
-        findings.extend(table.generated(&columns, config));
+        findings.extend(table.generated(source, config));
         match table.may_read {
             true => readable += 1,
             false => unreadable.push(table.place),
@@ -50,7 +47,7 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
 async fn published_besides(client: &Client, config: &PostgresConfig) -> Result<Option<Finding>> {
     let Some(facts) = slot::publication_facts(client, &config.publication).await? else { return Ok(None) };
     let ours = |table: &&PublishedTable| {
-        table.schema == config.schema && ["content", "engagement_events"].contains(&table.table.as_str())
+        table.schema == config.schema && SOURCE_TABLES.iter().any(|ours| ours.name == table.table)
     };
     let (ours, others): (Vec<_>, Vec<_>) = facts.tables.iter().partition(ours);
     let Some(first) = others.first() else { return Ok(None) };
@@ -60,8 +57,8 @@ async fn published_besides(client: &Client, config: &PostgresConfig) -> Result<O
         first.schema,
         first.table
     );
-    let (name, schema) = (identifier(&config.publication), identifier(&config.schema));
-    let both = format!("TABLE {schema}.content, {schema}.engagement_events");
+    let name = identifier(&config.publication);
+    let both = format!("TABLE {}", SOURCE_TABLES.map(|table| table.place(&config.schema)).join(", "));
     let (message, fix) = match ours.iter().all(|table| table.entry.is_some()) {
         true => (message, format!("ALTER PUBLICATION {name} SET {both};")),
         false => (
@@ -73,13 +70,13 @@ async fn published_besides(client: &Client, config: &PostgresConfig) -> Result<O
     Ok(Some(Finding::warn("postgres.publication_tables", subject, message, fix)))
 }
 
-async fn ask(client: &Client, config: &PostgresConfig, name: &'static str) -> Result<Option<Table>> {
-    let statement = include_str!("../../../sql/check_table.sql");
+async fn ask(client: &Client, config: &PostgresConfig, source: &SourceTable) -> Result<Option<Table>> {
+    let (statement, name) = (include_str!("../../../sql/check_table.sql"), source.name);
     let row = client.query_opt(statement, &[&config.schema, &name]).await.map_err(sql::error)?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Table {
         name,
-        place: format!("{}.{}", identifier(&config.schema), identifier(name)),
+        place: source.place(&config.schema),
         replica_identity: get(&row, 0)?,
         primary_key: get(&row, 1)?,
         identity_columns: get(&row, 2)?,
@@ -115,7 +112,7 @@ impl Table {
             _ => format!("ALTER TABLE {place} REPLICA IDENTITY FULL;"),
         };
         match (columns, *name) {
-            ([], "content") => Finding::fail(
+            ([], name) if name == CONTENT.name => Finding::fail(
                 id,
                 subject,
                 "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it",
@@ -127,7 +124,7 @@ impl Table {
                 "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it",
                 fix,
             ),
-            (_, "content") => Finding::fail(
+            (_, name) if name == CONTENT.name => Finding::fail(
                 id,
                 subject,
                 format!("is {} without id: a deleted content cannot be told", columns.join(", ")),
@@ -138,9 +135,10 @@ impl Table {
     }
 
     /// Generated columns are not in the WAL stream.
-    fn generated(&self, wanted: &[&str], config: &PostgresConfig) -> Option<Finding> {
+    fn generated(&self, source: &SourceTable, config: &PostgresConfig) -> Option<Finding> {
         let Table { name, place, generated, .. } = self;
-        let column = generated.iter().find(|column| wanted.contains(&column.as_str()))?;
+        let column =
+            generated.iter().find(|column| source.column_names().any(|wanted| wanted == **column))?;
         let published = identifier(&config.publication);
         Some(Finding::fail(
             "postgres.generated_columns",

@@ -1,0 +1,164 @@
+//! The rows of the source tables, and of the content versions that walcast keeps, by SQL. Statements have their columns
+//! from the lists in [`crate::event::schema`].
+
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, ToSql};
+use uuid::Uuid;
+
+use crate::error::{Error, Kind, Result};
+use crate::event::Content;
+use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
+use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn, SourceTable};
+use crate::pgoutput::Timestamp;
+use crate::quote::identifier;
+
+/// A statement that reads all rows of a table: first what `before` names, then the table's columns as they are read.
+pub fn select(table: &SourceTable, schema: &str, before: &[&str]) -> String {
+    let columns = table.columns.iter().map(SourceColumn::read_as);
+    let columns: Vec<String> = before.iter().map(|name| (*name).to_owned()).chain(columns).collect();
+    format!("SELECT {} FROM {}", columns.join(", "), table.place(schema))
+}
+
+impl SourceColumn {
+    /// Its values in the one type that they are read as. Times are microseconds since 1970; NULL outside the years
+    /// 1 to 9999.
+    fn read_as(&self) -> String {
+        let name = identifier(self.name);
+        match self.reads {
+            Reads::Int8 => format!("{name}::bigint"),
+            Reads::Int4 => format!("{name}::integer"),
+            Reads::Uuid => format!("{name}::uuid"),
+            Reads::Text | Reads::Json => format!("{name}::text"),
+            Reads::Time => format!(
+                "CASE WHEN {name} >= '0001-01-01 00:00:00+00' AND {name} < '10000-01-01 00:00:00+00' \
+                 THEN (EXTRACT(EPOCH FROM {name}) * 1000000)::bigint END"
+            ),
+        }
+    }
+
+    /// Its name in `walcast.content_version`.
+    fn stored_name(&self) -> String {
+        match self.reads {
+            Reads::Time => identifier(&format!("{}_us", self.name)),
+            _ => identifier(self.name),
+        }
+    }
+
+    /// Its type there.
+    fn stored_type(&self) -> &'static str {
+        match self.reads {
+            Reads::Int8 | Reads::Time => "bigint",
+            Reads::Int4 => "integer",
+            Reads::Uuid => "uuid",
+            Reads::Text | Reads::Json => "text",
+        }
+    }
+}
+
+/// A row of `engagement_events` as [`select`] gives it, from its first column on.
+pub fn engagement(row: &Row, first: usize) -> Result<UncheckedEngagement<'_>, tokio_postgres::Error> {
+    let mut read = UncheckedEngagement::default();
+    for (column, at) in EngagementColumn::ALL.iter().zip(first..) {
+        read.put(*column, SqlCell { row, at })?;
+    }
+    Ok(read)
+}
+
+/// A row of `content` as [`select`] gives it, or a statement with [`stored_columns`], from its first column on.
+pub fn content(row: &Row, first: usize) -> Result<Content> {
+    let mut read = UncheckedContent::default();
+    for (column, at) in ContentColumn::ALL.iter().zip(first..) {
+        read.put(*column, SqlCell { row, at }).map_err(super::sql::error)?;
+    }
+    read.checked()
+        .map_err(|error| Error::new(Kind::Protocol, "a content row cannot be read").because(error.message))
+}
+
+/// The columns of `walcast.content_version` that a content row is kept in, without its id.
+fn kept() -> impl Iterator<Item = (ContentColumn, &'static SourceColumn)> {
+    ContentColumn::ALL.iter().copied().zip(CONTENT.columns).filter(|(column, _)| *column != ContentColumn::Id)
+}
+
+/// A statement on `walcast.content_version` with the columns of a content row in its place: `{stored}` are their names
+/// there, `{read}` what fills them from the table, `{arrays}` arrays of their values as parameters from number
+/// `first` on, `{table}` the table.
+pub fn content_statement(template: &str, schema: &str, first: usize) -> String {
+    let list = |columns: Vec<String>| columns.join(", ");
+    template
+        .replace("{stored}", &list(kept().map(|(_, column)| column.stored_name()).collect()))
+        .replace("{read}", &list(kept().map(|(_, column)| column.read_as()).collect()))
+        .replace(
+            "{arrays}",
+            &list(
+                kept()
+                    .zip(first..)
+                    .map(|((_, column), at)| format!("${at}::{}[]", column.stored_type()))
+                    .collect(),
+            ),
+        )
+        .replace("{table}", &CONTENT.place(schema))
+}
+
+/// The values of `{arrays}`: of each column, those of all rows; NULL for a row that is gone.
+pub fn content_arrays<'a>(
+    rows: impl Iterator<Item = Option<&'a Content>> + Clone,
+) -> Vec<Box<dyn ToSql + Send + Sync + 'a>> {
+    fn of<'a, T: ToSql + Send + Sync + 'a>(
+        rows: impl Iterator<Item = Option<&'a Content>>,
+        read: impl Fn(&'a Content) -> Option<T>,
+    ) -> Option<Box<dyn ToSql + Send + Sync + 'a>> {
+        Some(Box::new(rows.map(|row| row.and_then(&read)).collect::<Vec<_>>()))
+    }
+    let array = |(column, _)| {
+        let rows = rows.clone();
+        match column {
+            ContentColumn::Id => None,
+            ContentColumn::Slug => of(rows, |row| Some(row.slug.as_str())),
+            ContentColumn::Title => of(rows, |row| Some(row.title.as_str())),
+            ContentColumn::ContentType => of(rows, |row| row.content_type.as_deref()),
+            ContentColumn::LengthSeconds => of(rows, |row| row.length_seconds),
+            ContentColumn::PublishTs => of(rows, |row| row.publish_ts),
+        }
+    };
+    kept().filter_map(array).collect()
+}
+
+/// A value of a statement's answer.
+struct SqlCell<'a> {
+    row: &'a Row,
+    at: usize,
+}
+
+impl<'a> SqlCell<'a> {
+    fn get<T: FromSql<'a>>(self) -> Result<Option<T>, tokio_postgres::Error> {
+        self.row.try_get(self.at)
+    }
+}
+
+impl<'a> Cell<'a> for SqlCell<'a> {
+    type Error = tokio_postgres::Error;
+
+    fn int8(self) -> Result<Option<i64>, Self::Error> {
+        self.get()
+    }
+
+    fn int4(self) -> Result<Option<i32>, Self::Error> {
+        self.get()
+    }
+
+    fn uuid(self) -> Result<Option<Uuid>, Self::Error> {
+        self.get()
+    }
+
+    fn text(self) -> Result<Option<&'a str>, Self::Error> {
+        self.get()
+    }
+
+    fn time(self) -> Result<Option<Timestamp>, Self::Error> {
+        Ok(self.get()?.map(Timestamp::At))
+    }
+
+    fn json(self) -> Result<Option<&'a str>, Self::Error> {
+        self.get()
+    }
+}
