@@ -28,12 +28,10 @@ fn enrich(criterion: &mut Criterion) {
     metrics::install().unwrap();
     let mut group = criterion.benchmark_group("enrich");
     group.throughput(Throughput::Elements(EVENTS as u64));
-    for (form, binary) in [("binary", true), ("text", false)] {
-        let payloads = engagement::transaction(EVENTS, binary);
-        group.bench_function(form, |bencher| {
-            bencher.iter_batched(transform, |transform| batches(transform, &payloads), BatchSize::LargeInput);
-        });
-    }
+    let payloads = engagement::transaction(EVENTS);
+    group.bench_function("events", |bencher| {
+        bencher.iter_batched(transform, |transform| batches(transform, &payloads), BatchSize::LargeInput);
+    });
     group.finish();
 }
 

@@ -16,7 +16,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     metrics::install().unwrap();
-    let payloads = engagement::transactions(TRANSACTIONS, EVENTS_EACH, true);
+    let payloads = engagement::transactions(TRANSACTIONS, EVENTS_EACH);
     let mut stages = Stages::new(PipelineConfig::default().batch_rows_max);
     let events = stages::decode(&mut stages.decoder, &payloads);
     let batches = stages::enrich(&mut stages.transform, &payloads);

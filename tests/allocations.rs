@@ -26,7 +26,7 @@ const WRITTEN_DOWN: [(&str, u64); 5] = [
 
 #[test]
 fn a_batch_takes_the_allocations_that_are_written_down() {
-    let payloads = engagement::transactions(4, EVENTS as i64, true);
+    let payloads = engagement::transactions(4, EVENTS as i64);
     let (cold, warm) = payloads.split_at(2 * EVENTS + 5);
     let (cold, warming) = cold.split_at(EVENTS + 3);
     let mut stages = Stages::new(EVENTS + 1);
@@ -53,26 +53,15 @@ fn allocations(stages: &mut Stages, payloads: &[Vec<u8>]) -> [(&'static str, u64
 
 #[test]
 fn an_insert_is_decoded_without_an_allocation() {
-    for binary in [true, false] {
-        let payloads = engagement::transaction(1000, binary);
-        let mut decoder = Decoder::default();
-        let mut decode = |payloads: &[Vec<u8>]| {
-            payloads.iter().filter(|payload| decoder.decode(payload).unwrap().is_some()).count()
-        };
+    let payloads = engagement::transaction(1000);
+    let mut decoder = Decoder::default();
+    let mut decode = |payloads: &[Vec<u8>]| {
+        payloads.iter().filter(|payload| decoder.decode(payload).unwrap().is_some()).count()
+    };
 
-        let described = measure(|| assert_eq!(decode(&payloads[..2]), 0));
-        assert!(described.count_total > 8, "a relation is owned, and the counter counts: {described:?}");
+    let described = measure(|| assert_eq!(decode(&payloads[..2]), 0));
+    assert!(described.count_total > 8, "a relation is owned, and the counter counts: {described:?}");
 
-        let rows = measure(|| assert_eq!(decode(&payloads[2..]), 1000));
-        assert_eq!(rows.count_total, 0, "binary '{binary}': {rows:?}");
-    }
-}
-
-#[test]
-fn both_forms_give_the_same_event() {
-    let (binary, text) = (engagement::transaction(100, true), engagement::transaction(100, false));
-    let (mut of_binary, mut of_text) = (Decoder::default(), Decoder::default());
-    for (binary, text) in binary.iter().zip(&text) {
-        assert_eq!(of_binary.decode(binary).unwrap(), of_text.decode(text).unwrap());
-    }
+    let rows = measure(|| assert_eq!(decode(&payloads[2..]), 1000));
+    assert_eq!(rows.count_total, 0, "{rows:?}");
 }

@@ -113,7 +113,7 @@ pub enum Found {
     NotUtf8(usize),
     /// A column whose type has this OID; 0 is a domain over a built-in type that has no reader.
     Type(u32),
-    /// So many bytes of text that do not read as the type.
+    /// So many bytes of text, of a type that has a binary form.
     Text(usize),
     /// So many bytes of binary form, which the type does not have.
     Binary(usize),
@@ -133,7 +133,7 @@ impl fmt::Display for Found {
             Found::NotUtf8(bytes) => write!(f, "{bytes} bytes that are not UTF-8"),
             Found::Type(0) => f.write_str("a domain over another type"),
             Found::Type(oid) => write!(f, "the type with OID {oid}"),
-            Found::Text(bytes) => write!(f, "other text of {bytes} bytes"),
+            Found::Text(bytes) => write!(f, "a text form of {bytes} bytes"),
             Found::Binary(bytes) => write!(f, "a binary form of {bytes} bytes"),
             Found::OutOfRange => f.write_str("a number out of its range"),
             Found::Unchanged => f.write_str("an unchanged TOAST value, which the stream leaves out"),

@@ -1,8 +1,8 @@
 //! A column's value, and its readers for the types that walcast's tables use.
 //!
-//! A reader takes the value in either wire form and wants the column's type to be one of its own, so that
-//! both forms accept the same. `None` is NULL. An unchanged TOAST value is an error: match on
-//! [`Value::Unchanged`] first wherever one may come.
+//! A reader wants the column's type to be one of its own, and the value in its binary form, which the server was asked
+//! for. Only types that have none come as text: of those that are read here, types made by users. `None` is NULL. An
+//! unchanged TOAST value is an error: match on [`Value::Unchanged`] first wherever one may come.
 
 use std::fmt;
 
@@ -19,9 +19,9 @@ pub enum Value<'a> {
     Null,
     /// A large value (TOAST) that an update did not touch and the stream leaves out. Not a NULL.
     Unchanged,
-    /// The type's text form, in UTF-8.
+    /// The text form, in UTF-8, of a type that has no binary form.
     Text(&'a [u8]),
-    /// The type's binary form. Types without one come as text, also where binary was asked for.
+    /// The type's binary form.
     Binary(&'a [u8]),
 }
 
@@ -36,11 +36,6 @@ impl<'a> Value<'a> {
         self.read_as(column, INTEGER, is_integer, narrow)
     }
 
-    /// Reads an `int2`, `int4` or `int8` column whose value has to fit into 16 bits.
-    pub fn int2(self, column: &Column) -> Result<Option<i16>, DecodeError> {
-        self.read_as(column, INTEGER, is_integer, narrow)
-    }
-
     /// Reads a `uuid` column.
     pub fn uuid(self, column: &Column) -> Result<Option<Uuid>, DecodeError> {
         self.read_as(column, "uuid", |oid| oid == oid::UUID, uuid)
@@ -50,8 +45,11 @@ impl<'a> Value<'a> {
     /// gives its label.
     pub fn text(self, column: &Column) -> Result<Option<&'a str>, DecodeError> {
         match column.type_oid {
-            oid::FIRST_USER.. => self.read_as(column, TEXT, |_| true, label),
-            _ => self.read_as(column, TEXT, is_text, text),
+            oid::FIRST_USER.. => match self {
+                Value::Text(bytes) => utf8(bytes).map(Some).map_err(|found| wrong_value(column, TEXT, found)),
+                _ => self.read_as(column, TEXT, |_| true, label),
+            },
+            _ => self.read_as(column, TEXT, is_text, utf8),
         }
     }
 
@@ -64,7 +62,7 @@ impl<'a> Value<'a> {
     pub fn json(self, column: &Column) -> Result<Option<&'a str>, DecodeError> {
         match column.type_oid {
             oid::JSONB => self.read_as(column, JSON, |_| true, jsonb),
-            _ => self.read_as(column, JSON, |oid| oid == oid::JSON, text),
+            _ => self.read_as(column, JSON, |oid| oid == oid::JSON, utf8),
         }
     }
 
@@ -74,14 +72,14 @@ impl<'a> Value<'a> {
         column: &Column,
         wanted: &'static str,
         fits: impl FnOnce(u32) -> bool,
-        read: impl FnOnce(Form<'a>) -> Result<T, Found>,
+        read: impl FnOnce(&'a [u8]) -> Result<T, Found>,
     ) -> Result<Option<T>, DecodeError> {
         let read = match self {
             _ if !fits(column.type_oid) => Err(Found::Type(column.type_oid)),
             Value::Null => return Ok(None),
             Value::Unchanged => Err(Found::Unchanged),
-            Value::Text(bytes) => read(Form::Text(bytes)),
-            Value::Binary(bytes) => read(Form::Binary(bytes)),
+            Value::Text(bytes) => Err(Found::Text(bytes.len())),
+            Value::Binary(bytes) => read(bytes),
         };
         read.map(Some).map_err(|found| wrong_value(column, wanted, found))
     }
@@ -149,12 +147,6 @@ const INTEGER: &str = "int2, int4 or int8";
 const JSON: &str = "json or jsonb";
 const TEXT: &str = "text, varchar or an enum";
 
-/// A value that is there.
-enum Form<'a> {
-    Text(&'a [u8]),
-    Binary(&'a [u8]),
-}
-
 fn is_integer(oid: u32) -> bool {
     matches!(oid, oid::INT2 | oid::INT4 | oid::INT8)
 }
@@ -163,62 +155,38 @@ fn is_text(oid: u32) -> bool {
     matches!(oid, oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME)
 }
 
-fn integer(form: Form<'_>) -> Result<i64, Found> {
-    match form {
-        Form::Text(text) => {
-            let digits = utf8(text)?;
-            digits.parse().map_err(|_| Found::Text(text.len()))
-        }
-        Form::Binary(bytes) => match *bytes {
-            [a, b] => Ok(i16::from_be_bytes([a, b]).into()),
-            [a, b, c, d] => Ok(i32::from_be_bytes([a, b, c, d]).into()),
-            _ => bytes.try_into().map(i64::from_be_bytes).map_err(|_| Found::Binary(bytes.len())),
-        },
+fn integer(bytes: &[u8]) -> Result<i64, Found> {
+    match *bytes {
+        [a, b] => Ok(i16::from_be_bytes([a, b]).into()),
+        [a, b, c, d] => Ok(i32::from_be_bytes([a, b, c, d]).into()),
+        _ => bytes.try_into().map(i64::from_be_bytes).map_err(|_| Found::Binary(bytes.len())),
     }
 }
 
-fn narrow<T: TryFrom<i64>>(form: Form<'_>) -> Result<T, Found> {
-    integer(form)?.try_into().map_err(|_| Found::OutOfRange)
+fn narrow(bytes: &[u8]) -> Result<i32, Found> {
+    integer(bytes)?.try_into().map_err(|_| Found::OutOfRange)
 }
 
-fn uuid(form: Form<'_>) -> Result<Uuid, Found> {
-    match form {
-        Form::Text(text) => Uuid::try_parse_ascii(text).map_err(|_| Found::Text(text.len())),
-        Form::Binary(bytes) => Uuid::from_slice(bytes).map_err(|_| Found::Binary(bytes.len())),
-    }
+fn uuid(bytes: &[u8]) -> Result<Uuid, Found> {
+    Uuid::from_slice(bytes).map_err(|_| Found::Binary(bytes.len()))
 }
 
-fn timestamptz(form: Form<'_>) -> Result<Timestamp, Found> {
-    match form {
-        Form::Text(text) => timestamp::from_text(text).ok_or(Found::Text(text.len())),
-        Form::Binary(bytes) => {
-            let micros = bytes.try_into().map_err(|_| Found::Binary(bytes.len()))?;
-            Ok(timestamp::from_wire(i64::from_be_bytes(micros)))
-        }
-    }
-}
-
-/// The binary form of text is the text.
-fn text(form: Form<'_>) -> Result<&str, Found> {
-    let (Form::Text(bytes) | Form::Binary(bytes)) = form;
-    utf8(bytes)
+fn timestamptz(bytes: &[u8]) -> Result<Timestamp, Found> {
+    let micros = bytes.try_into().map_err(|_| Found::Binary(bytes.len()))?;
+    Ok(timestamp::from_wire(i64::from_be_bytes(micros)))
 }
 
 /// A type made by users may be anything. One whose binary form is not text (a composite, a range) shows itself
 /// by zero bytes, which text in PostgreSQL never has.
-fn label(form: Form<'_>) -> Result<&str, Found> {
-    match form {
-        Form::Binary(bytes) if bytes.contains(&0) => Err(Found::Binary(bytes.len())),
-        _ => text(form),
-    }
+fn label(bytes: &[u8]) -> Result<&str, Found> {
+    if bytes.contains(&0) { Err(Found::Binary(bytes.len())) } else { utf8(bytes) }
 }
 
-fn jsonb(form: Form<'_>) -> Result<&str, Found> {
-    match form {
-        Form::Text(_) => text(form),
-        Form::Binary([1, json @ ..]) => utf8(json),
-        Form::Binary([version, ..]) => Err(Found::Byte(*version)),
-        Form::Binary([]) => Err(Found::Binary(0)),
+fn jsonb(bytes: &[u8]) -> Result<&str, Found> {
+    match bytes {
+        [1, json @ ..] => utf8(json),
+        [version, ..] => Err(Found::Byte(*version)),
+        [] => Err(Found::Binary(0)),
     }
 }
 

@@ -20,20 +20,20 @@ fn content_id(number: u64) -> Uuid {
     Uuid::from_u64_pair(0x8a6e_0804_2bd0_4672, number)
 }
 
-/// The payloads of one transaction: Begin, Relation, so many inserts, Commit. An insert has about 250 bytes in
-/// binary form, 130 of them jsonb.
-pub fn transaction(inserts: i64, binary: bool) -> Vec<Vec<u8>> {
-    transactions(1, inserts, binary)
+/// The payloads of one transaction: Begin, Relation, so many inserts, Commit. An insert has about 250 bytes, 130 of
+/// them jsonb.
+pub fn transaction(inserts: i64) -> Vec<Vec<u8>> {
+    transactions(1, inserts)
 }
 
 /// The payloads of so many transactions of so many inserts, the Relation in the first, as a server sends it.
-pub fn transactions(count: i64, inserts: i64, binary: bool) -> Vec<Vec<u8>> {
+pub fn transactions(count: i64, inserts: i64) -> Vec<Vec<u8>> {
     let transaction = |number: i64| {
         let (commit_lsn, end_lsn) = (Lsn(200 * number as u64 + 100), Lsn(200 * number as u64 + 200));
         let begin = Sent::Begin { final_lsn: commit_lsn, commit_ts: 0, xid: 1 + number as u32 };
         let relation = (number == 0).then(|| Sent::Relation(relation()));
         let ids = number * inserts + 1..=(number + 1) * inserts;
-        let inserts = ids.map(move |id| Sent::Insert { relation_id: RELATION_ID, new: row(id, binary) });
+        let inserts = ids.map(|id| Sent::Insert { relation_id: RELATION_ID, new: row(id) });
         let commit = Sent::Commit { commit_lsn, end_lsn, commit_ts: 0 };
         [begin].into_iter().chain(relation).chain(inserts).chain([commit])
     };
@@ -124,7 +124,7 @@ fn relation() -> Relation {
     }
 }
 
-fn row(id: i64, binary: bool) -> Vec<Cell> {
+fn row(id: i64) -> Vec<Cell> {
     let content_id = content_id(id as u64 % CONTENTS);
     let user_id = Uuid::from_u64_pair(0xb1a7_51e5_7a11_4c3d, id as u64 * 7919);
     let (event_type, device) =
@@ -136,30 +136,15 @@ fn row(id: i64, binary: bool) -> Vec<Cell> {
         id % 3_600_000
     );
     let micros = 802_000_000_000_000 + id * 1_000;
-    let time = jiff::Timestamp::from_microsecond(946_684_800_000_000 + micros).unwrap();
-    let text = |text: &str| Cell::Text(text.as_bytes().to_vec());
-    if binary {
-        let same = |text: &str| Cell::Binary(text.as_bytes().to_vec());
-        vec![
-            Cell::Binary(id.to_be_bytes().into()),
-            Cell::Binary(content_id.as_bytes().to_vec()),
-            Cell::Binary(user_id.as_bytes().to_vec()),
-            same(event_type),
-            Cell::Binary(micros.to_be_bytes().into()),
-            Cell::Binary(duration_ms.to_be_bytes().into()),
-            same(device),
-            Cell::Binary([&[1], payload.as_bytes()].concat()),
-        ]
-    } else {
-        vec![
-            text(&id.to_string()),
-            text(&content_id.to_string()),
-            text(&user_id.to_string()),
-            text(event_type),
-            text(&time.strftime("%Y-%m-%d %H:%M:%S%.f+00").to_string()),
-            text(&duration_ms.to_string()),
-            text(device),
-            text(&payload),
-        ]
-    }
+    let same = |text: &str| Cell::Binary(text.as_bytes().to_vec());
+    vec![
+        Cell::Binary(id.to_be_bytes().into()),
+        Cell::Binary(content_id.as_bytes().to_vec()),
+        Cell::Binary(user_id.as_bytes().to_vec()),
+        same(event_type),
+        Cell::Binary(micros.to_be_bytes().into()),
+        Cell::Binary(duration_ms.to_be_bytes().into()),
+        same(device),
+        Cell::Binary([&[1], payload.as_bytes()].concat()),
+    ]
 }

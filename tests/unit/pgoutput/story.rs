@@ -135,8 +135,7 @@ fn told(column: &Column, value: Value<'_>) -> Result<String, DecodeError> {
     }
     Ok(match column.type_oid {
         20 => value.int8(column)?.map(|value| value.to_string()),
-        21 => value.int2(column)?.map(|value| value.to_string()),
-        23 => value.int4(column)?.map(|value| value.to_string()),
+        21 | 23 => value.int4(column)?.map(|value| value.to_string()),
         1184 => value.timestamptz(column)?.map(time),
         2950 => value.uuid(column)?.map(|uuid| uuid.to_string()),
         114 | 3802 => value.json(column)?.map(long),
