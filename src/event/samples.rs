@@ -29,20 +29,19 @@ pub(crate) fn events(count: usize, mut intern: impl FnMut(&str) -> Span) -> Vec<
 
 fn event(draw: &mut Draw, intern: &mut impl FnMut(&str) -> Span) -> Event {
     let raw_payload = draw.perhaps(&PAYLOADS);
-    Event {
-        position: Position { commit_lsn: Lsn(draw.draw() >> (draw.draw() % 64)), ordinal: draw.draw() >> 40 },
-        commit_ts: draw.one(&TIMES),
-        id: draw.one(&NUMBERS),
-        content_id: draw.id(),
-        user_id: draw.id(),
-        event_type: draw.perhaps(&TEXTS).map(&mut *intern),
-        event_ts: draw.one(&TIMES),
-        duration_ms: draw.perhaps(&NUMBERS),
-        device: draw.perhaps(&TEXTS).map(&mut *intern),
-        raw_payload: raw_payload.map(&mut *intern),
-        raw_payload_bytes: draw.perhaps(&NUMBERS).map(|bytes| bytes as u32),
-        content: draw.coin().then(|| Arc::new(content(draw))),
-    }
+    let position =
+        Position { commit_lsn: Lsn(draw.draw() >> (draw.draw() % 64)), ordinal: draw.draw() >> 40 };
+    let mut event = Event::new(position, draw.one(&TIMES), draw.one(&NUMBERS), 0);
+    event.content_id = draw.id();
+    event.user_id = draw.id();
+    event.event_type = draw.perhaps(&TEXTS).map(&mut *intern);
+    event.event_ts = draw.one(&TIMES);
+    event.duration_ms = draw.perhaps(&NUMBERS);
+    event.device = draw.perhaps(&TEXTS).map(&mut *intern);
+    event.raw_payload = raw_payload.map(&mut *intern);
+    event.raw_payload_bytes = draw.perhaps(&NUMBERS).map(|bytes| bytes as u32);
+    event.content = draw.coin().then(|| Arc::new(content(draw)));
+    event
 }
 
 /// A content row.

@@ -554,3 +554,46 @@ fn section(out: &mut String, title: &str, heads: [&str; 4]) {
 fn row(out: &mut String, cells: [&str; 4]) {
     let _ = writeln!(out, "| {} |", cells.join(" | "));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_has_every_field_and_column() {
+        let reference = reference_markdown();
+        let fields = EVENT_FIELDS.iter().chain(&CONTENT_FIELDS).map(|field| field.name);
+        let columns = SOURCE_TABLES.iter().flat_map(|table| table.column_names());
+        for name in fields.chain(columns) {
+            assert!(reference.contains(&format!("| `{name}` | ")), "{name} in\n{reference}");
+        }
+        let headed = reference.lines().filter(|line| line.starts_with("## ")).count();
+        assert_eq!(headed, 2 + SOURCE_TABLES.len(), "{reference}");
+    }
+
+    #[test]
+    fn a_fields_place_is_found_by_its_name() {
+        for (at, field) in EVENT_FIELDS.iter().enumerate() {
+            assert_eq!(event_field(field.name), at);
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_never_null_has_to_be_there() {
+        let told = |missing: &str| {
+            EventValues::read(|_, field| match field.kind {
+                _ if field.name == missing => Some(Value::Null),
+                FieldKind::Lsn => Some(Value::Lsn(Lsn(7))),
+                FieldKind::Count => Some(Value::Count(3)),
+                FieldKind::Time => Some(Value::Time(5)),
+                _ => Some(Value::Int(1)),
+            })
+        };
+        for field in &EVENT_FIELDS {
+            assert_eq!(told(field.name).is_none(), field.required(), "{}", field.name);
+        }
+        let values = told("device").unwrap();
+        assert_eq!((values.id(), values.event_ts()), (Some(1), Some(5)));
+        assert_eq!(values.position(), Some(Position { commit_lsn: Lsn(7), ordinal: 3 }));
+    }
+}

@@ -162,3 +162,20 @@ impl<'a> Cell<'a> for SqlCell<'a> {
         self.get()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::schema::ENGAGEMENT_EVENTS;
+
+    #[test]
+    fn statements_have_their_columns_from_the_lists() {
+        let statement = select(&ENGAGEMENT_EVENTS, "my \"shop\"", &["xmin"]);
+        assert!(statement.starts_with(r#"SELECT xmin, "id"::bigint, "content_id"::uuid, "#), "{statement}");
+        assert!(statement.ends_with(r#" FROM "my ""shop"""."engagement_events""#), "{statement}");
+        insta::assert_snapshot!(
+            content_statement("{stored} / {arrays} / {table}", "public", 6),
+            @r#""slug", "title", "content_type", "length_seconds", "publish_ts_us" / $6::text[], $7::text[], $8::text[], $9::integer[], $10::bigint[] / "public"."content""#
+        );
+    }
+}

@@ -6,7 +6,10 @@ pub mod json;
 use super::schema::{ContentRecord, EventRecord, EventValues};
 
 /// All encodings; the first is the default.
-pub static ENCODINGS: [&dyn Encoding; 1] = [&json::Json];
+#[rustfmt::skip]
+pub static ENCODINGS: &[&dyn Encoding] = &[
+    &json::Json,
+];
 
 /// A form in which records go out.
 pub trait Encoding: Send + Sync {
@@ -26,5 +29,5 @@ pub trait Encoding: Send + Sync {
 
 /// The encoding of this name.
 pub fn named(name: &str) -> Option<&'static dyn Encoding> {
-    ENCODINGS.into_iter().find(|encoding| encoding.name() == name)
+    ENCODINGS.iter().copied().find(|encoding| encoding.name() == name)
 }

@@ -79,7 +79,8 @@ impl KafkaConfig {
     /// Refuses settings that cannot work, naming the field.
     pub fn validate(&self) -> Result<()> {
         let prefix = &self.topic_prefix;
-        let formats = format!("give {}", encoding::ENCODINGS.map(Encoding::name).join(", "));
+        let names: Vec<&str> = encoding::ENCODINGS.iter().map(|encoding| encoding.name()).collect();
+        let formats = format!("give {}", names.join(", "));
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let faults = [
             (self.brokers.trim().is_empty(), "kafka.brokers is empty", "give host:port,host:port"),
