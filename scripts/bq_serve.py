@@ -16,6 +16,10 @@ Plain local-bigquery 0.3.2 does these things, each seen here; this launcher chan
  7. two servers can share one gRPC port (SO_REUSEPORT), each getting some of the calls
                                                  -> the second one fails to start
  8. DuckDB's extensions are downloaded           -> linked from their wheels into $HOME/.duckdb
+ 9. each call walks through all tables of all datasets, 3 ms each
+                                                 -> one table is looked up by its name
+10. each statement looks for pandas in all of sys.path
+                                                 -> it is told that there is none
 It changes private functions of that one version, so it refuses to run with any other.
 """
 import concurrent.futures
@@ -76,6 +80,7 @@ def fail(response, status, message, code=None):
 
 
 plain_stream, plain_append, plain_partitioning = write._stream, write._append, ddl._partitioning
+plain_objects = database.objects
 
 
 def stream_of(name):
@@ -240,6 +245,18 @@ def partitioning(node):
     return plain_partitioning(node)
 
 
+def objects(project, dataset, table=None):
+    if table is None or project not in database._attached:
+        return plain_objects(project, dataset, table)
+    lake = database.quote(f"__ducklake_metadata_{project}")
+    there = f"JOIN {lake}.ducklake_schema AS s USING (schema_id) WHERE s.schema_name = $1 AND s.end_snapshot IS NULL"
+    return database.fetch(
+        f"""SELECT table_name, 'TABLE', coalesce(record_count, 0) FROM {lake}.ducklake_table AS t
+              LEFT JOIN {lake}.ducklake_table_stats USING (table_id) {there} AND table_name = $2 AND t.end_snapshot IS NULL
+            UNION ALL SELECT view_name, 'VIEW', 0 FROM {lake}.ducklake_view AS v {there} AND view_name = $2 AND v.end_snapshot IS NULL""",
+        [dataset, table])
+
+
 def link_extensions():
     (version, platform), = duckdb.sql("SELECT library_version, platform FROM pragma_version(), pragma_platform()").fetchall()
     to = pathlib.Path.home() / ".duckdb" / "extensions" / version / platform
@@ -253,6 +270,8 @@ def link_extensions():
 
 server.start = start
 write._stream, write._append, ddl._partitioning = stream_of, append, partitioning
+database.objects = objects
+sys.modules["pandas"] = None
 server.SERVICES["google.cloud.bigquery.storage.v1.BigQueryWrite"]["BatchCommitWriteStreams"] = server._unary(
     commit, types.BatchCommitWriteStreamsRequest, types.BatchCommitWriteStreamsResponse
 )
