@@ -10,26 +10,46 @@ use walcast::error::{Code, Error, Kind, Result};
 use walcast::shutdown::Shutdown;
 use walcast::{generate as generator, ops, sinks, telemetry};
 
-/// Engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
+/// Delivers engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
 struct Cli {
-    /// TOML file with settings; the environment wins over it.
-    #[arg(long, global = true, env = "WALCAST_CONFIG", value_name = "FILE")]
+    /// TOML file with settings. Environment variables override it.
+    #[arg(long, global = true, env = "WALCAST_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// What to log, such as `info` or `walcast=debug`.
-    #[arg(long, global = true, env = "WALCAST_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "WALCAST_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     log: String,
-    /// How log lines look: auto (pretty on a terminal, else JSON), pretty or json.
-    #[arg(long, global = true, env = "WALCAST_LOG_FORMAT", default_value = "auto", value_name = "FORMAT")]
+    /// Format of log lines: auto (pretty on a terminal, else JSON), pretty or json.
+    #[arg(
+        long,
+        global = true,
+        env = "WALCAST_LOG_FORMAT",
+        hide_env_values = true,
+        default_value = "auto",
+        value_name = "FORMAT"
+    )]
     log_format: telemetry::LogFormat,
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 a prerequisite is wrong (see `walcast check`) or
-`verify` found a difference, \
-4 a sink and the slot do not meet: resync, 5 another instance took over, 64 usage, 78 configuration.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   an error that has no code of its own
+  2   a prerequisite is missing or wrong (`walcast check` lists them), or `walcast verify` found a difference
+  4   a sink cannot be continued from the slot without a gap: resync it
+  5   a newer instance has taken over
+  64  wrong usage
+  78  wrong configuration
 
 Example: POSTGRES_HOST=db REDIS_HOST=cache KAFKA_BROKERS=kafka:9092 BIGQUERY_PROJECT_ID=acme walcast run";
 
@@ -38,45 +58,48 @@ enum Command {
     /// Stream from PostgreSQL to the sinks until SIGTERM or Ctrl-C.
     #[command(after_help = "Example: walcast --config walcast.toml run")]
     Run,
-    /// Make what walcast needs: state schema, publication, slot, topics, tables. Run again it does nothing.
+    /// Create what walcast needs: state schema, publication, slot, topics, tables.
+    ///
+    /// It leaves alone what exists. A second run does nothing.
     #[command(after_help = "Example: POSTGRES_USER=postgres walcast init")]
     Init,
-    /// Look whether everything is as walcast needs it; changes nothing. Exit code 2 when something is not.
+    /// Check every prerequisite, and change nothing. Exit code 2 if one fails.
     ///
-    /// Below each line that is not ok stands what mends it, to be pasted into psql, redis-cli or a shell.
+    /// Below each line that is not ok stands its fix. Paste it into psql, redis-cli or a shell.
     #[command(
         after_help = "Examples: walcast check\n          walcast check --json | jq -r '.[] | select(.verdict != \"ok\") | .id, .fix'"
     )]
     Check {
-        /// Print the findings as JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show how the running walcast is doing. Exit code 1 when it is not ready.
+    /// Show the state of the running walcast. Exit code 1 if it is not ready.
     ///
-    /// The ladder goes from the head of PostgreSQL's WAL down to what is kept of it: who stands low holds the WAL.
+    /// The list goes from the end of PostgreSQL's WAL down to the oldest WAL that it keeps. The lowest sink is the one
+    /// that PostgreSQL keeps WAL for.
     #[command(
         after_help = "Examples: walcast status --watch\n          walcast status --json | jq .problems"
     )]
     Status {
-        /// Print the state as JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// Go on, once a second, until Ctrl-C: in place on a terminal, else a line each time.
+        /// Repeat every second until Ctrl-C: in place on a terminal, else one line each time.
         #[arg(long)]
         watch: bool,
     },
-    /// Compare PostgreSQL with every sink, event by event, while walcast runs. Exit code 2 when they differ.
+    /// Compare PostgreSQL with every sink, event by event, while walcast runs. Exit code 2 if they differ.
     ///
-    /// What is committed when it begins is compared; it waits until every sink holds that. PostgreSQL keeps old row
-    /// versions meanwhile, as under any long transaction. Needs one free replication slot for a moment, and about
-    /// 120 bytes of temporary disk for each event and side.
+    /// It compares everything that was committed before it began, and waits until every sink has that. PostgreSQL keeps
+    /// old row versions meanwhile, as it does for any long transaction. The command needs one free replication slot for a
+    /// moment, and 120 bytes of temporary disk for each event in each place.
     #[command(after_help = "Example: walcast verify --json | jq .total")]
     Verify(VerifyOptions),
-    /// Fill a sink anew from PostgreSQL, when it has lost its data.
+    /// Fill a sink from PostgreSQL after it has lost its data.
     #[command(subcommand, after_help = "Example: walcast rebuild redis && walcast run")]
     Rebuild(RebuildCommand),
-    /// Write realistic engagement events into the source tables, for trials and load tests.
+    /// Write realistic events into the source tables, for trials and load tests.
     #[command(
         after_help = "Examples: GENERATION_RATE=200000 walcast generate\n          BURST_MODE=true BURST_COUNT=100000 walcast generate"
     )]
@@ -88,20 +111,20 @@ enum Command {
         #[arg(value_name = "CODE")]
         code: Option<Code>,
     },
-    /// See the configuration.
+    /// Show the configuration.
     #[command(subcommand, after_help = "Example: walcast config show | grep -v '# default'")]
     Config(ConfigCommand),
 }
 
 #[derive(clap::Args)]
 struct VerifyOptions {
-    /// Print the result as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// How long the sinks may take until they hold what is to be compared.
+    /// How long to wait for the sinks, in seconds, before comparing.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     wait_seconds: u64,
-    /// Where temporary files go, instead of the system's folder.
+    /// Folder for temporary files. Default: the system's.
     #[arg(long, value_name = "FOLDER")]
     temp_dir: Option<PathBuf>,
 }
@@ -115,11 +138,11 @@ impl From<VerifyOptions> for ops::verify::Options {
 
 #[derive(Subcommand)]
 enum RebuildCommand {
-    /// Compute every counter and board from PostgreSQL, as of now; the stream goes on from there.
+    /// Compute every counter and leaderboard from PostgreSQL as of now. The stream continues from there.
     ///
-    /// A walcast that runs is shut out (it ends with exit code 5, or 4 when it starts again meanwhile): start it when
-    /// this has ended. Readers see the former boards, empty ones after 30 s, then the new ones. Broken off, it is to
-    /// be run again. Counts and milliseconds are exact; percents are of each content's length as it is now.
+    /// A running walcast is shut out: it ends with exit code 5, or 4 if it starts again before the rebuild has ended.
+    /// Start it afterwards. Readers see the old leaderboards for 30 s, then empty ones, then the new ones. If the rebuild is
+    /// interrupted, run it again. Counts and milliseconds are exact. Percentages use each content's current length.
     #[command(
         after_help = "Example: walcast --config walcast.toml rebuild redis && walcast --config walcast.toml run"
     )]
@@ -128,7 +151,7 @@ enum RebuildCommand {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print every setting, its value and where it came from; secrets are hidden.
+    /// Print every setting, its value and where the value came from. Secrets are hidden.
     #[command(after_help = "Example: walcast config show | grep -v '# default'")]
     Show,
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use indicatif::{ProgressBar, ProgressFinish};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -31,27 +32,28 @@ const BURST_MAX: Duration = Duration::from_millis(100);
 const CONTENT_ROWS_PER_INSERT: usize = 1_000;
 const CONNECTIONS_MAX: u32 = 64;
 
-/// `[generate]`: what load to make.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// `[generate]`: what load to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GenerateConfig {
     /// Events a minute.
     pub rate_per_minute: u64,
-    /// Write `burst_count` events as fast as the server takes them, then end.
+    /// Whether to write `burst_count` events as fast as the server takes them, then end.
     pub burst_mode: bool,
     /// Events in a burst.
     pub burst_count: u64,
-    /// Content rows to start with; those that are there already are used and counted.
+    /// Content rows to write first. Rows that exist already are used and counted.
     pub contents: u32,
-    /// How many different people there are.
+    /// Number of different users.
     pub users: u32,
-    /// The same seed gives the same rows in a database without content; drawn when it is left out.
+    /// Seed of the random numbers. The same seed gives the same rows in a database without content. Unset: a random
+    /// seed.
     pub seed: Option<u64>,
-    /// PostgreSQL sessions to write with.
+    /// PostgreSQL connections to write with.
     pub connections: u32,
-    /// End after this many events.
+    /// End after this many events. Unset: no limit.
     pub count_max: Option<u64>,
-    /// End after this many seconds.
+    /// End after this many seconds. Unset: no limit.
     pub seconds_max: Option<u64>,
 }
 

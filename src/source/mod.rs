@@ -19,29 +19,31 @@ pub mod heartbeat;
 #[cfg(test)]
 mod script;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `[postgres]`: where events come from, and where walcast keeps its state.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PostgresConfig {
-    /// Host name or address.
+    /// Host name or address of PostgreSQL itself, not of a connection pooler.
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// Database.
+    /// Database that has the two tables.
     pub db: String,
-    /// Role; it needs REPLICATION, and to own the schema `walcast`.
+    /// Role to connect as. It needs `REPLICATION`, the right to read the two tables, and the right to write the
+    /// schema `walcast`.
     pub user: String,
-    /// Its password.
+    /// Password of the role.
     pub password: crate::secret::Secret,
-    /// disable, prefer, require, verify-ca or verify-full, as libpq means them.
+    /// How much TLS to ask for, with libpq's names.
     pub sslmode: SslMode,
-    /// PEM file of the certificate authorities to trust, instead of the system's.
+    /// PEM file with the certificate authorities to trust. Unset: the system's authorities.
     pub sslrootcert: Option<String>,
     /// Whether to answer a server that asks for an MD5 password.
     pub allow_md5: bool,
-    /// The schema of `content` and `engagement_events`.
+    /// Schema of the tables `content` and `engagement_events`.
     pub schema: String,
     /// Name of the replication slot.
     pub slot: String,
@@ -49,19 +51,19 @@ pub struct PostgresConfig {
     pub publication: String,
 }
 
-/// How much TLS is asked of the server; libpq's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How much TLS to ask for, with libpq's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SslMode {
     /// No TLS.
     Disable,
-    /// TLS if the server has it; no proof of who it is.
+    /// TLS if the server offers it; the server proves nothing.
     Prefer,
-    /// TLS or nothing; no proof of who it is.
+    /// TLS always; the server proves nothing unless `sslrootcert` is set.
     Require,
-    /// TLS with a certificate from a trusted authority.
+    /// The certificate must come from a trusted authority.
     VerifyCa,
-    /// TLS with a certificate from a trusted authority for this very host.
+    /// The certificate must come from a trusted authority and be for this host name.
     VerifyFull,
 }
 

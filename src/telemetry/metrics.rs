@@ -26,59 +26,59 @@ macro_rules! metrics {
 }
 
 metrics! {
-    Gauge BUILD_INFO = "walcast_build_info", Count, "Always 1; the label has the version.";
+    Gauge BUILD_INFO = "walcast_build_info", Count, "Always 1. The label `version` is walcast's version.";
 
-    Gauge SLOT_ACTIVE = "walcast_slot_active", Count, "1 while somebody reads the replication slot.";
-    Gauge SLOT_INACTIVE_SECONDS = "walcast_slot_inactive_seconds", Seconds, "How long nobody has read the slot; 0 while somebody does.";
-    Gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes", Bytes, "WAL that PostgreSQL keeps because of the slot.";
-    Gauge SLOT_CONFIRMED_LAG_BYTES = "walcast_slot_confirmed_lag_bytes", Bytes, "WAL written since the slot's confirmed LSN.";
-    Gauge SLOT_SAFE_WAL_BYTES = "walcast_slot_safe_wal_bytes", Bytes, "WAL that may still be written before the slot is lost; infinite while there is no such bound.";
-    Gauge SLOT_WAL_STATUS = "walcast_slot_wal_status", Count, "1 for the slot's status (label): reserved, extended, unreserved or lost; 0 for the others.";
-    Gauge SLOT_SAMPLE_AGE_SECONDS = "walcast_slot_sample_age_seconds", Seconds, "How old the slot_ figures are: more than a few seconds when PostgreSQL cannot be asked.";
-    Gauge SLOT_KEEP_MAX_BYTES = "walcast_slot_keep_max_bytes", Bytes, "The server's max_slot_wal_keep_size; infinite while there is no such bound.";
-    Gauge SLOT_FAILOVER = "walcast_slot_failover", Count, "1 for a slot that is kept on standbys as well (PostgreSQL 17).";
-    Gauge SLOT_REPLY_AGE_SECONDS = "walcast_slot_reply_age_seconds", Seconds, "Time since PostgreSQL had our last status update; 0 while nobody reads the slot, or without the right pg_read_all_stats.";
-    Gauge SLOT_CATALOG_XMIN_AGE_TRANSACTIONS = "walcast_slot_catalog_xmin_age_transactions", Count, "How many transactions old the catalog rows are that vacuum keeps for the slot.";
-    Counter SLOT_SPILLED_TRANSACTIONS_TOTAL = "walcast_slot_spilled_transactions_total", Count, "Transactions that outgrew logical_decoding_work_mem and went through PostgreSQL's disk.";
-    Counter SLOT_SPILLED_BYTES_TOTAL = "walcast_slot_spilled_bytes_total", Bytes, "Their bytes.";
-    Gauge WAL_LSN = "walcast_wal_lsn", Bytes, "Where the server's WAL ends.";
-    Gauge SENT_LSN = "walcast_sent_lsn", Bytes, "How far the walsender has sent; absent without the right pg_read_all_stats.";
-    Gauge RESTART_LSN = "walcast_restart_lsn", Bytes, "From where PostgreSQL keeps WAL for the slot.";
+    Gauge SLOT_ACTIVE = "walcast_slot_active", Count, "1 while a process reads the replication slot, else 0.";
+    Gauge SLOT_INACTIVE_SECONDS = "walcast_slot_inactive_seconds", Seconds, "Time since anybody last read the slot. 0 while it is read.";
+    Gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes", Bytes, "WAL that PostgreSQL keeps on disk for the slot.";
+    Gauge SLOT_CONFIRMED_LAG_BYTES = "walcast_slot_confirmed_lag_bytes", Bytes, "WAL from the slot's confirmed LSN to the end of the WAL.";
+    Gauge SLOT_SAFE_WAL_BYTES = "walcast_slot_safe_wal_bytes", Bytes, "WAL that can still be written before PostgreSQL may remove what the slot needs. Infinite without max_slot_wal_keep_size.";
+    Gauge SLOT_WAL_STATUS = "walcast_slot_wal_status", Count, "1 for the slot's current status, 0 for the other statuses. Label `status`: reserved, extended, unreserved, lost or missing.";
+    Gauge SLOT_SAMPLE_AGE_SECONDS = "walcast_slot_sample_age_seconds", Seconds, "Age of the walcast_slot_ figures. It grows while PostgreSQL does not answer.";
+    Gauge SLOT_KEEP_MAX_BYTES = "walcast_slot_keep_max_bytes", Bytes, "The server's max_slot_wal_keep_size. Infinite when it is not set.";
+    Gauge SLOT_FAILOVER = "walcast_slot_failover", Count, "1 if PostgreSQL keeps the slot on standbys too (PostgreSQL 17 and newer), else 0.";
+    Gauge SLOT_REPLY_AGE_SECONDS = "walcast_slot_reply_age_seconds", Seconds, "Time since PostgreSQL last received a status update from walcast. 0 while nobody reads the slot, or without the right pg_read_all_stats.";
+    Gauge SLOT_CATALOG_XMIN_AGE_TRANSACTIONS = "walcast_slot_catalog_xmin_age_transactions", Count, "Age, in transactions, of the oldest catalog rows that vacuum keeps for the slot.";
+    Counter SLOT_SPILLED_TRANSACTIONS_TOTAL = "walcast_slot_spilled_transactions_total", Count, "Transactions larger than logical_decoding_work_mem, which PostgreSQL wrote to its disk while decoding.";
+    Counter SLOT_SPILLED_BYTES_TOTAL = "walcast_slot_spilled_bytes_total", Bytes, "Bytes of transactions that PostgreSQL wrote to its disk while decoding.";
+    Gauge WAL_LSN = "walcast_wal_lsn", Bytes, "End of the server's WAL.";
+    Gauge SENT_LSN = "walcast_sent_lsn", Bytes, "How far the walsender has sent. Absent without the right pg_read_all_stats.";
+    Gauge RESTART_LSN = "walcast_restart_lsn", Bytes, "Oldest WAL that PostgreSQL keeps for the slot.";
 
-    Gauge STREAMING = "walcast_streaming", Count, "1 while walcast reads the slot.";
-    Gauge CONFIRMED_LSN = "walcast_confirmed_lsn", Bytes, "What all sinks hold, and PostgreSQL was told.";
-    Gauge RECEIVED_LSN = "walcast_received_lsn", Bytes, "How far the stream has been received.";
-    Gauge SOURCE_LAG_BYTES = "walcast_source_lag_bytes", Bytes, "WAL written that was not received yet.";
-    Gauge HEARTBEAT_AGE_SECONDS = "walcast_heartbeat_age_seconds", Seconds, "Time since a heartbeat came back through the WAL; absent before the first.";
-    Histogram SOURCE_COMMIT_TO_RECEIVE_SECONDS = "walcast_source_commit_to_receive_seconds", Seconds, "From a transaction's commit to its receipt, one sample a transaction.";
+    Gauge STREAMING = "walcast_streaming", Count, "1 while walcast reads the slot, else 0.";
+    Gauge CONFIRMED_LSN = "walcast_confirmed_lsn", Bytes, "The confirmed LSN: the lowest durable LSN of all sinks, as told to PostgreSQL.";
+    Gauge RECEIVED_LSN = "walcast_received_lsn", Bytes, "How far walcast has received the stream.";
+    Gauge SOURCE_LAG_BYTES = "walcast_source_lag_bytes", Bytes, "WAL that the server has written and walcast has not received.";
+    Gauge HEARTBEAT_AGE_SECONDS = "walcast_heartbeat_age_seconds", Seconds, "Time since a heartbeat last came back through the WAL. Absent before the first one.";
+    Histogram SOURCE_COMMIT_TO_RECEIVE_SECONDS = "walcast_source_commit_to_receive_seconds", Seconds, "Time from a transaction's commit to its receipt. One sample for each transaction.";
     Counter EVENTS_TOTAL = "walcast_events_total", Count, "Row changes received, by table and operation.";
-    Counter SKIPPED_CHANGES_TOTAL = "walcast_skipped_changes_total", Count, "Row changes that mean nothing to walcast (updates of events, other tables), by table and operation.";
-    Counter UNKNOWN_CONTENT_EVENTS_TOTAL = "walcast_unknown_content_events_total", Count, "Events without a content row: sent on with null metadata.";
-    Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events above row_bytes_max: sent on without raw_payload.";
-    Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that went to the dead letters, by reason.";
+    Counter SKIPPED_CHANGES_TOTAL = "walcast_skipped_changes_total", Count, "Row changes that walcast does not deliver (updates and deletes of events, other tables), by table and operation.";
+    Counter UNKNOWN_CONTENT_EVENTS_TOTAL = "walcast_unknown_content_events_total", Count, "Events whose content row does not exist. They are delivered with null content fields.";
+    Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events larger than pipeline.row_bytes_max. They are delivered without raw_payload.";
+    Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that became dead letters, by reason.";
 
-    Gauge SINK_HELD_LSN = "walcast_sink_held_lsn", Bytes, "What the sink holds durably, by sink.";
-    Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL received that the sink does not hold yet, by sink.";
-    Gauge SINK_QUEUE_LAG_BYTES = "walcast_sink_queue_lag_bytes", Bytes, "The part of it that waits in walcast until the sink is given it, by sink.";
-    Gauge SINK_DELIVERY_LAG_BYTES = "walcast_sink_delivery_lag_bytes", Bytes, "The part of it that the sink was given, by sink.";
-    Gauge SINK_LAG_SECONDS = "walcast_sink_lag_seconds", Seconds, "Age of the oldest committed row that the sink was given and does not hold, by sink.";
-    Gauge SINK_UP = "walcast_sink_up", Count, "1 while the sink takes rows, 0 while it is tried again or blocked, by sink.";
-    Gauge SINK_BLOCKED = "walcast_sink_blocked", Count, "1 while trying again does not help the sink, by sink.";
-    Gauge SINK_HEARTBEAT_AGE_SECONDS = "walcast_sink_heartbeat_age_seconds", Seconds, "Age of the newest heartbeat whose place the sink holds, by sink; absent before the first.";
-    Gauge SINK_HEARTBEAT_SECONDS = "walcast_sink_heartbeat_seconds", Seconds, "How long that heartbeat took from its commit until it was held, by sink.";
-    Gauge QUEUE_BYTES = "walcast_queue_bytes", Bytes, "Batches waiting for the sink or in its hands, by sink.";
+    Gauge SINK_HELD_LSN = "walcast_sink_held_lsn", Bytes, "The sink's durable LSN, by sink.";
+    Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL that walcast has received and that is not durable in the sink, by sink.";
+    Gauge SINK_QUEUE_LAG_BYTES = "walcast_sink_queue_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that waits in the sink's queue, by sink.";
+    Gauge SINK_DELIVERY_LAG_BYTES = "walcast_sink_delivery_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that the sink is writing, by sink.";
+    Gauge SINK_LAG_SECONDS = "walcast_sink_lag_seconds", Seconds, "Age of the oldest committed row that the sink was given and that is not durable, by sink. 0 when there is none.";
+    Gauge SINK_UP = "walcast_sink_up", Count, "1 while the sink takes rows, 0 while walcast retries it or it is blocked, by sink.";
+    Gauge SINK_BLOCKED = "walcast_sink_blocked", Count, "1 while a retry cannot help the sink, by sink.";
+    Gauge SINK_HEARTBEAT_AGE_SECONDS = "walcast_sink_heartbeat_age_seconds", Seconds, "Age of the newest heartbeat that lies below the sink's durable LSN, by sink. Absent before the first one.";
+    Gauge SINK_HEARTBEAT_SECONDS = "walcast_sink_heartbeat_seconds", Seconds, "Time from that heartbeat's commit until the sink's durable LSN passed it, by sink.";
+    Gauge QUEUE_BYTES = "walcast_queue_bytes", Bytes, "Batches that wait for the sink or that it is writing, by sink.";
     Gauge BACKPRESSURE_ACTIVE = "walcast_backpressure_active", Count, "1 while the sink's full queue stops the reading, by sink.";
-    Counter SINK_BATCHES_TOTAL = "walcast_sink_batches_total", Count, "Writes that the sink took, by sink.";
-    Counter SINK_ROWS_TOTAL = "walcast_sink_rows_total", Count, "Rows that the sink took, by sink.";
-    Counter SINK_RETRIES_TOTAL = "walcast_sink_retries_total", Count, "Times that the sink was asked again after an error, by sink.";
-    Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors of the sink, by sink and kind.";
-    Counter REDIS_EXPIRED_EVENTS_TOTAL = "walcast_redis_expired_events_total", Count, "Events that came after the Redis key they count in had expired, by key: engagement or stats:events.";
-    Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "For how long the partition's first open transaction has been seen, by topic and partition; 0 once it has ended. Hung when far above the transaction time-out.";
-    Gauge KAFKA_HIDDEN_RECORDS = "walcast_kafka_hidden_records", Count, "Offsets between the last stable one and the high watermark, which read_committed readers do not see, by topic and partition.";
-    Gauge KAFKA_HUNG_TRANSACTIONS = "walcast_kafka_hung_transactions", Count, "Transactions in our topics that are open for longer than their time-out allows.";
-    Histogram SINK_QUEUE_SECONDS = "walcast_sink_queue_seconds", Seconds, "From the receipt of a batch's first row until the sink is given it, one sample a batch, by sink.";
-    Histogram SINK_DELIVERY_SECONDS = "walcast_sink_delivery_seconds", Seconds, "From there until the sink holds it durably, one sample for each part that became durable at once, by sink.";
-    Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "From a transaction's commit until the sink holds its rows durably, one sample for each part that became durable at once, by sink.";
+    Counter SINK_BATCHES_TOTAL = "walcast_sink_batches_total", Count, "Successful writes, by sink.";
+    Counter SINK_ROWS_TOTAL = "walcast_sink_rows_total", Count, "Rows written, by sink.";
+    Counter SINK_RETRIES_TOTAL = "walcast_sink_retries_total", Count, "Retries after an error, by sink.";
+    Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors, by sink and kind.";
+    Counter REDIS_EXPIRED_EVENTS_TOTAL = "walcast_redis_expired_events_total", Count, "Events that arrived after the Redis key they count in had expired, by key (engagement or stats:events).";
+    Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "How long the partition's first open transaction has been open, by topic and partition. 0 once it has ended. A value far above the transaction timeout means that it hangs.";
+    Gauge KAFKA_HIDDEN_RECORDS = "walcast_kafka_hidden_records", Count, "Records that read_committed readers cannot see yet (from the last stable offset to the high watermark), by topic and partition.";
+    Gauge KAFKA_HUNG_TRANSACTIONS = "walcast_kafka_hung_transactions", Count, "Transactions in walcast's topics that have been open for longer than their timeout allows.";
+    Histogram SINK_QUEUE_SECONDS = "walcast_sink_queue_seconds", Seconds, "Time from the receipt of a batch's first row until the sink is given the batch, by sink. One sample for each batch.";
+    Histogram SINK_DELIVERY_SECONDS = "walcast_sink_delivery_seconds", Seconds, "Time from then until the rows are durable in the sink, by sink. One sample for each write that becomes durable.";
+    Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "Time from a transaction's commit until its rows are durable in the sink, by sink. One sample for each write that becomes durable.";
 }
 
 /// Edges of the latency histograms, in seconds; 5 s is the promise.
@@ -391,7 +391,7 @@ mod tests {
         let text = handle.render();
         for line in [
             "# TYPE walcast_sink_rows_total counter",
-            "# HELP walcast_sink_rows_total Rows that the sink took, by sink.",
+            "# HELP walcast_sink_rows_total Rows written, by sink.",
             r#"walcast_skipped_changes_total{table="content",op="truncate"} 1"#,
             r#"walcast_sink_rows_total{sink="metrics-test"} 12"#,
             r#"walcast_sink_errors_total{sink="metrics-test",kind="unavailable"} 1"#,

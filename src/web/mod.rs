@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use axum::http::uri::Authority;
 use metrics_exporter_prometheus::PrometheusHandle;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -27,16 +28,16 @@ use crate::web::page::Beside;
 const GRACE: Duration = Duration::from_secs(3);
 
 /// `[web]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebConfig {
-    /// Where to listen, `host:port`. Anywhere but on loopback a token is needed.
+    /// Address to listen on, `host:port`. Any address but loopback needs a token.
     pub listen: String,
-    /// What a reader must bring, as bearer token or as password of any user; all but `/livez` and `/readyz` is
-    /// refused without. Empty for none.
+    /// Token that a reader must bring, as bearer token or as the password of any user. Only `/livez` and `/readyz`
+    /// answer without it. Empty: no token.
     pub token: Secret,
-    /// Names by which it may be asked, besides localhost, IP addresses and the name in `listen`: a web page
-    /// of somebody else's that points a name of its own here is refused.
+    /// Names by which readers may ask, besides localhost, IP addresses and the name in `listen`. walcast refuses
+    /// other names, so that a foreign web page cannot point its own name here.
     pub hosts: Vec<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -9,44 +10,45 @@ use crate::error::{Error, Kind, Result};
 /// The service takes less than 10 MB in one append, framing included.
 pub const APPEND_BYTES_LIMIT: usize = 9 << 20;
 
-/// `[bigquery]`: the table that gets one row an event.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `[bigquery]`: the table that gets one row for each event.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BigQueryConfig {
-    /// The Google Cloud project.
+    /// Google Cloud project. Required when `pipeline.sinks` has `bigquery`.
     pub project_id: String,
-    /// The dataset; made when it is not there.
+    /// Dataset. walcast creates it if it does not exist.
     pub dataset: String,
-    /// The table; made when it is not there.
+    /// Table. walcast creates it if it does not exist.
     pub table: String,
-    /// Where a dataset that walcast makes shall lie, such as `EU`; empty for BigQuery's own default.
+    /// Location of a dataset that walcast creates, such as `EU`. Empty: BigQuery's default.
     pub location: String,
-    /// How the table is cut into partitions.
+    /// How the table is partitioned.
     pub partitioning: Partitioning,
-    /// A service account's key file, or what `gcloud auth application-default login` wrote; empty for the
+    /// Key file of a service account, or the file that `gcloud auth application-default login` writes. Empty: the
     /// application default credentials (`GOOGLE_APPLICATION_CREDENTIALS`, gcloud's file, the metadata server).
     pub credentials_file: String,
-    /// The REST service; empty for Google's. With `http://` neither TLS nor credentials are used.
+    /// Address of the REST service. Empty: Google's. With `http://`, walcast uses neither TLS nor credentials.
     pub rest_url: String,
-    /// The Storage Write service (gRPC); empty for Google's. With `http://` neither TLS nor credentials are used.
+    /// Address of the Storage Write service (gRPC). Empty: Google's. With `http://`, walcast uses neither TLS nor
+    /// credentials.
     pub grpc_url: String,
-    /// How often, in seconds, rows become visible.
+    /// How often rows become visible, in seconds.
     pub commit_seconds: u64,
-    /// Rows that become visible at once, at most; more end the wait.
+    /// Most rows in one commit. More rows make walcast commit early.
     pub batch_rows_max: u64,
-    /// Bytes of rows that become visible at once, at most; more end the wait.
+    /// Most bytes of rows in one commit. More bytes make walcast commit early.
     pub batch_bytes_max: u64,
-    /// Bytes of rows in one append request, at most; only a single row may be larger.
+    /// Most bytes of rows in one append request. Only a single row may be larger.
     pub append_bytes_max: usize,
 }
 
-/// How the table is cut into partitions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How the table is partitioned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Partitioning {
-    /// By half hours, a ring of 9,600 (200 days) on the column `bucket_30m`.
+    /// By half hour, on a ring of 9,600 partitions (200 days), in the column `bucket_30m`.
     HalfHour,
-    /// By hours of `event_ts`, as BigQuery does it itself; 10,000 of them (416 days) at most.
+    /// By hour of `event_ts`, BigQuery's own kind; at most 10,000 partitions (416 days).
     Hour,
 }
 

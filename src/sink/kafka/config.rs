@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -17,40 +18,43 @@ const RECORD_OVERHEAD_BYTES: usize = 100_000;
 /// A record's key, headers and batch header.
 const FRAME_BYTES: usize = 10_000;
 
-/// `[kafka]`: where events go, and how the topics shall be.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `[kafka]`: where events go, and what the topics look like.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaConfig {
-    /// The brokers to ask first: `host:port,host:port`.
+    /// Brokers to contact first: `host:port,host:port`.
     pub brokers: String,
-    /// Topics are `<prefix>.events`, `<prefix>.content`, `<prefix>.dlq` and `<prefix>.progress`.
+    /// The topics are `<prefix>.events`, `<prefix>.content`, `<prefix>.dlq` and `<prefix>.progress`.
     pub topic_prefix: String,
-    /// Partitions of the topics of events and of content. Cannot change once there are records: it decides
-    /// which partition a content id is in.
+    /// Partitions of the events topic and of the content topic. It cannot change once there are records, because it
+    /// decides the partition of each content id.
     pub partitions: u16,
-    /// Copies of every partition; 1 on a single broker.
+    /// Copies of each partition. Use 1 on a single broker.
     pub replication_factor: u16,
-    /// Copies that must have a record before it counts; 1 on a single broker.
+    /// Copies that must have a record before Kafka acknowledges it. Use 1 on a single broker.
     pub min_insync_replicas: u16,
-    /// How long events are kept; -1 for ever.
+    /// How long Kafka keeps events, in hours; -1 keeps them for ever.
     pub events_retention_hours: i64,
-    /// How long dead letters are kept; -1 for ever.
+    /// How long Kafka keeps dead letters, in hours; -1 keeps them for ever.
     pub dead_letter_retention_hours: i64,
-    /// Kafka's name of this producer, by which it shuts older instances out. Default: made of the topic
-    /// prefix and the slot's name.
+    /// The producer's transactional id, by which Kafka shuts out older instances. Unset: made from the topic prefix
+    /// and the slot name.
     pub transactional_id: Option<String>,
-    /// What records are written in: json.
+    /// The encoding of records: `json`.
     pub format: String,
-    /// How old the first event of a transaction may become before it is committed. Shorter shows events sooner, and
-    /// costs the brokers more: each transaction leaves a marker in every partition.
+    /// How old the first event of a transaction may become, in milliseconds, before walcast commits it. A shorter
+    /// interval shows events sooner and costs the brokers more: each transaction writes a marker into every
+    /// partition it touches.
     pub commit_interval_ms: u64,
-    /// How many bytes of rows one transaction takes at most.
+    /// Largest transaction, in bytes of rows.
     pub write_bytes_max: usize,
-    /// How long the brokers may be silent before they count as unavailable.
+    /// How long the brokers may be silent, in milliseconds, before they count as unavailable.
     pub timeout_ms: u64,
-    /// After how long Kafka gives up a transaction whose producer died.
+    /// After how long, in milliseconds, Kafka aborts a transaction whose producer has died.
     pub transaction_timeout_ms: u64,
-    /// Further settings of librdkafka, by its names: `security.protocol`, `sasl.username` and so on.
+    /// More librdkafka settings, by librdkafka's names: `security.protocol`, `sasl.username` and so on. In the
+    /// environment: a JSON object.
+    #[schemars(with = "BTreeMap<String, String>")]
     pub properties: Properties,
 }
 

@@ -1,46 +1,47 @@
 //! `[redis]`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
 
-/// `[redis]`: where boards and counters are kept. walcast wants a database (`db`) of its own there.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `[redis]`: where leaderboards and counters are kept. Give walcast a database (`db`) of its own.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisConfig {
     /// Host name or address.
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// ACL user; empty for the default user.
+    /// ACL user. Empty: the default user.
     pub username: String,
-    /// Its password; empty for a server that asks for none.
+    /// Password of the user. Empty: the server asks for none.
     pub password: Secret,
     /// Database number.
     pub db: u16,
-    /// Whether to speak TLS.
+    /// Whether to use TLS.
     pub tls: bool,
-    /// PEM file of the certificate authorities to trust; empty for the system's.
+    /// PEM file with the certificate authorities to trust. Empty: the system's authorities.
     pub tls_ca_file: String,
-    /// Name of the master that the sentinels watch; empty to connect to `host` itself.
+    /// Name of the master that the sentinels watch. Empty: connect to `host`.
     pub sentinel_master: String,
-    /// The sentinels, `host:port` each.
+    /// The sentinels, each as `host:port`.
     pub sentinel_addrs: Vec<String>,
-    /// The sentinels' own password; empty when they ask for none.
+    /// Password of the sentinels. Empty: they ask for none.
     pub sentinel_password: Secret,
     /// What a crash of Redis may cost.
     pub durability: Durability,
-    /// How often, in milliseconds, the boards are refreshed while something changes; 10 at least.
+    /// How often walcast refreshes the leaderboards, in milliseconds, while events arrive; at least 10.
     pub refresh_ms: u64,
 }
 
 /// What a crash of Redis may cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// Nothing: the server must have `appendonly yes` and `appendfsync always`.
+    /// Nothing. The server must have `appendonly yes` and `appendfsync always`.
     Aof,
-    /// Whatever the server's own settings let it lose. The promise does not cover a crash of Redis then.
+    /// Whatever the server's settings let it lose. Exactly-once does not cover a crash of Redis then.
     None,
 }
 
