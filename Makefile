@@ -2,7 +2,8 @@
 # make test   everything that is checked
 # make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble
 # make bench  how fast it is: the inner parts in memory, a whole slot drained, steady rates, beside pg_recvlogical and Debezium
-# Both install and start what they need: see scripts/services.
+# make docs   write the reference pages from the code, and build the site of docs/
+# They install and start what they need: see scripts/services.
 
 SHELL := /bin/bash
 # outside the tree, so that a fresh clone need not build all again
@@ -11,7 +12,7 @@ export CARGO_TARGET_DIR ?= $(HOME_DIR)/target
 SECONDS ?=
 unexport SECONDS
 
-.PHONY: demo test instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test
+.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test
 
 demo: services
 	@cargo build --release --locked
@@ -28,6 +29,19 @@ instructions:
 
 instructions-baseline:
 	@$(HOME_DIR)/venv/bin/python scripts/instructions.py write
+
+# pinned: a newer mdBook is tried before it is used
+MDBOOK_VERSION := 0.5.4
+MDBOOK := $(HOME_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
+
+docs: $(MDBOOK)
+	@UPDATE_REFERENCE=1 cargo test --locked --features failpoints --quiet --test unit docs::reference
+	@cargo test --locked --features failpoints --quiet --test unit docs::
+	@$(MDBOOK) build docs --dest-dir $(HOME_DIR)/site
+	@echo "the site: $(HOME_DIR)/site/index.html"
+
+$(MDBOOK):
+	@cargo install mdbook --locked --quiet --version $(MDBOOK_VERSION) --no-default-features --features search --root $(HOME_DIR)/mdbook-$(MDBOOK_VERSION)
 
 # a seed is printed; WALCAST_SEED draws the same deaths again
 chaos: KILLS ?= 200

@@ -41,7 +41,7 @@ fn lost(slot: &SlotStatus) -> Option<String> {
     let reason = slot.invalidation_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
     Some(format!(
         "the replication slot {name} is {wal_status}{reason}, and what it had not delivered is gone from the stream; \
-         `walcast check` says how to go on, and the README under Resynchronising"
+         `walcast check` says how to go on"
     ))
 }
 
@@ -214,7 +214,7 @@ mod tests {
         let mut status = status(lost, Vec::new());
         status.source.heartbeat_age_seconds = Some(60.0);
         insta::assert_snapshot!(problems(&status).join("\n"), @r"
-        the replication slot walcast is lost, and what it had not delivered is gone from the stream; `walcast check` says how to go on, and the README under Resynchronising
+        the replication slot walcast is lost, and what it had not delivered is gone from the stream; `walcast check` says how to go on
         no heartbeat has come through the WAL for 60 s; PostgreSQL is busy with a large transaction, or this role may not write one: `walcast check` tells
         ");
     }

@@ -6,6 +6,7 @@
 mod stages;
 
 mod architecture;
+mod docs;
 mod model;
 mod monitoring;
 mod pgoutput;

@@ -141,7 +141,7 @@ fn every_panel_asks_the_data_source_that_is_provisioned() {
 }
 
 /// What a reader needs of each alert, in the runbook.
-const PARTS: [&str; 4] = ["**Means.**", "**Look.**", "**Type.**", "**Over when**"];
+const PARTS: [&str; 5] = ["**What happened.**", "**Why.**", "**Look.**", "**Type.**", "**Over when**"];
 
 #[test]
 fn every_alert_has_its_section_in_the_runbook_and_no_section_is_left_over() {

@@ -121,7 +121,7 @@ impl Slot {
                 format!(
                     "{standbys}, and before PostgreSQL 17 a failover loses the slot, unless the extension pg_failover_slots keeps it"
                 ),
-                "see the README under Resynchronising, or upgrade to PostgreSQL 17",
+                "upgrade to PostgreSQL 17, which keeps slots on standbys",
             ),
             (_, Some(false)) => Finding::warn(
                 id,
