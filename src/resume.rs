@@ -271,6 +271,9 @@ mod tests {
         StoredMark { epoch, ..stored(1, None, 0x90) }
     }
 
+    /// What it is, what the target has, whether the sink is registered, and what follows.
+    type Case = (&'static str, Option<StoredMark>, bool, Result<Mark, Refusal>);
+
     /// Every case there is. `Ok` has the checkpoint to go on from.
     #[test]
     fn every_case_is_judged() {
@@ -288,7 +291,7 @@ mod tests {
         let ahead = stored(3, None, 0x1001);
         let next_rule = ORDINAL_RULE + 1;
         #[rustfmt::skip]
-        let cases: Vec<(&str, Option<StoredMark>, bool, Result<Mark, Refusal>)> = vec![
+        let cases: Vec<Case> = vec![
             ("never written", None, false, Ok(Mark::at(START))),
             ("written once, nothing there now", None, true, Err(LostItsData)),
             ("at the slot's confirmed LSN", Some(stored(3, None, 0x80)), true, Ok(Mark::at(START))),

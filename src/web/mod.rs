@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::secret::Secret;
 use crate::telemetry::board::Board;
 use crate::telemetry::live;
@@ -159,7 +159,7 @@ fn cannot_listen(config: &WebConfig, error: io::Error) -> Error {
             "set web.listen (WEB_LISTEN) to an address of this machine, such as 127.0.0.1:8080",
         ),
     };
-    Error::new(Kind::Setup, message).hint(hint).because(error)
+    Error::new(Code::ListenFailed, message).hint(hint).because(error)
 }
 
 #[cfg(test)]

@@ -91,7 +91,8 @@ async fn readiness_names_what_is_not_ready() {
 #[tokio::test]
 async fn the_status_has_everything_of_every_sink() {
     let site = Site::start(&[]).await;
-    let mut redis = site.board.sink("redis", Mark::at(Lsn(0x10)));
+    let redis = site.board.sink("redis", Mark::at(Lsn(0x10)));
+    let mut redis = redis.promising("exactly once", Duration::from_secs(5));
     site.board.streaming(true);
     let position = Position { commit_lsn: Lsn(0x20), ordinal: 3 };
     redis.wrote([(position, 0)]);
