@@ -27,7 +27,7 @@ fn used(text: &str) -> Vec<Vec<String>> {
     let code: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let code = code.join("\n");
     let rest = code.split("crate::").skip(1);
-    rest.flat_map(|rest| names(rest)).filter(|path| !path.is_empty()).collect()
+    rest.flat_map(names).filter(|path| !path.is_empty()).collect()
 }
 
 /// Each path that begins here: one, or one for each name in braces.
