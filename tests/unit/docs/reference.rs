@@ -7,6 +7,8 @@ use metrics::Unit;
 use serde_json::Value;
 use walcast::config::{self, Config};
 use walcast::error::{Code, Explanation};
+use walcast::event::schema;
+use walcast::sink::bigquery::column;
 use walcast::telemetry::metrics::{ALL, Metric, MetricKind};
 
 use super::pages::root;
@@ -43,6 +45,13 @@ fn the_commands_are_those_of_the_binary() {
 #[test]
 fn the_errors_are_those_of_the_code() {
     compare("errors.md", &errors());
+}
+
+#[test]
+fn the_record_is_that_of_the_code() {
+    let (fields, columns) = (schema::reference_markdown(), column::reference_markdown());
+    let intro = include_str!("record_intro.md");
+    compare("record.md", &format!("{intro}\n{fields}\n## BigQuery's columns\n\n{columns}"));
 }
 
 /// The sections in the order that the configuration has them, and the settings in the order of each section.
