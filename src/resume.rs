@@ -231,8 +231,8 @@ pub fn fresh_start(sink: &str) -> String {
     match rebuild_command(sink) {
         Some(command) => format!("`{command}`, then start again"),
         None => format!(
-            "bring {sink} level with PostgreSQL, or give it fresh targets; then DELETE FROM walcast.sink WHERE name = \
-             '{sink}', and start again: it goes on at the slot's confirmed LSN"
+            "bring {sink} level with PostgreSQL, or give it fresh targets; \"Give a sink a new start\" in \
+             docs/operate/resync.md has the commands"
         ),
     }
 }

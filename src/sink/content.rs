@@ -15,7 +15,7 @@ use crate::batch::{Batch, ContentChange, DeadLetter, Row};
 use crate::error::Result;
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, slot, sql};
 use crate::state::{State, store_progress};
 use crate::transform::content_cache::ContentCache;
@@ -106,8 +106,7 @@ impl ContentSink {
     }
 }
 
-#[async_trait]
-impl Sink for ContentSink {
+impl SinkIdentity for ContentSink {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -115,7 +114,10 @@ impl Sink for ContentSink {
     fn guarantee(&self) -> Guarantee {
         GUARANTEE
     }
+}
 
+#[async_trait]
+impl Sink for ContentSink {
     fn pace(&self) -> Pace {
         Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: Some(FLUSH_EVERY) }
     }
@@ -151,14 +153,6 @@ impl Sink for ContentSink {
 
 #[async_trait]
 impl SinkAdmin for ContentSink {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        GUARANTEE
-    }
-
     async fn check(&mut self) -> Vec<Finding> {
         Vec::new()
     }

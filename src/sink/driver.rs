@@ -248,7 +248,7 @@ mod tests {
     use super::*;
     use crate::lsn::{Epoch, History, Lsn};
     use crate::sink::queue::queue;
-    use crate::sink::{Guarantee, Pace};
+    use crate::sink::{Guarantee, Pace, SinkIdentity};
     use crate::telemetry::board::Board;
 
     const LINGER: Duration = Duration::from_millis(100);
@@ -258,18 +258,20 @@ mod tests {
     /// Takes its time to write, and notes when it began.
     struct SlowSink(Arc<Mutex<Vec<Instant>>>);
 
-    #[async_trait]
-    impl Sink for SlowSink {
+    impl SinkIdentity for SlowSink {
         fn name(&self) -> &'static str {
             "slow"
         }
 
-        fn pace(&self) -> Pace {
-            Pace { linger: LINGER, write_bytes_max: usize::MAX, tick_every: None }
-        }
-
         fn guarantee(&self) -> Guarantee {
             Guarantee::None
+        }
+    }
+
+    #[async_trait]
+    impl Sink for SlowSink {
+        fn pace(&self) -> Pace {
+            Pace { linger: LINGER, write_bytes_max: usize::MAX, tick_every: None }
         }
 
         async fn recover(&mut self, _: &Session) -> Result<Option<StoredMark>> {

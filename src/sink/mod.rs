@@ -73,21 +73,24 @@ impl fmt::Display for Guarantee {
     }
 }
 
+/// What each view of a sink tells of it.
+pub trait SinkIdentity: Send {
+    /// The name in configuration, metrics and `walcast.sink`.
+    fn name(&self) -> &'static str;
+
+    /// What it promises.
+    fn guarantee(&self) -> Guarantee;
+}
+
 /// A place where events go: the way of the data.
 ///
 /// Calls come one at a time, from the sink's own task. After any error the driver calls `recover` before
 /// it writes again, and then writes only what the answer does not cover: so an unknown outcome needs no
 /// care of its own in `write`, it is an error of class `Transient`.
 #[async_trait]
-pub trait Sink: Send {
-    /// The name in configuration, metrics and `walcast.sink`.
-    fn name(&self) -> &'static str;
-
+pub trait Sink: SinkIdentity {
     /// How to feed it.
     fn pace(&self) -> Pace;
-
-    /// What it promises.
-    fn guarantee(&self) -> Guarantee;
 
     /// Within what time of their commit it is to hold rows, while all is well.
     fn promise(&self) -> Duration {
@@ -121,13 +124,7 @@ pub trait Sink: Send {
 
 /// A sink's target as an operator sees it: what is done before and beside the way of the data.
 #[async_trait]
-pub trait SinkAdmin: Send {
-    /// The name in configuration, metrics and `walcast.sink`.
-    fn name(&self) -> &'static str;
-
-    /// What the sink promises.
-    fn guarantee(&self) -> Guarantee;
-
+pub trait SinkAdmin: SinkIdentity {
     /// Looks whether the target is as it must be; changes nothing.
     async fn check(&mut self) -> Vec<Finding>;
 

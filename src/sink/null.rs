@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
 
 /// The name in configuration and metrics.
 pub const NAME: &str = "null";
@@ -21,8 +21,7 @@ pub struct NullSink {
     mark: Mark,
 }
 
-#[async_trait]
-impl Sink for NullSink {
+impl SinkIdentity for NullSink {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -30,7 +29,10 @@ impl Sink for NullSink {
     fn guarantee(&self) -> Guarantee {
         GUARANTEE
     }
+}
 
+#[async_trait]
+impl Sink for NullSink {
     fn pace(&self) -> Pace {
         Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: None }
     }
@@ -52,14 +54,6 @@ impl Sink for NullSink {
 
 #[async_trait]
 impl SinkAdmin for NullSink {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        GUARANTEE
-    }
-
     async fn check(&mut self) -> Vec<Finding> {
         Vec::new()
     }

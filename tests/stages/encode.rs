@@ -1,7 +1,9 @@
 //! The other end of the wire: protocol 1 messages as owned data, and how a server writes them.
 
 use walcast::lsn::Lsn;
-use walcast::pgoutput::{DecodeError, Message, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
+use walcast::pgoutput::{
+    Column, DecodeError, Message, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value,
+};
 
 /// A message with everything in it owned.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,5 +192,44 @@ impl Wire {
             self.u8(u8::from(column.key)).text(&column.name).u32(column.type_oid);
             self.bytes(&column.type_modifier.to_be_bytes());
         }
+    }
+}
+
+/// The columns of `content`, each with its type's OID.
+pub const CONTENT_COLUMNS: [(&str, u32); 6] = [
+    ("id", 2950),
+    ("slug", 25),
+    ("title", 25),
+    ("content_type", 25),
+    ("length_seconds", 23),
+    ("publish_ts", 1184),
+];
+
+/// The columns of `engagement_events`.
+pub const EVENT_COLUMNS: [(&str, u32); 8] = [
+    ("id", 20),
+    ("content_id", 2950),
+    ("user_id", 2950),
+    ("event_type", 25),
+    ("event_ts", 1184),
+    ("duration_ms", 23),
+    ("device", 25),
+    ("raw_payload", 3802),
+];
+
+/// A table of the schema `public` whose key is `id`.
+pub fn relation(id: u32, name: &str, columns: &[(&str, u32)]) -> Relation {
+    let column = |(name, type_oid): &(&str, u32)| Column {
+        name: (*name).into(),
+        type_oid: *type_oid,
+        type_modifier: -1,
+        key: *name == "id",
+    };
+    Relation {
+        id,
+        namespace: "public".into(),
+        name: name.into(),
+        replica_identity: ReplicaIdentity::Default,
+        columns: columns.iter().map(column).collect(),
     }
 }

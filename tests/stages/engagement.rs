@@ -2,11 +2,9 @@
 
 use uuid::Uuid;
 use walcast::lsn::{Lsn, Position};
-use walcast::pgoutput::{
-    Column, DecodeError, Message, Relation, Relations, ReplicaIdentity, Timestamp, Transaction, Tuple,
-};
+use walcast::pgoutput::{DecodeError, Message, Relation, Relations, Timestamp, Transaction, Tuple};
 
-use super::encode::{Cell, Sent};
+use super::encode::{Cell, EVENT_COLUMNS, Sent, relation};
 
 const RELATION_ID: u32 = 16400;
 const CONTENTS: u64 = 1000;
@@ -31,7 +29,8 @@ pub fn transactions(count: i64, inserts: i64) -> Vec<Vec<u8>> {
     let transaction = |number: i64| {
         let (commit_lsn, end_lsn) = (Lsn(200 * number as u64 + 100), Lsn(200 * number as u64 + 200));
         let begin = Sent::Begin { final_lsn: commit_lsn, commit_ts: 0, xid: 1 + number as u32 };
-        let relation = (number == 0).then(|| Sent::Relation(relation()));
+        let relation =
+            (number == 0).then(|| Sent::Relation(relation(RELATION_ID, "engagement_events", &EVENT_COLUMNS)));
         let ids = number * inserts + 1..=(number + 1) * inserts;
         let inserts = ids.map(|id| Sent::Insert { relation_id: RELATION_ID, new: row(id) });
         let commit = Sent::Commit { commit_lsn, end_lsn, commit_ts: 0 };
@@ -96,32 +95,6 @@ fn event<'a>(relation: &Relation, row: &Tuple<'a>) -> Result<Event<'a>, DecodeEr
         }
     }
     Ok(event)
-}
-
-fn relation() -> Relation {
-    let columns = [
-        ("id", 20),
-        ("content_id", 2950),
-        ("user_id", 2950),
-        ("event_type", 25),
-        ("event_ts", 1184),
-        ("duration_ms", 23),
-        ("device", 25),
-        ("raw_payload", 3802),
-    ];
-    let column = |(name, type_oid): (&str, _)| Column {
-        name: name.into(),
-        type_oid,
-        type_modifier: -1,
-        key: name == "id",
-    };
-    Relation {
-        id: RELATION_ID,
-        namespace: "public".into(),
-        name: "engagement_events".into(),
-        replica_identity: ReplicaIdentity::Default,
-        columns: columns.map(column).into(),
-    }
 }
 
 fn row(id: i64) -> Vec<Cell> {

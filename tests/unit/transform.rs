@@ -10,12 +10,12 @@ use walcast::error::Kind;
 use walcast::lsn::{Lsn, Position};
 use walcast::model::Tables;
 use walcast::model::content::Content;
-use walcast::pgoutput::{Column, OldKind, Relation, ReplicaIdentity};
+use walcast::pgoutput::{OldKind, Relation};
 use walcast::telemetry::metrics;
 use walcast::transform::content_cache::ContentCache;
 use walcast::transform::{Bounds, Transform};
 
-use crate::stages::encode::{Cell, Sent};
+use crate::stages::encode::{CONTENT_COLUMNS, Cell, EVENT_COLUMNS, Sent, relation};
 
 const CONTENT: u32 = 1;
 const EVENTS: u32 = 2;
@@ -77,48 +77,9 @@ impl Stream {
 }
 
 fn relations() -> [Relation; 3] {
-    let relation = |id, name: &str, columns: &[(&str, u32)]| Relation {
-        id,
-        namespace: "public".into(),
-        name: name.into(),
-        replica_identity: ReplicaIdentity::Default,
-        columns: columns
-            .iter()
-            .map(|(name, type_oid)| Column {
-                name: (*name).into(),
-                type_oid: *type_oid,
-                type_modifier: -1,
-                key: *name == "id",
-            })
-            .collect(),
-    };
     [
-        relation(
-            CONTENT,
-            "content",
-            &[
-                ("id", 2950),
-                ("slug", 25),
-                ("title", 25),
-                ("content_type", 25),
-                ("length_seconds", 23),
-                ("publish_ts", 1184),
-            ],
-        ),
-        relation(
-            EVENTS,
-            "engagement_events",
-            &[
-                ("id", 20),
-                ("content_id", 2950),
-                ("user_id", 2950),
-                ("event_type", 25),
-                ("event_ts", 1184),
-                ("duration_ms", 23),
-                ("device", 25),
-                ("raw_payload", 3802),
-            ],
-        ),
+        relation(CONTENT, "content", &CONTENT_COLUMNS),
+        relation(EVENTS, "engagement_events", &EVENT_COLUMNS),
         relation(OTHER, "orders", &[("id", 20)]),
     ]
 }

@@ -46,7 +46,7 @@ use write::WriteClient;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::PostgresConfig;
 use crate::state::State;
 use crate::telemetry::delivery::PROMISE;
@@ -70,8 +70,7 @@ impl BigQuerySink {
     }
 }
 
-#[async_trait]
-impl Sink for BigQuerySink {
+impl SinkIdentity for BigQuerySink {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -79,7 +78,10 @@ impl Sink for BigQuerySink {
     fn guarantee(&self) -> Guarantee {
         GUARANTEE
     }
+}
 
+#[async_trait]
+impl Sink for BigQuerySink {
     fn pace(&self) -> Pace {
         Pace {
             linger: Duration::from_millis(250),
@@ -140,14 +142,6 @@ impl Sink for BigQuerySink {
 
 #[async_trait]
 impl SinkAdmin for BigQuerySink {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        GUARANTEE
-    }
-
     async fn check(&mut self) -> Vec<Finding> {
         check(&self.config)
             .await

@@ -30,7 +30,7 @@ use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::state::State;
 
 /// The name in configuration and metrics.
@@ -69,8 +69,7 @@ impl KafkaSink {
     }
 }
 
-#[async_trait]
-impl Sink for KafkaSink {
+impl SinkIdentity for KafkaSink {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -78,7 +77,10 @@ impl Sink for KafkaSink {
     fn guarantee(&self) -> Guarantee {
         GUARANTEE
     }
+}
 
+#[async_trait]
+impl Sink for KafkaSink {
     fn pace(&self) -> Pace {
         Pace {
             linger: Duration::from_millis(self.config.commit_interval_ms),
@@ -141,14 +143,6 @@ impl Sink for KafkaSink {
 
 #[async_trait]
 impl SinkAdmin for KafkaSink {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        GUARANTEE
-    }
-
     async fn check(&mut self) -> Vec<Finding> {
         let transactional_id = self.config.transactional_id_for(&self.slot);
         let findings = topics::check(&self.config, self.row_bytes_max, &transactional_id).await;

@@ -47,7 +47,7 @@ pub use rebuild::Rebuild;
 use crate::batch::Batch;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, Verdict, Written};
+use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
 
 /// The name in configuration, metrics and state.
 pub const NAME: &str = "redis";
@@ -81,8 +81,7 @@ impl RedisSink {
     }
 }
 
-#[async_trait]
-impl Sink for RedisSink {
+impl SinkIdentity for RedisSink {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -90,7 +89,10 @@ impl Sink for RedisSink {
     fn guarantee(&self) -> Guarantee {
         GUARANTEE
     }
+}
 
+#[async_trait]
+impl Sink for RedisSink {
     fn pace(&self) -> Pace {
         Pace {
             linger: Duration::ZERO,
@@ -137,14 +139,6 @@ impl Sink for RedisSink {
 
 #[async_trait]
 impl SinkAdmin for RedisSink {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        GUARANTEE
-    }
-
     async fn check(&mut self) -> Vec<Finding> {
         self.inspect()
             .await

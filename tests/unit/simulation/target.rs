@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use walcast::batch::Batch;
 use walcast::error::{Error, Kind, Result};
 use walcast::lsn::{Lsn, Mark, Session, StoredMark};
-use walcast::sink::{Guarantee, Pace, Sink, Written};
+use walcast::sink::{Guarantee, Pace, Sink, SinkIdentity, Written};
 
 use super::wal::Seen;
 
@@ -104,19 +104,21 @@ impl FaultySink {
     }
 }
 
-#[async_trait]
-impl Sink for FaultySink {
+impl SinkIdentity for FaultySink {
     fn name(&self) -> &'static str {
         self.name
     }
 
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::ExactlyOnce("in the simulation")
+    }
+}
+
+#[async_trait]
+impl Sink for FaultySink {
     fn pace(&self) -> Pace {
         let tick_every = (self.name == "accepts").then_some(self.manners.tick_every);
         Pace { linger: Duration::from_millis(5), write_bytes_max: 20_000, tick_every }
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        Guarantee::ExactlyOnce("in the simulation")
     }
 
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {

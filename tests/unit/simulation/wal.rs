@@ -7,10 +7,10 @@ use uuid::Uuid;
 use walcast::batch::Row;
 use walcast::lsn::{Lsn, Position};
 use walcast::model::content::Content;
-use walcast::pgoutput::{Column, Relation, ReplicaIdentity};
+use walcast::pgoutput::Relation;
 use walcast::transform::content_cache::ContentCache;
 
-use crate::stages::encode::{Cell, Sent};
+use crate::stages::encode::{CONTENT_COLUMNS, Cell, EVENT_COLUMNS, Sent, relation};
 
 const CONTENT: u32 = 1;
 const EVENTS: u32 = 2;
@@ -225,43 +225,9 @@ fn binary(bytes: &[u8]) -> Cell {
 }
 
 fn relations() -> [Relation; 3] {
-    let content = [
-        ("id", 2950),
-        ("slug", 25),
-        ("title", 25),
-        ("content_type", 25),
-        ("length_seconds", 23),
-        ("publish_ts", 1184),
-    ];
-    let events = [
-        ("id", 20),
-        ("content_id", 2950),
-        ("user_id", 2950),
-        ("event_type", 25),
-        ("event_ts", 1184),
-        ("duration_ms", 23),
-        ("device", 25),
-        ("raw_payload", 3802),
-    ];
     [
-        relation(CONTENT, "content", &content),
-        relation(EVENTS, "engagement_events", &events),
+        relation(CONTENT, "content", &CONTENT_COLUMNS),
+        relation(EVENTS, "engagement_events", &EVENT_COLUMNS),
         relation(OTHER, "orders", &[("id", 20)]),
     ]
-}
-
-fn relation(id: u32, name: &str, columns: &[(&str, u32)]) -> Relation {
-    let column = |(name, type_oid): &(&str, u32)| Column {
-        name: (*name).into(),
-        type_oid: *type_oid,
-        type_modifier: -1,
-        key: *name == "id",
-    };
-    Relation {
-        id,
-        namespace: "public".into(),
-        name: name.into(),
-        replica_identity: ReplicaIdentity::Default,
-        columns: columns.iter().map(column).collect(),
-    }
 }
