@@ -10,7 +10,7 @@
 //!         └ model                  → Content | Engagement                 as `event::schema` lists the columns
 //!           └ transform            join with the content cache            → Event
 //!             └ batch              rows and their texts, bounded by rows, bytes and age → Arc<Batch>
-//!   ══ sink::queue, bounded by bytes ══▶ sink::driver → kafka, redis, bigquery, content
+//!   ══ sink::queue, bounded by bytes ══▶ sink::driver → content, and the sinks listed in `sinks`
 //!   ◀═ watch of each sink's durable mark ══ watermark: the lowest held LSN → confirmed → status update
 //! ```
 //!
@@ -32,13 +32,16 @@
 //! - **The confirmed LSN is the lowest held LSN of all sinks**, computed in [`watermark`] alone. There is no
 //!   second way to it: heartbeats and the idle server's WAL end travel as batches without rows.
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row
-//!   as of its own place in the stream, so every sink gets the same record.
+//!   as of its own place in the stream, so every sink gets the same record. The rows that no sink can take are kept
+//!   there as well, before the slot is confirmed beyond them.
 //! - **An epoch names the history** that LSNs belong to ([`lsn::Epoch`]); marks of different epochs are never
 //!   compared. On a new timeline, the server's history says how far a mark of the former one counts.
 //!   **A token** taken from PostgreSQL at start shuts older instances out of every target.
-//! - **What cannot be made whole is refused** with both positions (exit code 4): a sink below the slot, a sink
-//!   that lost its mark or is beyond the server's WAL, a slot made again, a publication or a table in it put back. What is
+//! - **What cannot be made whole is refused** with both positions (exit code 4). [`resume`] alone judges where a sink goes on: not
+//!   below the slot, not without the mark that it had, not beyond the server's WAL, not from another history. What is
 //!   read again must be the stream that the sinks were fed from ([`retrace`]).
+//! - **A failure has a code** ([`error::Code`]) that keeps its meaning in every version; one table explains each.
+//! - **What an event consists of stands once** ([`event::schema`]); encodings write and read it ([`event::encoding`]).
 //! - **It is watched from outside**: [`telemetry::lag`] asks PostgreSQL once a second who holds its WAL; heartbeats are
 //!   timed through it until each sink holds their place. `monitoring/` has the alerts on both, `docs/runbook.md` what to do.
 //! - **It can be looked at**: [`telemetry::board`] is where all parts say how they are, [`telemetry::live`] makes
