@@ -26,6 +26,7 @@ It changes private functions of that one version, so it refuses to run with any 
 """
 import concurrent.futures
 import contextlib
+import datetime
 import importlib.metadata
 import itertools
 import json
@@ -108,15 +109,20 @@ def decoder(request):
 
 
 def flat_rows(message, rows, fields):
-    moments = {f.name.casefold(): f for f in fields if f.type in ("TIMESTAMP", "DATE")}
-    moments = {f.name: moments[f.name.casefold()] for f in message.DESCRIPTOR.fields if f.name.casefold() in moments}
+    kinds = {f.name.casefold(): f.type for f in fields}
+    names = {kind: [f.name for f in message.DESCRIPTOR.fields if kinds.get(f.name.casefold()) == kind]
+             for kind in ("TIMESTAMP", "DATE", "FLOAT")}
     for row in rows:
         row = {field.name: value for field, value in message.FromString(row).ListFields()}
-        for name in row.keys() & moments.keys():
-            row[name] = write._value(moments[name], row[name])
-        for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                row[name] = str(value)
+        for name in names["TIMESTAMP"]:
+            if isinstance(row.get(name), int):
+                row[name] = (write.EPOCH + datetime.timedelta(microseconds=row[name])).isoformat()
+        for name in names["DATE"]:
+            if isinstance(row.get(name), int):
+                row[name] = (write.EPOCH.date() + datetime.timedelta(days=row[name])).isoformat()
+        for name in names["FLOAT"]:
+            if not math.isfinite(row.get(name, 0)):
+                row[name] = str(row[name])
         yield row
 
 
@@ -154,21 +160,38 @@ def append(stream, rows, offset):
                     f"The offset is beyond stream, expected offset {stream.count}, received {offset}", Code.OFFSET_OUT_OF_RANGE)
     if stream.type == write.Type.COMMITTED:
         return plain_append(stream, rows, offset)
-    if bad := list(problems(tables.columns(*stream.table), rows)):
-        fail(response, grpc.StatusCode.INVALID_ARGUMENT, f"Rows are invalid: {bad[0][1]}")
-        response.row_errors = [
-            types.RowError(index=i, code=types.RowError.RowErrorCode.FIELDS_ERROR, message=m) for i, m in bad[:100]
-        ]
-        return response
+    fields = tables.columns(*stream.table)
+    if stream.type != write.Type.PENDING or not has_all_and_no_more(fields, rows):
+        if bad := list(problems(fields, rows)):
+            return fail_rows(response, bad)
     if stream.type != write.Type.PENDING:
         return plain_append(stream, rows, offset)
     try:
         stage(stream, rows)
     except duckdb.Error as error:
+        if bad := list(problems(fields, rows)):
+            return fail_rows(response, bad)
         return fail(response, grpc.StatusCode.INVALID_ARGUMENT, f"Rows are invalid: {error}")
     response = plain_append(stream, rows, offset)
     stream.rows = []  # they are in the stage
     return response
+
+
+def has_all_and_no_more(fields, rows):
+    """The quick look at rows of which none is wrong. Whether values convert is found when they are."""
+    required = {f.name for f in fields if f.mode == "REQUIRED"}
+    return set().union(*rows) <= {f.name for f in fields} and all(row.keys() >= required for row in rows)
+
+
+def fail_rows(response, bad):
+    fail(response, grpc.StatusCode.INVALID_ARGUMENT, f"Rows are invalid: {bad[0][1]}")
+    response.row_errors = [
+        types.RowError(index=i, code=types.RowError.RowErrorCode.FIELDS_ERROR, message=m) for i, m in bad[:100]
+    ]
+    return response
+
+
+NESTED = ("list", "array", "struct", "map")
 
 
 class Stage:
@@ -178,8 +201,9 @@ class Stage:
         self.name, self.columns = database.quote("bq", "main", f"stage_{uuid.uuid4().hex}"), columns
         self.names = ", ".join(database.quote(column) for column, _ in columns)
         cursor.execute(f"CREATE TABLE {self.name} AS SELECT {self.names} FROM {table} LIMIT 0")
-        kinds = ", ".join(f"{database.quote(c)} {tabledata._spec_type(t)}" for c, t in columns)
-        values = ", ".join(tabledata._select(database.quote(c), t) for c, t in columns)
+        # scalars as text, and cast: from_json itself makes null of what does not convert
+        kinds = ", ".join(f"{database.quote(c)} {t if t.id in NESTED else 'VARCHAR'}" for c, t in columns)
+        values = ", ".join(f"CAST({tabledata._select(database.quote(c), t)} AS {t})" for c, t in columns)
         self.shape = json.dumps([f"STRUCT({kinds})"])
         self.insert = f"INSERT INTO {self.name} SELECT {values} FROM (SELECT unnest(from_json($rows, $shape)) AS r)"
 
