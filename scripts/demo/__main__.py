@@ -12,6 +12,7 @@ usage: scripts/services run PYTHON scripts/demo WALCAST_BINARY LOG_FOLDER [SECON
 
 import contextlib
 import fcntl
+import os
 import pathlib
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from screen import StatusLine, bold, dim, green, red, say
 from targets import BigQueryEvents, KafkaEvents, RedisEvents, Source, top_five
 
 READY_SECONDS_MAX = 60
+# Half a minute of events: an emulator that is held up for a moment does not make the other sinks wait.
+QUEUE_BYTES_MAX = 64 << 20
 DRAIN_SECONDS_MAX = 180
 
 
@@ -34,6 +37,7 @@ def main():
     logs.mkdir(parents=True, exist_ok=True)
     with only_one(logs), contextlib.ExitStack() as children:
         stop = stop_on_signal()
+        os.environ.setdefault("PIPELINE_QUEUE_BYTES_MAX", str(QUEUE_BYTES_MAX))
         init(binary, logs)
         source = Source()
         walcast = children.enter_context(Child([binary, "run"], logs / "run.log"))
