@@ -11,6 +11,8 @@ HOME_DIR := $(shell scripts/services home)
 export CARGO_TARGET_DIR ?= $(HOME_DIR)/target
 SECONDS ?=
 unexport SECONDS
+# tests on real servers wait most of the time: more at once than a small machine has cores
+SERVERS_THREADS ?= 6
 
 .PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test
 
@@ -20,7 +22,9 @@ demo: services
 
 test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
-	@scripts/services run cargo test --locked --features failpoints
+	@scripts/services run cargo test --locked --features failpoints --lib --bins --examples --test unit --test allocations
+	@scripts/services run cargo test --locked --features failpoints --test servers -- --test-threads $(SERVERS_THREADS)
+	@scripts/services run cargo test --locked --features failpoints --test chaos
 	@$(MAKE) --no-print-directory instructions
 
 # what an event costs, by callgrind, against benches/instructions.baseline
