@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::generate::GenerateConfig;
 use crate::sink::bigquery::BigQueryConfig;
 use crate::sink::kafka::KafkaConfig;
@@ -122,7 +122,8 @@ impl Loaded {
         let mut origins = BTreeMap::new();
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(|error| {
-                Error::new(Kind::Config, format!("{} cannot be read", path.display())).because(error)
+                Error::new(Code::ConfigurationUnreadable, format!("{} cannot be read", path.display()))
+                    .because(error)
             })?;
             figment = figment.merge(Toml::string(&text));
             for key in defaults.keys().filter(|key| Figment::from(Toml::string(&text)).contains(key)) {
@@ -163,7 +164,7 @@ impl Config {
         ];
         for (name, value) in bounds {
             if value == 0 {
-                return Err(Error::new(Kind::Config, format!("{name} is 0: nothing could ever pass"))
+                return Err(Error::new(Code::Configuration, format!("{name} is 0: nothing could ever pass"))
                     .hint("give it a number above 0"));
             }
         }
@@ -208,15 +209,16 @@ fn from_environment(key: &str, environment: &BTreeMap<String, String>) -> Result
     }
     let name = name + "_FILE";
     let Some(path) = environment.get(&name) else { return Ok(None) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::new(Kind::Config, format!("{name}: {path} cannot be read")).because(error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::new(Code::ConfigurationUnreadable, format!("{name}: {path} cannot be read")).because(error)
+    })?;
     Ok(Some((name, text.trim_end_matches(['\r', '\n']).to_owned())))
 }
 
 /// The text as the type that the setting's default has: a password of digits stays text.
 fn typed(default: &Value, text: &str, name: &str) -> Result<Value> {
     let wrong = |shape: &str| {
-        Error::new(Kind::Config, format!("{name} is not {shape}"))
+        Error::new(Code::Configuration, format!("{name} is not {shape}"))
             .hint(format!("set {name} to {shape}, or unset it"))
     };
     Ok(match default {
@@ -238,8 +240,8 @@ fn explain(error: figment::Error, known: &BTreeMap<String, Value>) -> Error {
         figment::error::Kind::UnknownField(name, _) => Some(name.clone()),
         _ => None,
     };
-    let explained = Error::new(Kind::Config, error.to_string());
-    let Some(unknown) = unknown else { return explained };
+    let Some(unknown) = unknown else { return Error::new(Code::Configuration, error.to_string()) };
+    let explained = Error::new(Code::UnknownSetting, error.to_string());
     let sections: BTreeSet<&str> = known.keys().filter_map(|key| Some(key.split_once('.')?.0)).collect();
     let within = error.path.first().and_then(|first| sections.get(first.as_str()));
     let nearest = |names: &mut dyn Iterator<Item = &str>| {
@@ -265,7 +267,8 @@ mod tests {
 
     fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Config> {
         let directory = std::env::temp_dir().join(format!("walcast-config-{}", uuid::Uuid::new_v4()));
-        std::fs::write(&directory, toml).map_err(|error| Error::new(Kind::Config, error.to_string()))?;
+        std::fs::write(&directory, toml)
+            .map_err(|error| Error::new(Code::Configuration, error.to_string()))?;
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let loaded = Loaded::load(Some(&directory), environment).map(|loaded| loaded.config);
         let _ = std::fs::remove_file(directory);

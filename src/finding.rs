@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 /// One line of `walcast check`.
 #[derive(Debug, Clone, Serialize)]
@@ -17,6 +17,8 @@ pub struct Finding {
     pub message: String,
     /// The statement or command that mends it, when it is not `Ok`.
     pub fix: Option<String>,
+    /// What `walcast explain` tells more about, when it is `Fail`.
+    pub code: Option<Code>,
 }
 
 /// How a check ended.
@@ -34,7 +36,14 @@ pub enum Verdict {
 impl Finding {
     /// All is well.
     pub fn ok(id: &'static str, subject: impl Into<String>, message: impl Into<String>) -> Self {
-        Finding { id, subject: subject.into(), verdict: Verdict::Ok, message: message.into(), fix: None }
+        Finding {
+            id,
+            subject: subject.into(),
+            verdict: Verdict::Ok,
+            message: message.into(),
+            fix: None,
+            code: None,
+        }
     }
 
     /// Works, but the operator should know; with what to do, best a statement that can be pasted.
@@ -49,26 +58,27 @@ impl Finding {
 
     /// walcast cannot run like this; with what mends it, best a statement that can be pasted.
     pub fn fail(
+        code: Code,
         id: &'static str,
         subject: impl Into<String>,
         message: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Finding { verdict: Verdict::Fail, ..Finding::warn(id, subject, message, fix) }
+        Finding { verdict: Verdict::Fail, code: Some(code), ..Finding::warn(id, subject, message, fix) }
     }
 
     /// What an error says, as a finding.
     pub fn failed(id: &'static str, subject: impl Into<String>, error: &Error) -> Self {
-        Finding::fail(id, subject, error.chain(), error.advice())
+        Finding::fail(error.code(), id, subject, error.chain(), error.advice())
     }
 }
 
-/// The first failure as an error of kind `Setup`: what `run` refuses is what `check` reports.
+/// The first failure as an error: what `run` refuses is what `check` reports.
 pub fn refuse(findings: &[Finding]) -> Result<()> {
     match findings.iter().find(|finding| finding.verdict == Verdict::Fail) {
         None => Ok(()),
-        Some(Finding { subject, message, fix, .. }) => {
-            let error = Error::new(Kind::Setup, format!("{subject}: {message}"));
+        Some(Finding { subject, message, fix, code, .. }) => {
+            let error = Error::new(code.unwrap_or(Code::Prerequisite), format!("{subject}: {message}"));
             Err(match fix {
                 Some(fix) => error.hint(fix.clone()),
                 None => error,

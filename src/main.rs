@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use walcast::config::{Config, Loaded};
-use walcast::error::{Code, Error, Kind, Result};
+use walcast::error::{Code, Error, Result};
 use walcast::shutdown::Shutdown;
 use walcast::{generate as generator, ops, sinks, telemetry};
 
@@ -190,11 +190,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         .worker_threads(WORKER_THREADS)
         .enable_all()
         .build()
-        .map_err(|error| Error::new(Kind::Setup, "no runtime").because(error))?;
+        .map_err(|error| Error::new(Code::Prerequisite, "no runtime").because(error))?;
     let command = runtime.spawn(dispatch(cli));
     runtime
         .block_on(command)
-        .unwrap_or_else(|panic| Err(Error::new(Kind::Protocol, "walcast broke down").because(panic)))
+        .unwrap_or_else(|panic| Err(Error::new(Code::WalcastBroke, "walcast broke down").because(panic)))
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode> {

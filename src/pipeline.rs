@@ -44,6 +44,7 @@ pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Resu
                 let wait = backoff.next_wait();
                 if let Some(repeated) = fold.say(&error.to_string()) {
                     tracing::warn!(
+                        code = %error.code(),
                         error = error.chain(),
                         repeated = (repeated > 0).then_some(repeated),
                         "starting again in {wait:.1?}: {}",

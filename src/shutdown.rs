@@ -3,7 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 /// How often a signal has come. Clones see the same.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ impl Shutdown {
     /// A shutdown that SIGTERM or SIGINT asks for.
     pub fn on_signals() -> Result<Shutdown> {
         let (trigger, shutdown) = Shutdown::manual();
-        let refused = |error| Error::new(Kind::Setup, "signals cannot be received").because(error);
+        let refused = |error| Error::new(Code::Prerequisite, "signals cannot be received").because(error);
         let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
         tokio::spawn(async move {

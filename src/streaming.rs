@@ -19,7 +19,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{Instrument, Span, info_span};
 
 use crate::batch::Batch;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Session};
 use crate::retrace::Retrace;
@@ -277,7 +277,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         let silence = self.heard.elapsed();
         if silence > SILENCE_MAX {
             let message = format!("PostgreSQL has sent nothing for {} s", silence.as_secs());
-            return Err(Error::new(Kind::Unavailable, message));
+            return Err(Error::new(Code::PostgresSilent, message));
         }
         Ok(silence > SILENCE_MAX / 2)
     }
@@ -366,7 +366,7 @@ async fn sleep_until(due: Option<Instant>) {
 fn driver_ended(ended: Result<Result<()>, JoinError>) -> Error {
     match ended {
         Ok(Err(error)) => error,
-        Ok(Ok(())) => Error::new(Kind::Unavailable, "a sink's task ended early"),
-        Err(error) => Error::new(Kind::Protocol, "a sink's task broke down").because(error),
+        Ok(Ok(())) => Error::new(Code::Unavailable, "a sink's task ended early"),
+        Err(error) => Error::new(Code::WalcastBroke, "a sink's task broke down").because(error),
     }
 }

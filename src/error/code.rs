@@ -62,8 +62,8 @@ codes! {
         over: "`walcast config show` ends with exit code 0.",
     }
     ConfigurationUnreadable = 101 {
-        title: "A configuration file cannot be read.",
-        why: "The file of `--config` (or WALCAST_CONFIG), or the one that a variable ending in _FILE names, is not there or may not be read.",
+        title: "A file that the configuration names cannot be read.",
+        why: "The file of `--config` (or WALCAST_CONFIG), the one that a variable ending in _FILE names, or one with certificates is not there, may not be read, or has something else in it.",
         look: "`ls -l FILE`, as the user that runs walcast.",
         fix: "Correct the path, or let that user read the file.",
         over: "`walcast config show` ends with exit code 0.",
@@ -81,6 +81,13 @@ codes! {
         look: "`walcast config show | grep web`",
         fix: "Set WEB_TOKEN (web.token) to what `openssl rand -hex 16` prints, or WEB_LISTEN (web.listen) to 127.0.0.1:8080.",
         over: "`walcast run` starts, and says where the dashboard is.",
+    }
+    TokenRefused = 104 {
+        title: "The walcast that runs asks for another token.",
+        why: "`web.token` here differs from that of the walcast that listens on `web.listen`.",
+        look: "`walcast config show | grep web`, where the other one runs and here.",
+        fix: "Set WEB_TOKEN (web.token) to the token of the walcast that runs.",
+        over: "`walcast status` shows it.",
     }
     Prerequisite = 200 {
         title: "Something that walcast needs is missing or has another shape.",
@@ -132,8 +139,8 @@ codes! {
         over: "`walcast check` says that the publication has both tables and all operations.",
     }
     SourceTableUnfit = 207 {
-        title: "A source table lacks a column, or has one of another type.",
-        why: "walcast reads fixed columns of two tables. One was dropped, renamed, or has a type that cannot be read as what it should be.",
+        title: "A source table is missing, lacks a column, or has one of another type.",
+        why: "walcast reads fixed columns of two tables. A table or a column was never made, was dropped, renamed, or has a type that cannot be read as what it should be.",
         look: "The message names the column. docs/reference/record.md has the columns and the types accepted.",
         fix: "Add the column, or give it a type that is accepted; a publication with a column list must have it too.",
         over: "`walcast check` has no line that says FAIL.",
@@ -193,6 +200,13 @@ codes! {
         look: "`kafka-topics.sh --describe --topic TOPIC`",
         fix: "Run the command that `walcast check` prints, or set KAFKA_TOPIC_PREFIX (kafka.topic_prefix) to another name.",
         over: "`walcast check` says that the topic is as it should be.",
+    }
+    KafkaTransactionHung = 222 {
+        title: "An open transaction holds up Kafka's readers.",
+        why: "A producer, perhaps not walcast, has begun a transaction that neither commits nor ends. Readers of committed records wait behind it.",
+        look: "`kafka-transactions.sh find-hanging --broker-id ID`",
+        fix: "Run the `kafka-transactions.sh abort` line that walcast prints.",
+        over: "`walcast status` no longer names the partition.",
     }
     RedisLogin = 230 {
         title: "Redis does not let walcast in.",
@@ -299,13 +313,6 @@ codes! {
         fix: "Start the broker, or set KAFKA_BROKERS (kafka.brokers).",
         over: "`walcast status` shows kafka as ok.",
     }
-    KafkaTransactionHung = 311 {
-        title: "An open transaction holds up Kafka's readers.",
-        why: "A producer, perhaps not walcast, has begun a transaction that neither commits nor ends. Readers of committed records wait behind it.",
-        look: "`kafka-transactions.sh find-hanging --broker-id ID`",
-        fix: "Run the `kafka-transactions.sh abort` line that walcast prints.",
-        over: "`walcast status` no longer names the partition.",
-    }
     RedisUnreachable = 320 {
         title: "Redis cannot be reached, or does not answer as it should.",
         why: "It is down, restarting or failing over, or the network is in the way. walcast tries again by itself.",
@@ -334,6 +341,13 @@ codes! {
         fix: "Set REDIS_HOST (redis.host) to the master, or redis.sentinel_addrs and redis.sentinel_master.",
         over: "`walcast status` shows redis as ok.",
     }
+    RedisChanged = 324 {
+        title: "Redis no longer has what walcast last wrote.",
+        why: "It restarted or failed over without its last writes, or somebody deleted or changed walcast's keys. walcast connects anew and reads what is there.",
+        look: "The server's log; does somebody delete keys or run FLUSHDB?",
+        fix: "Nothing if it was a restart. Otherwise keep others away from walcast's keys.",
+        over: "`walcast status` shows redis as ok.",
+    }
     BigQueryUnreachable = 330 {
         title: "BigQuery cannot be reached, or cannot answer now.",
         why: "The service or the network is in the way, or a quota is used up for the moment. walcast tries again by itself.",
@@ -354,13 +368,6 @@ codes! {
         look: "`walcast status` shows which sink is behind.",
         fix: "Start `walcast run` if it does not run, or give more time: `walcast verify --wait-seconds 600`.",
         over: "`walcast verify` prints a result.",
-    }
-    Resync = 400 {
-        title: "A sink and the slot do not fit together.",
-        why: "What a sink has and what the slot can still deliver leave a gap, or overlap. Going on would lose events or count them twice.",
-        look: "`walcast check`; the message has both positions.",
-        fix: "docs/operate/resync.md has the ways back.",
-        over: "`walcast check` has no line that says FAIL.",
     }
     SinkBelowSlot = 401 {
         title: "The slot has moved past what a sink has.",
@@ -540,21 +547,6 @@ impl Code {
     }
 }
 
-impl From<Kind> for Code {
-    /// The kind's general code.
-    fn from(kind: Kind) -> Code {
-        match kind {
-            Kind::Config => Code::Configuration,
-            Kind::Setup => Code::Prerequisite,
-            Kind::Unavailable => Code::Unavailable,
-            Kind::Resync => Code::Resync,
-            Kind::Fenced => Code::Fenced,
-            Kind::Lost => Code::Lost,
-            Kind::Protocol => Code::Protocol,
-        }
-    }
-}
-
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "WC-{}", *self as u16)
@@ -564,6 +556,12 @@ impl fmt::Display for Code {
 impl serde::Serialize for Code {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Code {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Code, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

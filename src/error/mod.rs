@@ -89,8 +89,8 @@ struct Inner {
 
 impl Error {
     /// An error of this code. `message` says what happened, without values of rows and without secrets.
-    pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { code: code.into(), message: message.into(), hint: None, source: None }))
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Error(Box::new(Inner { code, message: message.into(), hint: None, source: None }))
     }
 
     /// Says what the operator can do, in place of the kind's general hint.
@@ -130,6 +130,12 @@ impl Error {
     /// What to do about it.
     pub fn advice(&self) -> &str {
         self.0.hint.as_deref().unwrap_or(self.kind().policy().hint)
+    }
+
+    /// What status and page say: the message, what to do, and the code. Without causes: those are for the log, and a
+    /// server's own words may quote a row.
+    pub fn told(&self) -> String {
+        format!("{self}; {} ({})", self.advice(), self.code())
     }
 
     /// The message and its causes on one line, for logs and for [`fmt::Display`]'s readers who want all.

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::{PostgresConfig, sql};
 use workload::{Events, Known, NewContent, Transaction, Workload};
 
@@ -113,7 +113,7 @@ pub async fn run(
 impl GenerateConfig {
     fn validate(&self) -> Result<()> {
         let wrong = |field: &str, wanted: &str| {
-            Err(Error::new(Kind::Config, format!("generate.{field} must be {wanted}"))
+            Err(Error::new(Code::Configuration, format!("generate.{field} must be {wanted}"))
                 .hint(format!("set generate.{field} to a value in that range")))
         };
         match self {
@@ -221,7 +221,9 @@ impl Generator {
     async fn one_done(&mut self) -> Result<()> {
         match self.busy.join_next().await {
             Some(Ok(written)) => self.idle.push(written?),
-            Some(Err(error)) => return Err(Error::new(Kind::Protocol, "a writer broke down").because(error)),
+            Some(Err(error)) => {
+                return Err(Error::new(Code::WalcastBroke, "a writer broke down").because(error));
+            }
             None => {}
         }
         Ok(())
@@ -311,7 +313,7 @@ async fn require_tables(client: &Client, schema: &str) -> Result<()> {
         None => Ok(()),
         Some(row) => {
             let table: &str = row.get(0);
-            Err(Error::new(Kind::Setup, format!("the table {schema}.{table} does not exist"))
+            Err(Error::new(Code::SourceTableUnfit, format!("the table {schema}.{table} does not exist"))
                 .hint("`walcast init` creates the tables; postgres.schema says where they are"))
         }
     }

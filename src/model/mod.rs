@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::row::Cell;
 pub use crate::event::row::RowError;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, SourceColumn, SourceTable};
@@ -124,7 +124,7 @@ impl<F: Copy> TableColumns<F> {
             let names: Vec<&str> = missing.iter().map(|column| column.name).collect();
             let statements: Vec<String> = missing.iter().map(|column| column.add_to(&place)).collect();
             let message = format!("table {name} as published lacks the column(s) {}", names.join(", "));
-            return Err(Error::new(Kind::Setup, message).hint(format!(
+            return Err(Error::new(Code::SourceTableUnfit, message).hint(format!(
                 "{} If the table has them, the publication leaves them out, and `walcast check` says how to mend that",
                 statements.join(" ")
             )));
@@ -133,7 +133,7 @@ impl<F: Copy> TableColumns<F> {
         for (column, at) in relation.columns.iter().zip(&places) {
             let Some(wanted) = at.and_then(|at| table.columns.get(at)) else { continue };
             wanted.fits(column).map_err(|error| {
-                Error::new(Kind::Setup, format!("table {name} has a column of another type"))
+                Error::new(Code::SourceTableUnfit, format!("table {name} has a column of another type"))
                     .because(error)
                     .hint(wanted.retype_in(&place))
             })?;

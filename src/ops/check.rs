@@ -121,7 +121,7 @@ async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: &Sessi
         Ok(Resume::Refused(refusal)) => {
             let error = refusal.into_error(sink.name(), session);
             let fix = resume::rebuild_command(sink.name()).unwrap_or_else(|| error.advice().to_owned());
-            Finding::fail(id, subject, error.chain(), fix)
+            Finding::fail(error.code(), id, subject, error.chain(), fix)
         }
         Err(error) => Finding::failed(id, subject, &error),
     }
@@ -137,13 +137,14 @@ async fn judge(config: &Config, sink: &mut dyn SinkAdmin, session: &Session) -> 
 fn render(findings: &[Finding], paint: &Paint) -> String {
     let width = findings.iter().map(|finding| finding.subject.chars().count()).max().unwrap_or_default();
     let mut text = String::new();
-    for Finding { subject, verdict, message, fix, .. } in findings {
+    for Finding { subject, verdict, message, fix, code, .. } in findings {
+        let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
         let verdict = match verdict {
             Verdict::Ok => paint.good("ok  "),
             Verdict::Warn => paint.doubtful("warn"),
             Verdict::Fail => paint.bad("FAIL"),
         };
-        text.push_str(&format!("{verdict}  {subject:<width$}  {message}\n"));
+        text.push_str(&format!("{verdict}  {subject:<width$}  {message}{code}\n"));
         for line in fix.iter().flat_map(|fix| fix.lines()) {
             // alone, so that it can be pasted
             text.push_str(&format!("        {}\n", paint.strong(line)));
@@ -157,19 +158,26 @@ fn render(findings: &[Finding], paint: &Paint) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     #[test]
     fn each_finding_is_a_line_and_its_fix_one_that_can_be_pasted() {
         let findings = [
             Finding::ok("a.b", "postgres version", "18.6"),
             Finding::warn("c.d", "clock", "is 7.0 s ahead", "timedatectl set-ntp true"),
-            Finding::fail("e.f", "redis cache:6379/0", "asks for a password", "export REDIS_PASSWORD=…"),
+            Finding::fail(
+                Code::RedisLogin,
+                "e.f",
+                "redis cache:6379/0",
+                "asks for a password",
+                "export REDIS_PASSWORD=…",
+            ),
         ];
         insta::assert_snapshot!(render(&findings, &Paint { colours: false }), @r"
         ok    postgres version    18.6
         warn  clock               is 7.0 s ahead
                 timedatectl set-ntp true
-        FAIL  redis cache:6379/0  asks for a password
+        FAIL  redis cache:6379/0  asks for a password (WC-230)
                 export REDIS_PASSWORD=…
 
         1 ok, 1 to know, 1 to mend

@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::schema::SOURCE_TABLES;
 use crate::finding;
 use crate::sinks;
@@ -51,8 +51,11 @@ pub async fn migrate(client: &mut Client, config: &PostgresConfig) -> Result<()>
             .map_err(sql::error)?;
         if fresh == 1 {
             transaction.batch_execute(statements).await.map_err(|error| {
-                Error::new(Kind::Setup, format!("migration {number:04}_{name} failed: {}", sql::error(error)))
-                    .hint("mend the cause and run `walcast init` again: nothing of the migration was kept")
+                Error::new(
+                    Code::MigrationFailed,
+                    format!("migration {number:04}_{name} failed: {}", sql::error(error)),
+                )
+                .hint("mend the cause and run `walcast init` again: nothing of the migration was kept")
             })?;
             tracing::info!("migration {number:04}_{name} applied");
         }

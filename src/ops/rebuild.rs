@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::failpoint::failpoint;
@@ -56,7 +56,7 @@ async fn require_not_ahead(state: &mut State, config: &Config, end: Lsn) -> Resu
         return Ok(());
     }
     Err(Error::new(
-        Kind::Resync,
+        Code::SlotMovedDuringRebuild,
         format!(
             "slot {} has moved to {confirmed}, beyond {end}, where redis would begin",
             config.postgres.slot

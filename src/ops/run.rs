@@ -31,6 +31,7 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<()> {
     stop.signal();
     if let Ok(Err(error)) = serving.await {
         tracing::warn!(
+            code = %error.code(),
             error = error.chain(),
             "dashboard, health, metrics and status were not served: {}",
             error.advice()

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::ops::terminal::{Paint, print};
 use crate::shutdown::Shutdown;
@@ -85,14 +85,14 @@ impl Form {
     }
 
     fn silence(&self, error: &Error, silent: Duration) -> String {
-        let what = format!("{error}; {}", error.advice());
+        let what = error.told();
         match self {
             Form::Screen(paint) => {
                 let since = seconds(silent.as_secs_f64());
                 in_place(&format!("{}\n\nfor {since} now; asked again every second\n", paint.bad(&what)))
             }
             Form::Lines => format!("{}  {what}\n", clock(Timestamp::now())),
-            Form::Json => format!("{}\n", json!({ "error": what })),
+            Form::Json => format!("{}\n", json!({ "error": what, "code": error.code() })),
         }
     }
 }
@@ -126,26 +126,26 @@ fn clock(now: Timestamp) -> String {
 
 fn client() -> Result<Client> {
     let built = Client::builder().no_proxy().timeout(ANSWER_WITHIN).build();
-    built.map_err(|error| Error::new(Kind::Setup, "no HTTP client").because(error))
+    built.map_err(|error| Error::new(Code::Prerequisite, "no HTTP client").because(error))
 }
 
 /// What walcast answers, and what it means.
 async fn ask(client: &Client, web: &WebConfig) -> Result<(String, Status)> {
     let listen = &web.listen;
     let silent = |error| {
-        Error::new(Kind::Unavailable, format!("no walcast answers on {listen}"))
+        Error::new(Code::WalcastUnreachable, format!("no walcast answers on {listen}"))
             .because(error)
             .hint("start `walcast run`; web.listen (WEB_LISTEN) says where it is asked")
     };
     let url = format!("http://{}/api/status", reachable(listen));
     let answer = client.get(url).bearer_auth(web.token.expose()).send().await.map_err(silent)?;
     if answer.status() == StatusCode::UNAUTHORIZED {
-        return Err(Error::new(Kind::Config, format!("walcast on {listen} asks for another token"))
+        return Err(Error::new(Code::TokenRefused, format!("walcast on {listen} asks for another token"))
             .hint("set WEB_TOKEN (web.token) to the token of the walcast that runs"));
     }
     let text = answer.error_for_status().map_err(silent)?.text().await.map_err(silent)?;
     let status = serde_json::from_str(&text).map_err(|error| {
-        Error::new(Kind::Protocol, format!("what answers on {listen} is not this walcast"))
+        Error::new(Code::Protocol, format!("what answers on {listen} is not this walcast"))
             .because(error)
             .hint("use the `walcast` that is running; web.listen (WEB_LISTEN) says where it is asked")
     })?;
@@ -368,6 +368,7 @@ mod tests {
             backpressure: false,
             rows_total: 1_234_567,
             last_error: None,
+            last_error_code: None,
             ..SinkLine::default()
         }
     }
@@ -382,6 +383,7 @@ mod tests {
                 events_total: 987_654,
                 heartbeat_age_seconds: Some(3.5),
                 last_error: None,
+                last_error_code: None,
                 slot: Some(SlotStatus {
                     name: "walcast".into(),
                     active: true,

@@ -198,6 +198,7 @@ impl Work {
             if let Some(repeated) = self.fold.say(&error.to_string()) {
                 tracing::warn!(
                     sink = self.driver.sink.name(),
+                    code = %error.code(),
                     error = error.chain(),
                     repeated = (repeated > 0).then_some(repeated),
                     "trying again in {wait:.1?}: {}",

@@ -8,7 +8,7 @@ use postgres_protocol::authentication::sasl::{
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::PostgresConfig;
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text};
 use crate::source::server_error::{Asked, ServerError};
@@ -174,7 +174,7 @@ fn mechanism(offered: &[String], security: &Security) -> Result<(&'static str, C
         _ if offers(SCRAM_SHA_256) => Ok((SCRAM_SHA_256, ChannelBinding::unsupported())),
         _ => {
             let offered = offered.join(", ");
-            Err(Error::new(Kind::Setup, format!("PostgreSQL offers only {offered} to log in by"))
+            Err(Error::new(Code::PostgresLogin, format!("PostgreSQL offers only {offered} to log in by"))
                 .hint(USE_SCRAM))
         }
     }
@@ -184,21 +184,22 @@ const USE_SCRAM: &str = "SET password_encryption = 'scram-sha-256'; set the role
     scram-sha-256 in pg_hba.conf";
 
 fn weak(what: &str) -> Error {
-    Error::new(Kind::Setup, format!("PostgreSQL asks for {what}, which walcast does not show"))
+    Error::new(Code::PostgresLogin, format!("PostgreSQL asks for {what}, which walcast does not show"))
         .hint(format!("{USE_SCRAM}; or set `postgres.allow_md5` = true (clear text goes over TLS only)"))
 }
 
 fn unsupported(method: i32) -> Error {
-    Error::new(Kind::Setup, format!("PostgreSQL asks for the authentication method {method}")).hint(USE_SCRAM)
+    Error::new(Code::PostgresLogin, format!("PostgreSQL asks for the authentication method {method}"))
+        .hint(USE_SCRAM)
 }
 
 fn no_password() -> Error {
-    Error::new(Kind::Setup, "PostgreSQL asks for a password, and none is set")
+    Error::new(Code::PostgresLogin, "PostgreSQL asks for a password, and none is set")
         .hint("set `postgres.password`, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE")
 }
 
 fn scram_failed(error: std::io::Error) -> Error {
-    Error::new(Kind::Setup, "the server did not prove that it knows the password")
+    Error::new(Code::PostgresLogin, "the server did not prove that it knows the password")
         .hint("see `postgres.host`: somebody may stand between walcast and PostgreSQL")
         .because(error)
 }
@@ -218,7 +219,7 @@ mod tests {
     }
 
     /// A server that says all this whatever it hears: how the login ends, and the packets that it heard.
-    async fn log_in(config: &PostgresConfig, security: &Security, said: &[u8]) -> (Option<Kind>, Vec<Bytes>) {
+    async fn log_in(config: &PostgresConfig, security: &Security, said: &[u8]) -> (Option<Code>, Vec<Bytes>) {
         let (client, mut server) = tokio::io::duplex(4096);
         say(&mut server, said).await;
         assert!(server.shutdown().await.is_ok());
@@ -228,7 +229,7 @@ mod tests {
             assert_eq!(tag, b'p');
             heard.push(body);
         }
-        (ended.err().map(|error| error.kind()), heard)
+        (ended.err().map(|error| error.code()), heard)
     }
 
     #[tokio::test]
@@ -243,7 +244,7 @@ mod tests {
         for (allowed, security, said) in
             [(false, &TLS, &md5), (false, &TLS, &clear), (true, &Security::Plain, &clear)]
         {
-            assert_eq!(log_in(&config(allowed), security, said).await, (Some(Kind::Setup), vec![]));
+            assert_eq!(log_in(&config(allowed), security, said).await, (Some(Code::PostgresLogin), vec![]));
         }
         let (ended, heard) = log_in(&config(true), &TLS, &[clear, authentication(OK, b"")].concat()).await;
         assert_eq!((ended, heard), (None, vec![Bytes::from_static(b"secret\0")]));
@@ -266,7 +267,7 @@ mod tests {
     async fn a_server_that_does_not_prove_itself_is_refused() {
         let said = [authentication(SASL, b"SCRAM-SHA-256\0\0"), authentication(OK, b"")].concat();
         let (ended, heard) = log_in(&config(false), &TLS, &said).await;
-        assert_eq!((ended, heard.len()), (Some(Kind::Protocol), 1));
+        assert_eq!((ended, heard.len()), (Some(Code::Protocol), 1));
     }
 
     #[tokio::test]
@@ -274,7 +275,7 @@ mod tests {
         let mut config = config(true);
         config.password = String::new().into();
         for said in [authentication(SASL, b"SCRAM-SHA-256\0\0"), authentication(MD5, b"salt")] {
-            assert_eq!(log_in(&config, &TLS, &said).await, (Some(Kind::Setup), vec![]));
+            assert_eq!(log_in(&config, &TLS, &said).await, (Some(Code::PostgresLogin), vec![]));
         }
     }
 

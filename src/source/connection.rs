@@ -4,7 +4,7 @@ use bytes::Bytes;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::{History, Lsn};
 use crate::source::PostgresConfig;
 use crate::source::auth::{Security, authenticate};
@@ -236,7 +236,7 @@ fn major_version(text: &str) -> Result<u32> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).map_or(text, |end| &text[..end]);
     match digits.parse() {
         Ok(version) if version >= SERVER_VERSION_MIN => Ok(version),
-        Ok(_) => Err(Error::new(Kind::Setup, format!("PostgreSQL {text} is too old"))
+        Ok(_) => Err(Error::new(Code::PostgresVersion, format!("PostgreSQL {text} is too old"))
             .hint(format!("walcast needs PostgreSQL {SERVER_VERSION_MIN} or newer"))),
         Err(_) => Err(malformed("a version that is no number")),
     }
@@ -288,8 +288,8 @@ mod tests {
         String::from_utf8_lossy(&body).trim_end_matches('\0').to_owned()
     }
 
-    fn kind<T>(result: Result<T>) -> Option<Kind> {
-        result.err().map(|error| error.kind())
+    fn code<T>(result: Result<T>) -> Option<Code> {
+        result.err().map(|error| error.code())
     }
 
     #[tokio::test]
@@ -345,7 +345,7 @@ mod tests {
             &[report(b'E', "ERROR", "42710", "replication slot \"s\" already exists"), ready()].concat(),
         )
         .await;
-        assert_eq!(kind(connection.create_slot("s", false).await), Some(Kind::Setup));
+        assert_eq!(code(connection.create_slot("s", false).await), Some(Code::SlotUnfit));
         say(&mut server, &[data_row(&[Some("1"), Some("1"), Some("0/0"), Some("d")]), ready()].concat())
             .await;
         assert_eq!(connection.identify_system().await?.system_id, "1");
@@ -357,13 +357,17 @@ mod tests {
         let (mut connection, mut server) = connected("18").await?;
         say(&mut server, &report(b'E', "FATAL", "57P04", "dropped")).await;
         drop(server);
-        assert_eq!(kind(connection.identify_system().await), Some(Kind::Unavailable), "the write fails");
+        assert_eq!(
+            code(connection.identify_system().await),
+            Some(Code::PostgresUnreachable),
+            "the write fails"
+        );
 
         let (client, mut server) = tokio::io::duplex(1 << 16);
         say(&mut server, &report(b'E', "FATAL", "3D000", "database \"x\" does not exist")).await;
         let config = PostgresConfig::default();
         let refused = Connection::over(client, &config, &Security::Plain).await;
-        assert_eq!(kind(refused), Some(Kind::Setup));
+        assert_eq!(code(refused), Some(Code::DatabaseMissing));
         Ok(())
     }
 
@@ -379,10 +383,10 @@ mod tests {
         for answer in cases {
             let (mut connection, mut server) = connected("18").await?;
             say(&mut server, &answer).await;
-            assert_eq!(kind(connection.identify_system().await), Some(Kind::Protocol), "{answer:?}");
+            assert_eq!(code(connection.identify_system().await), Some(Code::Protocol), "{answer:?}");
         }
-        assert_eq!(kind(connected("13.1").await), Some(Kind::Setup));
-        assert_eq!(kind(connected("new").await), Some(Kind::Protocol));
+        assert_eq!(code(connected("13.1").await), Some(Code::PostgresVersion));
+        assert_eq!(code(connected("new").await), Some(Code::Protocol));
         Ok(())
     }
 }

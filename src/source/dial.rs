@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::auth::Security;
 use crate::source::frame::{malformed, shown};
 use crate::source::wire::hung_up;
@@ -39,7 +39,8 @@ enum Io {
 /// Connects.
 pub(crate) async fn dial(config: &PostgresConfig) -> Result<Stream> {
     let mut tcp = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(|error| {
-        Error::new(Kind::Unavailable, format!("cannot reach PostgreSQL at {}", place(config))).because(error)
+        Error::new(Code::PostgresUnreachable, format!("cannot reach PostgreSQL at {}", place(config)))
+            .because(error)
     })?;
     set_options(&tcp).map_err(|error| hung_up().because(error))?;
     if config.sslmode == SslMode::Disable {
@@ -52,10 +53,11 @@ pub(crate) async fn dial(config: &PostgresConfig) -> Result<Stream> {
             Ok(Stream { io: Io::Tls(Box::new(stream)), security })
         }
         (false, SslMode::Prefer) => Ok(Stream { io: Io::Plain(tcp), security: Security::Plain }),
-        (false, _) => Err(Error::new(Kind::Setup, format!("PostgreSQL at {} has no TLS", place(config)))
-            .hint(
+        (false, _) => {
+            Err(Error::new(Code::PostgresTls, format!("PostgreSQL at {} has no TLS", place(config))).hint(
                 "set ssl = on in postgresql.conf with a certificate, or choose another `postgres.sslmode`",
-            )),
+            ))
+        }
     }
 }
 
@@ -67,7 +69,7 @@ pub(crate) async fn in_time<T>(
     tokio::time::timeout(CONNECT_DEADLINE, connecting).await.unwrap_or_else(|_| {
         let message =
             format!("PostgreSQL at {} did not let us in within {CONNECT_DEADLINE:?}", place(config));
-        Err(Error::new(Kind::Unavailable, message))
+        Err(Error::new(Code::PostgresUnreachable, message))
     })
 }
 
@@ -93,8 +95,10 @@ async fn ask_for_tls(tcp: &mut TcpStream) -> Result<bool> {
     match tcp.read_u8().await.map_err(|error| hung_up().because(error))? {
         b'S' => Ok(true),
         b'N' => Ok(false),
-        b'E' => Err(Error::new(Kind::Unavailable, "PostgreSQL has no process to spare for a connection")
-            .hint("see PostgreSQL's log")),
+        b'E' => {
+            Err(Error::new(Code::ConnectionsExhausted, "PostgreSQL has no process to spare for a connection")
+                .hint("see PostgreSQL's log"))
+        }
         tag => Err(malformed(format!("{} when asked for TLS", shown(tag)))),
     }
 }

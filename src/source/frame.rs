@@ -7,7 +7,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
 use crate::source::server_error::ServerError;
 
@@ -141,7 +141,7 @@ fn take_time(body: &mut Bytes) -> Result<i64> {
 
 /// The error of bytes that are not PostgreSQL's protocol.
 pub(crate) fn malformed(what: impl std::fmt::Display) -> Error {
-    Error::new(Kind::Protocol, format!("PostgreSQL sent {what}"))
+    Error::new(Code::Protocol, format!("PostgreSQL sent {what}"))
         .hint("see that `postgres.port` is PostgreSQL's own port; if it is, please report this")
 }
 
@@ -220,7 +220,7 @@ mod tests {
             assert_eq!(body.len(), least);
             for length in 0..least {
                 let error = Frame::parse(body.slice(..length)).err();
-                assert_eq!(error.map(|error| error.kind()), Some(Kind::Protocol), "{length} bytes");
+                assert_eq!(error.map(|error| error.code()), Some(Code::Protocol), "{length} bytes");
             }
         }
     }
@@ -230,7 +230,7 @@ mod tests {
         for length in [0, 3, PACKET_BYTES_MAX as u32 + 1, u32::MAX] {
             let mut bytes = BytesMut::from(&b"d"[..]);
             bytes.extend_from_slice(&length.to_be_bytes());
-            assert_eq!(Packet::split(&mut bytes).err().map(|error| error.kind()), Some(Kind::Protocol));
+            assert_eq!(Packet::split(&mut bytes).err().map(|error| error.code()), Some(Code::Protocol));
         }
     }
 

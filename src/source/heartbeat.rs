@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::source::server_error::ServerError;
 use crate::source::slot::Publication;
 use crate::source::{PostgresConfig, slot, sql};
@@ -92,7 +92,7 @@ impl Watch {
         look_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Kind::Unavailable, "the SQL session ended"))),
+                ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Code::PostgresUnreachable, "the SQL session ended"))),
                 Some(warning) = self.raised.recv() => {
                     let meaning = self.judge(&client, config, &warning).await?;
                     // a stream that has ended does not mind
@@ -136,7 +136,7 @@ async fn published(client: &Client, config: &PostgresConfig) -> Result<Publicati
         Ok(Some(publication)) => Ok(publication),
         Ok(None) => Err(dropped(config)),
         Err(error) if error.kind() == Kind::Setup => {
-            Err(Error::new(Kind::Resync, format!("{error}: rows may be missing from the sinks"))
+            Err(Error::new(Code::PublicationChanged, format!("{error}: rows may be missing from the sinks"))
                 .hint(format!("{}; then bring the sinks level with PostgreSQL", error.advice())))
         }
         Err(error) => Err(error),
@@ -148,7 +148,7 @@ fn dropped(config: &PostgresConfig) -> Error {
         "publication {0}, or a table in it, was dropped (and perhaps put back) while streaming",
         config.publication
     );
-    Error::new(Kind::Resync, message).hint(
+    Error::new(Code::PublicationChanged, message).hint(
         "the next `walcast run` refuses to start, and says what mends it: the slot cannot read past that place",
     )
 }

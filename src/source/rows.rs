@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql};
 use uuid::Uuid;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
 use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn, SourceTable};
@@ -71,7 +71,7 @@ pub fn content(row: &Row, first: usize) -> Result<Content> {
         read.put(*column, SqlCell { row, at }).map_err(super::sql::error)?;
     }
     read.checked()
-        .map_err(|error| Error::new(Kind::Protocol, "a content row cannot be read").because(error.message))
+        .map_err(|error| Error::new(Code::Protocol, "a content row cannot be read").because(error.message))
 }
 
 /// The columns of `walcast.content_version` that a content row is kept in, without its id.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::frame::{take_text, take_u8};
 
 /// An ErrorResponse or NoticeResponse. `Display` is its message, its detail and its SQLSTATE, without what can
@@ -62,21 +62,21 @@ struct Meaning {
     code: &'static str,
     /// Of which questions, where a code has several meanings; mostly empty, for all.
     asked: &'static [Asked],
-    kind: Kind,
+    means: Code,
     /// Nothing where the kind's general hint is best.
     hint: &'static str,
 }
 
-const fn meaning(code: &'static str, asked: &'static [Asked], kind: Kind, hint: &'static str) -> Meaning {
-    Meaning { code, asked, kind, hint }
+const fn meaning(code: &'static str, asked: &'static [Asked], means: Code, hint: &'static str) -> Meaning {
+    Meaning { code, asked, means, hint }
 }
 
 const PUBLICATION_MISSING: &str = "the publication is missing, or younger than what the slot must read next: \
-    create it, and see the README's section on resynchronising (`walcast init` makes both in the right order)";
+    `walcast init` makes both in the right order; docs/operate/resync.md has the steps before it";
 const SLOT_LOST: &str = "the slot can deliver no more: drop it (SELECT pg_drop_replication_slot('<slot>')), run \
-    `walcast init`, and see the README's section on resynchronising";
-const SLOT_MISSING: &str = "run `walcast init` to make the slot; where one was there before, see the README's \
-    section on resynchronising first";
+    `walcast init`; docs/operate/resync.md has all the steps";
+const SLOT_MISSING: &str = "run `walcast init` to make the slot; where one was there before, see \
+    docs/operate/resync.md first";
 const NO_REPLICATION_RIGHT: &str = "let the role replicate: ALTER ROLE <user> REPLICATION";
 pub(super) const WAL_LEVEL: &str =
     "ALTER SYSTEM SET wal_level = logical, then restart PostgreSQL (managed services have a switch for it)";
@@ -97,58 +97,58 @@ const WAL_SENDERS: &str = "raise max_wal_senders (or max_connections), or see wh
 /// The first row that fits says it. Where the catalog knows more (of a slot that cannot be read above all), whoever asked
 /// looks there.
 const MEANINGS: &[Meaning] = &[
-    meaning("25006", &[], Kind::Unavailable, READ_ONLY),
+    meaning("25006", &[], Code::PostgresStandby, READ_ONLY),
     // the deadlines of an open transaction: it is rolled back, and can be tried again
-    meaning("25P0", &[], Kind::Unavailable, ""),
-    meaning("28P01", &[], Kind::Setup, PASSWORD),
+    meaning("25P0", &[], Code::Unavailable, ""),
+    meaning("28P01", &[], Code::PostgresLogin, PASSWORD),
     // PostgreSQL refuses a wrong password with the code above: this is of the channel binding
-    meaning("28", &[Scram], Kind::Setup, BETWEEN),
-    meaning("28", &[], Kind::Setup, PG_HBA),
-    meaning("3D000", &[], Kind::Setup, "see `postgres.db`, or make it: CREATE DATABASE <db>"),
-    meaning("42501", REPLICATION, Kind::Setup, NO_REPLICATION_RIGHT),
-    meaning("42501", &[Session], Kind::Setup, CONNECT),
-    meaning("42501", &[], Kind::Setup, ""),
-    meaning("42602", &[], Kind::Config, "slot names are made of lower-case letters, digits and underscores"),
-    meaning("42704", &[Stream], Kind::Resync, PUBLICATION_MISSING),
-    meaning("42704", &[StartReplication, UseSlot], Kind::Resync, SLOT_MISSING),
+    meaning("28", &[Scram], Code::PostgresLogin, BETWEEN),
+    meaning("28", &[], Code::PostgresLogin, PG_HBA),
+    meaning("3D000", &[], Code::DatabaseMissing, "see `postgres.db`, or make it: CREATE DATABASE <db>"),
+    meaning("42501", REPLICATION, Code::PostgresRights, NO_REPLICATION_RIGHT),
+    meaning("42501", &[Session], Code::PostgresRights, CONNECT),
+    meaning("42501", &[], Code::PostgresRights, ""),
+    meaning(
+        "42602",
+        &[],
+        Code::Configuration,
+        "slot names are made of lower-case letters, digits and underscores",
+    ),
+    meaning("42704", &[Stream], Code::PublicationChanged, PUBLICATION_MISSING),
+    meaning("42704", &[StartReplication, UseSlot], Code::SlotGone, SLOT_MISSING),
     meaning(
         "42710",
         &[CreateSlot],
-        Kind::Setup,
+        Code::SlotUnfit,
         "the slot is there already: `walcast check` tells whose it is",
     ),
     meaning(
         "53400",
         &[],
-        Kind::Setup,
+        Code::SlotsExhausted,
         "raise max_replication_slots, or drop slots that nobody reads any more",
     ),
-    meaning("55000", &[CreateSlot], Kind::Setup, WAL_LEVEL),
+    meaning("55000", &[CreateSlot], Code::WalLevel, WAL_LEVEL),
     // a server that shuts down while it waits for a standby says this, too
-    meaning("55000", &[Stream], Kind::Unavailable, STREAM_CEASED),
-    meaning("22023", &[Stream], Kind::Unavailable, STREAM_CEASED),
-    meaning(
-        "55006",
-        &[],
-        Kind::Unavailable,
-        "another instance reads the slot: walcast goes on when it lets go",
-    ),
-    meaning("53300", &[], Kind::Unavailable, WAL_SENDERS),
-    meaning("57P04", &[], Kind::Setup, "the database was dropped: see `postgres.db`"),
+    meaning("55000", &[Stream], Code::Unavailable, STREAM_CEASED),
+    meaning("22023", &[Stream], Code::Unavailable, STREAM_CEASED),
+    meaning("55006", &[], Code::SlotBusy, "another instance reads the slot: walcast goes on when it lets go"),
+    meaning("53300", &[], Code::ConnectionsExhausted, WAL_SENDERS),
+    meaning("57P04", &[], Code::DatabaseMissing, "the database was dropped: see `postgres.db`"),
     // a file is not there: of the WAL, or of what the slot has put by
-    meaning("58P01", &[StartReplication, Stream], Kind::Resync, SLOT_LOST),
+    meaning("58P01", &[StartReplication, Stream], Code::SlotInvalidated, SLOT_LOST),
     // no PostgreSQL finds fault with our startup message
-    meaning("08P01", &[Login], Kind::Setup, POOLER),
-    meaning("08P01", &[], Kind::Protocol, ""),
+    meaning("08P01", &[Login], Code::Pooler, POOLER),
+    meaning("08P01", &[], Code::Protocol, ""),
     // connection exception, insufficient resources, operator intervention, transaction rollback, system
     // error, internal error
-    meaning("08", &[], Kind::Unavailable, ""),
-    meaning("53", &[], Kind::Unavailable, ""),
-    meaning("57", &[], Kind::Unavailable, ""),
-    meaning("40", &[], Kind::Unavailable, ""),
-    meaning("58", &[], Kind::Unavailable, ""),
-    meaning("XX", &[], Kind::Unavailable, "see PostgreSQL's log"),
-    meaning("", &[], Kind::Setup, ""),
+    meaning("08", &[], Code::PostgresUnreachable, ""),
+    meaning("53", &[], Code::Unavailable, ""),
+    meaning("57", &[], Code::PostgresUnreachable, ""),
+    meaning("40", &[], Code::Unavailable, ""),
+    meaning("58", &[], Code::Unavailable, ""),
+    meaning("XX", &[], Code::Unavailable, "see PostgreSQL's log"),
+    meaning("", &[], Code::Prerequisite, ""),
 ];
 
 impl ServerError {
@@ -172,19 +172,19 @@ impl ServerError {
 
     /// Sorts it by what was asked, and what can be done about it.
     pub fn into_error(self, asked: Asked) -> Error {
-        let (kind, hint) = self.meaning(asked);
-        let error = Error::new(kind, format!("PostgreSQL: {self}"));
+        let (code, hint) = self.meaning(asked);
+        let error = Error::new(code, format!("PostgreSQL: {self}"));
         match (hint, self.hint.as_str()) {
             ("", "") => error,
             ("", hint) | (hint, _) => error.hint(hint),
         }
     }
 
-    fn meaning(&self, asked: Asked) -> (Kind, &'static str) {
+    fn meaning(&self, asked: Asked) -> (Code, &'static str) {
         let fits = |row: &&Meaning| {
             self.code.starts_with(row.code) && (row.asked.is_empty() || row.asked.contains(&asked))
         };
-        MEANINGS.iter().find(fits).map_or((Kind::Setup, ""), |row| (row.kind, row.hint))
+        MEANINGS.iter().find(fits).map_or((Code::Prerequisite, ""), |row| (row.means, row.hint))
     }
 }
 
@@ -217,6 +217,7 @@ impl std::fmt::Display for ServerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     const ALL: [Asked; 10] = [
         Login,
@@ -256,28 +257,28 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_has_its_kind() {
-        for (code, kind) in [
-            ("28P01", Kind::Setup),
-            ("28000", Kind::Setup),
-            ("3D000", Kind::Setup),
-            ("42501", Kind::Setup),
-            ("53400", Kind::Setup),
-            ("57P04", Kind::Setup),
-            ("", Kind::Setup),
-            ("42602", Kind::Config),
-            ("25006", Kind::Unavailable),
-            ("25P03", Kind::Unavailable),
-            ("40001", Kind::Unavailable),
-            ("53300", Kind::Unavailable),
-            ("55006", Kind::Unavailable),
-            ("57P01", Kind::Unavailable),
-            ("57P03", Kind::Unavailable),
-            ("58030", Kind::Unavailable),
-            ("XX000", Kind::Unavailable),
+    fn every_refusal_has_its_code() {
+        for (code, means) in [
+            ("28P01", Code::PostgresLogin),
+            ("28000", Code::PostgresLogin),
+            ("3D000", Code::DatabaseMissing),
+            ("42501", Code::PostgresRights),
+            ("53400", Code::SlotsExhausted),
+            ("57P04", Code::DatabaseMissing),
+            ("", Code::Prerequisite),
+            ("42602", Code::Configuration),
+            ("25006", Code::PostgresStandby),
+            ("25P03", Code::Unavailable),
+            ("40001", Code::Unavailable),
+            ("53300", Code::ConnectionsExhausted),
+            ("55006", Code::SlotBusy),
+            ("57P01", Code::PostgresUnreachable),
+            ("57P03", Code::PostgresUnreachable),
+            ("58030", Code::Unavailable),
+            ("XX000", Code::Unavailable),
         ] {
             for asked in ALL {
-                assert_eq!(said(code, asked).kind(), kind, "{code} {asked:?}");
+                assert_eq!(said(code, asked).code(), means, "{code} {asked:?}");
             }
         }
     }
@@ -285,41 +286,41 @@ mod tests {
     /// What PostgreSQL 14 to 18 say to each question, and what it must mean there.
     #[test]
     fn a_code_of_several_meanings_means_what_was_asked() {
-        for (code, asked, kind, hint) in [
+        for (code, asked, means, hint) in [
             // SCRAM channel binding check failed; SCRAM channel binding negotiation error
-            ("28000", Scram, Kind::Setup, BETWEEN),
+            ("28000", Scram, Code::PostgresLogin, BETWEEN),
             // no pg_hba.conf entry for host …; role … is not permitted to log in
-            ("28000", Login, Kind::Setup, PG_HBA),
-            ("28000", Session, Kind::Setup, PG_HBA),
+            ("28000", Login, Code::PostgresLogin, PG_HBA),
+            ("28000", Session, Code::PostgresLogin, PG_HBA),
             // permission denied to start WAL sender; permission denied to use replication slots
-            ("42501", ReplicationSession, Kind::Setup, NO_REPLICATION_RIGHT),
-            ("42501", CreateSlot, Kind::Setup, NO_REPLICATION_RIGHT),
-            ("42501", UseSlot, Kind::Setup, NO_REPLICATION_RIGHT),
+            ("42501", ReplicationSession, Code::PostgresRights, NO_REPLICATION_RIGHT),
+            ("42501", CreateSlot, Code::PostgresRights, NO_REPLICATION_RIGHT),
+            ("42501", UseSlot, Code::PostgresRights, NO_REPLICATION_RIGHT),
             // permission denied for database …
-            ("42501", Session, Kind::Setup, CONNECT),
+            ("42501", Session, Code::PostgresRights, CONNECT),
             // replication slot … does not exist
-            ("42704", StartReplication, Kind::Resync, SLOT_MISSING),
-            ("42704", UseSlot, Kind::Resync, SLOT_MISSING),
+            ("42704", StartReplication, Code::SlotGone, SLOT_MISSING),
+            ("42704", UseSlot, Code::SlotGone, SLOT_MISSING),
             // publication … does not exist
-            ("42704", Stream, Kind::Resync, PUBLICATION_MISSING),
+            ("42704", Stream, Code::PublicationChanged, PUBLICATION_MISSING),
             // type … does not exist
-            ("42704", Asked::Statement, Kind::Setup, Kind::Setup.policy().hint),
+            ("42704", Asked::Statement, Code::Prerequisite, Kind::Setup.policy().hint),
             // logical decoding requires "wal_level" >= "logical"
-            ("55000", CreateSlot, Kind::Setup, WAL_LEVEL),
+            ("55000", CreateSlot, Code::WalLevel, WAL_LEVEL),
             // the same; slot of another database; slot invalidated: the catalog tells
-            ("55000", StartReplication, Kind::Setup, Kind::Setup.policy().hint),
+            ("55000", StartReplication, Code::Prerequisite, Kind::Setup.policy().hint),
             // replication slot … does not have active_pid, from a server that shuts down
-            ("55000", Stream, Kind::Unavailable, STREAM_CEASED),
-            ("22023", Stream, Kind::Unavailable, STREAM_CEASED),
+            ("55000", Stream, Code::Unavailable, STREAM_CEASED),
+            ("22023", Stream, Code::Unavailable, STREAM_CEASED),
             // requested WAL segment … has already been removed
-            ("58P01", Stream, Kind::Resync, SLOT_LOST),
-            ("58P01", Asked::Statement, Kind::Unavailable, Kind::Unavailable.policy().hint),
+            ("58P01", Stream, Code::SlotInvalidated, SLOT_LOST),
+            ("58P01", Asked::Statement, Code::Unavailable, Kind::Unavailable.policy().hint),
             // PgBouncer: unsupported startup parameter: replication
-            ("08P01", Login, Kind::Setup, POOLER),
-            ("08P01", Asked::Statement, Kind::Protocol, Kind::Protocol.policy().hint),
+            ("08P01", Login, Code::Pooler, POOLER),
+            ("08P01", Asked::Statement, Code::Protocol, Kind::Protocol.policy().hint),
         ] {
             let error = said(code, asked);
-            assert_eq!((error.kind(), error.advice()), (kind, hint), "{code} {asked:?}");
+            assert_eq!((error.code(), error.advice()), (means, hint), "{code} {asked:?}");
         }
     }
 
@@ -340,8 +341,8 @@ mod tests {
         for length in 0..body.len() {
             let cut = Bytes::from_static(body).slice(..length);
             assert_eq!(
-                ServerError::parse(cut).err().map(|error| error.kind()),
-                Some(Kind::Protocol),
+                ServerError::parse(cut).err().map(|error| error.code()),
+                Some(Code::Protocol),
                 "{length}"
             );
         }

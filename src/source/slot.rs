@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::schema::{SOURCE_TABLES, SourceTable};
 use crate::lsn::Lsn;
 use crate::source::PostgresConfig;
@@ -122,7 +122,7 @@ impl ServerFacts {
     pub fn check_primary(&self) -> Result<()> {
         match self.in_recovery {
             false => Ok(()),
-            true => Err(Error::new(Kind::Unavailable, "this server is a standby")
+            true => Err(Error::new(Code::PostgresStandby, "this server is a standby")
                 .hint("walcast goes on when it is promoted; or set `postgres.host` to the primary")),
         }
     }
@@ -132,7 +132,8 @@ impl ServerFacts {
         self.check_primary()?;
         match self.wal_level.as_str() {
             "logical" => Ok(()),
-            level => Err(setup(format!("wal_level is {level}, and must be logical")).hint(WAL_LEVEL)),
+            level => Err(Error::new(Code::WalLevel, format!("wal_level is {level}, and must be logical"))
+                .hint(WAL_LEVEL)),
         }
     }
 }
@@ -165,13 +166,16 @@ impl SlotFacts {
     pub fn check_usable(&self, config: &PostgresConfig) -> Result<()> {
         let slot = &config.slot;
         if self.plugin.as_deref() != Some("pgoutput") {
-            return Err(setup(format!("slot {slot} is not a logical slot of pgoutput"))
-                .hint("choose another `postgres.slot`"));
+            return Err(Error::new(
+                Code::SlotUnfit,
+                format!("slot {slot} is not a logical slot of pgoutput"),
+            )
+            .hint("choose another `postgres.slot`"));
         }
         if self.database.as_deref() != Some(config.db.as_str()) {
             let database = self.database.as_deref().unwrap_or_default();
             let message = format!("slot {slot} belongs to the database {database}, not to {}", config.db);
-            return Err(setup(message)
+            return Err(Error::new(Code::SlotUnfit, message)
                 .hint("choose another `postgres.slot`, or set `postgres.db` to the slot's database"));
         }
         match self.lost() {
@@ -194,7 +198,7 @@ fn slot_lost(config: &PostgresConfig, reason: &str) -> Error {
         "rows_removed" | "wal_level_insufficient" => "see PostgreSQL's log",
         _ => "raise max_slot_wal_keep_size",
     };
-    Error::new(Kind::Resync, format!("slot {} can deliver no more ({reason})", config.slot)).hint(format!(
+    Error::new(Code::SlotInvalidated, format!("slot {} can deliver no more ({reason})", config.slot)).hint(format!(
         "{mend}; bring the sinks level with PostgreSQL, drop the slot (SELECT pg_drop_replication_slot({})) and its \
          row in walcast.epoch, then `walcast init`",
         literal(&config.slot)
@@ -244,7 +248,11 @@ impl PublicationFacts {
         let name = &config.publication;
         SOURCE_TABLES.iter().try_for_each(|table| self.check_table(config, table))?;
         if self.operations != (Operations { insert: true, update: true, delete: true, truncate: true }) {
-            return Err(setup(format!("publication {name} leaves out some operations")).hint(format!(
+            return Err(Error::new(
+                Code::PublicationUnfit,
+                format!("publication {name} leaves out some operations"),
+            )
+            .hint(format!(
                 "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
                 identifier(name)
             )));
@@ -266,7 +274,7 @@ impl PublicationFacts {
                 identifier(name)
             );
             let mend = format!("ALTER PUBLICATION {} ADD TABLE {place};", identifier(name));
-            return Err(setup(message).hint(mend));
+            return Err(Error::new(Code::PublicationUnfit, message).hint(mend));
         };
         let left_out =
             columns.find(|wanted| published.columns.as_ref().is_some_and(|list| lacks(list, wanted)));
@@ -275,7 +283,7 @@ impl PublicationFacts {
             (None, Some(column)) => format!("the column {column}"),
             (None, None) => return Ok(()),
         };
-        Err(setup(format!("publication {name} leaves out {what} of {schema}.{table}")).hint(format!(
+        Err(Error::new(Code::PublicationUnfit, format!("publication {name} leaves out {what} of {schema}.{table}")).hint(format!(
             "BEGIN; ALTER PUBLICATION {0} DROP TABLE {place}; ALTER PUBLICATION {0} ADD TABLE {place}; COMMIT;",
             identifier(name)
         )))
@@ -342,8 +350,4 @@ pub async fn drop(client: &Client, slot: &str) -> Result<()> {
         .await
         .map(std::mem::drop)
         .map_err(|error| sql::error_to(Asked::UseSlot, error))
-}
-
-fn setup(message: String) -> Error {
-    Error::new(Kind::Setup, message)
 }

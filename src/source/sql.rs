@@ -16,7 +16,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::types::FromSql;
 use tokio_postgres::{Client, Row};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::PostgresConfig;
 use crate::source::auth::{LoginRules, Security, asked_next};
 use crate::source::dial::{Stream, dial, in_time};
@@ -34,7 +34,7 @@ pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot
     let (ended, watched) = oneshot::channel();
     tokio::spawn(async move {
         let reason = match connection.await {
-            Ok(()) => Error::new(Kind::Unavailable, "the SQL session was closed"),
+            Ok(()) => Error::new(Code::PostgresUnreachable, "the SQL session was closed"),
             Err(reason) => error(reason),
         };
         // Most sessions are not watched: their users see the next statement fail.
@@ -55,11 +55,11 @@ pub fn error_to(asked: Asked, error: tokio_postgres::Error) -> Error {
     let sorted = match (error.as_db_error(), ours) {
         // without the client's error behind it, which would tell the detail of every refusal
         (Some(refusal), _) => return ServerError::from(refusal).into_error(asked),
-        (None, Some(ours)) => return Error::new(ours.kind(), ours.chain()).hint(ours.advice()),
+        (None, Some(ours)) => return Error::new(ours.code(), ours.chain()).hint(ours.advice()),
         (None, None) if io.is_some() || error.is_closed() => {
-            Error::new(Kind::Unavailable, "PostgreSQL cannot be reached")
+            Error::new(Code::PostgresUnreachable, "PostgreSQL cannot be reached")
         }
-        (None, None) => Error::new(Kind::Protocol, "PostgreSQL answered in another shape than walcast reads"),
+        (None, None) => Error::new(Code::Protocol, "PostgreSQL answered in another shape than walcast reads"),
     };
     sorted.because(error)
 }

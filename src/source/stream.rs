@@ -6,7 +6,7 @@ use bytes::BufMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
 use crate::source::dial::Stream;
 use crate::source::frame::{Frame, POSTGRES_EPOCH_MICROS};
@@ -54,7 +54,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
                 b'E' => return Err(ServerError::parse(packet.body)?.into_error(Asked::Stream)),
                 b'S' => {}
                 b'c' | b'C' | b'Z' => {
-                    return Err(Error::new(Kind::Unavailable, "PostgreSQL ended the replication stream"));
+                    return Err(Error::new(
+                        Code::PostgresUnreachable,
+                        "PostgreSQL ended the replication stream",
+                    ));
                 }
                 _ => return Err(unexpected(&packet, "in the replication stream")),
             }
@@ -77,7 +80,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
         self.put_status(flushed, flushed, false);
         frontend::copy_done(self.wire.output());
         tokio::time::timeout(CLOSE_DEADLINE, self.take_leave()).await.unwrap_or_else(|_| {
-            Err(Error::new(Kind::Unavailable, "PostgreSQL did not end the replication stream in time"))
+            Err(Error::new(
+                Code::PostgresUnreachable,
+                "PostgreSQL did not end the replication stream in time",
+            ))
         })
     }
 
@@ -178,7 +184,7 @@ mod tests {
             drop(server);
             let (rest, error) = read(&mut stream).await;
             frames.extend(rest);
-            assert_eq!((frames, error.kind()), (wanted.clone(), Kind::Unavailable), "cut at {cut}");
+            assert_eq!((frames, error.code()), (wanted.clone(), Code::PostgresUnreachable), "cut at {cut}");
         }
     }
 
@@ -242,15 +248,15 @@ mod tests {
     #[tokio::test]
     async fn the_stream_ends_with_what_the_server_said() {
         for (said, kind) in [
-            (packet(b'c', b""), Kind::Unavailable),
-            (packet(b'C', b"COPY 0\0"), Kind::Unavailable),
-            (report(b'E', "FATAL", "57P01", "terminating connection"), Kind::Unavailable),
-            (report(b'E', "ERROR", "42704", "publication \"p\" does not exist"), Kind::Resync),
-            (packet(b'd', b"?"), Kind::Protocol),
-            (packet(b'd', b""), Kind::Protocol),
-            (packet(b'E', b"no end"), Kind::Protocol),
-            (b"HTTP/1.1 400 Bad Request".to_vec(), Kind::Protocol),
-            (Vec::new(), Kind::Unavailable),
+            (packet(b'c', b""), Code::PostgresUnreachable),
+            (packet(b'C', b"COPY 0\0"), Code::PostgresUnreachable),
+            (report(b'E', "FATAL", "57P01", "terminating connection"), Code::PostgresUnreachable),
+            (report(b'E', "ERROR", "42704", "publication \"p\" does not exist"), Code::PublicationChanged),
+            (packet(b'd', b"?"), Code::Protocol),
+            (packet(b'd', b""), Code::Protocol),
+            (packet(b'E', b"no end"), Code::Protocol),
+            (b"HTTP/1.1 400 Bad Request".to_vec(), Code::Protocol),
+            (Vec::new(), Code::PostgresUnreachable),
         ] {
             let (mut stream, mut server) = stream(1 << 16);
             let (bytes, count) = some_frames();
@@ -259,7 +265,7 @@ mod tests {
             let (frames, error) = read(&mut stream).await;
             let extra = usize::from(said.is_empty());
             assert_eq!(
-                (frames.len(), error.kind()),
+                (frames.len(), error.code()),
                 (count + extra, kind),
                 "{:?}",
                 String::from_utf8_lossy(&said)
@@ -290,6 +296,6 @@ mod tests {
     async fn a_silent_server_does_not_hold_up_the_end() {
         let (stream, _server) = stream(1 << 16);
         let closed = stream.close(Lsn(77)).await;
-        assert_eq!(closed.err().map(|error| error.kind()), Some(Kind::Unavailable));
+        assert_eq!(closed.err().map(|error| error.code()), Some(Code::PostgresUnreachable));
     }
 }

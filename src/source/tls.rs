@@ -22,15 +22,18 @@ use x509_cert::der::oid::db::rfc5912::{
     SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
 };
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::{PostgresConfig, SslMode};
 
 /// Goes over to TLS. [`Kind::Setup`] when the server does not prove what `sslmode` asks for.
 pub(crate) async fn handshake(tcp: TcpStream, config: &PostgresConfig) -> Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(config.host.clone()).map_err(|error| {
-        Error::new(Kind::Config, format!("`postgres.host` is neither name nor address: {:?}", config.host))
-            .hint("give the server's DNS name or IP address")
-            .because(error)
+        Error::new(
+            Code::Configuration,
+            format!("`postgres.host` is neither name nor address: {:?}", config.host),
+        )
+        .hint("give the server's DNS name or IP address")
+        .because(error)
     })?;
     let connector = TlsConnector::from(Arc::new(client_config(config)?));
     connector.connect(name, tcp).await.map_err(|error| refused(error, config))
@@ -88,7 +91,7 @@ fn client_config(config: &PostgresConfig) -> Result<ClientConfig> {
     let verifier = Verifier { proof, roots, trusted, algorithms };
     let builder = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::new(Kind::Protocol, "no TLS version is left").because(error))?;
+        .map_err(|error| Error::new(Code::Protocol, "no TLS version is left").because(error))?;
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 
@@ -110,7 +113,7 @@ fn trusted(sslrootcert: Option<&str>) -> Result<Vec<CertificateDer<'static>>> {
 }
 
 fn no_roots(place: &str) -> Error {
-    Error::new(Kind::Config, format!("{place} cannot be read or holds no certificate")).hint(
+    Error::new(Code::ConfigurationUnreadable, format!("{place} cannot be read or holds no certificate")).hint(
         "point `postgres.sslrootcert` to a PEM file of the authority that signed the server's certificate",
     )
 }
@@ -195,14 +198,17 @@ fn in_force(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Certi
 /// Why the handshake failed, with what mends it.
 fn refused(error: std::io::Error, config: &PostgresConfig) -> Error {
     let Some(reason) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return Error::new(Kind::Unavailable, "PostgreSQL closed the connection in the TLS handshake")
-            .because(error);
+        return Error::new(
+            Code::PostgresUnreachable,
+            "PostgreSQL closed the connection in the TLS handshake",
+        )
+        .because(error);
     };
     let hint = match reason {
         rustls::Error::InvalidCertificate(reason) => certificate_hint(reason, &config.host),
         _ => "see PostgreSQL's log; walcast speaks TLS 1.2 and 1.3".to_owned(),
     };
-    Error::new(Kind::Setup, "TLS with PostgreSQL failed").hint(hint).because(error)
+    Error::new(Code::PostgresTls, "TLS with PostgreSQL failed").hint(hint).because(error)
 }
 
 fn certificate_hint(reason: &CertificateError, host: &str) -> String {

@@ -3,7 +3,7 @@
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::frame::{Packet, malformed, packet_bytes, shown};
 
 /// What the read buffer has without a huge row.
@@ -93,14 +93,14 @@ pub(crate) fn unexpected(packet: &Packet, place: &str) -> Error {
 
 /// The error of a text that cannot be sent.
 pub(crate) fn nul(error: std::io::Error) -> Error {
-    Error::new(Kind::Config, "a setting of `postgres` has a NUL character in it")
+    Error::new(Code::Configuration, "a setting of `postgres` has a NUL character in it")
         .hint("take the NUL character out of the user, password, database, slot or publication name")
         .because(error)
 }
 
 /// The error of a connection that ended.
 pub(crate) fn hung_up() -> Error {
-    Error::new(Kind::Unavailable, "the connection to PostgreSQL broke")
+    Error::new(Code::PostgresUnreachable, "the connection to PostgreSQL broke")
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
-use crate::error::{Class, Error, Kind, Result};
+use crate::error::{Class, Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
 use crate::lsn::{Epoch, History, Lsn};
@@ -106,7 +106,7 @@ async fn look_for_fault(config: &PostgresConfig, client: &tokio_postgres::Client
 }
 
 fn forgotten(slot: &str) -> Error {
-    Error::new(Kind::Resync, format!("walcast.epoch no longer knows slot {slot}"))
+    Error::new(Code::HistoryForgotten, format!("walcast.epoch no longer knows slot {slot}"))
         .hint("another process has made walcast forget it: see whether that was meant, then `walcast init`")
 }
 
@@ -118,7 +118,7 @@ pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> R
     match judge(client, config, &identity, &history, publication.as_ref()).await? {
         Judgement::Whole(epoch) => Ok((epoch, history)),
         Judgement::Missing | Judgement::HalfMade => Err(Error::new(
-            Kind::Setup,
+            Code::NotInitialised,
             format!("slot {} has not been made yet: nothing was delivered", config.slot),
         )
         .hint("run `walcast init`")),
@@ -132,7 +132,7 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
     let (id, subject) = ("postgres.publication", format!("publication {}", config.publication));
     findings.push(match &publication {
         Ok(Some(_)) => Finding::ok(id, subject, "has both tables and all operations"),
-        Ok(None) => Finding::fail(id, subject, "does not exist", "walcast init"),
+        Ok(None) => Finding::fail(Code::PublicationUnfit, id, subject, "does not exist", "walcast init"),
         Err(error) => Finding::failed(id, subject, error),
     });
     let publication = publication.ok().flatten();
@@ -232,7 +232,7 @@ fn check_system(known: &Known, identity: &SystemIdentity, config: &PostgresConfi
         return Ok(());
     }
     let message = format!("walcast.epoch is of system {theirs}, this server is {ours}");
-    Err(Error::new(Kind::Resync, message).hint(format!(
+    Err(Error::new(Code::OtherCluster, message).hint(format!(
         "this database was restored from another cluster: {}, then `walcast init`; the sinks need fresh targets, or \
          to be brought level with it",
         forget(&config.slot)
@@ -257,7 +257,7 @@ fn check_timeline(known: &Known, identity: &SystemIdentity, history: &History) -
     let message = format!(
         "walcast.epoch is of timeline {theirs}, this server is on {ours} and did not grow out of that one"
     );
-    Err(Error::new(Kind::Resync, message)
+    Err(Error::new(Code::OtherTimeline, message)
         .hint("set postgres.host to the newest primary: this server has parted from what walcast has read"))
 }
 
@@ -277,20 +277,20 @@ fn check_publication(
         "publication {}, or a table in it, was dropped (and perhaps put back) after slot {} was made",
         config.publication, config.slot
     );
-    Err(Error::new(Kind::Resync, message).hint(format!(
+    Err(Error::new(Code::PublicationChanged, message).hint(format!(
         "the slot cannot read past that place: bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
         forget(&config.slot)
     )))
 }
 
 fn no_publication(config: &PostgresConfig) -> Error {
-    Error::new(Kind::Setup, format!("publication {} does not exist", config.publication))
+    Error::new(Code::PublicationUnfit, format!("publication {} does not exist", config.publication))
         .hint("run `walcast init`")
 }
 
 fn slot_gone(known: &Known, config: &PostgresConfig) -> Error {
     Error::new(
-        Kind::Resync,
+        Code::SlotGone,
         format!(
             "replication slot {} is gone, and with it the WAL that was not delivered: it began at {}, the server's \
              WAL is at {}, and what of it the sinks hold their own marks tell",
@@ -307,7 +307,7 @@ fn slot_gone(known: &Known, config: &PostgresConfig) -> Error {
 
 fn slot_not_ours(config: &PostgresConfig) -> Error {
     Error::new(
-        Kind::Resync,
+        Code::SlotNotOurs,
         format!(
             "replication slot {} exists, but walcast did not make it: what it has delivered is unknown",
             config.slot

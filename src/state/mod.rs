@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use tokio_postgres::types::{Json, PgLsn};
 use tokio_postgres::{Client, Transaction};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::{Epoch, History, Lsn, Mark, Session, StoredMark};
 use crate::resume::read_stored;
 use crate::source::{PostgresConfig, sql};
@@ -62,8 +62,10 @@ impl State {
             .map(|row| row.get::<_, i64>(0));
         match newest {
             Some(token) if token == session.token => Ok(transaction),
-            Some(_) => Err(Error::new(Kind::Fenced, "a newer walcast has taken over this slot")),
-            None => Err(Error::new(Kind::Resync, "walcast.epoch no longer knows this slot's epoch")),
+            Some(_) => Err(Error::new(Code::Fenced, "a newer walcast has taken over this slot")),
+            None => {
+                Err(Error::new(Code::HistoryForgotten, "walcast.epoch no longer knows this slot's epoch"))
+            }
         }
     }
 
@@ -134,7 +136,7 @@ impl State {
             .map_err(sql::error)?;
         let Some(row) = row else { return Ok((None, None)) };
         let unreadable = |error| {
-            Error::new(Kind::Protocol, format!("walcast.progress of {sink} has another shape")).because(error)
+            Error::new(Code::Protocol, format!("walcast.progress of {sink} has another shape")).because(error)
         };
         let mark = row.try_get::<_, Option<serde_json::Value>>(0).map_err(unreadable)?;
         let read =
@@ -142,7 +144,7 @@ impl State {
         let mark = mark.map(read).transpose()?;
         let intent = row.try_get::<_, Option<serde_json::Value>>(1).map_err(unreadable)?;
         let intent = intent.map(serde_json::from_value).transpose().map_err(|error| {
-            Error::new(Kind::Protocol, format!("the intent of {sink} has another shape")).because(error)
+            Error::new(Code::Protocol, format!("the intent of {sink} has another shape")).because(error)
         })?;
         Ok((mark, intent))
     }

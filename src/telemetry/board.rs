@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::lsn::{Lsn, Mark};
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics as names;
-use crate::telemetry::problem::{problems, said};
+use crate::telemetry::problem::problems;
 use crate::telemetry::sink_status::{SinkFacts, SinkStatus};
 use crate::telemetry::status::{SlotStatus, SourceStatus, State, Status};
 
@@ -32,6 +32,7 @@ struct Facts {
     state: State,
     since: Timestamp,
     last_error: Option<String>,
+    last_error_code: Option<Code>,
     received: Lsn,
     confirmed: Lsn,
     slot: Option<(SlotStatus, Instant)>,
@@ -65,6 +66,7 @@ impl Board {
         let mut facts = self.facts();
         if streaming {
             facts.last_error = None;
+            facts.last_error_code = None;
             facts.enter(State::Streaming);
         } else {
             facts.enter(State::Starting);
@@ -74,7 +76,8 @@ impl Board {
     /// The stream broke, or could not be opened; it is tried again.
     pub fn failed(&self, error: &Error) {
         let mut facts = self.facts();
-        facts.last_error = Some(said(error));
+        facts.last_error = Some(error.told());
+        facts.last_error_code = Some(error.code());
         facts.enter(State::Retrying);
     }
 
@@ -148,6 +151,7 @@ impl Board {
                 events_total: names::engagements_received(),
                 heartbeat_age_seconds: names::heartbeat_age().map(|age| age.as_secs_f64()),
                 last_error: facts.last_error.clone(),
+                last_error_code: facts.last_error_code,
                 slot: facts.slot.as_ref().map(|(slot, taken)| SlotStatus {
                     age_seconds: (now - *taken).as_secs_f64(),
                     ..slot.clone()
@@ -184,7 +188,6 @@ impl Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
     use crate::lsn::Position;
     use crate::telemetry::status::SinkState;
 
@@ -199,13 +202,15 @@ mod tests {
         assert!(!board.status().is_ready());
         board.streaming(true);
         assert!(board.status().is_ready());
-        kafka.failed(&Error::new(Kind::Unavailable, "no broker answers").hint("start one"));
+        kafka.failed(&Error::new(Code::KafkaUnreachable, "no broker answers").hint("start one"));
         let status = board.status();
         assert!(!status.is_ready());
         assert_eq!(status.sinks.first().map(|sink| sink.state), Some(SinkState::Retrying));
+        let code = status.sinks.first().and_then(|sink| sink.last_error_code);
+        assert_eq!(code, Some(Code::KafkaUnreachable));
         assert_eq!(
             status.problem.as_deref(),
-            Some("kafka takes no rows and holds the WAL back: no broker answers; start one")
+            Some("kafka takes no rows and holds the WAL back: no broker answers; start one (WC-310)")
         );
         kafka.held(Mark::at(Lsn(10)));
         assert!(board.status().is_ready());
@@ -217,9 +222,18 @@ mod tests {
         let board = Board::new();
         board.streaming(true);
         board.streaming(false);
-        board.failed(&Error::new(Kind::Unavailable, "PostgreSQL cannot be reached").hint("look at it"));
-        assert_eq!(board.status().state, State::Retrying);
-        assert_eq!(why(&board).as_deref(), Some("not streaming: PostgreSQL cannot be reached; look at it"));
+        board.failed(
+            &Error::new(Code::PostgresUnreachable, "PostgreSQL cannot be reached").hint("look at it"),
+        );
+        let status = board.status();
+        assert_eq!(
+            (status.state, status.source.last_error_code),
+            (State::Retrying, Some(Code::PostgresUnreachable))
+        );
+        assert_eq!(
+            why(&board).as_deref(),
+            Some("not streaming: PostgreSQL cannot be reached; look at it (WC-301)")
+        );
         board.streaming(true);
         assert_eq!(why(&board), None);
     }
@@ -228,7 +242,7 @@ mod tests {
     fn causes_stay_out_of_the_status() {
         let board = Board::new();
         let cause = std::io::Error::other("Key (slug)=(secret) already exists");
-        board.failed(&Error::new(Kind::Setup, "PostgreSQL refused a row").because(cause));
+        board.failed(&Error::new(Code::Prerequisite, "PostgreSQL refused a row").because(cause));
         assert!(why(&board).is_some_and(|why| !why.contains("secret")));
     }
 
@@ -247,7 +261,7 @@ mod tests {
     #[test]
     fn a_lost_slot_is_the_first_thing_to_say() {
         let board = Board::new();
-        board.failed(&Error::new(Kind::Unavailable, "x"));
+        board.failed(&Error::new(Code::Unavailable, "x"));
         board.slot(SlotStatus {
             name: "walcast".into(),
             wal_status: "lost".into(),
@@ -285,7 +299,7 @@ mod tests {
             facts: Mutex::new(Facts { state: State::Streaming, ..Facts::default() }),
         }));
         assert!(!hung.is_live());
-        hung.failed(&Error::new(Kind::Unavailable, "PostgreSQL cannot be reached"));
+        hung.failed(&Error::new(Code::PostgresUnreachable, "PostgreSQL cannot be reached"));
         assert!(hung.is_live(), "waiting for PostgreSQL is not mended by a restart");
         hung.facts().enter(State::Streaming);
         hung.tick();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use metrics::{Counter, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::telemetry::latency::Latencies;
 
@@ -119,7 +119,8 @@ pub fn install() -> Result<PrometheusHandle> {
     if let Some(installed) = INSTALLED.get() {
         return Ok(installed.handle.clone());
     }
-    let failed = |error| Error::new(Kind::Setup, "the metrics recorder cannot be installed").because(error);
+    let failed =
+        |error| Error::new(Code::Prerequisite, "the metrics recorder cannot be installed").because(error);
     let handle = ALL
         .iter()
         .filter(|metric| metric.kind == MetricKind::Histogram)
@@ -387,7 +388,7 @@ mod tests {
         let counters = SinkCounters::new("metrics-test");
         counters.wrote(12);
         counters.durable(0.003, Duration::from_millis(2));
-        counters.failed(&Error::new(Kind::Unavailable, "down"));
+        counters.failed(&Error::new(Code::Unavailable, "down"));
         let text = handle.render();
         for line in [
             "# TYPE walcast_sink_rows_total counter",

@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 /// Libraries that say more than an operator wants; a filter that names one of them wins.
 const QUIET: &str = "rdkafka=warn,librdkafka=warn,h2=warn,hyper=warn,hyper_util=warn,tonic=warn,\
@@ -70,7 +70,7 @@ pub fn init_logging(filter: &str, format: LogFormat) -> Result<()> {
             .with(lines.json().flatten_event(true).with_current_span(true).with_span_list(false))
             .try_init()
     };
-    started.map_err(|error| Error::new(Kind::Setup, "logging was set up already").because(error))
+    started.map_err(|error| Error::new(Code::Prerequisite, "logging was set up already").because(error))
 }
 
 /// Whether to write in colours to what is a terminal or not: <https://no-color.org>.
@@ -80,7 +80,7 @@ pub fn may_colour(terminal: bool) -> bool {
 
 fn parse_filter(filter: &str) -> Result<EnvFilter> {
     EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
-        Error::new(Kind::Config, format!("the log filter {filter:?} cannot be read"))
+        Error::new(Code::Configuration, format!("the log filter {filter:?} cannot be read"))
             .because(error)
             .hint("give a level (error, warn, info, debug, trace), or a list such as info,walcast=debug")
     })
@@ -95,7 +95,7 @@ mod tests {
         for filter in ["info", "debug", "warn,walcast::sink=trace", "rdkafka=debug"] {
             parse_filter(filter).unwrap();
         }
-        assert_eq!(parse_filter("walcast=loud").unwrap_err().kind(), Kind::Config);
+        assert_eq!(parse_filter("walcast=loud").unwrap_err().code(), Code::Configuration);
     }
 
     #[test]

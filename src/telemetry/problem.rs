@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, State, Status};
 
 /// A sink further behind than this is a problem.
@@ -131,11 +130,6 @@ fn unseen(slot: &SlotStatus) -> Option<String> {
     })
 }
 
-/// Without causes: those are for the log, and a server's own words may quote a row.
-pub(super) fn said(error: &Error) -> String {
-    format!("{error}; {}", error.advice())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +148,7 @@ mod tests {
             backpressure: false,
             rows_total: 0,
             last_error: None,
+            last_error_code: None,
             ..SinkLine::default()
         }
     }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::{Class, Error};
+use crate::error::{Class, Code, Error};
 use crate::lsn::{Lsn, Mark, Position};
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics::{self as names, SinkCounters};
-use crate::telemetry::problem::said;
 use crate::telemetry::status::{SinkLine, SinkState};
 
 /// How many transactions of one sink may wait to be measured; more are left out.
@@ -33,6 +32,7 @@ pub(super) struct Standing {
     held: Mark,
     state: SinkState,
     last_error: Option<String>,
+    last_error_code: Option<Code>,
     pub(super) queue_bytes: u64,
     pub(super) backpressure: bool,
     rows_total: u64,
@@ -178,10 +178,11 @@ impl SinkStatus {
     pub fn failed(&mut self, error: &Error) {
         self.counters.failed(error);
         let transient = error.class() == Class::Transient;
-        self.facts.delivery.failed(said(error), transient);
+        self.facts.delivery.failed(error.told(), transient);
         self.update(|sink| {
             sink.state = if transient { SinkState::Retrying } else { SinkState::Blocked };
-            sink.last_error = Some(said(error));
+            sink.last_error = Some(error.told());
+            sink.last_error_code = Some(error.code());
         });
     }
 
@@ -231,6 +232,7 @@ impl SinkFacts {
             backpressure: now.backpressure,
             rows_total: now.rows_total,
             last_error: now.last_error.clone(),
+            last_error_code: now.last_error_code,
             trouble: now.trouble.clone(),
         }
     }
@@ -240,6 +242,7 @@ impl Standing {
     fn recover(&mut self) {
         self.state = SinkState::Ok;
         self.last_error = None;
+        self.last_error_code = None;
     }
 }
 
@@ -248,7 +251,6 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::error::Kind;
     use crate::telemetry::board::Board;
 
     fn position(commit_lsn: u64, ordinal: u64) -> Position {
@@ -323,7 +325,7 @@ mod tests {
         let board = Board::new();
         let mut sink = board.sink("redis", Mark::at(Lsn(100)));
         sink.takes(now_micros() - 5_000_000);
-        sink.failed(&Error::new(Kind::Unavailable, "down"));
+        sink.failed(&Error::new(Code::Unavailable, "down"));
         sink.held(Mark::at(Lsn(100))); // it was asked, and stands where it stood
         assert!(line(&board).lag_seconds >= 5.0);
     }

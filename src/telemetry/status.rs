@@ -5,6 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Code;
 use crate::lsn::{Lsn, Position};
 
 /// The state of a running walcast, as `/api/status` answers and `walcast status` reads it.
@@ -54,6 +55,8 @@ pub struct SourceStatus {
     pub heartbeat_age_seconds: Option<f64>,
     /// What stopped the stream the last time; `None` while it streams.
     pub last_error: Option<String>,
+    /// Its code, which `walcast explain` tells more about.
+    pub last_error_code: Option<Code>,
     /// What PostgreSQL says of the slot; `None` before it was asked.
     pub slot: Option<SlotStatus>,
 }
@@ -150,6 +153,8 @@ pub struct SinkLine {
     pub rows_total: u64,
     /// Why it does not take rows; `None` while it does.
     pub last_error: Option<String>,
+    /// Its code, which `walcast explain` tells more about.
+    pub last_error_code: Option<Code>,
     /// What is wrong with its target although it takes rows, and what to do.
     pub trouble: Option<String>,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartbeat, Row};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::lsn::{Lsn, Mark, Position};
@@ -313,5 +313,5 @@ impl Transform {
 
 /// What the server sent is not the protocol: going on would be guessing.
 fn broken_stream(error: crate::pgoutput::DecodeError) -> Error {
-    Error::new(Kind::Protocol, "the replication stream cannot be decoded").because(error)
+    Error::new(Code::Protocol, "the replication stream cannot be decoded").because(error)
 }

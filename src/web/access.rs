@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::secret::Secret;
 use crate::web::WebConfig;
@@ -33,7 +33,7 @@ impl Access {
         let token = token.expose();
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             let message = "web.token has blanks, or characters that are not ASCII";
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(Code::Configuration, message)
                 .hint("set web.token (WEB_TOKEN) to what `openssl rand -hex 16` prints"));
         }
         Ok(Access { wanted: (!token.is_empty()).then(|| hash(token.as_bytes())) })
@@ -56,9 +56,13 @@ pub fn check(config: &WebConfig) -> Finding {
     let (id, subject, listen) = ("web.access", format!("web {}", config.listen), is_loopback(&config.listen));
     match (listen, config.token.expose().len()) {
         (true, 0) => Finding::ok(id, subject, "answers whoever is on this machine"),
-        (false, 0) => {
-            Finding::fail(id, subject, "can be reached by others, and asks for no token", FRESH_TOKEN)
-        }
+        (false, 0) => Finding::fail(
+            Code::TokenMissing,
+            id,
+            subject,
+            "can be reached by others, and asks for no token",
+            FRESH_TOKEN,
+        ),
         (false, ..TOKEN_CHARACTERS_MIN) => {
             let message = "can be reached by others, and its token is short enough to be guessed";
             Finding::warn(id, subject, message, FRESH_TOKEN)
@@ -161,7 +165,7 @@ mod tests {
     fn a_token_that_no_header_can_carry_is_refused_and_not_shown() {
         for token in ["two words", "tökén", "line\n"] {
             let refused = Access::new(&token.to_owned().into()).err();
-            assert!(refused.as_ref().is_some_and(|error| error.kind() == Kind::Config), "{token:?}");
+            assert!(refused.as_ref().is_some_and(|error| error.code() == Code::Configuration), "{token:?}");
             assert!(!format!("{refused:?}").contains(token));
         }
     }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::error::{Code, Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::secret::Secret;
 use crate::telemetry::board::Board;
 use crate::telemetry::live;
@@ -113,7 +113,7 @@ impl Web {
         };
         tokio::select! {
             served = serving.into_future() => {
-                served.map_err(|error| Error::new(Kind::Unavailable, "the web server ended").because(error))
+                served.map_err(|error| Error::new(Code::Unavailable, "the web server ended").because(error))
             }
             () = too_late => Ok(()),
         }
@@ -132,13 +132,13 @@ fn is_own_host(host: &str, hosts: &[String]) -> bool {
 }
 
 fn not_an_address(config: &WebConfig) -> Error {
-    Error::new(Kind::Config, format!("web.listen is {:?}, and not host:port", config.listen))
+    Error::new(Code::Configuration, format!("web.listen is {:?}, and not host:port", config.listen))
         .hint("set web.listen (WEB_LISTEN) to an address such as 127.0.0.1:8080")
 }
 
 fn open_to_others(config: &WebConfig) -> Error {
     let message = format!("web.listen is {}, which others can reach, and web.token is empty", config.listen);
-    Error::new(Kind::Config, message).hint(
+    Error::new(Code::TokenMissing, message).hint(
         "set WEB_TOKEN (web.token) to what `openssl rand -hex 16` prints, or web.listen (WEB_LISTEN) to 127.0.0.1:8080",
     )
 }

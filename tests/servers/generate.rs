@@ -3,7 +3,7 @@
 use crate::support::{self, DEADLINE, drop_database, fresh_database, run};
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
-use walcast::error::{Error, Kind};
+use walcast::error::{Code, Error};
 use walcast::generate::{self, GenerateConfig, Summary};
 use walcast::source::{PostgresConfig, sql};
 
@@ -167,7 +167,7 @@ async fn missing_tables_are_named_with_the_fix() {
     with_database(async |postgres, client| {
         client.batch_execute("DROP TABLE engagement_events").await.unwrap();
         let error = generate(&postgres, &burst(1)).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Setup);
+        assert_eq!(error.code(), Code::SourceTableUnfit);
         assert_eq!(error.to_string(), "the table public.engagement_events does not exist");
         assert!(error.advice().contains("walcast init"), "{error:?}");
     })
@@ -178,6 +178,6 @@ async fn missing_tables_are_named_with_the_fix() {
 async fn a_setting_out_of_range_is_named() {
     let config = GenerateConfig { connections: 0, ..Default::default() };
     let error = generate(&PostgresConfig::default(), &config).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Config);
+    assert_eq!(error.code(), Code::Configuration);
     assert!(error.to_string().contains("generate.connections"), "{error}");
 }

@@ -576,5 +576,8 @@ fn read_topic(topic: &str) -> Vec<Vec<u8>> {
 async fn redis_connection(db: i64) -> redis::aio::MultiplexedConnection {
     let (host, port) = (env("REDIS_HOST", "127.0.0.1"), env("REDIS_PORT", "26379"));
     let url = format!("redis://:{}@{host}:{port}/{db}", env("REDIS_PASSWORD", "walcast"));
-    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+    // a test that looks has more patience than the client's half second
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
 }

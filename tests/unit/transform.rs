@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 use walcast::batch::{Batch, Event, Row};
-use walcast::error::Kind;
+use walcast::error::Code;
 use walcast::lsn::{Lsn, Position};
 use walcast::model::Tables;
 use walcast::model::content::Content;
@@ -324,7 +324,7 @@ fn a_table_without_a_column_that_we_need_stops_the_stream() {
     let [_, mut events, _] = relations();
     events.columns.retain(|column| column.name != "duration_ms");
     let error = stream.transform.apply(&Sent::Relation(events).encode()).unwrap_err();
-    assert_eq!(error.kind(), Kind::Setup);
+    assert_eq!(error.code(), Code::SourceTableUnfit);
     assert!(error.to_string().contains("duration_ms"), "{error}");
     assert!(
         error

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinHandle;
-use walcast::error::{Error, Kind, Result};
+use walcast::error::{Code, Error, Result};
 use walcast::lsn::{Lsn, Mark, Position};
 use walcast::shutdown::{Shutdown, Trigger};
 use walcast::telemetry::board::Board;
@@ -76,12 +76,12 @@ async fn readiness_names_what_is_not_ready() {
     site.board.streaming(true);
     assert_eq!(site.json("/readyz").await.0, 200);
 
-    kafka.failed(&Error::new(Kind::Unavailable, "no broker answers").hint("start one"));
+    kafka.failed(&Error::new(Code::KafkaUnreachable, "no broker answers").hint("start one"));
     let (code, answer) = site.json("/readyz").await;
     assert_eq!(code, 503);
     let failed = serde_json::json!([
         { "name": "source", "ok": true, "why": null },
-        { "name": "sink kafka", "ok": false, "why": "no broker answers; start one" },
+        { "name": "sink kafka", "ok": false, "why": "no broker answers; start one (WC-310)" },
         { "name": "sink redis", "ok": true, "why": null },
     ]);
     assert_eq!(answer, serde_json::json!({ "ready": false, "checks": failed }));
@@ -111,7 +111,7 @@ async fn the_status_has_everything_of_every_sink() {
         "name": "redis", "guarantee": "exactly once", "state": "ok", "held_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
         "lag_bytes": 16, "queue_lag_bytes": 16, "delivery_lag_bytes": 0, "lag_seconds": null,
         "heartbeat_age_seconds": null, "heartbeat_seconds": null, "queue_bytes": 9, "backpressure": false,
-        "rows_total": 1, "last_error": null, "trouble": null,
+        "rows_total": 1, "last_error": null, "last_error_code": null, "trouble": null,
     });
     assert_eq!(sink, expected);
 }
@@ -183,7 +183,9 @@ const TOKEN: &str = "canary-b1946ac92492d234";
 #[tokio::test]
 async fn all_but_the_probes_asks_for_the_token() {
     let site = Site::with_token("127.0.0.1:0", TOKEN).await;
-    site.board.sink("kafka", Mark::at(Lsn(1))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
+    site.board
+        .sink("kafka", Mark::at(Lsn(1)))
+        .failed(&Error::new(Code::KafkaUnreachable, "no broker answers"));
     let client = reqwest::Client::new();
     let url = |path: &str| format!("http://{}{path}", site.address);
     for path in [
@@ -232,7 +234,7 @@ async fn who_listens_to_others_needs_a_token() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
         let open = WebConfig { listen: listen.into(), ..WebConfig::default() };
         let refused = Web::bind(&open).await.err().unwrap();
-        assert_eq!((refused.kind(), refused.exit_code()), (Kind::Config, 78));
+        assert_eq!((refused.code(), refused.exit_code()), (Code::TokenMissing, 78));
         assert!(refused.advice().contains("WEB_TOKEN"), "{}", refused.advice());
     }
     Site::with_token("0.0.0.0:0", TOKEN).await;
@@ -282,13 +284,13 @@ async fn a_taken_port_and_a_wrong_address_are_told_with_the_fix() {
         Web::bind(&config).await.err().unwrap()
     };
     let taken = refused(&site.address).await;
-    assert_eq!(taken.kind(), Kind::Setup);
+    assert_eq!(taken.code(), Code::ListenFailed);
     assert_eq!(taken.to_string(), format!("{} is taken by another program", site.address));
     assert!(taken.advice().contains("WEB_LISTEN"));
     for wrong in ["8080", "127.0.0.1", "localhost:port", ""] {
-        assert_eq!(refused(wrong).await.kind(), Kind::Config, "{wrong}");
+        assert_eq!(refused(wrong).await.code(), Code::Configuration, "{wrong}");
     }
-    assert_eq!(refused("192.0.2.1:8080").await.kind(), Kind::Setup);
+    assert_eq!(refused("192.0.2.1:8080").await.code(), Code::ListenFailed);
 }
 
 async fn walcast(listen: &str, arguments: &[&str]) -> Output {
@@ -314,14 +316,12 @@ async fn walcast_status_shows_the_state_and_exits_0_only_when_ready() {
     assert_eq!(ready.status.code(), Some(0));
     assert!(text(&ready.stdout).contains(": ready\n"), "{}", text(&ready.stdout));
 
-    kafka.failed(&Error::new(Kind::Unavailable, "no broker answers").hint("start one"));
+    kafka.failed(&Error::new(Code::KafkaUnreachable, "no broker answers").hint("start one"));
     let failing = walcast(&site.address, &["status"]).await;
     assert_eq!(failing.status.code(), Some(1));
-    assert!(
-        text(&failing.stdout).ends_with(
-            "\nproblem: kafka takes no rows and holds the WAL back: no broker answers; start one\n"
-        )
-    );
+    assert!(text(&failing.stdout).ends_with(
+        "\nproblem: kafka takes no rows and holds the WAL back: no broker answers; start one (WC-310)\n"
+    ));
 
     let json = walcast(&site.address, &["status", "--json"]).await;
     assert_eq!(json.status.code(), Some(1));
@@ -375,8 +375,8 @@ async fn a_watch_goes_on_while_nothing_answers_and_ends_well() {
     let silent = watcher.until("no walcast answers").await;
     assert!(silent.contains(&address) && silent.contains("start `walcast run`"), "{silent}");
     let again = Site::serve(WebConfig { listen: address, ..WebConfig::default() }).await;
-    again.board.failed(&Error::new(Kind::Unavailable, "PostgreSQL is down").hint("start it"));
-    watcher.until("problem: not streaming: PostgreSQL is down; start it").await;
+    again.board.failed(&Error::new(Code::PostgresUnreachable, "PostgreSQL is down").hint("start it"));
+    watcher.until("problem: not streaming: PostgreSQL is down; start it (WC-301)").await;
     let pid = watcher.child.id().unwrap().to_string();
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     assert_eq!(watcher.ends().await, Some(0));
@@ -395,7 +395,9 @@ async fn a_watch_ends_when_nobody_reads_it_any_more() {
 #[tokio::test]
 async fn a_watch_on_a_terminal_draws_in_place_and_in_colours() {
     let site = Site::start(&[]).await;
-    site.board.sink("kafka", Mark::at(Lsn(0x10))).failed(&Error::new(Kind::Unavailable, "no broker answers"));
+    site.board
+        .sink("kafka", Mark::at(Lsn(0x10)))
+        .failed(&Error::new(Code::KafkaUnreachable, "no broker answers"));
     // the reader goes after the second picture, and with it the watch
     let pictures = async |variables: &str| {
         let watch = format!("{variables} exec {} status --watch", env!("CARGO_BIN_EXE_walcast"));

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::{FromSql, Type};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::Epoch;
 use crate::source::sql;
 
@@ -44,7 +44,7 @@ impl Before {
         let (snapshot, next): (Option<String>, String) =
             (row.try_get(0).map_err(sql::error)?, row.try_get(1).map_err(sql::error)?);
         Before::parse(snapshot.as_deref().unwrap_or_default(), &next)
-            .ok_or_else(|| Error::new(Kind::Protocol, "the snapshot in walcast.epoch has another shape"))
+            .ok_or_else(|| Error::new(Code::Protocol, "the snapshot in walcast.epoch has another shape"))
     }
 
     /// `10:20:10,14`: all below 10, none from 20 on, of those between not the ones named.

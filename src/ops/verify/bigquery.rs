@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::record::Record;
 use super::spill::Spill;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::schema::{EVENT_FIELDS, EventValues, Field, FieldKind, Value};
 use crate::lsn::Lsn;
 use crate::sink::bigquery::column::ColumnType;
@@ -21,7 +21,7 @@ pub async fn read(
     scan::rows(config, &expressions(), end, |page| {
         for row in page {
             let record = decode(row).as_ref().and_then(Record::of).ok_or_else(|| {
-                Error::new(Kind::Protocol, format!("{} gave a row in another shape", config.address()))
+                Error::new(Code::Protocol, format!("{} gave a row in another shape", config.address()))
             })?;
             spill.add(&record)?;
         }

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 
 use super::record::{ANY_PARTITION, Record, flag};
 use super::spill::Spill;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::schema::ENGAGEMENT_EVENTS;
 use crate::lsn::{Lsn, Position};
 use crate::sink::kafka::KafkaConfig;
@@ -108,7 +108,9 @@ pub async fn read_apart(
         let topic = read(&config, end, &mut spill, &progress)?;
         Ok((spill, topic))
     });
-    reading.await.map_err(|error| Error::new(Kind::Protocol, "reading Kafka broke down").because(error))?
+    reading
+        .await
+        .map_err(|error| Error::new(Code::WalcastBroke, "reading Kafka broke down").because(error))?
 }
 
 #[cfg(test)]

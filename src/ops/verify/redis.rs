@@ -12,7 +12,7 @@ use super::report::{Difference, Report};
 use super::truth::Versions;
 use crate::batch::{Batch, Row};
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::{Epoch, Lsn, Mark};
 use crate::sink::redis::audit::{self, Expected, Found, Later, Reading, Verdict};
 use crate::source::connection::ReplicationStream;
@@ -56,7 +56,7 @@ impl Redis {
             if began.elapsed() > within {
                 let message =
                     format!("the stream from the snapshot did not reach {target}, where Redis stands");
-                return Err(Error::new(Kind::Unavailable, message));
+                return Err(Error::new(Code::Unavailable, message));
             }
             // a keepalive tells the end of an idle stream
             stream.send_status(start, start, true).await?;
@@ -67,7 +67,7 @@ impl Redis {
                     Frame::Keepalive { wal_end, .. } => transform.keepalive(wal_end, false),
                     Frame::Warning(warning) => {
                         let message = format!("PostgreSQL may leave out rows of the stream: {warning}");
-                        return Err(Error::new(Kind::Unavailable, message));
+                        return Err(Error::new(Code::Unavailable, message));
                     }
                 }
                 if transform.is_full() {

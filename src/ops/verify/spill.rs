@@ -8,7 +8,7 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::record::{RECORD_BYTES, Record};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 /// Bytes of one partition that wait in memory to be written together.
 const BLOCK_BYTES: usize = 16 << 10;
@@ -75,7 +75,7 @@ impl Spill {
 }
 
 fn failed(error: std::io::Error) -> Error {
-    Error::new(Kind::Setup, "the temporary file for the comparison cannot be written or read")
+    Error::new(Code::Prerequisite, "the temporary file for the comparison cannot be written or read")
         .because(error)
         .hint("it needs about 120 bytes for each event and side; name a folder with --temp-dir")
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::{Epoch, Lsn};
 use crate::source::{heartbeat, slot, sql};
 
@@ -55,7 +55,7 @@ fn never_written(sink: &str, epoch: &Epoch) -> Error {
     let slot = &epoch.slot;
     let message =
         format!("nothing was compared: {sink} is configured here and has never been written by slot {slot}");
-    Error::new(Kind::Unavailable, message)
+    Error::new(Code::SinksBehind, message)
         .hint("start `walcast run` with these sinks, or name those that run in pipeline.sinks")
 }
 
@@ -66,7 +66,7 @@ fn late(config: &Config, confirmed: Lsn, end: Lsn, within: Duration, active: boo
         false => ("is read by nobody", "start `walcast run`, and verify again while it runs"),
     };
     Error::new(
-        Kind::Unavailable,
+        Code::SinksBehind,
         format!(
             "nothing was compared: the sinks hold all up to {confirmed} and not up to {end} within {} s; slot {slot} {state}",
             within.as_secs()

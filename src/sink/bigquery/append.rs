@@ -25,7 +25,7 @@ use super::refusal::Refusal;
 use super::row::{Encoder, schema};
 use super::write::{RETRY_FOR, WriteClient};
 use crate::batch::{Batch, Event};
-use crate::error::{Error, Kind, Result};
+use crate::error::{self, Error, Result};
 use crate::event::encoding::Encoding;
 use crate::event::encoding::json::Json;
 use crate::event::schema::EventRecord;
@@ -278,7 +278,7 @@ impl Appender {
     }
 
     fn out_of_step(&self, how: &str) -> Error {
-        Error::new(Kind::Lost, format!("{} {how}", self.client.address()))
+        Error::new(error::Code::Lost, format!("{} {how}", self.client.address()))
     }
 }
 

@@ -12,7 +12,7 @@ use yup_oauth2::{
     AuthorizedUserAuthenticator, ServiceAccountAuthenticator,
 };
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 const SCOPES: [&str; 1] = ["https://www.googleapis.com/auth/bigquery"];
 
@@ -34,7 +34,9 @@ impl Credentials {
             None => from_metadata_server().await,
         };
         built.map(Credentials::Google).map_err(|error| {
-            Error::new(Kind::Setup, "the Google credentials cannot be used").because(error).hint(FIX)
+            Error::new(Code::BigQueryRefused, "the Google credentials cannot be used")
+                .because(error)
+                .hint(FIX)
         })
     }
 
@@ -67,11 +69,11 @@ impl Authenticator for Credentials {
 /// Sorts a failure to get a token: the network's is worth another try.
 pub fn token_error(error: yup_oauth2::Error) -> Error {
     use yup_oauth2::Error::{HttpClientError, HttpError, LowLevelError};
-    let kind = match error {
-        HttpError(_) | HttpClientError(_) | LowLevelError(_) => Kind::Unavailable,
-        _ => Kind::Setup,
+    let code = match error {
+        HttpError(_) | HttpClientError(_) | LowLevelError(_) => Code::BigQueryUnreachable,
+        _ => Code::BigQueryRefused,
     };
-    Error::new(kind, "Google gives no access token").because(error).hint(FIX)
+    Error::new(code, "Google gives no access token").because(error).hint(FIX)
 }
 
 const FIX: &str = "set bigquery.credentials_file to a service account's key file, or run where there are application default credentials; the account needs roles/bigquery.dataEditor on the dataset and roles/bigquery.jobUser";
@@ -92,7 +94,8 @@ async fn from_file(path: &Path) -> Result<std::io::Result<DefaultAuthenticator>>
         r#type: String,
     }
     let unreadable = |message: &str| {
-        Error::new(Kind::Setup, format!("the credentials file {} {message}", path.display())).hint(FIX)
+        Error::new(Code::BigQueryRefused, format!("the credentials file {} {message}", path.display()))
+            .hint(FIX)
     };
     let text = tokio::fs::read(path).await.map_err(|error| unreadable("cannot be read").because(error))?;
     // serde_json's errors name a place, never the text
@@ -129,7 +132,7 @@ mod tests {
         std::fs::write(&path, r#"{"type": "canary", "private_key": "swordfish"}"#).unwrap();
         let error = Credentials::load(&path.to_string_lossy()).await.err().unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(error.kind(), Kind::Setup);
+        assert_eq!(error.code(), Code::BigQueryRefused);
         assert!(error.chain().contains("canary") && !error.chain().contains("swordfish"), "{error:?}");
         let error = Credentials::load(&path.to_string_lossy()).await.err().unwrap();
         assert!(error.chain().contains("cannot be read"), "{error:?}");

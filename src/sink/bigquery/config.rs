@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 /// The service takes less than 10 MB in one append, framing included.
 pub const APPEND_BYTES_LIMIT: usize = 9 << 20;
@@ -128,7 +128,7 @@ impl BigQueryConfig {
 }
 
 fn wrong(setting: &str, what: &str, fix: &str) -> Error {
-    Error::new(Kind::Config, format!("bigquery.{setting} {what}"))
+    Error::new(Code::Configuration, format!("bigquery.{setting} {what}"))
         .hint(format!("{fix} (BIGQUERY_{})", setting.to_uppercase()))
 }
 
@@ -150,7 +150,7 @@ mod tests {
         ];
         for (setting, config) in cases {
             let error = config.validate().unwrap_err();
-            assert_eq!(error.kind(), Kind::Config);
+            assert_eq!(error.code(), Code::Configuration);
             assert!(error.to_string().contains(setting), "{error}");
             assert!(error.advice().contains("BIGQUERY_"), "{}", error.advice());
         }

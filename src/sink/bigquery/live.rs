@@ -11,7 +11,7 @@ use super::rest::Rest;
 use super::write::{Commit, WriteClient};
 use super::{NAME, Target};
 use crate::batch::{Batch, Event};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Position, Session, StoredMark};
 use crate::resume;
@@ -138,7 +138,7 @@ impl Live {
             self.store(state, self.stored_mark(), Some(&intent)).await?;
             failpoint!("bigquery_before_commit");
             if self.client.commit(&intent.stream).await? == Commit::Gone {
-                return Err(Error::new(Kind::Lost, "bigquery lost a write stream before it was committed"));
+                return Err(Error::new(Code::Lost, "bigquery lost a write stream before it was committed"));
             }
             tracing::debug!(rows, mark = %self.accepted, seconds = since.elapsed().as_secs(), "committed");
         }

@@ -44,7 +44,7 @@ use rest::Rest;
 use write::WriteClient;
 
 use crate::batch::Batch;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::{Mark, Session, StoredMark};
 use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::PostgresConfig;
@@ -157,7 +157,8 @@ impl SinkAdmin for BigQuerySink {
                 rest.table().await?
             }
         };
-        let missing = || Error::new(Kind::Unavailable, format!("{} is not there yet", self.config.address()));
+        let missing =
+            || Error::new(Code::BigQueryUnreachable, format!("{} is not there yet", self.config.address()));
         table::verify(&self.config, &table.ok_or_else(missing)?)?;
         rest.create_function().await;
         Ok(())
@@ -226,5 +227,5 @@ fn answers(id: &'static str, subject: &str, answer: Result<()>) -> Finding {
 }
 
 fn not_recovered() -> Error {
-    Error::new(Kind::Unavailable, "bigquery is to be recovered first")
+    Error::new(Code::Unavailable, "bigquery is to be recovered first")
 }

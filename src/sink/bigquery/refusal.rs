@@ -7,7 +7,7 @@ use prost::Message;
 use tonic::{Code, Status};
 
 use super::rest::ROLES;
-use crate::error::{Error, Kind};
+use crate::error::{self, Error};
 
 /// A refused call or append.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,16 +43,18 @@ impl Refusal {
     /// The error of somebody who cannot go on. `what` begins the sentence: "bigquery …: a stream cannot be made".
     pub fn into_error(self, what: impl std::fmt::Display) -> Error {
         let new =
-            |kind| Error::new(kind, what.to_string()).because(format!("{} ({:?})", self.message, self.code));
+            |code| Error::new(code, what.to_string()).because(format!("{} ({:?})", self.message, self.code));
         match (self.code, self.reason) {
-            (Code::PermissionDenied | Code::Unauthenticated, _) => new(Kind::Setup).hint(ROLES),
+            (Code::PermissionDenied | Code::Unauthenticated, _) => {
+                new(error::Code::BigQueryRefused).hint(ROLES)
+            }
             // for minutes after a column was added too; one that is gone is found by the next recovery
-            (_, StorageErrorCode::SchemaMismatchExtraFields) => new(Kind::Unavailable)
+            (_, StorageErrorCode::SchemaMismatchExtraFields) => new(error::Code::BigQueryUnreachable)
                 .hint("a column just added takes some minutes to be known everywhere; it is tried again"),
             (_, StorageErrorCode::StreamFinalized | StorageErrorCode::InvalidStreamState)
-            | (Code::NotFound | Code::OutOfRange | Code::AlreadyExists, _) => new(Kind::Lost),
-            _ if self.is_transient() => new(Kind::Unavailable),
-            _ => new(Kind::Protocol),
+            | (Code::NotFound | Code::OutOfRange | Code::AlreadyExists, _) => new(error::Code::Lost),
+            _ if self.is_transient() => new(error::Code::BigQueryUnreachable),
+            _ => new(error::Code::Protocol),
         }
     }
 }
@@ -102,17 +104,17 @@ mod tests {
         assert_eq!(Refusal::from(wire), Refusal::from(status.clone()));
         let refusal = Refusal::from(status);
         assert_eq!(refusal.reason, StorageErrorCode::SchemaMismatchExtraFields);
-        assert_eq!(refusal.into_error("x").kind(), Kind::Unavailable);
+        assert_eq!(refusal.into_error("x").code(), error::Code::BigQueryUnreachable);
     }
 
     #[test]
-    fn each_code_has_its_kind() {
-        let kind = |code| Refusal::from(Status::new(code, "")).into_error("x").kind();
-        assert_eq!(kind(Code::Unavailable), Kind::Unavailable);
-        assert_eq!(kind(Code::DeadlineExceeded), Kind::Unavailable);
-        assert_eq!(kind(Code::NotFound), Kind::Lost);
-        assert_eq!(kind(Code::OutOfRange), Kind::Lost);
-        assert_eq!(kind(Code::PermissionDenied), Kind::Setup);
-        assert_eq!(kind(Code::InvalidArgument), Kind::Protocol);
+    fn each_code_has_its_meaning() {
+        let meaning = |code| Refusal::from(Status::new(code, "")).into_error("x").code();
+        assert_eq!(meaning(Code::Unavailable), error::Code::BigQueryUnreachable);
+        assert_eq!(meaning(Code::DeadlineExceeded), error::Code::BigQueryUnreachable);
+        assert_eq!(meaning(Code::NotFound), error::Code::Lost);
+        assert_eq!(meaning(Code::OutOfRange), error::Code::Lost);
+        assert_eq!(meaning(Code::PermissionDenied), error::Code::BigQueryRefused);
+        assert_eq!(meaning(Code::InvalidArgument), error::Code::Protocol);
     }
 }

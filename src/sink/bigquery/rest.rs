@@ -17,7 +17,7 @@ use super::auth::{Credentials, token_error};
 use super::column::Footprint;
 use super::config::BigQueryConfig;
 use super::table;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::{Lsn, Position};
 
 const GOOGLE: &str = "https://bigquery.googleapis.com";
@@ -119,7 +119,7 @@ impl Rest {
             _ => return,
         }
         if let Err(error) = self.query(&table::function_sql(&self.config)).await {
-            tracing::warn!(error = error.chain(), "no table function {}", table::FUNCTION);
+            tracing::warn!(code = %error.code(), error = error.chain(), "no table function {}", table::FUNCTION);
         }
     }
 
@@ -154,7 +154,7 @@ impl Rest {
                 Ok(Some(Position { commit_lsn: Lsn(commit_lsn), ordinal }).filter(|last| *last >= from))
             }
             _ => Err(Error::new(
-                Kind::Protocol,
+                Code::Protocol,
                 format!("{} gave a position in another shape", self.config.address()),
             )),
         }
@@ -214,7 +214,7 @@ impl Rest {
             .map_err(|error| self.failed("cannot be queried", error))?;
         if answer.job_complete == Some(false) {
             let message = format!("a query on {} took longer than {QUERY_WITHIN:?}", self.config.address());
-            return Err(Error::new(Kind::Unavailable, message));
+            return Err(Error::new(Code::BigQueryUnreachable, message));
         }
         Ok(answer.rows.unwrap_or_default())
     }
@@ -253,20 +253,20 @@ fn is_limited(error: &NestedResponseError) -> bool {
 }
 
 fn failed(config: &BigQueryConfig, what: &str, error: BQError) -> Error {
-    let new = |kind| Error::new(kind, format!("{} {what}", config.address()));
+    let new = |code| Error::new(code, format!("{} {what}", config.address()));
     match error {
         BQError::ResponseError { error } => {
             let cause = format!("{} ({})", error.error.message, error.error.code);
             match error.error.code {
-                403 if is_limited(&error.error) => new(Kind::Unavailable).because(cause),
-                401 | 403 => new(Kind::Setup).because(cause).hint(ROLES),
-                429 | 500.. => new(Kind::Unavailable).because(cause),
-                _ => new(Kind::Setup).because(cause),
+                403 if is_limited(&error.error) => new(Code::BigQueryUnreachable).because(cause),
+                401 | 403 => new(Code::BigQueryRefused).because(cause).hint(ROLES),
+                429 | 500.. => new(Code::BigQueryUnreachable).because(cause),
+                _ => new(Code::BigQueryRefused).because(cause),
             }
         }
         BQError::YupAuthError(error) => token_error(error),
-        BQError::RequestError(error) => new(Kind::Unavailable).because(error),
-        error => new(Kind::Protocol).because(error),
+        BQError::RequestError(error) => new(Code::BigQueryUnreachable).because(error),
+        error => new(Code::Protocol).because(error),
     }
 }
 
@@ -279,13 +279,15 @@ mod tests {
 
     #[test]
     fn a_limit_reached_is_no_lack_of_rights() {
-        for (reason, kind) in [("rateLimitExceeded", Kind::Unavailable), ("accessDenied", Kind::Setup)] {
+        for (reason, kind) in
+            [("rateLimitExceeded", Code::BigQueryUnreachable), ("accessDenied", Code::BigQueryRefused)]
+        {
             let errors = serde_json::json!([{ "reason": reason, "message": "quota" }]);
             let told = serde_json::json!({
                 "error": { "code": 403, "errors": errors, "message": "no", "status": "PERMISSION_DENIED" }
             });
             let error = serde_json::from_value(told).map(|error| BQError::ResponseError { error });
-            let kinds = error.map(|error| failed(&BigQueryConfig::default(), "x", error).kind());
+            let kinds = error.map(|error| failed(&BigQueryConfig::default(), "x", error).code());
             assert_eq!(kinds.ok(), Some(kind), "{reason}");
         }
     }

@@ -11,7 +11,7 @@ use gcp_bigquery_client::model::time_partitioning::TimePartitioning;
 
 use super::column::{BUCKETS, ColumnType, columns};
 use super::config::{BigQueryConfig, Partitioning};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::schema::Field;
 use crate::finding::Finding;
 
@@ -133,7 +133,10 @@ fn verify_partitioning(config: &BigQueryConfig, table: &Table) -> Result<()> {
 }
 
 fn differs(config: &BigQueryConfig, how: &str) -> Error {
-    Error::new(Kind::Setup, format!("{} is another table than walcast writes: {how}", config.address()))
+    Error::new(
+        Code::BigQueryTableUnfit,
+        format!("{} is another table than walcast writes: {how}", config.address()),
+    )
 }
 
 fn another_table(config: &BigQueryConfig) -> String {
@@ -291,7 +294,7 @@ mod tests {
             let mut table = wanted(&config);
             change(&mut table);
             let error = verify(&config, &table).unwrap_err();
-            assert_eq!(error.kind(), Kind::Setup);
+            assert_eq!(error.code(), Code::BigQueryTableUnfit);
             assert!(error.to_string().contains(message), "{error} / {message}");
             assert!(error.advice().contains(fix), "{} / {fix}", error.advice());
         }

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::auth::Credentials;
 use super::config::BigQueryConfig;
 use super::refusal::Refusal;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::sink::retry::Backoff;
 
 const GOOGLE: &str = "https://bigquerystorage.googleapis.com";
@@ -48,7 +48,7 @@ impl WriteClient {
     /// A client; it connects at its first call.
     pub fn new(config: &BigQueryConfig, credentials: Credentials) -> Result<Self> {
         let wrong = |error: tonic::transport::Error| {
-            Error::new(Kind::Config, format!("bigquery.grpc_url {:?} cannot be used", config.grpc_url))
+            Error::new(Code::Configuration, format!("bigquery.grpc_url {:?} cannot be used", config.grpc_url))
                 .because(error)
         };
         let url = if config.grpc_url.is_empty() { GOOGLE } else { &config.grpc_url };
@@ -91,7 +91,7 @@ impl WriteClient {
         match made {
             Ok(stream) => Ok(stream.name),
             // a table just made is not known everywhere at once
-            Err(refusal) if refusal.is_not_found() => Err(Error::new(Kind::Unavailable, what)
+            Err(refusal) if refusal.is_not_found() => Err(Error::new(Code::BigQueryUnreachable, what)
                 .because(refusal.message)
                 .hint("a table just made may take a minute; else `walcast check` tells whether it is there")),
             Err(refusal) => Err(refusal.into_error(what)),
@@ -120,7 +120,7 @@ impl WriteClient {
             .map_err(|refusal| refusal.into_error(format!("{} cannot end a write stream", self.address)))?;
         if ended.row_count != rows as i64 {
             return Err(Error::new(
-                Kind::Lost,
+                Code::Lost,
                 format!("{} has {} rows in a stream that was given {rows}", self.address, ended.row_count),
             ));
         }
@@ -158,7 +158,7 @@ impl WriteClient {
         match self.stream(stream).await {
             Ok(WriteStream { commit_time: Some(_), .. }) => Ok(Commit::Done),
             Ok(_) => Err(Error::new(
-                Kind::Unavailable,
+                Code::BigQueryUnreachable,
                 format!("{} has a write stream that is neither committed nor can be", self.address),
             )
             .hint("it is tried again; a stream that nobody commits expires by itself")),

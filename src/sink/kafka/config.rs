@@ -10,7 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::encoding::{self, Encoding};
 
 /// What a record may have beside the row: the content's columns, names, escapes.
@@ -113,7 +113,7 @@ impl KafkaConfig {
             ),
         ];
         match faults.into_iter().find(|(broken, ..)| *broken) {
-            Some((_, message, hint)) => Err(Error::new(Kind::Config, message).hint(hint)),
+            Some((_, message, hint)) => Err(Error::new(Code::Configuration, message).hint(hint)),
             None => Ok(()),
         }
     }
@@ -352,7 +352,7 @@ mod tests {
         ] {
             let error = from_toml(text).unwrap().validate().unwrap_err();
             assert!(error.to_string().contains(field), "{text}: {error}");
-            assert_eq!(error.kind(), Kind::Config);
+            assert_eq!(error.code(), Code::Configuration);
         }
         assert!(from_toml("brokrs = 'x'").unwrap_err().contains("brokrs"));
     }

@@ -11,7 +11,7 @@ use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::config::is_secret;
-use crate::error::{Error, Kind};
+use crate::error::{self, Error};
 
 /// Keeps what a client reports on the side: calls themselves often only say that time ran out.
 #[derive(Default)]
@@ -71,13 +71,16 @@ pub(super) fn sort(doing: &str, error: KafkaError, reports: &Reports) -> Error {
     let codes = [reports.delivery(), code_of(&error), connection.as_ref().map(|(code, _)| *code)];
     let definite = codes.into_iter().flatten().find_map(|code| Some((code, definite(code)?)));
     match (definite, connection) {
-        (Some((code, (kind, hint))), _) => {
-            Error::new(kind, format!("Kafka: cannot {doing}: {code}")).hint(hint).because(error)
+        (Some((code, (meaning, hint))), _) => {
+            Error::new(meaning, format!("Kafka: cannot {doing}: {code}")).hint(hint).because(error)
         }
         (None, Some((_, reason))) => {
-            Error::new(Kind::Unavailable, format!("Kafka: cannot {doing}: {reason}")).because(error)
+            Error::new(error::Code::KafkaUnreachable, format!("Kafka: cannot {doing}: {reason}"))
+                .because(error)
         }
-        (None, None) => Error::new(Kind::Unavailable, format!("Kafka: cannot {doing}")).because(error),
+        (None, None) => {
+            Error::new(error::Code::KafkaUnreachable, format!("Kafka: cannot {doing}")).because(error)
+        }
     }
 }
 
@@ -89,7 +92,7 @@ fn code_of(error: &KafkaError) -> Option<Code> {
 }
 
 /// What no retry mends, and what does.
-pub(super) fn definite(code: Code) -> Option<(Kind, &'static str)> {
+pub(super) fn definite(code: Code) -> Option<(error::Code, &'static str)> {
     let hint = match code {
         Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => {
             "set sasl.mechanism, sasl.username and sasl.password in kafka.properties as the brokers want them"
@@ -107,7 +110,10 @@ pub(super) fn definite(code: Code) -> Option<(Kind, &'static str)> {
         Code::InvalidTransactionTimeout => {
             "lower kafka.transaction_timeout_ms, or raise the brokers' transaction.max.timeout.ms"
         }
-        Code::MessageSizeTooLarge => "raise the topics' max.message.bytes; `walcast check` says to what",
+        Code::MessageSizeTooLarge => {
+            let hint = "raise the topics' max.message.bytes; `walcast check` says to what";
+            return Some((error::Code::KafkaTopicUnfit, hint));
+        }
         Code::InvalidTimestamp => {
             "the clock of PostgreSQL's machine is ahead of the brokers': mend it, or raise \
              message.timestamp.after.max.ms of the topics"
@@ -121,7 +127,7 @@ pub(super) fn definite(code: Code) -> Option<(Kind, &'static str)> {
         }
         _ => return None,
     };
-    Some((Kind::Setup, hint))
+    Some((error::Code::KafkaRefused, hint))
 }
 
 /// An error of making a client out of settings. Never shows a secret's value.
@@ -131,7 +137,7 @@ pub(super) fn bad_settings(error: KafkaError) -> Error {
         KafkaError::ClientConfig(_, reason, ..) | KafkaError::ClientCreation(reason) => reason,
         other => other.to_string(),
     };
-    Error::new(Kind::Config, format!("kafka.properties: {what}"))
+    Error::new(error::Code::Configuration, format!("kafka.properties: {what}"))
         .hint("the settings' names and values are those of librdkafka's CONFIGURATION.md")
 }
 
@@ -141,6 +147,7 @@ mod tests {
     use rdkafka::producer::BaseProducer;
 
     use super::*;
+    use crate::error::Kind;
 
     #[test]
     fn a_definite_report_wins_over_a_time_out() {

@@ -27,7 +27,7 @@ use self::progress::Fence;
 use self::stable::Watch;
 use self::writer::Writer;
 use crate::batch::Batch;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Mark, Session, StoredMark};
 use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
@@ -111,7 +111,7 @@ impl Sink for KafkaSink {
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // taken out, and put back when all went well: a write that is dropped halfway ends the producer too
         let Some(mut open) = self.open.take() else {
-            return Err(Error::new(Kind::Unavailable, "Kafka: there is no producer since the last error"));
+            return Err(Error::new(Code::Unavailable, "Kafka: there is no producer since the last error"));
         };
         let mark = batches.iter().fold(open.held, |mark, batch| mark.advanced(batch.mark()));
         let stored = StoredMark::new(&open.session.epoch, mark);

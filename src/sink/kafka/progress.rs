@@ -21,7 +21,7 @@ use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::stable::{OpenTransaction, bounds, reader};
 use super::thread::spawn;
-use crate::error::{Error, Kind, Result};
+use crate::error::{self, Error, Kind, Result};
 use crate::lsn::{Session, StoredMark};
 use crate::resume::read_stored;
 
@@ -63,7 +63,7 @@ pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<S
         let newest = Reader::new(&config).and_then(|reader| reader.newest(&fence, &|| done.is_closed()));
         drop(done.send(newest));
     })?;
-    let ended = |_| Error::new(Kind::Unavailable, "Kafka: the reader of the progress topic has ended");
+    let ended = |_| Error::new(error::Code::Unavailable, "Kafka: the reader of the progress topic has ended");
     outcome.await.map_err(ended)??.map(|json| read_stored(NAME, &topic, &json)).transpose()
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Option<Stor
     spawn("kafka-progress", move || {
         drop(done.send(Reader::to_the_end(&config).and_then(|reader| reader.newest_seen(&slot))));
     })?;
-    let ended = |_| Error::new(Kind::Unavailable, "Kafka: the reader of the progress topic has ended");
+    let ended = |_| Error::new(error::Code::Unavailable, "Kafka: the reader of the progress topic has ended");
     outcome.await.map_err(ended)??.map(|json| read_stored(NAME, &topic, &json)).transpose()
 }
 

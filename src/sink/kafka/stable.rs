@@ -14,7 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, sort};
 use super::thread::spawn;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::telemetry::fold::Fold;
 use crate::telemetry::metrics::{
     KAFKA_HIDDEN_RECORDS, KAFKA_HUNG_TRANSACTIONS, KAFKA_OPEN_TRANSACTION_SECONDS,
@@ -50,7 +50,8 @@ impl OpenTransaction {
              it is hung, and hides all that follows it",
             open.as_secs()
         );
-        Error::new(Kind::Setup, message).hint(format!("end it: {}", self.abort_command(config)))
+        Error::new(Code::KafkaTransactionHung, message)
+            .hint(format!("end it: {}", self.abort_command(config)))
     }
 }
 
@@ -196,13 +197,8 @@ impl Ages {
             self.open.iter().filter(|(_, seen)| age(seen) > config.transaction_open_max()).collect();
         hung.sort_by_key(|(_, seen)| seen.since);
         gauge!(KAFKA_HUNG_TRANSACTIONS).set(hung.len() as f64);
-        let sentences: Vec<String> = hung
-            .into_iter()
-            .map(|(transaction, seen)| {
-                let error = transaction.hung(config, age(seen));
-                format!("{error}; {}", error.advice())
-            })
-            .collect();
+        let sentences: Vec<String> =
+            hung.into_iter().map(|(transaction, seen)| transaction.hung(config, age(seen)).told()).collect();
         for sentence in &sentences {
             if self.fold.say(sentence).is_some() {
                 tracing::error!("{sentence}");

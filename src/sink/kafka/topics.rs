@@ -13,7 +13,7 @@ use super::config::{KafkaConfig, Topics, message_bytes_max};
 use super::error::{Reports, bad_settings, definite, sort};
 use super::stable::lasting_transactions;
 use super::thread::spawn;
-use crate::error::{Error, Kind, Result};
+use crate::error::{self, Error, Result};
 use crate::finding::{Finding, Verdict, refuse};
 
 /// The id of a topic's finding.
@@ -97,7 +97,7 @@ where
         let cluster = Cluster::new(config, row_bytes_max);
         drop(done.send(cluster.and_then(|cluster| runtime.block_on(work(cluster)))));
     })?;
-    outcome.await.map_err(|_| Error::new(Kind::Unavailable, "Kafka: the admin client has ended"))?
+    outcome.await.map_err(|_| Error::new(error::Code::Unavailable, "Kafka: the admin client has ended"))?
 }
 
 struct Cluster {
@@ -137,7 +137,7 @@ impl Cluster {
                 "export KAFKA_REPLICATION_FACTOR={brokers} KAFKA_MIN_INSYNC_REPLICAS={}",
                 min_insync_replicas.min(&(brokers as u16))
             );
-            return Ok((Finding::fail(id, subject, message, fix), any));
+            return Ok((Finding::fail(error::Code::KafkaRefused, id, subject, message, fix), any));
         }
         if *min_insync_replicas >= 2 {
             return Ok((Finding::ok(id, subject, format!("{brokers} at {addresses}")), any));
@@ -177,6 +177,7 @@ impl Cluster {
         match most.filter(|most| *most < ours) {
             None => Finding::ok(id, subject, format!("{ours} ms, which the brokers allow")),
             Some(most) => Finding::fail(
+                error::Code::KafkaRefused,
                 id,
                 subject,
                 format!("{ours} ms is more than the brokers allow (transaction.max.timeout.ms = {most})"),
@@ -264,7 +265,7 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Err(Error::new(Kind::Unavailable, format!("Kafka: the new topic {name} gets no leaders")))
+        Err(Error::new(error::Code::KafkaUnreachable, format!("Kafka: the new topic {name} gets no leaders")))
     }
 
     fn options(&self) -> AdminOptions {
@@ -280,8 +281,8 @@ impl Cluster {
 fn cannot_create(topic: &str, code: Code) -> Error {
     let message = format!("Kafka: cannot create topic {topic}: {code}");
     match definite(code) {
-        Some((kind, hint)) => Error::new(kind, message).hint(hint),
-        None => Error::new(Kind::Unavailable, message),
+        Some((meaning, hint)) => Error::new(meaning, message).hint(hint),
+        None => Error::new(error::Code::KafkaUnreachable, message),
     }
 }
 
@@ -357,7 +358,13 @@ impl Wanted {
     fn finding(&self, found: Option<&Found>, config: &KafkaConfig) -> Finding {
         let subject = format!("kafka topic {}", self.name);
         let Some(found) = found else {
-            return Finding::fail(TOPIC, subject, "is not there", "walcast init");
+            return Finding::fail(
+                error::Code::KafkaTopicUnfit,
+                TOPIC,
+                subject,
+                "is not there",
+                "walcast init",
+            );
         };
         if found.partitions != usize::from(self.partitions) {
             return self.wrong_partitions(subject, found);
@@ -371,8 +378,13 @@ impl Wanted {
         });
         match differing.max_by_key(|(.., verdict)| *verdict == Verdict::Fail) {
             Some((rule, value, verdict)) => {
-                let (message, fix) = (rule.complaint(value), Some(self.alter(rule, config)));
-                Finding { id: TOPIC, subject, verdict, message, fix }
+                let (message, fix) = (rule.complaint(value), self.alter(rule, config));
+                match verdict {
+                    Verdict::Fail => {
+                        Finding::fail(error::Code::KafkaTopicUnfit, TOPIC, subject, message, fix)
+                    }
+                    _ => Finding::warn(TOPIC, subject, message, fix),
+                }
             }
             None => Finding::ok(TOPIC, subject, format!("{} partitions, as it must be", self.partitions)),
         }
@@ -387,7 +399,7 @@ impl Wanted {
         let fix = format!(
             "{take_it}set another kafka.topic_prefix, or delete the topic if nothing of worth is in it"
         );
-        Finding::fail(TOPIC, subject, message, fix)
+        Finding::fail(error::Code::KafkaTopicUnfit, TOPIC, subject, message, fix)
     }
 
     fn alter(&self, rule: &Rule, config: &KafkaConfig) -> String {
@@ -411,5 +423,5 @@ fn too_few_replicas(subject: String, found: &Found, config: &KafkaConfig) -> Fin
     let fix = format!(
         "give it more replicas with kafka-reassign-partitions.sh, or set kafka.replication_factor = {found}"
     );
-    Finding::fail(TOPIC, subject, message, fix)
+    Finding::fail(error::Code::KafkaTopicUnfit, TOPIC, subject, message, fix)
 }

@@ -21,7 +21,7 @@ use super::message::{Encoder, Message};
 use super::progress::Fence;
 use super::thread::spawn;
 use crate::batch::Batch;
-use crate::error::{self, Error, Kind, Result};
+use crate::error::{self, Error, Result};
 use crate::failpoint::failpoint;
 use crate::resume::fresh_start;
 
@@ -75,7 +75,7 @@ impl Writer {
 }
 
 fn ended() -> Error {
-    Error::new(Kind::Unavailable, "Kafka: the producer has ended")
+    Error::new(error::Code::Unavailable, "Kafka: the producer has ended")
 }
 
 fn serve(mut transactions: Transactions, slot: &str, inbox: &Receiver<Job>) {
@@ -134,7 +134,7 @@ impl Transactions {
             }
             if found != usize::from(partitions) {
                 let message = format!("Kafka: topic {topic} has {found} partitions instead of {partitions}");
-                return Err(Error::new(Kind::Setup, message));
+                return Err(Error::new(error::Code::KafkaTopicUnfit, message));
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::config::{Durability, RedisConfig};
 use super::connection::{Connection, cluster};
 use super::system_micros;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::sink::{Finding, Verdict};
 
 /// Looks at the server's version, mode and settings; changes nothing.
@@ -91,7 +91,11 @@ fn finding(
     message: String,
     fix: Option<&str>,
 ) -> Finding {
-    Finding { id, subject: config.address(), verdict, message, fix: fix.map(str::to_owned) }
+    let code = (verdict == Verdict::Fail).then_some(match id {
+        "redis.rights" => Code::RedisRights,
+        _ => Code::RedisUnfit,
+    });
+    Finding { id, subject: config.address(), verdict, message, fix: fix.map(str::to_owned), code }
 }
 
 fn version(config: &RedisConfig, info: &Info) -> Finding {

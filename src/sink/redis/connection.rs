@@ -12,7 +12,7 @@ use redis::{
 };
 
 use super::config::RedisConfig;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 /// How long opening a connection may take, the sentinels' answer included.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl Connection {
     pub async fn open(config: &RedisConfig) -> Result<Connection> {
         let address = config.address();
         let opened = tokio::time::timeout(CONNECT_MAX, connect(config)).await.map_err(|_| {
-            Error::new(Kind::Unavailable, format!("{address} does not answer within {CONNECT_MAX:?}"))
+            Error::new(Code::RedisUnreachable, format!("{address} does not answer within {CONNECT_MAX:?}"))
         })?;
         let inner = opened.map_err(|error| failed(&address, error))?;
         let mut connection = Connection { inner, address };
@@ -91,11 +91,11 @@ impl Connection {
             ["type", key, kind] => Err(wrong_type(&self.address, key, kind)),
             ["rebuilding", key] => Err(self.rebuilding(key)),
             ["fenced", token] => Err(Error::new(
-                Kind::Fenced,
+                Code::Fenced,
                 format!("{}: a newer walcast (token {token}) writes here", self.address),
             )),
-            ["lost", what] => Err(Error::new(Kind::Unavailable, format!("{}: {what}", self.address))),
-            _ => Err(Error::new(Kind::Protocol, format!("{}: a script gave another answer", self.address))),
+            ["lost", what] => Err(Error::new(Code::RedisChanged, format!("{}: {what}", self.address))),
+            _ => Err(Error::new(Code::Protocol, format!("{}: a script gave another answer", self.address))),
         }
     }
 
@@ -177,13 +177,13 @@ impl Connection {
     /// The error of a Redis that is not whole yet.
     pub fn rebuilding(&self, key: &str) -> Error {
         let message = format!("{}: a rebuild is at work or was broken off ({key} is there)", self.address);
-        Error::new(Kind::Resync, message)
+        Error::new(Code::RebuildUnfinished, message)
             .hint("wait until `walcast rebuild redis` has ended, or run it again")
     }
 
     /// The error of a key that holds what walcast has not written.
     pub fn unreadable(&self, key: &str, what: &str) -> Error {
-        Error::new(Kind::Protocol, format!("{}: {key} holds {what}", self.address))
+        Error::new(Code::RedisKeyUnreadable, format!("{}: {key} holds {what}", self.address))
             .hint("something else writes to walcast's keys: give walcast a database of its own (redis.db), and run `walcast rebuild redis`")
     }
 }
@@ -346,7 +346,7 @@ fn key_of(command: &Cmd) -> String {
 
 fn wrong_type(address: &str, key: &str, kind: &str) -> Error {
     Error::new(
-        Kind::Setup,
+        Code::RedisKeyTaken,
         format!("{address}: the key {key} is of another type ({kind}) than walcast keeps there"),
     )
     .hint(format!(
@@ -356,31 +356,31 @@ fn wrong_type(address: &str, key: &str, kind: &str) -> Error {
 
 /// What an error of Redis means.
 fn failed(address: &str, error: RedisError) -> Error {
-    let told = |kind, message: &str| Error::new(kind, format!("{address} {message}"));
+    let told = |code, message: &str| Error::new(code, format!("{address} {message}"));
     let mapped = match (error.kind(), error.code()) {
         (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS")) => {
-            told(Kind::Setup, "refuses the password").hint(
+            told(Code::RedisLogin, "refuses the password").hint(
                 "set REDIS_PASSWORD (redis.password) to what the server's requirepass says, or with redis.username the ACL user's; leave it empty for a server that has none",
             )
         }
-        (_, Some("NOAUTH")) => told(Kind::Setup, "asks for a password")
+        (_, Some("NOAUTH")) => told(Code::RedisLogin, "asks for a password")
             .hint("set REDIS_PASSWORD (redis.password) to what the server's requirepass says"),
-        (_, Some("NOPERM")) => told(Kind::Setup, "does not allow this user what walcast does").hint(
+        (_, Some("NOPERM")) => told(Code::RedisRights, "does not allow this user what walcast does").hint(
             "ACL SETUSER <user> ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
         ),
         (_, Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN")) => cluster(address),
-        (_, Some("OOM")) => told(Kind::Unavailable, "is full")
+        (_, Some("OOM")) => told(Code::RedisFull, "is full")
             .hint("raise the server's maxmemory: walcast's state must not be evicted"),
-        (_, Some("MISCONF")) => told(Kind::Unavailable, "cannot write to its disk")
+        (_, Some("MISCONF")) => told(Code::RedisCannotWrite, "cannot write to its disk")
             .hint("look into the server's log: it refuses writes until its append-only file or snapshot can be written"),
-        (_, Some("READONLY")) => told(Kind::Unavailable, "is a replica")
+        (_, Some("READONLY")) => told(Code::RedisReplica, "is a replica")
             .hint("connect to the master, or name the sentinels in redis.sentinel_addrs"),
         (ErrorKind::Io, _) if is_certificate_refused(&error) => {
-            told(Kind::Setup, "has a certificate that is not trusted")
+            told(Code::RedisTls, "has a certificate that is not trusted")
                 .hint("name the file of its certificate authority in redis.tls_ca_file, and the server as the certificate does in redis.host")
         }
-        (ErrorKind::InvalidClientConfig, _) => told(Kind::Config, "cannot be connected to as configured"),
-        _ => told(Kind::Unavailable, "does not answer as it should"),
+        (ErrorKind::InvalidClientConfig, _) => told(Code::Configuration, "cannot be connected to as configured"),
+        _ => told(Code::RedisUnreachable, "does not answer as it should"),
     };
     mapped.because(error)
 }
@@ -395,6 +395,9 @@ fn is_certificate_refused(error: &RedisError) -> bool {
 
 /// The error of a server that is part of a Redis Cluster.
 pub(super) fn cluster(address: &str) -> Error {
-    Error::new(Kind::Setup, format!("{address} is part of a Redis Cluster, which walcast does not support"))
-        .hint("use a standalone server, or one that sentinels watch (redis.sentinel_addrs)")
+    Error::new(
+        Code::RedisUnfit,
+        format!("{address} is part of a Redis Cluster, which walcast does not support"),
+    )
+    .hint("use a standalone server, or one that sentinels watch (redis.sentinel_addrs)")
 }

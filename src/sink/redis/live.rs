@@ -14,7 +14,7 @@ use super::tally::{DAY_FIELDS, Day};
 use super::window::{Step, Sums, WINDOWS, Window};
 use super::{NAME, keys, packed};
 use crate::batch::Batch;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Epoch, Mark, Session, StoredMark};
 use crate::resume::read_stored;
@@ -413,7 +413,7 @@ async fn refuse_remains(connection: &mut Connection, mark_key: &str) -> Result<(
         return Ok(());
     }
     Err(Error::new(
-        Kind::Resync,
+        Code::RedisRemains,
         format!("redis holds counters of walcast ({}) and no {mark_key}: they belong to another slot, or their mark was deleted", keys::TOTALS),
     )
     .hint("give walcast a database of its own (redis.db), or run `walcast rebuild redis`, which replaces what walcast keeps there"))
@@ -423,7 +423,7 @@ async fn read_packed(connection: &mut Connection, window: &Window, bucket: i64) 
     let key = keys::packed(window, bucket);
     let bytes: Option<Vec<u8>> = connection.ask(Cmd::new().arg("GET").arg(&key)).await?;
     // Gone before its time: this process slept, or the key was deleted. Memory cannot be mended by itself.
-    let bytes = bytes.ok_or_else(|| Error::new(Kind::Unavailable, format!("{key} is gone")))?;
+    let bytes = bytes.ok_or_else(|| Error::new(Code::RedisChanged, format!("{key} is gone")))?;
     unpack(connection, &key, &bytes)
 }
 

@@ -45,7 +45,7 @@ use live::Live;
 pub use rebuild::Rebuild;
 
 use crate::batch::Batch;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::lsn::{Mark, Session, StoredMark};
 use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
 
@@ -112,7 +112,7 @@ impl Sink for RedisSink {
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // Taken out, and put back only after success: any error leaves nothing to go on with.
         let Some(mut live) = self.live.take() else {
-            return Err(Error::new(Kind::Unavailable, "redis is to be recovered first"));
+            return Err(Error::new(Code::Unavailable, "redis is to be recovered first"));
         };
         let mark = live.write(batches, (self.clock)()).await?;
         self.live = Some(live);
@@ -146,13 +146,14 @@ impl SinkAdmin for RedisSink {
     }
 
     async fn prepare(&mut self) -> Result<()> {
-        for Finding { subject, verdict, message, fix, .. } in self.inspect().await? {
+        for Finding { subject, verdict, message, fix, code, .. } in self.inspect().await? {
             let fix = fix.unwrap_or_default();
             match verdict {
                 Verdict::Ok => {}
                 Verdict::Warn => tracing::warn!("{subject} {message}: {fix}"),
                 Verdict::Fail => {
-                    return Err(Error::new(Kind::Setup, format!("{subject} {message}")).hint(fix));
+                    let code = code.unwrap_or(Code::RedisUnfit);
+                    return Err(Error::new(code, format!("{subject} {message}")).hint(fix));
                 }
             }
         }

@@ -13,7 +13,7 @@ use super::config::RedisConfig;
 use super::connection::Connection;
 use super::keys;
 use super::window::WINDOWS;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 
 /// Places of a board that are read.
 const PLACES: usize = 20;
@@ -72,7 +72,7 @@ impl Reader {
         {
             return Some(answer.clone());
         }
-        let answer = self.read(&mut state.connection, name).await.map_err(|error| told(&error));
+        let answer = self.read(&mut state.connection, name).await.map_err(|error| error.told());
         state.kept.insert(name, (Instant::now(), answer.clone()));
         Some(answer)
     }
@@ -87,7 +87,8 @@ impl Reader {
             let places = places(&mut connection, &board(name)).await?;
             Ok((connection, places))
         };
-        let late = |_| Error::new(Kind::Unavailable, format!("{} is slow to answer", self.config.address()));
+        let late =
+            |_| Error::new(Code::RedisUnreachable, format!("{} is slow to answer", self.config.address()));
         let (connection, places) = tokio::time::timeout(DEADLINE, reading).await.map_err(late)??;
         *kept = Some(connection);
         Ok(Arc::new(places))
@@ -120,9 +121,4 @@ fn place(id: String, seconds: f64, row: Value) -> Place {
     let mut row = row.into_iter();
     let (title, content_type) = (row.next().flatten(), row.next().flatten());
     Place { id, seconds, title, content_type }
-}
-
-/// Without causes, as in the status.
-fn told(error: &Error) -> String {
-    format!("{error}; {}", error.advice())
 }

@@ -12,7 +12,7 @@ use super::connection::{self, Call, Connection};
 use super::live::Live;
 use super::{RedisConfig, keys, system_micros};
 use crate::batch::{BatchBuilder, Event, Row};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::{Content, Engagement};
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Mark, Position, Session, StoredMark};
@@ -94,7 +94,7 @@ async fn refuse_others(connection: &mut Connection, slot: &str) -> Result<()> {
             .await?;
         if let Some(other) = found.iter().find(|name| **name != ours) {
             let message = format!("redis holds the counters of another slot ({other})");
-            return Err(Error::new(Kind::Resync, message).hint(
+            return Err(Error::new(Code::RedisRemains, message).hint(
                 "give walcast a database of its own (redis.db), or delete that key if the slot is no more",
             ));
         }

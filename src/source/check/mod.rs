@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 
 use self::server::Server;
 use self::slot::Slot;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::event::schema::{SOURCE_TABLES, SourceColumn, SourceTable};
 use crate::finding::Finding;
 use crate::source::connection::Connection;
@@ -72,7 +72,13 @@ async fn recovery(client: &Client) -> Result<Finding> {
     }
     let (host, port) = (host.unwrap_or_else(|| "<primary>".into()), port.unwrap_or(5432));
     let message = "is going on: this server is a standby, and walcast keeps its state in the primary";
-    Ok(Finding::fail(id, subject, message, format!("export POSTGRES_HOST={host} POSTGRES_PORT={port}")))
+    Ok(Finding::fail(
+        Code::PostgresStandby,
+        id,
+        subject,
+        message,
+        format!("export POSTGRES_HOST={host} POSTGRES_PORT={port}"),
+    ))
 }
 
 /// The replication connection, and what lies under it.
@@ -134,9 +140,13 @@ fn version(server: &ServerFacts) -> Finding {
         ("postgres.version", "postgres version", format!("{}.{}", version / 10_000, version % 10_000));
     match version >= VERSION_MIN {
         true => Finding::ok(id, subject, message),
-        false => {
-            Finding::fail(id, subject, message, "upgrade the server: walcast needs PostgreSQL 14 or newer")
-        }
+        false => Finding::fail(
+            Code::PostgresVersion,
+            id,
+            subject,
+            message,
+            "upgrade the server: walcast needs PostgreSQL 14 or newer",
+        ),
     }
 }
 
@@ -145,6 +155,7 @@ fn wal_level(server: &ServerFacts) -> Finding {
     match level.as_str() {
         "logical" => Finding::ok(id, subject, level.as_str()),
         _ => Finding::fail(
+            Code::WalLevel,
             id,
             subject,
             format!(
@@ -161,7 +172,7 @@ fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
         true => Finding::ok(id, subject, "may replicate"),
         false => {
             let fix = format!("ALTER ROLE {} REPLICATION;", quote::identifier(&config.user));
-            Finding::fail(id, subject, "may not replicate", fix)
+            Finding::fail(Code::PostgresRights, id, subject, "may not replicate", fix)
         }
     }
 }
@@ -175,14 +186,14 @@ async fn table(client: &Client, config: &PostgresConfig, table: &SourceTable) ->
     if columns.is_empty() {
         let message =
             "does not exist here; postgres.schema (POSTGRES_SCHEMA) says where it is if you have it";
-        return Ok(Finding::fail(id, subject, message, "walcast init"));
+        return Ok(Finding::fail(Code::SourceTableUnfit, id, subject, message, "walcast init"));
     }
     let place = table.place(&config.schema);
     let faults = table.columns.iter().filter_map(|wanted| fault(&place, wanted, &columns));
     let (messages, fixes): (Vec<_>, Vec<_>) = faults.unzip();
     Ok(match messages.is_empty() {
         true => Finding::ok(id, subject, "has the columns that walcast needs"),
-        false => Finding::fail(id, subject, messages.join("; "), fixes.join(" ")),
+        false => Finding::fail(Code::SourceTableUnfit, id, subject, messages.join("; "), fixes.join(" ")),
     })
 }
 
@@ -203,7 +214,7 @@ async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Findin
     let (tables, writable): (i64, bool) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
     if tables == 0 {
         let message = "does not exist; the database's owner can make it";
-        return Ok(Finding::fail(id, subject, message, "walcast init"));
+        return Ok(Finding::fail(Code::NotInitialised, id, subject, message, "walcast init"));
     }
     if !writable {
         let role = quote::identifier(&config.user);
@@ -211,12 +222,14 @@ async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Findin
             "GRANT USAGE ON SCHEMA walcast TO {role}; \
              GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA walcast TO {role};"
         );
-        return Ok(Finding::fail(id, subject, "may not be written by this role", fix));
+        return Ok(Finding::fail(Code::PostgresRights, id, subject, "may not be written by this role", fix));
     }
     let applied = "SELECT count(*) FROM walcast.migration";
     let applied: i64 = sql::get(&client.query_one(applied, &[]).await.map_err(sql::error)?, 0)?;
     Ok(match applied < MIGRATIONS.len() as i64 {
-        true => Finding::fail(id, subject, "is that of an older walcast", "walcast init"),
+        true => {
+            Finding::fail(Code::NotInitialised, id, subject, "is that of an older walcast", "walcast init")
+        }
         false => Finding::ok(id, subject, "is there"),
     })
 }

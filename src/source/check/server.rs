@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::Client;
 
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::finding::Finding;
 use crate::source::sql::{self, get};
 
@@ -112,7 +112,7 @@ impl Server {
             }
             false => {
                 let message = format!("{message}: none for walcast; a change needs a restart{idle}");
-                Finding::fail(id, subject, message, fix)
+                Finding::fail(Code::SlotsExhausted, id, subject, message, fix)
             }
         }
     }
@@ -124,6 +124,7 @@ impl Server {
         match free {
             1.. => Finding::ok(id, subject, message),
             _ => Finding::fail(
+                Code::ConnectionsExhausted,
                 id,
                 subject,
                 format!(
@@ -150,6 +151,7 @@ impl Server {
                 Finding::warn(id, subject, message, fix)
             }
             0 => Finding::fail(
+                Code::Prerequisite,
                 id,
                 subject,
                 "is 0: the slot is lost at the first checkpoint that it lags behind",

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::event::schema::{CONTENT, SOURCE_TABLES, SourceTable};
 use crate::finding::Finding;
 use crate::source::PostgresConfig;
@@ -113,6 +113,7 @@ impl Table {
         };
         match (columns, *name) {
             ([], name) if name == CONTENT.name => Finding::fail(
+                Code::SourceTableUnfit,
                 id,
                 subject,
                 "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it",
@@ -125,6 +126,7 @@ impl Table {
                 fix,
             ),
             (_, name) if name == CONTENT.name => Finding::fail(
+                Code::SourceTableUnfit,
                 id,
                 subject,
                 format!("is {} without id: a deleted content cannot be told", columns.join(", ")),
@@ -141,6 +143,7 @@ impl Table {
             generated.iter().find(|column| source.column_names().any(|wanted| wanted == **column))?;
         let published = identifier(&config.publication);
         Some(Finding::fail(
+            Code::SourceTableUnfit,
             "postgres.generated_columns",
             format!("column {name}.{column}"),
             format!(
@@ -161,5 +164,5 @@ fn rights(config: &PostgresConfig, unreadable: &[String]) -> Finding {
     let message = format!("may not read {tables}: a new slot, `walcast verify` and `walcast rebuild` must");
     let schema = identifier(&config.schema);
     let fix = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {tables} TO {role};");
-    Finding::fail(id, subject, message, fix)
+    Finding::fail(Code::PostgresRights, id, subject, message, fix)
 }

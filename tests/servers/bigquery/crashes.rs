@@ -6,7 +6,7 @@ use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::St
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tonic::Code;
-use walcast::error::{Class, Kind};
+use walcast::error::{self, Class};
 use walcast::lsn::Mark;
 use walcast::sink::Sink;
 use walcast::sink::bigquery::{BigQuerySink, Partitioning};
@@ -146,7 +146,7 @@ async fn an_older_instance_changes_nothing() {
     older.write(&all[..2]).await.unwrap();
     let (mut newer, mark) = world.start().await;
     let error = older.flush().await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Fenced);
+    assert_eq!(error.code(), error::Code::Fenced);
     assert_eq!(world.ids().await, NOTHING);
     world.deliver(&mut newer, mark, &all).await.unwrap();
     assert_eq!(world.ids().await, ids_of(&all));
@@ -167,7 +167,7 @@ async fn a_paused_instances_commit_is_the_newer_ones_too() {
     assert_eq!(mark, Some(all[1].mark()), "what the older one was about to do is done");
     newer.write(&all[2..3]).await.unwrap();
     world.proxy.release();
-    assert_eq!(older.await.unwrap().unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(older.await.unwrap().unwrap_err().code(), error::Code::Fenced);
     world.deliver(&mut newer, Some(all[2].mark()), &all).await.unwrap();
     assert_eq!(world.ids().await, ids_of(&all));
     world.end().await;

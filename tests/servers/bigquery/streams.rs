@@ -9,7 +9,7 @@ use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
 };
 use tonic::Code;
 use walcast::batch::Batch;
-use walcast::error::{Class, Kind};
+use walcast::error::{self, Class};
 use walcast::sink::Sink;
 use walcast::sink::bigquery::column::Record;
 use walcast::sink::bigquery::row::{Encoder, schema};
@@ -49,7 +49,7 @@ async fn a_lost_stream_is_told_as_lost() {
             Ok(_) => sink.flush().await.unwrap_err(),
             Err(error) => error,
         };
-        assert_eq!((error.kind(), error.class()), (Kind::Lost, Class::Rewind), "{method}");
+        assert_eq!((error.code(), error.class()), (error::Code::Lost, Class::Rewind), "{method}");
         assert_eq!(world.ids().await, NOTHING);
         world.check_recovers(&batches).await;
         world.end().await;
@@ -66,7 +66,7 @@ async fn a_stream_with_a_row_too_many_is_never_committed() {
     let stream = route.strip_prefix("write_stream=").expect("the service routes by the stream");
     append_again(stream, &batches[0]).await;
     let error = sink.flush().await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Lost);
+    assert_eq!(error.code(), error::Code::Lost);
     assert!(error.to_string().contains("11 rows in a stream that was given 10"), "{error}");
     assert_eq!((world.ids().await, world.progress().await), (vec![], (None, None)));
     world.check_recovers(&batches).await;

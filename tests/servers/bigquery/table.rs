@@ -1,7 +1,7 @@
 //! The table: how it is made, and what is said of one of another shape.
 
 use serde_json::json;
-use walcast::error::Kind;
+use walcast::error::Code;
 use walcast::finding::Verdict;
 use walcast::sink::SinkAdmin;
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink, Partitioning};
@@ -72,7 +72,7 @@ async fn a_table_of_another_shape_is_refused_and_left_alone() {
     world.query("CREATE TABLE engagement_events (event_id STRING)").await;
     let before = world.table().await;
     let error = sink.prepare().await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Setup);
+    assert_eq!(error.code(), Code::BigQueryTableUnfit);
     assert!(error.to_string().contains("column event_id is STRING, not INT64"), "{error}");
     assert!(error.advice().contains("bigquery.table"), "{}", error.advice());
     let findings = sink.check().await;
@@ -88,7 +88,7 @@ async fn another_partitioning_is_another_table() {
     let world = World::new().await;
     let config = BigQueryConfig { partitioning: Partitioning::Hour, ..world.config.clone() };
     let error = BigQuerySink::new(config, &world.postgres).prepare().await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Setup);
+    assert_eq!(error.code(), Code::BigQueryTableUnfit);
     assert!(error.advice().contains("bigquery.partitioning"), "{}", error.advice());
     world.end().await;
 }

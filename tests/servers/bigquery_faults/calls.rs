@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use walcast::error::{Class, Kind};
+use walcast::error::{Class, Code};
 
 use super::world::{CALLS, FAILURES, HOLDS, World, each, pairs, with_database};
 use crate::support::bigquery_server::fault::{Call, Fault};
@@ -86,7 +86,7 @@ async fn a_crash_or_a_pause_at_any_call_loses_and_doubles_nothing_whenever_the_c
                 world.check_delivers().await;
                 if let (Caller::WasOnlyPaused, WhenAllIsDelivered) = (caller, released) {
                     let error = older.await.unwrap().unwrap_err();
-                    assert_eq!(error.kind(), Kind::Fenced, "{call:?} {fault:?}: {error:?}");
+                    assert_eq!(error.code(), Code::Fenced, "{call:?} {fault:?}: {error:?}");
                 }
                 assert_eq!(world.seen(), world.wanted(), "{call:?} {fault:?} {caller:?} {released:?}");
             },

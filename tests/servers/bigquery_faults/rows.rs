@@ -1,6 +1,6 @@
 //! Rows, columns and requests that the service does not take.
 
-use walcast::error::Kind;
+use walcast::error::Code;
 
 use super::world::{FAILURES, World, each, pairs, stream, with_database};
 use crate::support::bigquery_server::fault::{Call, Fault};
@@ -15,7 +15,7 @@ async fn a_row_that_bigquery_alone_refuses_is_a_dead_letter_and_the_others_go_in
             world.server.next(Call::AppendRows, fault);
             match world.live().await {
                 Ok(()) => assert_eq!(world.seen(), world.wanted()),
-                Err(error) => assert_eq!(error.kind(), Kind::Lost, "{error:?}"),
+                Err(error) => assert_eq!(error.code(), Code::Lost, "{error:?}"),
             }
             world.check_delivers().await;
         })
@@ -42,7 +42,7 @@ async fn a_request_from_before_a_refusal_puts_no_row_in_whenever_it_arrives() {
         let lived = lives.await.unwrap();
         arrives.abort();
         world.check();
-        assert!(lived.is_err_and(|error| error.kind() == Kind::Lost), "nobody knows what the stream has");
+        assert!(lived.is_err_and(|error| error.code() == Code::Lost), "nobody knows what the stream has");
         world.check_delivers().await;
     })
     .await;
@@ -66,7 +66,7 @@ async fn a_column_that_is_gone_ends_the_run() {
         let world = World::new(postgres, 4).await;
         world.server.store().drop_column(&world.config.table_path(), "device");
         let error = world.live().await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Setup, "{error:?}");
+        assert_eq!(error.code(), Code::BigQueryTableUnfit, "{error:?}");
         assert!(error.to_string().contains("device"), "{error:?}");
     })
     .await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tonic::Code;
 use walcast::batch::Batch;
-use walcast::error::{Class, Kind};
+use walcast::error::{self, Class};
 use walcast::lsn::Lsn;
 use walcast::sink::Sink;
 use walcast::sink::bigquery::BigQuerySink;
@@ -22,7 +22,11 @@ async fn a_stream_that_is_gone_before_its_commit_is_written_again() {
             world.server.next(call, Fault::None);
             world.server.next(call, Fault::Gone);
             let error = world.live().await.unwrap_err();
-            assert_eq!((error.kind(), error.class()), (Kind::Lost, Class::Rewind), "{call:?}: {error:?}");
+            assert_eq!(
+                (error.code(), error.class()),
+                (error::Code::Lost, Class::Rewind),
+                "{call:?}: {error:?}"
+            );
             world.check();
             world.check_delivers().await;
         })
@@ -39,7 +43,7 @@ async fn a_stream_that_is_gone_after_its_commit_is_not_written_again() {
             world.server.next(Call::BatchCommitWriteStreams, failure);
             world.server.next(Call::BatchCommitWriteStreams, Fault::Gone);
             let lived = world.live().await;
-            assert!(lived.is_err_and(|error| error.kind() == Kind::Lost), "{failure:?}");
+            assert!(lived.is_err_and(|error| error.code() == error::Code::Lost), "{failure:?}");
             world.check_delivers().await;
         })
         .await;
@@ -127,7 +131,7 @@ async fn a_table_that_was_fed_by_another_stream_is_told_and_left_as_it_is() {
                 assert_eq!(sink.flush().await.unwrap(), None, "a mark before the proof");
             }
             let error = told.expect("the stream was taken for the former one");
-            assert_eq!(error.kind(), Kind::Resync);
+            assert_eq!(error.code(), error::Code::SinkLostItsData);
             assert!(error.to_string().contains("bigquery holds a last row at 0/4B0#4"), "{error}");
             assert_eq!(world.seen(), delivered);
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, Producer};
-use walcast::error::Kind;
+use walcast::error::Code;
 use walcast::lsn::Lsn;
 use walcast::sink::{Sink, SinkAdmin, Verdict};
 
@@ -47,14 +47,14 @@ async fn a_topic_of_another_shape_is_refused_by_name_with_the_fix() {
         create_topic(&fixture.config, &name, partitions, &[settings]).await;
         let mut sink = fixture.sink();
         let error = sink.prepare().await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Setup);
+        assert_eq!(error.code(), Code::KafkaRefused);
         assert!(error.chain().contains(&name) && error.chain().contains(message), "{error:?}");
         assert!(error.advice().contains(fix), "{error:?}");
         let findings = sink.check().await;
         let finding = findings.iter().find(|finding| finding.subject.ends_with(&name)).unwrap();
         assert_eq!(finding.verdict, Verdict::Fail);
         if finding.message.contains("partitions") {
-            assert_eq!(sink.recover(&fixture.session().await).await.unwrap_err().kind(), Kind::Setup);
+            assert_eq!(sink.recover(&fixture.session().await).await.unwrap_err().code(), Code::KafkaRefused);
         }
     }
 }
@@ -64,7 +64,7 @@ async fn more_replicas_than_brokers_is_refused_with_the_fix() {
     let mut fixture = Fixture::new("replicas").await;
     fixture.config.replication_factor = 3;
     let error = fixture.sink().prepare().await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Setup);
+    assert_eq!(error.code(), Code::KafkaRefused);
     assert!(error.advice().contains("kafka.replication_factor"), "{error:?}");
 }
 
@@ -76,7 +76,7 @@ async fn a_broker_that_is_down_is_unavailable_soon() {
     fixture.config.timeout_ms = 1_000;
     let (mut sink, session, started) = (fixture.sink(), fixture.session().await, Instant::now());
     for error in [sink.recover(&session).await.unwrap_err(), sink.prepare().await.unwrap_err()] {
-        assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+        assert_eq!(error.code(), Code::KafkaUnreachable, "{error:?}");
     }
     let findings = sink.check().await;
     assert_eq!(findings[0].verdict, Verdict::Fail, "{findings:?}");
@@ -104,8 +104,8 @@ async fn a_broker_that_goes_away_under_a_write_is_unavailable_soon() {
     sink.write(&[events(100, 10)]).await.unwrap();
     cluster.broker_down(1).unwrap();
     let started = Instant::now();
-    assert_eq!(sink.write(&[events(200, 10)]).await.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(sink.recover(&session).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(sink.write(&[events(200, 10)]).await.unwrap_err().code(), Code::KafkaUnreachable);
+    assert_eq!(sink.recover(&session).await.unwrap_err().code(), Code::KafkaUnreachable);
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     cluster.broker_up(1).unwrap();
     let stored = sink.recover(&session).await.unwrap().unwrap();
@@ -133,7 +133,7 @@ async fn a_hung_transaction_is_named_with_the_command_that_ends_it() {
     fixture.config.timeout_ms = 1_000;
     fixture.config.transaction_timeout_ms = 2_000;
     let error = fixture.sink().recover(&fixture.session().await).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Setup);
+    assert_eq!(error.code(), Code::KafkaRefused);
     assert!(error.chain().contains(&fixture.topics.progress) && error.advice().contains(&start), "{error:?}");
 
     hung.abort_transaction(Duration::from_secs(10)).unwrap();

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use walcast::batch::Batch;
-use walcast::error::Kind;
+use walcast::error::Code;
 use walcast::lsn::{Lsn, Mark, StoredMark};
 use walcast::sink::{Sink, SinkAdmin, Written};
 
@@ -88,7 +88,7 @@ async fn a_write_of_which_one_record_is_refused_leaves_nothing() {
         let mut sink = fixture.sink();
         sink.recover(&fixture.session().await).await.unwrap();
         let error = sink.write(&[events(100, 20)]).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Setup, "{small}: {error:?}");
+        assert_eq!(error.code(), Code::KafkaRefused, "{small}: {error:?}");
         assert!(error.advice().contains("max.message.bytes"), "{error:?}");
         assert_eq!(sink.recover(&fixture.session().await).await.unwrap(), None, "{small}");
         assert!(fixture.committed(&fixture.topics.events).is_empty(), "{small}");
@@ -147,8 +147,8 @@ async fn an_older_instance_stops_and_leaves_the_newer_one_alone() {
 
     let mut newer = fixture.sink();
     newer.recover(&fixture.session().await).await.unwrap();
-    assert_eq!(older.write(&[events(200, 1)]).await.unwrap_err().kind(), Kind::Fenced);
-    assert_eq!(older.recover(&first).await.unwrap_err().kind(), Kind::Fenced);
+    assert_eq!(older.write(&[events(200, 1)]).await.unwrap_err().code(), Code::Fenced);
+    assert_eq!(older.recover(&first).await.unwrap_err().code(), Code::Fenced);
     newer.write(&[events(200, 1)]).await.unwrap();
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)), [100, 200]);
 }
@@ -161,8 +161,8 @@ async fn fenced_with_the_newest_token_begins_again() {
     sink.prepare().await.unwrap();
     sink.recover(&session).await.unwrap();
     let _other = fixture.producer();
-    assert_eq!(sink.write(&[events(100, 1)]).await.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(sink.write(&[events(100, 1)]).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(sink.write(&[events(100, 1)]).await.unwrap_err().code(), Code::KafkaUnreachable);
+    assert_eq!(sink.write(&[events(100, 1)]).await.unwrap_err().code(), Code::KafkaUnreachable);
     assert_eq!(sink.recover(&session).await.unwrap(), None);
     sink.write(&[events(100, 1)]).await.unwrap();
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)), [100]);
@@ -244,8 +244,8 @@ async fn a_write_that_was_dropped_must_be_asked_after() {
     let session = fixture.session().await;
     let mut sink = fixture.ready().await;
     assert!(tokio::time::timeout(Duration::ZERO, sink.write(&[events(100, 500)])).await.is_err());
-    assert_eq!(sink.write(&[events(100, 500)]).await.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(sink.recover(&session).await.unwrap_err().kind(), Kind::Fenced, "an older session");
+    assert_eq!(sink.write(&[events(100, 500)]).await.unwrap_err().code(), Code::KafkaUnreachable);
+    assert_eq!(sink.recover(&session).await.unwrap_err().code(), Code::Fenced, "an older session");
     if sink.recover(&fixture.session().await).await.unwrap().is_none() {
         sink.write(&[events(100, 500)]).await.unwrap();
     }

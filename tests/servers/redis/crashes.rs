@@ -3,7 +3,7 @@
 use rand::RngExt;
 use std::time::{Duration, Instant};
 
-use walcast::error::{Class, Kind};
+use walcast::error::{Class, Code};
 use walcast::sink::redis::{RedisConfig, RedisSink};
 use walcast::sink::{Sink, SinkAdmin};
 
@@ -83,9 +83,9 @@ async fn a_lost_answer_counts_nothing_twice() {
     let mark = story.end();
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
     wire.cut_answers_after(0);
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "does not answer");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisUnreachable, "does not answer");
     assert_eq!(wire.cuts(), 1);
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "recovered first");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::Unavailable, "recovered first");
     wire.mend();
     let stored = sink.recover(&session(1)).await.unwrap().unwrap();
     assert_eq!(stored.mark, story.end(), "the write had arrived");
@@ -101,7 +101,7 @@ async fn what_an_earlier_connection_still_sends_changes_nothing() {
     story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
     let (mut sink, mark) = recovered(&config, &story.time, 1).await;
     recovered(&config, &story.time, 1).await;
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "replaced");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisChanged, "replaced");
     assert!(public(&config).await.is_empty());
 }
 
@@ -121,11 +121,11 @@ async fn an_older_instance_changes_nothing_not_even_a_board() {
     let before = public(&config).await;
 
     story.time.pass(2 * SECOND);
-    refused(zombie.tick().await, Kind::Fenced, "token 2");
-    refused(other_zombie.recover(&session(1)).await, Kind::Fenced, "token 2");
+    refused(zombie.tick().await, Code::Fenced, "token 2");
+    refused(other_zombie.recover(&session(1)).await, Code::Fenced, "token 2");
     let (mut third, mark) = (RedisSink::with_clock(config.clone(), story.time.clock()), mark);
-    refused(third.recover(&session(0)).await, Kind::Fenced, "leave it alone");
-    refused(third.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "recovered");
+    refused(third.recover(&session(0)).await, Code::Fenced, "leave it alone");
+    refused(third.write(&story.beyond(mark, 100)).await, Code::Unavailable, "recovered");
     assert_eq!(public(&config).await, before);
 }
 
@@ -136,7 +136,7 @@ async fn an_older_instance_in_the_middle_of_its_work_is_shut_out() {
     let (mut zombie, mark) = recovered(&config, &story.time, 1).await;
     let (_sink, _) = recovered(&config, &story.time, 2).await;
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
-    refused(zombie.write(&story.beyond(mark, 100)).await, Kind::Fenced, "another instance runs");
+    refused(zombie.write(&story.beyond(mark, 100)).await, Code::Fenced, "another instance runs");
     assert!(public(&config).await.is_empty());
 }
 
@@ -202,8 +202,8 @@ async fn a_server_that_is_gone_or_silent_is_told_in_bounded_time() {
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
     server.kill();
     let begun = Instant::now();
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "redis 127.0.0.1");
-    refused(sink.recover(&session(1)).await, Kind::Unavailable, "see that the server runs");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisUnreachable, "redis 127.0.0.1");
+    refused(sink.recover(&session(1)).await, Code::RedisUnreachable, "see that the server runs");
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 
     // a listener that never answers
@@ -211,7 +211,7 @@ async fn a_server_that_is_gone_or_silent_is_told_in_bounded_time() {
     let mut config = server.config.clone();
     config.port = silent.local_addr().unwrap().port();
     let begun = Instant::now();
-    refused(RedisSink::new(config).prepare().await, Kind::Unavailable, "does not answer");
+    refused(RedisSink::new(config).prepare().await, Code::RedisUnreachable, "does not answer");
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
 }
 
@@ -224,7 +224,7 @@ async fn a_server_that_was_emptied_has_no_mark() {
     run::<()>(&mut connect(&config).await, &["FLUSHDB"]).await;
     let mark = story.end();
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "deleted");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisChanged, "deleted");
     assert_eq!(sink.recover(&session(1)).await.unwrap(), None);
     assert!(public(&config).await.is_empty());
 }
@@ -252,7 +252,7 @@ async fn a_key_of_another_type_stops_the_flush_before_it_wrote_anything() {
             }
         };
         run::<i64>(&mut connection, &["RPUSH", key, "foreign"]).await;
-        refused(sink.write(&story.beyond(mark, 100)).await, Kind::Setup, key);
+        refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisKeyTaken, key);
         let mut left: Vec<String> = run(&mut connection, &["KEYS", "*"]).await;
         left.retain(|other| other != key && other != "walcast:mark:walcast");
         assert!(left.is_empty(), "{key}: {left:?}");
@@ -270,7 +270,7 @@ async fn a_foreign_board_is_not_overwritten() {
         run::<()>(&mut connection, &["SET", key, "foreign"]).await;
         let (mut sink, mark) = recovered(&config, &story.time, 1).await;
         write(&mut sink, &story.beyond(mark, 100)).await;
-        refused(sink.tick().await, Kind::Setup, key);
+        refused(sink.tick().await, Code::RedisKeyTaken, key);
         let boards: Vec<String> = run(&mut connection, &["KEYS", "top_engagement*"]).await;
         assert_eq!(boards, [key]);
     }

@@ -12,7 +12,7 @@ mod setup;
 use std::sync::Arc;
 
 use walcast::batch::Batch;
-use walcast::error::{Error, Kind};
+use walcast::error::{Code, Error};
 use walcast::lsn::{Lsn, Mark, StoredMark};
 use walcast::resume::{self, Refusal, Resume};
 use walcast::sink::redis::{RedisConfig, RedisSink};
@@ -58,9 +58,9 @@ async fn assert_shown(config: &RedisConfig, story: &Story, when: &str) {
     }
 }
 
-fn refused(result: Result<impl std::fmt::Debug, Error>, kind: Kind, words: &str) {
+fn refused(result: Result<impl std::fmt::Debug, Error>, code: Code, words: &str) {
     let error = result.unwrap_err();
-    assert_eq!(error.kind(), kind, "{error:?}");
+    assert_eq!(error.code(), code, "{error:?}");
     assert!(format!("{} {}", error.chain(), error.advice()).contains(words), "{error:?} lacks {words:?}");
 }
 
@@ -172,7 +172,7 @@ async fn counters_without_a_mark_are_not_added_to() {
     told(&config, &story).await;
     run::<i64>(&mut connect(&config).await, &["DEL", "walcast:mark:walcast"]).await;
     let mut sink = RedisSink::with_clock(config.clone(), time.clock());
-    refused(sink.recover(&session(2)).await, Kind::Resync, "walcast rebuild redis");
+    refused(sink.recover(&session(2)).await, Code::SinkLostItsData, "walcast rebuild redis");
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn a_sink_that_was_not_recovered_writes_nothing() {
     let mut sink = RedisSink::new(config.clone());
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
-    refused(sink.write(&story.all()).await, Kind::Unavailable, "recovered");
+    refused(sink.write(&story.all()).await, Code::Unavailable, "recovered");
     assert_eq!(sink.tick().await.unwrap(), None);
     assert!(public(&config).await.is_empty());
 }

@@ -1,6 +1,6 @@
 //! Servers that are not as they must be.
 
-use walcast::error::Kind;
+use walcast::error::Code;
 use walcast::secret::Secret;
 use walcast::sink::redis::{Durability, RedisConfig, RedisSink};
 use walcast::sink::{Finding, Sink, SinkAdmin, Verdict};
@@ -49,8 +49,8 @@ async fn passwords_that_do_not_fit_are_told_with_the_fix() {
     ];
     for (config, words) in cases {
         let mut sink = RedisSink::new(config.clone());
-        refused(sink.prepare().await, Kind::Setup, words);
-        refused(sink.recover(&session(1)).await, Kind::Setup, words);
+        refused(sink.prepare().await, Code::RedisLogin, words);
+        refused(sink.recover(&session(1)).await, Code::RedisLogin, words);
         let finding = worst(&config).await;
         assert_eq!(finding.verdict, Verdict::Fail);
         assert!(finding.fix.unwrap().contains(words));
@@ -65,7 +65,11 @@ async fn passwords_that_do_not_fit_are_told_with_the_fix() {
 async fn a_server_that_may_lose_writes_is_refused_unless_that_is_wanted() {
     for settings in [vec!["appendonly no"], vec!["appendonly yes", "appendfsync everysec"]] {
         let server = Server::start(&settings).await;
-        refused(RedisSink::new(server.config.clone()).prepare().await, Kind::Setup, "appendfsync always");
+        refused(
+            RedisSink::new(server.config.clone()).prepare().await,
+            Code::RedisUnfit,
+            "appendfsync always",
+        );
         let config = RedisConfig { durability: Durability::None, ..server.config.clone() };
         RedisSink::new(config.clone()).prepare().await.unwrap();
         assert_eq!(worst(&config).await.verdict, Verdict::Warn);
@@ -100,7 +104,7 @@ async fn a_user_who_may_not_write_is_told_what_is_needed() {
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
     let (mut sink, mark) = recovered(&config, &story.time, 1).await;
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Setup, "ACL SETUSER");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisRights, "ACL SETUSER");
     let keys: Vec<String> = run(&mut connect(&server.config).await, &["KEYS", "*"]).await;
     assert_eq!(keys, ["walcast:mark:walcast"]);
 }
@@ -131,7 +135,7 @@ async fn rights_that_are_missing_are_told_before_a_write_needs_them() {
         run::<()>(&mut admin, &words).await;
         let finding = rights().await;
         assert_eq!(finding.verdict, Verdict::Fail, "{fault}: {finding:?}");
-        refused(RedisSink::new(config.clone()).prepare().await, Kind::Setup, "ACL SETUSER walcast");
+        refused(RedisSink::new(config.clone()).prepare().await, Code::RedisRights, "ACL SETUSER walcast");
         run::<()>(&mut admin, &["ACL", "SETUSER", "walcast", "resetkeys"]).await;
         let fix = finding.fix.unwrap();
         run::<()>(&mut admin, &fix.split(' ').collect::<Vec<_>>()).await;
@@ -178,7 +182,7 @@ async fn a_full_server_refuses_the_whole_flush_and_takes_it_later() {
     let (mut sink, mark) = recovered(&server.config, &story.time, 1).await;
     let mut connection = connect(&server.config).await;
     run::<()>(&mut connection, &["CONFIG", "SET", "maxmemory", "1"]).await;
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "maxmemory");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisFull, "maxmemory");
     assert!(public(&server.config).await.is_empty());
     run::<()>(&mut connection, &["CONFIG", "SET", "maxmemory", "0"]).await;
     assert_eq!(sink.recover(&session(1)).await.unwrap(), None);
@@ -204,13 +208,17 @@ async fn eviction_is_warned_about() {
 #[tokio::test]
 async fn a_cluster_a_replica_and_a_sentinel_are_refused() {
     let cluster = Server::start(&["cluster-enabled yes"]).await;
-    refused(RedisSink::new(cluster.config.clone()).prepare().await, Kind::Setup, "Redis Cluster");
-    refused(RedisSink::new(cluster.config.clone()).recover(&session(1)).await, Kind::Setup, "Redis Cluster");
+    refused(RedisSink::new(cluster.config.clone()).prepare().await, Code::RedisUnfit, "Redis Cluster");
+    refused(
+        RedisSink::new(cluster.config.clone()).recover(&session(1)).await,
+        Code::RedisUnfit,
+        "Redis Cluster",
+    );
     let replica = Server::start(&[&format!("replicaof 127.0.0.1 {}", cluster.config.port)]).await;
-    refused(RedisSink::new(replica.config.clone()).prepare().await, Kind::Setup, "replica");
-    refused(RedisSink::new(replica.config.clone()).recover(&session(1)).await, Kind::Unavailable, "replica");
+    refused(RedisSink::new(replica.config.clone()).prepare().await, Code::RedisUnfit, "replica");
+    refused(RedisSink::new(replica.config.clone()).recover(&session(1)).await, Code::RedisReplica, "replica");
     let sentinel = Server::start(&["sentinel monitor mymaster 127.0.0.1 1 1"]).await;
-    refused(RedisSink::new(sentinel.config.clone()).prepare().await, Kind::Setup, "sentinel");
+    refused(RedisSink::new(sentinel.config.clone()).prepare().await, Code::RedisUnfit, "sentinel");
 }
 
 #[tokio::test]
@@ -252,7 +260,7 @@ async fn sentinels_tell_the_master_and_the_next_one_after_a_failover() {
     master.kill();
     let mark = story.end();
     story.event(Some(1), Some("play"), 0, Some(2)).commit();
-    refused(sink.write(&story.beyond(mark, 100)).await, Kind::Unavailable, "redis master mymaster");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisUnreachable, "redis master mymaster");
     let sink = tokio::sync::Mutex::new(sink);
     wait_until("the sentinel has promoted the replica", async || {
         matches!(sink.lock().await.recover(&session(1)).await, Ok(Some(stored)) if stored.mark == mark)
@@ -272,12 +280,12 @@ async fn sentinels_that_cannot_be_asked_are_told_as_what_they_are() {
         ..Default::default()
     };
     for config in [named("mymaster", &[]), named("", &["127.0.0.1:1"])] {
-        refused(RedisSink::new(config).prepare().await, Kind::Config, "need each other");
+        refused(RedisSink::new(config).prepare().await, Code::Configuration, "need each other");
     }
     let without_port = named("mymaster", &["localhost"]);
-    refused(RedisSink::new(without_port).prepare().await, Kind::Config, "host:port");
+    refused(RedisSink::new(without_port).prepare().await, Code::Configuration, "host:port");
     let absent = named("mymaster", &["127.0.0.1:1"]);
-    refused(RedisSink::new(absent).prepare().await, Kind::Unavailable, "redis master mymaster");
+    refused(RedisSink::new(absent).prepare().await, Code::RedisUnreachable, "redis master mymaster");
 }
 
 fn openssl(dir: &std::path::Path, arguments: &str) {
@@ -325,10 +333,10 @@ async fn tls_is_spoken_with_a_server_that_a_trusted_authority_vouches_for() {
     write(&mut sink, &story.beyond(mark, 100)).await;
 
     let other = RedisConfig { tls_ca_file: path("other.crt"), ..config.clone() };
-    refused(RedisSink::new(other).prepare().await, Kind::Setup, "redis.tls_ca_file");
+    refused(RedisSink::new(other).prepare().await, Code::RedisTls, "redis.tls_ca_file");
     let another_name = RedisConfig { host: "127.0.0.1".into(), ..config.clone() };
-    refused(RedisSink::new(another_name).prepare().await, Kind::Setup, "certificate");
+    refused(RedisSink::new(another_name).prepare().await, Code::RedisTls, "certificate");
     let missing = RedisConfig { tls_ca_file: path("missing.crt"), ..config };
-    refused(RedisSink::new(missing).prepare().await, Kind::Config, "missing.crt");
+    refused(RedisSink::new(missing).prepare().await, Code::Configuration, "missing.crt");
     std::fs::remove_dir_all(dir).unwrap();
 }

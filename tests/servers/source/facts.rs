@@ -1,6 +1,6 @@
 //! What the server says of itself, the slot and the publication.
 
-use walcast::error::Kind;
+use walcast::error::Code;
 use walcast::source::connection::Connection;
 use walcast::source::{PostgresConfig, slot, sql};
 
@@ -46,7 +46,7 @@ async fn publication_facts_are_read(client: &tokio_postgres::Client, config: &Po
     let name = &config.publication;
     assert_eq!(slot::publication(client, config).await.unwrap(), None);
     run(client, &format!("CREATE PUBLICATION {name}")).await;
-    expect(slot::publication(client, config).await, Kind::Setup, &["public.content", "ADD TABLE"]);
+    expect(slot::publication(client, config).await, Code::PublicationUnfit, &["public.content", "ADD TABLE"]);
     run(client, &format!("ALTER PUBLICATION {name} SET TABLE content, engagement_events")).await;
     let oid = slot::publication(client, config).await.unwrap().unwrap().oid;
 
@@ -57,7 +57,11 @@ async fn publication_facts_are_read(client: &tokio_postgres::Client, config: &Po
     assert_eq!(facts.tables[0].columns.is_some(), version >= 15);
 
     run(client, &format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete')")).await;
-    expect(slot::publication(client, config).await, Kind::Setup, &["operations", "SET (publish ="]);
+    expect(
+        slot::publication(client, config).await,
+        Code::PublicationUnfit,
+        &["operations", "SET (publish ="],
+    );
     run(client, &format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate')"))
         .await;
     if version < 15 {
@@ -67,9 +71,13 @@ async fn publication_facts_are_read(client: &tokio_postgres::Client, config: &Po
     run(client, &set("content, engagement_events WHERE (id > 7)")).await;
     let facts = slot::publication_facts(client, name).await.unwrap().unwrap();
     assert_eq!(facts.tables[1].row_filter.as_deref(), Some("(id > 7)"));
-    expect(facts.check_usable(config), Kind::Setup, &["some rows of public.engagement_events"]);
+    expect(facts.check_usable(config), Code::PublicationUnfit, &["some rows of public.engagement_events"]);
     run(client, &set("content (id, slug), engagement_events")).await;
-    expect(slot::publication(client, config).await, Kind::Setup, &["the column title of public.content"]);
+    expect(
+        slot::publication(client, config).await,
+        Code::PublicationUnfit,
+        &["the column title of public.content"],
+    );
     run(client, &set("content, engagement_events")).await;
     assert_eq!(
         slot::publication(client, config).await.unwrap().map(|publication| publication.oid),
@@ -111,7 +119,7 @@ async fn a_server_that_writes_no_logical_wal_says_so() {
             assert_eq!(slot::server_facts(&client).await.unwrap().wal_level, "replica");
             let mut connection = Connection::connect(config).await.unwrap();
             let created = connection.create_slot(&config.slot, false).await;
-            expect(created, Kind::Setup, &["wal_level", "ALTER SYSTEM SET wal_level = logical"]);
+            expect(created, Code::WalLevel, &["wal_level", "ALTER SYSTEM SET wal_level = logical"]);
         })
         .await;
     }
@@ -127,7 +135,7 @@ async fn a_role_without_the_right_to_replicate_is_told_how_to_get_it() {
             PostgresConfig { user: role.clone(), password: "x".to_owned().into(), ..server(version) };
         let facts = slot::server_facts(&sql::connect(&config).await.unwrap()).await.unwrap();
         assert!(!facts.has_replication_role);
-        expect(Connection::connect(&config).await, Kind::Setup, &["42501", "ALTER ROLE"]);
+        expect(Connection::connect(&config).await, Code::PostgresRights, &["42501", "ALTER ROLE"]);
         run(&admin, &format!("ALTER ROLE {role} REPLICATION")).await;
         Connection::connect(&config).await.unwrap().close().await.unwrap();
         run(&admin, &format!("DROP ROLE {role}")).await;
@@ -141,13 +149,13 @@ async fn physical_and_foreign_slots_are_refused() {
         let make = format!("SELECT pg_create_physical_replication_slot('{}')", config.slot);
         run(&client, &make).await;
         let facts = slot::facts(&client, &config.slot).await.unwrap().unwrap();
-        expect(facts.check_usable(config), Kind::Setup, &["not a logical slot of pgoutput"]);
+        expect(facts.check_usable(config), Code::SlotUnfit, &["not a logical slot of pgoutput"]);
         slot::drop(&client, &config.slot).await.unwrap();
         let make = format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", config.slot);
         run(&client, &make).await;
         let facts = slot::facts(&client, &config.slot).await.unwrap().unwrap();
         let elsewhere = PostgresConfig { db: "elsewhere".into(), ..config.clone() };
-        expect(facts.check_usable(&elsewhere), Kind::Setup, &["belongs to the database", "elsewhere"]);
+        expect(facts.check_usable(&elsewhere), Code::SlotUnfit, &["belongs to the database", "elsewhere"]);
     })
     .await;
 }

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme}
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use walcast::error::{Error, Kind};
+use walcast::error::{Code, Error};
 use walcast::source::connection::Connection;
 use walcast::source::{PostgresConfig, SslMode, sql};
 
@@ -57,12 +57,16 @@ async fn the_login_is_bound_to_the_certificate_wherever_there_is_one() {
 async fn a_wrong_password_or_database_is_told() {
     let wrong = PostgresConfig { password: "wrong".to_owned().into(), ..postgres() };
     for sslmode in [SslMode::Disable, SslMode::Prefer] {
-        expect(log_in(&with(&wrong, sslmode, None)).await, Kind::Setup, &["28P01", "POSTGRES_PASSWORD"]);
+        expect(
+            log_in(&with(&wrong, sslmode, None)).await,
+            Code::PostgresLogin,
+            &["28P01", "POSTGRES_PASSWORD"],
+        );
     }
     let none = PostgresConfig { password: String::new().into(), ..postgres() };
-    expect(log_in(&none).await, Kind::Setup, &["none is set", "POSTGRES_PASSWORD_FILE"]);
+    expect(log_in(&none).await, Code::PostgresLogin, &["none is set", "POSTGRES_PASSWORD_FILE"]);
     let elsewhere = PostgresConfig { db: "no_such_database".into(), ..postgres() };
-    expect(log_in(&elsewhere).await, Kind::Setup, &["3D000", "CREATE DATABASE"]);
+    expect(log_in(&elsewhere).await, Code::DatabaseMissing, &["3D000", "CREATE DATABASE"]);
 }
 
 #[tokio::test]
@@ -71,7 +75,7 @@ async fn a_server_without_tls_will_do_only_where_nothing_is_asked() {
     Connection::connect(&with(&config, SslMode::Prefer, None)).await.unwrap();
     sql::connect(&with(&config, SslMode::Prefer, None)).await.unwrap();
     for sslmode in [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
-        expect(log_in(&with(&config, sslmode, None)).await, Kind::Setup, &["has no TLS", "ssl = on"]);
+        expect(log_in(&with(&config, sslmode, None)).await, Code::PostgresTls, &["has no TLS", "ssl = on"]);
     }
 }
 
@@ -81,10 +85,10 @@ async fn a_server_that_does_not_answer_is_unavailable() {
     let port = listener.local_addr().unwrap().port();
     let config = PostgresConfig { port, ..postgres() };
     tokio::time::pause(); // the deadline is over as soon as there is nothing left to do but wait
-    expect(log_in(&config).await, Kind::Unavailable, &["did not let us in within 10s"]);
+    expect(log_in(&config).await, Code::PostgresUnreachable, &["did not let us in within 10s"]);
     tokio::time::resume();
     drop(listener);
-    expect(log_in(&config).await, Kind::Unavailable, &["cannot reach PostgreSQL at 127.0.0.1"]);
+    expect(log_in(&config).await, Code::PostgresUnreachable, &["cannot reach PostgreSQL at 127.0.0.1"]);
 }
 
 /// Every step changes the certificate of one server, so they are one test.
@@ -102,7 +106,7 @@ async fn each_sslmode_asks_for_its_proof() {
         assert!(log_in(&with(&config, sslmode, Some(&own))).await.unwrap());
     }
     for sslmode in [SslMode::VerifyCa, SslMode::VerifyFull] {
-        expect(log_in(&system(sslmode)).await, Kind::Setup, &["`postgres.sslrootcert`"]);
+        expect(log_in(&system(sslmode)).await, Code::PostgresTls, &["`postgres.sslrootcert`"]);
     }
 
     // signed by an authority, for another host
@@ -111,10 +115,10 @@ async fn each_sslmode_asks_for_its_proof() {
     folder.install(&admin, &config, &stranger).await;
     assert!(log_in(&with(&config, SslMode::VerifyCa, Some(&authority))).await.unwrap());
     let refused = log_in(&with(&config, SslMode::VerifyFull, Some(&authority))).await;
-    expect(refused, Kind::Setup, &["127.0.0.1", "subjectAltName", "verify-ca"]);
+    expect(refused, Code::PostgresTls, &["127.0.0.1", "subjectAltName", "verify-ca"]);
     // with a root certificate at hand `require` is `verify-ca`, as in libpq
     let refused = log_in(&with(&config, SslMode::Require, Some(&own))).await;
-    expect(refused, Kind::Setup, &["`postgres.sslrootcert`"]);
+    expect(refused, Code::PostgresTls, &["`postgres.sslrootcert`"]);
 
     // signed by that authority, for this host
     let server = folder.sign("server", "IP:127.0.0.1", &authority);
@@ -122,10 +126,10 @@ async fn each_sslmode_asks_for_its_proof() {
     assert!(log_in(&with(&config, SslMode::VerifyFull, Some(&authority))).await.unwrap());
     let by_name =
         PostgresConfig { host: "localhost".into(), ..with(&config, SslMode::VerifyFull, Some(&authority)) };
-    expect(log_in(&by_name).await, Kind::Setup, &["localhost"]);
+    expect(log_in(&by_name).await, Code::PostgresTls, &["localhost"]);
     expect(
         log_in(&with(&config, SslMode::VerifyCa, Some(&own))).await,
-        Kind::Setup,
+        Code::PostgresTls,
         &["`postgres.sslrootcert`"],
     );
 
@@ -148,10 +152,14 @@ async fn each_sslmode_asks_for_its_proof() {
     for (file, text) in [("empty.pem", ""), ("other.pem", "-----BEGIN CERTIFICATE-----\n?\n")] {
         let file = folder.path.join(file);
         std::fs::write(&file, text).unwrap();
-        expect(log_in(&with(&config, SslMode::VerifyCa, Some(&file))).await, Kind::Config, &["sslrootcert"]);
+        expect(
+            log_in(&with(&config, SslMode::VerifyCa, Some(&file))).await,
+            Code::ConfigurationUnreadable,
+            &["sslrootcert"],
+        );
     }
     let missing = log_in(&with(&config, SslMode::VerifyCa, Some(&folder.path.join("none.pem")))).await;
-    expect(missing, Kind::Config, &["sslrootcert", "none.pem"]);
+    expect(missing, Code::ConfigurationUnreadable, &["sslrootcert", "none.pem"]);
 }
 
 #[tokio::test]
@@ -182,12 +190,12 @@ async fn a_weak_password_is_shown_only_where_allowed() {
     .await;
     for sslmode in [SslMode::Disable, SslMode::Require] {
         let words = ["asks for an MD5 password", "scram-sha-256", "allow_md5"];
-        expect(log_in(&weak(&md5, sslmode, false)).await, Kind::Setup, &words);
+        expect(log_in(&weak(&md5, sslmode, false)).await, Code::PostgresLogin, &words);
         log_in(&weak(&md5, sslmode, true)).await.unwrap();
-        expect(log_in(&weak(&clear, sslmode, false)).await, Kind::Setup, &["in clear text"]);
+        expect(log_in(&weak(&clear, sslmode, false)).await, Code::PostgresLogin, &["in clear text"]);
     }
     log_in(&weak(&clear, SslMode::Require, true)).await.unwrap();
-    expect(log_in(&weak(&clear, SslMode::Disable, true)).await, Kind::Setup, &["in clear text"]);
+    expect(log_in(&weak(&clear, SslMode::Disable, true)).await, Code::PostgresLogin, &["in clear text"]);
     std::fs::write(&hba, rules).unwrap();
     run(&admin, &format!("DROP ROLE {md5}; DROP ROLE {clear}")).await;
 }
@@ -202,11 +210,15 @@ async fn somebody_in_between_is_found_out_by_the_bound_channel() {
         let between = Between { upstream, certificate: own.clone(), hide_plus };
         let (port, heard) = between.listen().await;
         let config = PostgresConfig { port, ..with(&config, SslMode::Require, None) };
-        expect(Connection::connect(&config).await, Kind::Setup, &["channel binding", "stands between"]);
+        expect(
+            Connection::connect(&config).await,
+            Code::PostgresLogin,
+            &["channel binding", "stands between"],
+        );
         assert!(heard.await.unwrap().contains(said));
         let (port, heard) = between.listen().await;
         let refused = sql::connect(&PostgresConfig { port, ..config }).await;
-        expect(refused, Kind::Setup, &["channel binding", "stands between"]);
+        expect(refused, Code::PostgresLogin, &["channel binding", "stands between"]);
         assert!(heard.await.unwrap().contains(said));
     }
 }

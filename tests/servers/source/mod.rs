@@ -7,7 +7,7 @@ mod stream;
 
 use crate::support;
 use crate::support::services;
-use walcast::error::{Error, Kind};
+use walcast::error::{Code, Error};
 use walcast::source::PostgresConfig;
 
 /// A server of this major version; 18 is the main one.
@@ -16,9 +16,9 @@ fn server(version: &str) -> PostgresConfig {
 }
 
 /// Checks an error's kind and that its text or advice says all of `words`.
-fn expect<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
-    let Err(error) = result else { panic!("no error where {kind:?} was due") };
-    assert_eq!(error.kind(), kind, "{error:?}");
+fn expect<T>(result: Result<T, Error>, code: Code, words: &[&str]) {
+    let Err(error) = result else { panic!("no error where {code:?} was due") };
+    assert_eq!(error.code(), code, "{error:?}");
     for word in words {
         assert!(format!("{error:?}").contains(word), "{word:?} is not in {error:?}");
     }

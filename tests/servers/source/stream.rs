@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tokio_postgres::Client;
-use walcast::error::{Error, Kind};
+use walcast::error::{Code, Error};
 use walcast::lsn::Lsn;
 use walcast::source::PostgresConfig;
 use walcast::source::connection::{Connection, ReplicationStream};
@@ -156,7 +156,7 @@ async fn the_slot_is_for_one_reader_at_a_time() {
             let connection = Connection::connect(config).await.unwrap();
             connection.start_replication(&config.slot, &config.publication, Lsn::ZERO).await
         };
-        expect(second().await, Kind::Unavailable, &["is active for PID", "goes on when it lets go"]);
+        expect(second().await, Code::SlotBusy, &["is active for PID", "goes on when it lets go"]);
         stream.close(Lsn::ZERO).await.unwrap();
         second().await.unwrap();
     })
@@ -168,7 +168,7 @@ async fn a_slot_that_is_not_there_is_said_to_be_missing() {
     in_fresh_database(postgres(), async |config| {
         let connection = Connection::connect(config).await.unwrap();
         let started = connection.start_replication("nobody_made_me", "p", Lsn::ZERO).await;
-        expect(started, Kind::Resync, &["nobody_made_me", "does not exist", "walcast init"]);
+        expect(started, Code::SlotGone, &["nobody_made_me", "does not exist", "walcast init"]);
     })
     .await;
 }
@@ -180,12 +180,12 @@ async fn a_slot_of_another_database_is_refused() {
         in_fresh_database(postgres(), async |other| {
             let connection = Connection::connect(other).await.unwrap();
             let started = connection.start_replication(&config.slot, "p", Lsn::ZERO).await;
-            expect(started, Kind::Setup, &["55000"]);
+            expect(started, Code::Prerequisite, &["55000"]);
             // which that is, the catalog tells
             let client = sql::connect(other).await.unwrap();
             let facts = slot::facts(&client, &config.slot).await.unwrap().unwrap();
             let words = ["belongs to the database", "`postgres.db`"];
-            expect(facts.check_usable(other), Kind::Setup, &words);
+            expect(facts.check_usable(other), Code::SlotUnfit, &words);
         })
         .await;
     })
@@ -198,8 +198,8 @@ async fn a_slot_that_is_there_is_not_made_again() {
         create_slot(config).await;
         let mut connection = Connection::connect(config).await.unwrap();
         let again = connection.create_slot(&config.slot, false).await;
-        expect(again, Kind::Setup, &["already exists"]);
-        expect(connection.create_slot("Upper", false).await, Kind::Config, &["lower-case letters"]);
+        expect(again, Code::SlotUnfit, &["already exists"]);
+        expect(connection.create_slot("Upper", false).await, Code::Configuration, &["lower-case letters"]);
         connection.identify_system().await.unwrap();
     })
     .await;
@@ -222,7 +222,11 @@ async fn a_missing_publication_ends_the_stream_up_to_17() {
     in_fresh_database(server("15"), async |config| {
         let mut stream = stream_without_publication(config, config).await;
         let ended = payloads(&mut stream, 1).await;
-        expect(ended, Kind::Resync, &[&config.publication, "the publication is missing", "resynchronising"]);
+        expect(
+            ended,
+            Code::PublicationChanged,
+            &[&config.publication, "the publication is missing", "resync.md"],
+        );
     })
     .await;
 }
@@ -279,11 +283,11 @@ async fn a_lost_slot_asks_for_a_resync() {
         .await;
         let facts = slot::facts(&client, &config.slot).await.unwrap().unwrap();
         assert_eq!(facts.invalidation_reason.as_deref(), Some("wal_removed"));
-        expect(facts.check_usable(config), Kind::Resync, &["wal_removed", "max_slot_wal_keep_size"]);
+        expect(facts.check_usable(config), Code::SlotInvalidated, &["wal_removed", "max_slot_wal_keep_size"]);
         let connection = Connection::connect(config).await.unwrap();
         let started = connection.start_replication(&config.slot, &config.publication, Lsn::ZERO).await;
         // of many things; whoever asked looks into the catalog, as above
-        expect(started, Kind::Setup, &["55000"]);
+        expect(started, Code::Prerequisite, &["55000"]);
     })
     .await;
 }
@@ -295,7 +299,7 @@ async fn a_stream_that_is_terminated_can_be_tried_again() {
         let facts = slot::facts(&client, &config.slot).await.unwrap().unwrap();
         assert!(facts.active);
         client.query_one("SELECT pg_terminate_backend($1)", &[&facts.active_pid.unwrap()]).await.unwrap();
-        expect(payloads(&mut stream, 1).await, Kind::Unavailable, &["57P01"]);
+        expect(payloads(&mut stream, 1).await, Code::PostgresUnreachable, &["57P01"]);
     })
     .await;
 }

@@ -21,7 +21,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
-use walcast::error::{Class, Error, Kind, Result};
+use walcast::error::{Class, Code, Error, Result};
 use walcast::lsn::{Epoch, History, Lsn, Mark, Session, StoredMark};
 use walcast::resume::judge;
 use walcast::shutdown::{Shutdown, Trigger};
@@ -265,8 +265,8 @@ impl World {
         let end = self.live(fate).await;
         let End { ended, heard, full, .. } = &end;
         let error = ended.as_ref().and_then(|ended| ended.as_ref().err());
-        let failed = |kind: Kind, words: &str| {
-            error.is_some_and(|error| error.kind() == kind && error.to_string().contains(words))
+        let failed = |code: Code, words: &str| {
+            error.is_some_and(|error| error.code() == code && error.to_string().contains(words))
         };
         let lost = error.is_some_and(|error| error.class() == Class::Rewind) && !end.calm;
         let drained = matches!(ended, Some(Ok(())));
@@ -274,16 +274,18 @@ impl World {
             Fate::Killed(_) => assert!(ended.is_none() || lost, "{ended:?}"),
             Fate::Signalled => assert!(drained || lost, "{ended:?}"),
             Fate::Silence => {
-                assert!(failed(Kind::Unavailable, "has sent nothing"), "{ended:?}");
+                assert!(failed(Code::PostgresSilent, "has sent nothing"), "{ended:?}");
                 let asked = heard.asked_at.expect("it is asked for a sign of life") - heard.said_at;
                 assert!(heard.said_at.elapsed() > Duration::from_secs(60), "{asked:?}");
                 assert!(heard.said_at.elapsed() < Duration::from_secs(64), "{asked:?}");
             }
             Fate::StreamEnds => {
-                assert!(lost || failed(Kind::Unavailable, "ended the replication"), "{ended:?}")
+                assert!(lost || failed(Code::PostgresUnreachable, "ended the replication"), "{ended:?}")
             }
-            Fate::SourceEnds => assert!(lost || failed(Kind::Unavailable, "the SQL session"), "{ended:?}"),
-            Fate::Restored => assert!(failed(Kind::Resync, "holds a last row at"), "{ended:?}"),
+            Fate::SourceEnds => {
+                assert!(lost || failed(Code::PostgresUnreachable, "the SQL session"), "{ended:?}")
+            }
+            Fate::Restored => assert!(failed(Code::SinkAheadOfServer, "holds a last row at"), "{ended:?}"),
             Fate::Hangs => assert!(ended.is_none(), "{ended:?}"),
             Fate::HangsSignalled { .. } | Fate::Drains => assert!(drained, "{ended:?}"),
             Fate::Awaited => assert!(ended.is_none(), "{ended:?}"),
@@ -380,7 +382,7 @@ async fn source_ended(fate: Fate, millis: u64) -> Error {
         std::future::pending::<()>().await;
     }
     sleep(Duration::from_millis(millis)).await;
-    Error::new(Kind::Unavailable, "the SQL session ended")
+    Error::new(Code::PostgresUnreachable, "the SQL session ended")
 }
 
 /// Lets happen what the process is fated to; returns when it is killed.

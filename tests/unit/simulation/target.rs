@@ -8,7 +8,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 use walcast::batch::Batch;
-use walcast::error::{Error, Kind, Result};
+use walcast::error::{Code, Error, Result};
 use walcast::lsn::{Lsn, Mark, Session, StoredMark};
 use walcast::sink::{Guarantee, Pace, Sink, SinkIdentity, Written};
 
@@ -85,7 +85,7 @@ impl FaultySink {
 
     fn fault(&mut self, what: &str) -> Result<()> {
         match self.rng.random_bool(self.manners.faults) {
-            true => Err(Error::new(Kind::Unavailable, what)),
+            true => Err(Error::new(Code::Unavailable, what)),
             false => Ok(()),
         }
     }
