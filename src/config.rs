@@ -323,7 +323,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_the_nearest_name() {
         let error = load("[postgres]\nhots = \"x\"\n", &[]).unwrap_err();
-        assert_eq!((error.exit_code(), error.advice()), (78, "did you mean host in [postgres]?"));
+        assert_eq!(
+            (error.code(), error.advice()),
+            (Code::UnknownSetting, "did you mean host in [postgres]?")
+        );
         let error = load("[postgre]\nhost = \"x\"\n", &[]).unwrap_err();
         assert_eq!(error.advice(), "did you mean [postgres]?");
     }

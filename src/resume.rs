@@ -380,19 +380,20 @@ mod tests {
         let mark = Mark::at(Lsn(0x90));
         let lost = Refusal::LostInFailover { has: "events".into(), timeline: 2, left_at: Lsn(0x200) };
         let refusals = [
-            Refusal::LostItsData,
-            Refusal::BelowSlot(mark),
-            Refusal::OtherHistory(stored(1, None, 0x90)),
-            lost,
-            Refusal::AheadOfServer { mark, wal_end: WAL_END },
-            Refusal::OtherOrdinalRule(9),
+            (Refusal::LostItsData, Code::SinkLostItsData),
+            (Refusal::BelowSlot(mark), Code::SinkBelowSlot),
+            (Refusal::OtherHistory(stored(1, None, 0x90)), Code::OtherHistory),
+            (lost, Code::LostInFailover),
+            (Refusal::AheadOfServer { mark, wal_end: WAL_END }, Code::SinkAheadOfServer),
+            (Refusal::OtherOrdinalRule(9), Code::OtherOrdinalRule),
         ];
-        for refusal in refusals {
-            let code = refusal.code();
+        for (refusal, code) in refusals {
             let error = refusal.into_error("kafka", &session());
             assert_eq!((error.code(), error.exit_code()), (code, 4));
             assert!(error.to_string().contains("kafka") && error.advice().len() > 20, "{error:?}");
         }
+        let forgotten = forgotten_instance(Error::new(Code::Fenced, "a newer walcast has taken over"));
+        assert_eq!((forgotten.code(), forgotten.exit_code()), (Code::ServerForgotInstance, 4));
         assert_eq!(rebuild_command("redis").as_deref(), Some("walcast rebuild redis"));
         assert_eq!(rebuild_command("kafka"), None);
     }

@@ -370,3 +370,15 @@ fn driver_ended(ended: Result<Result<()>, JoinError>) -> Error {
         Err(error) => Error::new(Code::WalcastBroke, "a sink's task broke down").because(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sink_that_breaks_down_is_told_as_a_defect_of_walcast() {
+        let panicked = tokio::spawn(async { std::panic::panic_any("canary") }).await;
+        assert_eq!(driver_ended(panicked).code(), Code::WalcastBroke);
+        assert_eq!(driver_ended(Ok(Err(Error::new(Code::RedisFull, "x")))).code(), Code::RedisFull);
+    }
+}

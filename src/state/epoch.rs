@@ -398,3 +398,36 @@ async fn fill(
     failpoint!("epoch_after_ready");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_did_not_grow_out_of_what_was_read_is_refused() {
+        let known = |timeline| Known {
+            epoch: Uuid::nil(),
+            system_id: "7".into(),
+            timeline,
+            publication_oid: 1,
+            published_entries: None,
+            consistent_point: None,
+            wal_end: Lsn(9),
+            ready: true,
+        };
+        let identity = SystemIdentity { system_id: "7".into(), timeline: 3, wal_flush: Lsn(9), db: None };
+        let history = History::parse("1\t0/5\tno recovery target").unwrap_or_default();
+        for (timeline, code) in
+            [(3, None), (1, None), (2, Some(Code::OtherTimeline)), (4, Some(Code::OtherTimeline))]
+        {
+            let judged = check_timeline(&known(timeline), &identity, &history);
+            assert_eq!(judged.err().map(|error| error.code()), code, "{timeline}");
+        }
+        let config = PostgresConfig::default();
+        assert!(check_system(&known(3), &identity, &config).is_ok());
+        let elsewhere = SystemIdentity { system_id: "8".into(), ..identity };
+        let refused = check_system(&known(3), &elsewhere, &config);
+        assert_eq!(refused.err().map(|error| error.code()), Some(Code::OtherCluster));
+        assert_eq!(forgotten("w").code(), Code::HistoryForgotten);
+    }
+}

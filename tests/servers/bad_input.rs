@@ -11,7 +11,7 @@ async fn an_unknown_key_is_named_with_its_neighbour() {
     let world = World::new(fresh_database(support::postgres()).await).await;
     let file = world.file("[kafka]\nbroker = \"127.0.0.1:1\"\n");
     let ended = world.walcast(["--config", &file, "config", "show"]).await;
-    ended.expect(78, &["broker", "did you mean brokers in [kafka]?"]);
+    ended.expect(78, &["WC-102", "broker", "did you mean brokers in [kafka]?"]);
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn without_its_publication_nothing_starts() {
             ),
         )
         .await;
-        world.walcast(["run"]).await.expect(4, &["put back", "walcast init"]);
+        world.walcast(["run"]).await.expect(4, &["WC-413", "put back", "walcast init"]);
         assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
     }
 }
@@ -97,7 +97,31 @@ async fn a_slot_older_than_its_publication_is_refused() {
         &format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", world.postgres.slot),
     )
     .await;
-    world.walcast(["init"]).await.expect(4, &["walcast did not make it", "pg_drop_replication_slot"]);
+    world
+        .walcast(["init"])
+        .await
+        .expect(4, &["WC-412", "walcast did not make it", "pg_drop_replication_slot"]);
+}
+
+/// What stands in a migration's way is told, and mended when it is gone.
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing_half_made() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "CREATE SCHEMA walcast; CREATE TABLE walcast.sink (theirs int)").await;
+    world.walcast(["init"]).await.expect(2, &["WC-212", "migration", "walcast.sink", "nothing"]);
+    run(&client, "DROP TABLE walcast.sink").await;
+    world.walcast(["init"]).await.expect(0, &[]);
+}
+
+#[tokio::test]
+async fn what_needs_a_slot_is_refused_before_it_is_made() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let slot = &world.postgres.slot;
+    run(&client, &format!("SELECT pg_drop_replication_slot('{slot}'); DELETE FROM walcast.epoch")).await;
+    world.walcast(["rebuild", "redis"]).await.expect(2, &["WC-213", "has not been made yet", "walcast init"]);
 }
 
 #[tokio::test]
@@ -154,5 +178,5 @@ async fn a_slot_moved_by_hand_is_a_gap_and_said_so() {
     let moved =
         format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", world.postgres.slot);
     run(&client, &moved).await;
-    world.walcast(["run"]).await.expect(4, &["holds everything up to", "the slot begins at"]);
+    world.walcast(["run"]).await.expect(4, &["WC-401", "holds everything up to", "the slot begins at"]);
 }

@@ -88,7 +88,7 @@ async fn a_slot_dropped_while_down_is_a_gap() {
     run(&client, &format!("SELECT pg_drop_replication_slot('{}')", world.postgres.slot)).await;
     start_ends_in_a_resync(
         &world,
-        &["is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
     )
     .await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
@@ -103,7 +103,7 @@ async fn a_slot_dropped_while_running_is_a_gap() {
     cut_off_and(&client, &world, &drop).await;
     ends_in_a_resync(
         running,
-        &["is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
     )
     .await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
@@ -134,7 +134,8 @@ async fn state_of_another_cluster_is_refused() {
             let ask = async |client: &Client| client.query_one(id, &[]).await.unwrap().get(0);
             vec![ask(&there).await, ask(&here).await]
         };
-        let words = [systems[0].as_str(), &systems[1], "restored from another cluster", "walcast init"];
+        let words =
+            ["WC-414", systems[0].as_str(), &systems[1], "restored from another cluster", "walcast init"];
         start_ends_in_a_resync(&world, &words).await;
     }
 }
@@ -321,7 +322,8 @@ async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
     moment.await;
     // a look may fall into that very moment
     ends_in_a_resync(running, &["publication", publication]).await;
-    start_ends_in_a_resync(&world, &["put back", "DELETE FROM walcast.epoch", "walcast init"]).await;
+    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.epoch", "walcast init"])
+        .await;
 
     let world = world_of(support::postgres(), "redis").await;
     streaming_to_redis(&world).await.stop().await;
@@ -329,7 +331,8 @@ async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
     let publication = &world.postgres.publication;
     run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE content")).await;
     run(&client, &format!("ALTER PUBLICATION {publication} ADD TABLE content")).await;
-    start_ends_in_a_resync(&world, &["put back", "DELETE FROM walcast.epoch", "walcast init"]).await;
+    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.epoch", "walcast init"])
+        .await;
 }
 
 #[tokio::test]

@@ -172,6 +172,7 @@ async fn redis_that_has_lost_its_data_is_rebuilt_and_the_stream_goes_on() {
         let ended = killed.walcast(["rebuild", "redis"]).await;
         assert_ne!(ended.code, Some(0), "{place}: {}", ended.output);
         expect_run_refused(&world).await;
+        world.walcast(["run"]).await.expect(4, &["WC-417", "walcast rebuild redis"]);
     }
     let load = tokio::spawn({
         let world = world.clone();
@@ -213,7 +214,7 @@ async fn a_rebuild_is_refused_when_the_counters_are_anothers() {
     let mut redis = world.redis().await;
     let other = redis::cmd("HSET").arg("walcast:mark:other").arg("token").arg(1).to_owned();
     let _: i64 = other.query_async(&mut redis).await.unwrap();
-    world.walcast(["rebuild", "redis"]).await.expect(4, &["walcast:mark:other", "redis.db"]);
+    world.walcast(["rebuild", "redis"]).await.expect(4, &["WC-418", "walcast:mark:other", "redis.db"]);
     running.stop().await;
 }
 
@@ -234,7 +235,10 @@ async fn a_rebuild_is_refused_when_the_slot_moves_beyond_it() {
     world.insert_events(1).await;
     wait_until("the slot has moved", async || world.confirmed_lsn().await >= end).await;
     hold.release();
-    rebuild.await.unwrap().expect(4, &["has moved to", "stop it, and run `walcast rebuild redis` again"]);
+    rebuild
+        .await
+        .unwrap()
+        .expect(4, &["WC-419", "has moved to", "stop it, and run `walcast rebuild redis` again"]);
     running.stop().await;
 }
 
@@ -322,7 +326,7 @@ async fn a_stopped_pipeline_is_not_compared() {
     world.wait_until_all_hold(3).await;
     running.stop().await;
     let ended = world.walcast(["verify", "--wait-seconds", "1"]).await;
-    ended.expect(1, &["nothing was compared", "is read by nobody", "start `walcast run`"]);
+    ended.expect(1, &["WC-341", "nothing was compared", "is read by nobody", "start `walcast run`"]);
 }
 
 /// Writes a record of the events topic once more, as a transaction of somebody else's.

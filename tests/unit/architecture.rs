@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use walcast::error::Code;
+
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -250,4 +252,28 @@ fn a_decision_by_words_is_found_wherever_it_stands() {
         assert!(by_words(&tested).is_empty(), "{line}");
     }
     assert!(by_words("let x = commit_message == 3; text.contains(\"x\")").is_empty());
+}
+
+/// Each code of the table is given somewhere, and provoked by some test: an explanation of what cannot happen, or of
+/// what nobody has seen happen, is of no use.
+#[test]
+fn every_code_is_given_by_the_code_and_provoked_by_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = root.join("src/error/code.rs");
+    let (mut given, mut tests) = (String::new(), String::new());
+    for file in sources(&root.join("src")).into_iter().filter(|file| *file != table) {
+        let text = fs::read_to_string(file).unwrap();
+        let without = without_tests(&text);
+        tests.extend(text.lines().filter(|line| !without.contains(line)).map(|line| format!("{line}\n")));
+        given.push_str(&without);
+    }
+    tests.extend(sources(&root.join("tests")).into_iter().map(|file| fs::read_to_string(file).unwrap()));
+    let names = |text: &str, name: &str| {
+        text.match_indices(name).any(|(at, _)| !text[at + name.len()..].starts_with(char::is_alphanumeric))
+    };
+    for code in Code::ALL {
+        let name = format!("Code::{code:?}");
+        assert!(names(&given, &name), "{name} is given by nothing");
+        assert!(names(&tests, &name) || names(&tests, &code.to_string()), "{name} is provoked by no test");
+    }
 }

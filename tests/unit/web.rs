@@ -253,7 +253,7 @@ async fn walcast_status_brings_the_token() {
     site.board.streaming(true);
     let stranger = walcast(&site.address, &["status"]).await;
     assert_eq!(stranger.status.code(), Some(78));
-    assert!(text(&stranger.stderr).contains("asks for another token"), "{}", text(&stranger.stderr));
+    assert!(text(&stranger.stderr).contains("error WC-104: walcast on"), "{}", text(&stranger.stderr));
     assert!(text(&stranger.stderr).contains("WEB_TOKEN"));
     let file = std::env::temp_dir().join(format!("walcast-token-{}", std::process::id()));
     std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
@@ -477,7 +477,7 @@ async fn walcast_status_says_what_to_do_when_nothing_answers() {
     assert_eq!(silent.status.code(), Some(1));
     let told = text(&silent.stderr);
     assert!(told.contains(&format!("no walcast answers on {address}")), "{told}");
-    assert!(told.contains("start `walcast run`"), "{told}");
+    assert!(told.contains("error WC-340") && told.contains("start `walcast run`"), "{told}");
 }
 
 #[tokio::test]

@@ -401,3 +401,27 @@ pub(super) fn cluster(address: &str) -> Error {
     )
     .hint("use a standalone server, or one that sentinels watch (redis.sentinel_addrs)")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_of_redis_has_its_code() {
+        for (said, code) in [
+            ("WRONGPASS invalid username-password pair", Code::RedisLogin),
+            ("NOAUTH Authentication required.", Code::RedisLogin),
+            ("NOPERM this user has no permissions", Code::RedisRights),
+            ("MOVED 3999 127.0.0.1:6381", Code::RedisUnfit),
+            ("CLUSTERDOWN Hash slot not served", Code::RedisUnfit),
+            ("OOM command not allowed when used memory > 'maxmemory'.", Code::RedisFull),
+            ("MISCONF Redis is configured to save RDB snapshots", Code::RedisCannotWrite),
+            ("READONLY You can't write against a read only replica.", Code::RedisReplica),
+            ("LOADING Redis is loading the dataset in memory", Code::RedisUnreachable),
+        ] {
+            let answer = redis::parse_redis_value(format!("-{said}\r\n").as_bytes());
+            let refused = answer.and_then(redis::Value::extract_error);
+            assert_eq!(refused.err().map(|error| failed("redis", error).code()), Some(code), "{said}");
+        }
+    }
+}

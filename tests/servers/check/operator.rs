@@ -18,6 +18,7 @@ pub struct Line {
     pub verdict: String,
     pub message: String,
     pub fix: Option<String>,
+    pub code: Option<String>,
 }
 
 /// Exit code and lines.

@@ -45,6 +45,7 @@ async fn a_redis_that_lost_its_data_is_told_and_rebuilt() {
     let (_, lines) = check(&world).await;
     let line = of(&lines, "sink.position", "redis");
     assert!(line.message.contains("holds counters of walcast"), "{line:?}");
+    assert_eq!(line.code.as_deref(), Some("WC-418"));
     assert!(line.fix.as_ref().unwrap().contains("database of its own"), "{line:?}");
     world.walcast(["rebuild", "redis"]).await.expect(0, &[]);
     assert_eq!(check(&world).await.0, Some(0));

@@ -47,14 +47,17 @@ async fn a_topic_of_another_shape_is_refused_by_name_with_the_fix() {
         create_topic(&fixture.config, &name, partitions, &[settings]).await;
         let mut sink = fixture.sink();
         let error = sink.prepare().await.unwrap_err();
-        assert_eq!(error.code(), Code::KafkaRefused);
+        assert_eq!(error.code(), Code::KafkaTopicUnfit);
         assert!(error.chain().contains(&name) && error.chain().contains(message), "{error:?}");
         assert!(error.advice().contains(fix), "{error:?}");
         let findings = sink.check().await;
         let finding = findings.iter().find(|finding| finding.subject.ends_with(&name)).unwrap();
         assert_eq!(finding.verdict, Verdict::Fail);
         if finding.message.contains("partitions") {
-            assert_eq!(sink.recover(&fixture.session().await).await.unwrap_err().code(), Code::KafkaRefused);
+            assert_eq!(
+                sink.recover(&fixture.session().await).await.unwrap_err().code(),
+                Code::KafkaTopicUnfit
+            );
         }
     }
 }
@@ -133,7 +136,7 @@ async fn a_hung_transaction_is_named_with_the_command_that_ends_it() {
     fixture.config.timeout_ms = 1_000;
     fixture.config.transaction_timeout_ms = 2_000;
     let error = fixture.sink().recover(&fixture.session().await).await.unwrap_err();
-    assert_eq!(error.code(), Code::KafkaRefused);
+    assert_eq!(error.code(), Code::KafkaTransactionHung);
     assert!(error.chain().contains(&fixture.topics.progress) && error.advice().contains(&start), "{error:?}");
 
     hung.abort_transaction(Duration::from_secs(10)).unwrap();

@@ -176,6 +176,22 @@ async fn counters_without_a_mark_are_not_added_to() {
 }
 
 #[tokio::test]
+async fn a_key_that_has_what_walcast_did_not_write_is_named() {
+    let config = fresh_database().await;
+    let time = Time::real();
+    let mut story = Story::new(&time);
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    told(&config, &story).await;
+    let mut connection = connect(&config).await;
+    let buckets: Vec<String> = run(&mut connection, &["KEYS", "walcast:10min:*"]).await;
+    for bucket in buckets.iter().filter(|key| !key.ends_with(":packed")) {
+        run::<i64>(&mut connection, &["HSET", bucket, "canary", "x"]).await;
+    }
+    let mut sink = RedisSink::with_clock(config.clone(), time.clock());
+    refused(sink.recover(&session(2)).await, Code::RedisKeyUnreadable, "holds");
+}
+
+#[tokio::test]
 async fn a_sink_that_was_not_recovered_writes_nothing() {
     let config = fresh_database().await;
     let mut sink = RedisSink::new(config.clone());
