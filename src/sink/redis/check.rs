@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::config::{Durability, RedisConfig};
 use super::connection::{Connection, cluster};
-use super::system_micros;
+use super::{acl, system_micros};
 use crate::error::{Code, Result};
 use crate::sink::{Finding, Verdict};
 
@@ -32,9 +32,6 @@ const VERSION_MIN: u32 = 6;
 const MEMORY_SHARE_MAX: f64 = 0.9;
 /// Keys expire by the server's clock, boards are drained by ours.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(2);
-/// What the user must be allowed, as its ACL says it.
-pub(super) const ACL: &str = "~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info +config|get";
-
 /// Every command that walcast sends or that its scripts run, on a key of each kind that it is used for. No key of
 /// these names is walcast's: should a server run them after all, nothing of worth is touched.
 const COMMANDS: &[&str] = &[
@@ -112,7 +109,7 @@ fn version(config: &RedisConfig, info: &Info) -> Finding {
             config,
             Verdict::Warn,
             "answers, but INFO is not allowed to this user: nothing is known of its settings".into(),
-            Some("ACL SETUSER <user> +info"),
+            Some(&acl("<user>")),
         ),
     }
 }
@@ -261,5 +258,5 @@ async fn rights(connection: &mut Connection, config: &RedisConfig) -> Result<Fin
     let user = if config.username.is_empty() { "default" } else { &config.username };
     let message =
         format!("forbids user {user} {} of {} commands, such as {first}", refused.len(), COMMANDS.len());
-    Ok(finding(id, config, Verdict::Fail, message, Some(&format!("ACL SETUSER {user} {ACL}"))))
+    Ok(finding(id, config, Verdict::Fail, message, Some(&acl(user))))
 }

@@ -11,6 +11,7 @@ use redis::{
     RedisConnectionInfo, RedisError, RedisResult, Script, TlsCertificates, TlsMode, Value,
 };
 
+use super::acl;
 use super::config::RedisConfig;
 use crate::error::{Code, Error, Result};
 
@@ -365,9 +366,8 @@ fn failed(address: &str, error: RedisError) -> Error {
         }
         (_, Some("NOAUTH")) => told(Code::RedisLogin, "asks for a password")
             .hint("set REDIS_PASSWORD (redis.password) to what the server's requirepass says"),
-        (_, Some("NOPERM")) => told(Code::RedisRights, "does not allow this user what walcast does").hint(
-            "ACL SETUSER <user> ~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info",
-        ),
+        (_, Some("NOPERM")) => told(Code::RedisRights, "does not allow this user what walcast does")
+            .hint(acl("<user>")),
         (_, Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN")) => cluster(address),
         (_, Some("OOM")) => told(Code::RedisFull, "is full")
             .hint("raise the server's maxmemory: walcast's state must not be evicted"),

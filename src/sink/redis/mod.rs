@@ -54,6 +54,14 @@ pub const NAME: &str = "redis";
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("in effect: each event counts once in every counter and board");
 
+/// What walcast's user must be allowed, as its ACL says it. `walcast check` asks for `config|get`, nothing else does.
+pub const ACL: &str = "~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* +@all -@dangerous +info +config|get";
+
+/// The statement that allows a user what walcast does.
+fn acl(user: &str) -> String {
+    format!("ACL SETUSER {user} {ACL}")
+}
+
 /// Gives the time, microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 

@@ -2,7 +2,7 @@
 
 use walcast::error::Code;
 use walcast::secret::Secret;
-use walcast::sink::redis::{Durability, RedisConfig, RedisSink};
+use walcast::sink::redis::{ACL, Durability, RedisConfig, RedisSink};
 use walcast::sink::{Finding, Sink, SinkAdmin, Verdict};
 
 use super::{recovered, refused, write};
@@ -104,7 +104,8 @@ async fn a_user_who_may_not_write_is_told_what_is_needed() {
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
     let (mut sink, mark) = recovered(&config, &story.time, 1).await;
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisRights, "ACL SETUSER");
+    let allow = format!("ACL SETUSER <user> {ACL}");
+    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisRights, &allow);
     let keys: Vec<String> = run(&mut connect(&server.config).await, &["KEYS", "*"]).await;
     assert_eq!(keys, ["walcast:mark:walcast"]);
 }

@@ -54,6 +54,14 @@ fn the_record_is_that_of_the_code() {
     compare("record.md", &format!("{intro}\n{fields}\n## BigQuery's columns\n\n{columns}"));
 }
 
+/// What an operator pastes from the page is what `walcast check` asks for.
+#[test]
+fn the_rights_at_redis_are_those_of_the_code() {
+    let page = std::fs::read_to_string(root().join("docs/sinks/redis.md")).unwrap();
+    let statement = format!("\nACL SETUSER walcast on >PASSWORD {}\n", walcast::sink::redis::ACL);
+    assert!(page.contains(&statement), "docs/sinks/redis.md does not have {statement}");
+}
+
 /// The sections in the order that the configuration has them, and the settings in the order of each section.
 fn configuration() -> String {
     let mut text = INTRODUCTION.to_owned();
