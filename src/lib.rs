@@ -70,6 +70,7 @@ pub mod finding;
 pub mod secret;
 pub mod shutdown;
 pub mod quote;
+pub mod size;
 pub mod pgoutput;
 pub mod event;
 pub mod model;

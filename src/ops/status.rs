@@ -15,6 +15,7 @@ use crate::error::{Code, Error, Kind, Result};
 use crate::lsn::Lsn;
 use crate::ops::terminal::{Paint, print};
 use crate::shutdown::Shutdown;
+use crate::size::size;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, Status};
 use crate::web::WebConfig;
 
@@ -108,7 +109,7 @@ fn line(status: &Status, now: Timestamp) -> String {
     let ready = if status.is_ready() { "ready" } else { "NOT READY" };
     let sinks = status.sinks.iter().map(|sink| format!("{} {}", sink.name, seconds(sink.lag_seconds)));
     let sinks = sinks.collect::<Vec<_>>().join(", ");
-    let kept = status.source.slot.as_ref().map(|slot| format!("  WAL kept {}", bytes(slot.retained_bytes)));
+    let kept = status.source.slot.as_ref().map(|slot| format!("  WAL kept {}", size(slot.retained_bytes)));
     let problem = status.problems.first().map(|problem| format!("  problem: {problem}"));
     format!(
         "{}  {ready}  {}  confirmed {}{}  behind: {sinks}{}\n",
@@ -189,12 +190,12 @@ fn slot_line(slot: &SlotStatus) -> String {
     } else {
         format!("inactive for {}", seconds(slot.inactive_seconds))
     };
-    let left = slot.safe_wal_bytes.map(|left| format!(", {} left before it is lost", bytes(left)));
+    let left = slot.safe_wal_bytes.map(|left| format!(", {} left before it is lost", size(left)));
     format!(
         "{}: {active}, {}, {} of WAL kept{}",
         slot.name,
         slot.wal_status,
-        bytes(slot.retained_bytes),
+        size(slot.retained_bytes),
         left.unwrap_or_default()
     )
 }
@@ -222,7 +223,7 @@ fn ladder(status: &Status, paint: Paint) -> String {
     let sent = slot.and_then(|slot| slot.sent_lsn).map(|sent| sent.max(received));
     let head = slot.map_or(received, |slot| slot.wal_lsn.max(received).max(sent.unwrap_or_default()));
     let place = |name: &str, at: Lsn| -> Rung {
-        let behind = if at == Lsn::ZERO { String::new() } else { bytes(head.bytes_since(at)) };
+        let behind = if at == Lsn::ZERO { String::new() } else { size(head.bytes_since(at)) };
         let mut rung = Rung::default();
         rung[..3].clone_from_slice(&[name.to_owned(), lsn(at), behind]);
         rung
@@ -265,7 +266,7 @@ fn sink_rung(sink: &SinkLine, place: Rung, holders: &[&str]) -> Rung {
         behind,
         sink.state.to_string(),
         seconds(sink.lag_seconds),
-        bytes(sink.queue_bytes) + full,
+        size(sink.queue_bytes) + full,
         grouped(sink.rows_total),
         remark.to_owned(),
     ]
@@ -310,18 +311,6 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// `512 B`, `1.5 KiB`, `3.0 GiB`.
-fn bytes(count: u64) -> String {
-    let mut amount = count as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if amount < 1024.0 {
-            return if unit == "B" { format!("{count} B") } else { format!("{amount:.1} {unit}") };
-        }
-        amount /= 1024.0;
-    }
-    format!("{amount:.1} TiB")
 }
 
 /// `0.25 s`, `2.5 s`, `42 s`, `5 min 3 s`, `2 h 10 min`, `3 d 4 h`.

@@ -285,7 +285,7 @@ mod tests {
         board.slot(slot(None));
         assert_eq!(why(&board), None);
         board.slot(slot(Some(100 << 20)));
-        assert!(why(&board).is_some_and(|why| why.contains("100 MB")));
+        assert!(why(&board).is_some_and(|why| why.contains("100.0 MiB")));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Says once, in the log, that the slot's state has changed.
 
+use crate::size::size;
 use crate::telemetry::status::SlotStatus;
 
 /// Of `max_slot_wal_keep_size`: below the first share a warning, above the second the danger is over.
@@ -68,19 +69,15 @@ impl Herald {
         if !self.tight && percent < TIGHT_PERCENT {
             self.tight = true;
             return Some(News::Bad(format!(
-                "PostgreSQL removes WAL that the slot {} still needs after {} MB more, {percent} % of max_slot_wal_keep_size; \
+                "PostgreSQL removes WAL that the slot {} still needs after {} more, {percent} % of max_slot_wal_keep_size; \
                  see which sink is behind (`walcast status`), or give it more: `walcast check` has the statement",
                 slot.name,
-                safe >> 20
+                size(safe)
             )));
         }
         if self.tight && percent >= ROOMY_PERCENT {
             self.tight = false;
-            return Some(News::Good(format!(
-                "the slot {} has room again: {} MB of WAL",
-                slot.name,
-                safe >> 20
-            )));
+            return Some(News::Good(format!("the slot {} has room again: {} of WAL", slot.name, size(safe))));
         }
         None
     }
@@ -131,7 +128,7 @@ mod tests {
         let mut herald = Herald::default();
         let mut said = |safe_mb| told(&mut herald, &slot("reserved", safe_mb));
         assert_eq!(said(300), []);
-        assert!(matches!(&said(199)[..], [News::Bad(said)] if said.contains("199 MB more, 19 %")));
+        assert!(matches!(&said(199)[..], [News::Bad(said)] if said.contains("199.0 MiB more, 19 %")));
         assert_eq!(said(100), []);
         assert_eq!(said(300), [], "going up and down around the bound is no news");
         assert_eq!(said(150), []);

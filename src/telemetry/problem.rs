@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::size::size;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, State, Status};
 
 /// A sink further behind than this is a problem.
@@ -80,10 +81,10 @@ fn at_risk(slot: &SlotStatus, status: &Status) -> Option<String> {
     }
     let slowest = relief(status);
     Some(format!(
-        "PostgreSQL removes WAL that the slot {} still needs after {} MB more (max_slot_wal_keep_size); {slowest}give it \
+        "PostgreSQL removes WAL that the slot {} still needs after {} more (max_slot_wal_keep_size); {slowest}give it \
          more: `walcast check` has the statement",
         slot.name,
-        left >> 20
+        size(left)
     ))
 }
 
@@ -114,9 +115,9 @@ fn kept_by_transaction(slot: &SlotStatus) -> Option<String> {
     let before = slot.confirmed_lsn.bytes_since(slot.restart_lsn?);
     (before > HELD_BEFORE_BYTES_MAX).then(|| {
         format!(
-            "PostgreSQL keeps {} MB of WAL from before what all sinks hold, since a transaction is open that long; \
+            "PostgreSQL keeps {} of WAL from before what all sinks hold, since a transaction is open that long; \
              `walcast check` names it",
-            before >> 20
+            size(before)
         )
     })
 }
@@ -200,9 +201,9 @@ mod tests {
         let told = problems(&status(tight, vec![slow, kafka]));
         insta::assert_snapshot!(told.join("\n"), @r"
         kafka takes no rows and holds the WAL back: no broker answers; start one
-        PostgreSQL removes WAL that the slot walcast still needs after 100 MB more (max_slot_wal_keep_size); bring kafka up, or give it more: `walcast check` has the statement
+        PostgreSQL removes WAL that the slot walcast still needs after 100.0 MiB more (max_slot_wal_keep_size); bring kafka up, or give it more: `walcast check` has the statement
         bigquery is 90 s behind and its full queue stops the reading; see why bigquery is slow
-        PostgreSQL keeps 2048 MB of WAL from before what all sinks hold, since a transaction is open that long; `walcast check` names it
+        PostgreSQL keeps 2.0 GiB of WAL from before what all sinks hold, since a transaction is open that long; `walcast check` names it
         PostgreSQL has not answered about the slot walcast for 31 s; see whether it has a connection to spare
         ");
         let lost = SlotStatus { wal_status: "lost".into(), safe_wal_bytes: Some(0), ..slot() };

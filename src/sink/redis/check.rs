@@ -7,6 +7,7 @@ use super::connection::{Connection, cluster};
 use super::{acl, system_micros};
 use crate::error::{Code, Result};
 use crate::sink::{Finding, Verdict};
+use crate::size::size;
 
 /// Looks at the server's version, mode and settings; changes nothing.
 pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Result<Vec<Finding>> {
@@ -220,7 +221,7 @@ fn eviction(config: &RedisConfig, info: &Info) -> Finding {
 fn memory(config: &RedisConfig, info: &Info) -> Option<Finding> {
     let number = |field| info.get(field)?.parse::<f64>().ok();
     let (used, most) = (number("used_memory")?, number("maxmemory").filter(|most| *most > 0.0)?);
-    let message = format!("uses {:.0} of {:.0} MB (maxmemory)", used / 1e6, most / 1e6);
+    let message = format!("uses {} of {} (maxmemory)", size(used as u64), size(most as u64));
     let (verdict, fix) = match used > most * MEMORY_SHARE_MAX {
         true => (Verdict::Warn, Some(format!("CONFIG SET maxmemory {:.0}\nCONFIG REWRITE", used * 2.0))),
         false => (Verdict::Ok, None),

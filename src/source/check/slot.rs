@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Row};
 
-use super::server::{Server, size};
+use super::server::Server;
 use crate::error::Result;
 use crate::finding::Finding;
+use crate::size::size;
 use crate::source::PostgresConfig;
 use crate::source::quote::{identifier, literal};
 use crate::source::sql::{self, get};
@@ -69,8 +70,10 @@ impl Slot {
                 Finding::ok(id, subject, format!("{reader}, pid {pid}"))
             }
             None if kept > UNREAD_BYTES_MAX => {
-                let message =
-                    format!("nobody: PostgreSQL keeps {} of WAL for it, and more as it comes", size(kept));
+                let message = format!(
+                    "nobody: PostgreSQL keeps {} of WAL for it, and more as it comes",
+                    size(kept.max(0) as u64)
+                );
                 Finding::warn(id, subject, message, "walcast run")
             }
             None => Finding::ok(id, subject, "nobody at the moment"),
@@ -79,21 +82,30 @@ impl Slot {
 
     fn wal(&self) -> Finding {
         let (id, subject) = ("postgres.slot_wal", format!("WAL of slot {}", self.name));
-        let kept = format!("{} kept, {}", size(self.retained_bytes.unwrap_or_default()), self.wal_status);
+        let kept = format!(
+            "{} kept, {}",
+            size(self.retained_bytes.unwrap_or_default().max(0) as u64),
+            self.wal_status
+        );
         let spilled = self.spill_bytes.filter(|bytes| *bytes > 0);
-        let spilled =
-            spilled.map(|bytes| format!(", {} of large transactions spilled to disk so far", size(bytes)));
+        let spilled = spilled.map(|bytes| {
+            format!(", {} of large transactions spilled to disk so far", size(bytes.max(0) as u64))
+        });
         let spilled = spilled.unwrap_or_default();
         let keep_more = "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();";
         match self.safe_bytes {
             Some(left) if left < SAFE_BYTES_MIN && self.wal_status != "lost" => {
-                let message =
-                    format!("{kept}: it is lost after {} more; see that walcast reads it", size(left));
+                let message = format!(
+                    "{kept}: it is lost after {} more; see that walcast reads it",
+                    size(left.max(0) as u64)
+                );
                 Finding::warn(id, subject, message, keep_more)
             }
-            Some(left) => {
-                Finding::ok(id, subject, format!("{kept}, {} before it is lost{spilled}", size(left)))
-            }
+            Some(left) => Finding::ok(
+                id,
+                subject,
+                format!("{kept}, {} before it is lost{spilled}", size(left.max(0) as u64)),
+            ),
             None => Finding::ok(id, subject, format!("{kept}{spilled}")),
         }
     }

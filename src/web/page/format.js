@@ -20,15 +20,16 @@ export const milliseconds = known((ms) => {
   return `${tenth.format(ms / 3_600_000)} h`;
 });
 
-const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+/** As src/size.rs does it. */
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 export const bytes = known((number) => {
   let unit = 0;
-  while (Math.abs(number) >= 1024 && unit < UNITS.length - 1) {
+  while (Math.abs(number) >= (unit > 0 ? 1023.95 : 1024) && unit < UNITS.length - 1) {
     number /= 1024;
     unit += 1;
   }
-  return `${(unit > 0 && number < 10 ? tenth : whole).format(number)} ${UNITS[unit]}`;
+  return `${(unit > 0 ? tenth : whole).format(number)} ${UNITS[unit]}`;
 });
 
 /** A time in its two largest units. */

@@ -28,10 +28,10 @@ async fn settings_are_told_and_mended() {
         for (name, setting, shown, verdict, words) in [
             ("max_slot_wal_keep_size", "-1", "-1", Verdict::Warn, "is unset"),
             ("max_slot_wal_keep_size", "0", "0", Verdict::Fail, "is 0"),
-            ("max_slot_wal_keep_size", "'64MB'", "64MB", Verdict::Warn, "is 64 MB"),
+            ("max_slot_wal_keep_size", "'64MB'", "64MB", Verdict::Warn, "is 64.0 MiB"),
             ("idle_replication_slot_timeout", "'10min'", "10min", Verdict::Warn, "600 s"),
             ("wal_sender_timeout", "'2s'", "2s", Verdict::Warn, "2 s"),
-            ("logical_decoding_work_mem", "'64kB'", "64kB", Verdict::Warn, "64 kB"),
+            ("logical_decoding_work_mem", "'64kB'", "64kB", Verdict::Warn, "64.0 KiB"),
         ] {
             set(&format!("{name} = {setting}")).await;
             shows(name, shown).await;
