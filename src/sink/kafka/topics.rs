@@ -146,8 +146,7 @@ impl Cluster {
             "{brokers} at {addresses}; with replication_factor = {replication_factor} and min_insync_replicas = \
              {min_insync_replicas} one lost disk loses events: it takes three brokers"
         );
-        let fix = "export KAFKA_REPLICATION_FACTOR=3 KAFKA_MIN_INSYNC_REPLICAS=2";
-        Ok((Finding::warn(id, subject, message, fix), any))
+        Ok((Finding::warn(id, subject, message, safer(brokers)), any))
     }
 
     /// What a broker allows of transactions. What the ACLs allow this user shows only when a producer begins, and that
@@ -283,6 +282,15 @@ fn cannot_create(topic: &str, code: Code) -> Error {
     match definite(code) {
         Some((meaning, hint)) => Error::new(meaning, message).hint(hint),
         None => Error::new(error::Code::KafkaUnreachable, message),
+    }
+}
+
+/// What loses no event with one disk, as far as that many brokers allow it.
+fn safer(brokers: usize) -> &'static str {
+    match brokers {
+        0 | 1 => "add brokers: one alone keeps every event on one disk",
+        2 => "export KAFKA_REPLICATION_FACTOR=2 KAFKA_MIN_INSYNC_REPLICAS=2",
+        _ => "export KAFKA_REPLICATION_FACTOR=3 KAFKA_MIN_INSYNC_REPLICAS=2",
     }
 }
 
@@ -424,4 +432,17 @@ fn too_few_replicas(subject: String, found: &Found, config: &KafkaConfig) -> Fin
         "give it more replicas with kafka-reassign-partitions.sh, or set kafka.replication_factor = {found}"
     );
     Finding::fail(error::Code::KafkaTopicUnfit, TOPIC, subject, message, fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_replicas_are_advised_than_there_are_brokers() {
+        for brokers in 0..9 {
+            let advised = (2..=9).find(|factor| safer(brokers).contains(&format!("FACTOR={factor} ")));
+            assert_eq!(advised, (brokers > 1).then(|| brokers.min(3)), "{brokers}: {}", safer(brokers));
+        }
+    }
 }

@@ -30,6 +30,10 @@ async fn prepare_makes_topics_that_check_finds_right() {
         let single_broker = finding.subject == "kafka brokers";
         let wanted = if single_broker { Verdict::Warn } else { Verdict::Ok };
         assert_eq!(finding.verdict, wanted, "{finding:?}");
+        assert!(
+            !finding.fix.as_ref().is_some_and(|fix| fix.contains("REPLICATION_FACTOR=3")),
+            "there is one broker"
+        );
     }
 }
 
