@@ -21,6 +21,9 @@ SELECT slot.active,
        extract(epoch FROM clock_timestamp() - (to_jsonb(slot) ->> 'inactive_since')::timestamptz)::float8
          AS inactive_seconds,
        age(slot.catalog_xmin)::bigint AS catalog_xmin_age,
+       (SELECT max(extract(epoch FROM clock_timestamp() - since))::float8
+        FROM (SELECT xact_start AS since FROM pg_stat_activity WHERE backend_xid IS NOT NULL
+              UNION ALL SELECT prepared FROM pg_prepared_xacts) AS writing) AS oldest_transaction_seconds,
        spilled.spill_txns,
        spilled.spill_bytes
 FROM pg_replication_slots AS slot

@@ -96,6 +96,7 @@ fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
         safe_wal_bytes: if lost { Some(0) } else { count("safe_wal_size")? },
         keep_bytes_max: count("keep_bytes_max")?,
         catalog_xmin_age_transactions: count("catalog_xmin_age")?,
+        oldest_transaction_seconds: seconds("oldest_transaction_seconds")?,
         spill_transactions_total: count("spill_txns")?.unwrap_or_default(),
         spill_bytes_total: count("spill_bytes")?.unwrap_or_default(),
         two_phase: row.try_get("two_phase")?,

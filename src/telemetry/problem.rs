@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::size::size;
+use crate::source::check::TRANSACTION_OPEN_MAX;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, State, Status};
 
 /// A sink further behind than this is a problem.
@@ -11,7 +12,7 @@ const LAG_MAX: Duration = Duration::from_secs(60);
 const SAFE_WAL_BYTES_MIN: u64 = 256 << 20;
 /// A stream that brings no heartbeat for this long is a problem; they are written every ten seconds.
 const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(45);
-/// A slot that keeps more WAL than this from before its confirmed LSN is held by a transaction.
+/// A slot that keeps more WAL than this from before its confirmed LSN is a problem.
 const HELD_BEFORE_BYTES_MAX: u64 = 1 << 30;
 /// A slot that cannot be looked at for this long is a problem.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(30);
@@ -28,7 +29,7 @@ pub fn problems(status: &Status) -> Vec<String> {
     problems.extend(status.sinks.iter().filter_map(|sink| sink.trouble.clone()));
     problems.extend(status.sinks.iter().filter_map(behind));
     problems.extend(no_heartbeat(status));
-    problems.extend(slot.and_then(kept_by_transaction));
+    problems.extend(slot.and_then(kept_from_before));
     problems.extend(slot.and_then(unseen));
     problems
 }
@@ -111,15 +112,23 @@ fn no_heartbeat(status: &Status) -> Option<String> {
     })
 }
 
-fn kept_by_transaction(slot: &SlotStatus) -> Option<String> {
+/// A transaction holds the restart LSN back, or PostgreSQL merely has not moved it yet: it does so only when it comes to a
+/// record of the running transactions, which a checkpoint writes.
+fn kept_from_before(slot: &SlotStatus) -> Option<String> {
     let before = slot.confirmed_lsn.bytes_since(slot.restart_lsn?);
-    (before > HELD_BEFORE_BYTES_MAX).then(|| {
-        format!(
-            "PostgreSQL keeps {} of WAL from before what all sinks hold, since a transaction is open that long; \
-             `walcast check` names it",
-            size(before)
-        )
-    })
+    let open = slot.oldest_transaction_seconds.filter(|open| *open >= TRANSACTION_OPEN_MAX.as_secs_f64());
+    let why = match open {
+        Some(open) => {
+            format!("since a transaction that has written is open for {open:.0} s; `walcast check` names it")
+        }
+        None => {
+            "and no transaction is open that long; its restart LSN follows after the next checkpoint: run \
+                 CHECKPOINT; if the disk cannot wait"
+                .to_owned()
+        }
+    };
+    (before > HELD_BEFORE_BYTES_MAX)
+        .then(|| format!("PostgreSQL keeps {} of WAL from before what all sinks hold, {why}", size(before)))
 }
 
 fn unseen(slot: &SlotStatus) -> Option<String> {
@@ -196,6 +205,7 @@ mod tests {
             age_seconds: 31.0,
             confirmed_lsn: Lsn(3 << 30),
             restart_lsn: Some(Lsn(1 << 30)),
+            oldest_transaction_seconds: Some(400.0),
             ..slot()
         };
         let told = problems(&status(tight, vec![slow, kafka]));
@@ -203,7 +213,7 @@ mod tests {
         kafka takes no rows and holds the WAL back: no broker answers; start one
         PostgreSQL removes WAL that the slot walcast still needs after 100.0 MiB more (max_slot_wal_keep_size); bring kafka up, or give it more: `walcast check` has the statement
         bigquery is 90 s behind and its full queue stops the reading; see why bigquery is slow
-        PostgreSQL keeps 2.0 GiB of WAL from before what all sinks hold, since a transaction is open that long; `walcast check` names it
+        PostgreSQL keeps 2.0 GiB of WAL from before what all sinks hold, since a transaction that has written is open for 400 s; `walcast check` names it
         PostgreSQL has not answered about the slot walcast for 31 s; see whether it has a connection to spare
         ");
         let lost = SlotStatus { wal_status: "lost".into(), safe_wal_bytes: Some(0), ..slot() };
@@ -213,5 +223,28 @@ mod tests {
         the replication slot walcast is lost, and what it had not delivered is gone from the stream; `walcast check` says how to go on
         no heartbeat has come through the WAL for 60 s; PostgreSQL is busy with a large transaction, or this role may not write one: `walcast check` tells
         ");
+    }
+
+    /// After a long standstill the restart LSN is behind, and no transaction is to blame.
+    #[test]
+    fn wal_that_no_transaction_keeps_is_not_blamed_on_one() {
+        let kept = |open| {
+            let slot = SlotStatus {
+                confirmed_lsn: Lsn(3 << 30),
+                restart_lsn: Some(Lsn(1 << 30)),
+                oldest_transaction_seconds: open,
+                ..slot()
+            };
+            problems(&status(slot, Vec::new())).join("\n")
+        };
+        for open in [None, Some(0.2), Some(299.0)] {
+            let told = kept(open);
+            assert!(
+                told.contains("no transaction is open that long") && told.contains("CHECKPOINT"),
+                "{told}"
+            );
+            assert!(!told.contains("walcast check"), "{told}");
+        }
+        assert!(kept(Some(301.0)).contains("open for 301 s; `walcast check` names it"));
     }
 }

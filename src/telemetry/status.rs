@@ -104,6 +104,9 @@ pub struct SlotStatus {
     pub keep_bytes_max: Option<u64>,
     /// How many transactions old the catalog rows are that vacuum keeps for the slot.
     pub catalog_xmin_age_transactions: Option<u64>,
+    /// For how long the oldest transaction that has written is open, of all databases, prepared ones included; `None`
+    /// where there is none, or where our role may not see it.
+    pub oldest_transaction_seconds: Option<f64>,
     /// Transactions that outgrew `logical_decoding_work_mem` and went through the server's disk while decoding.
     pub spill_transactions_total: u64,
     /// Their bytes; a transaction read again counts again.

@@ -29,6 +29,19 @@ fn slot(board: &Board) -> SlotStatus {
     board.status().source.slot.unwrap_or_default()
 }
 
+/// A prepared transaction, or one that a session has open.
+async fn an_open_transaction_is_told(postgres: &PostgresConfig, client: &Client, board: &Board) {
+    let other = sql::connect(postgres).await.unwrap();
+    run(&other, "BEGIN; CREATE TABLE left_open (id int)").await;
+    wait_until("the open transaction is told", async || {
+        slot(board).oldest_transaction_seconds.is_some_and(|open| open > 0.0)
+    })
+    .await;
+    run(&other, "ROLLBACK").await;
+    let writing = "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()";
+    assert_eq!(client.query_one(writing, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
 /// The slot is sampled, falls behind, and comes up again.
 async fn the_slot_is_told(server: PostgresConfig) {
     with_watched_slot(server, async |postgres, client, board| {
@@ -50,6 +63,7 @@ async fn the_slot_is_told(server: PostgresConfig) {
                 && now.catalog_xmin_age_transactions > before.catalog_xmin_age_transactions
         })
         .await;
+        an_open_transaction_is_told(postgres, client, board).await;
         the_walsender_is_told(postgres, board).await;
         spilling_is_told(postgres, client, board).await;
         wait_until("its idleness is told", async || slot(board).inactive_seconds > 0.0).await;
