@@ -109,7 +109,7 @@ async fn a_migration_that_fails_leaves_nothing_half_made() {
     let world = World::new(fresh_database(support::postgres()).await).await;
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, "CREATE SCHEMA walcast; CREATE TABLE walcast.sink (theirs int)").await;
-    world.walcast(["init"]).await.expect(2, &["WC-212", "migration", "walcast.sink", "nothing"]);
+    world.walcast(["init"]).await.expect(2, &["WC-212", "migration", "already exists", "nothing"]);
     run(&client, "DROP TABLE walcast.sink").await;
     world.walcast(["init"]).await.expect(0, &[]);
 }
