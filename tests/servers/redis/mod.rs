@@ -172,7 +172,7 @@ async fn counters_without_a_mark_are_not_added_to() {
     told(&config, &story).await;
     run::<i64>(&mut connect(&config).await, &["DEL", "walcast:mark:walcast"]).await;
     let mut sink = RedisSink::with_clock(config.clone(), time.clock());
-    refused(sink.recover(&session(2)).await, Code::SinkLostItsData, "walcast rebuild redis");
+    refused(sink.recover(&session(2)).await, Code::RedisRemains, "walcast rebuild redis");
 }
 
 #[tokio::test]
