@@ -111,7 +111,10 @@ impl Sink for KafkaSink {
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // taken out, and put back when all went well: a write that is dropped halfway ends the producer too
         let Some(mut open) = self.open.take() else {
-            return Err(Error::new(Code::Unavailable, "Kafka: there is no producer since the last error"));
+            return Err(Error::new(
+                Code::KafkaUnreachable,
+                "Kafka: there is no producer since the last error",
+            ));
         };
         let mark = batches.iter().fold(open.held, |mark, batch| mark.advanced(batch.mark()));
         let stored = StoredMark::new(&open.session.epoch, mark);

@@ -75,7 +75,7 @@ impl Writer {
 }
 
 fn ended() -> Error {
-    Error::new(error::Code::Unavailable, "Kafka: the producer has ended")
+    Error::new(error::Code::KafkaUnreachable, "Kafka: the producer has ended")
 }
 
 fn serve(mut transactions: Transactions, slot: &str, inbox: &Receiver<Job>) {

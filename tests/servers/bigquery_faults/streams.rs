@@ -131,7 +131,7 @@ async fn a_table_that_was_fed_by_another_stream_is_told_and_left_as_it_is() {
                 assert_eq!(sink.flush().await.unwrap(), None, "a mark before the proof");
             }
             let error = told.expect("the stream was taken for the former one");
-            assert_eq!(error.code(), error::Code::SinkLostItsData);
+            assert_eq!(error.code(), error::Code::SinkAheadOfServer);
             assert!(error.to_string().contains("bigquery holds a last row at 0/4B0#4"), "{error}");
             assert_eq!(world.seen(), delivered);
         }

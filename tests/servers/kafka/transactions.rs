@@ -88,7 +88,7 @@ async fn a_write_of_which_one_record_is_refused_leaves_nothing() {
         let mut sink = fixture.sink();
         sink.recover(&fixture.session().await).await.unwrap();
         let error = sink.write(&[events(100, 20)]).await.unwrap_err();
-        assert_eq!(error.code(), Code::KafkaRefused, "{small}: {error:?}");
+        assert_eq!(error.code(), Code::KafkaTopicUnfit, "{small}: {error:?}");
         assert!(error.advice().contains("max.message.bytes"), "{error:?}");
         assert_eq!(sink.recover(&fixture.session().await).await.unwrap(), None, "{small}");
         assert!(fixture.committed(&fixture.topics.events).is_empty(), "{small}");
