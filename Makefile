@@ -14,7 +14,7 @@ unexport SECONDS
 # tests on real servers wait most of the time: more at once than a small machine has cores
 SERVERS_THREADS ?= 6
 # those that hold walcast to a time have the cores to themselves
-PROMISES := gaps:: within_two_seconds
+PROMISES := gaps:: within_two_seconds hung_transaction
 
 .PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test
 
