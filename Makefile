@@ -14,9 +14,9 @@ unexport SECONDS
 # tests on real servers wait most of the time: more at once than a small machine has cores
 SERVERS_THREADS ?= 6
 # those that hold walcast to a time have the cores to themselves
-PROMISES := gaps:: within_two_seconds hung_transaction
+OBJECTIVES := gaps:: within_two_seconds hung_transaction
 
-.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test
+.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test upgrade-test
 
 demo: services
 	@cargo build --release --locked
@@ -25,8 +25,8 @@ demo: services
 test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run cargo test --locked --features failpoints --lib --bins --examples --test unit --test allocations
-	@scripts/services run cargo test --locked --features failpoints --test servers -- --test-threads $(SERVERS_THREADS) $(addprefix --skip ,$(PROMISES))
-	@scripts/services run cargo test --locked --features failpoints --test servers -- $(PROMISES)
+	@scripts/services run cargo test --locked --features failpoints --test servers -- --test-threads $(SERVERS_THREADS) $(addprefix --skip ,$(OBJECTIVES))
+	@scripts/services run cargo test --locked --features failpoints --test servers -- $(OBJECTIVES)
 	@scripts/services run cargo test --locked --features failpoints --test chaos
 	@$(MAKE) --no-print-directory instructions
 
@@ -87,3 +87,11 @@ compose-test: services compose-config
 
 compose-config:
 	@scripts/compose --profile monitoring config --quiet && echo "docker-compose.yml: accepted"
+
+# an installation of the release that FORMER names goes on with this one
+FORMER ?= 0528dd5
+upgrade-test: services
+	@rm -rf $(HOME_DIR)/former && git worktree prune && git worktree add --quiet --detach $(HOME_DIR)/former $(FORMER)
+	@cd $(HOME_DIR)/former && CARGO_TARGET_DIR=$(HOME_DIR)/former-target cargo build --locked
+	@FORMER_WALCAST=$(HOME_DIR)/former-target/debug/walcast scripts/services run cargo test --locked --features failpoints --test servers upgrade::
+	@git worktree remove --force $(HOME_DIR)/former

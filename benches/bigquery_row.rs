@@ -6,7 +6,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
-use walcast::lsn::{Lsn, Mark, Position};
+use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::model::content::Content;
 use walcast::sink::bigquery::column::Record;
 use walcast::sink::bigquery::row::Encoder;
@@ -39,7 +39,7 @@ fn batch() -> Batch {
         length_seconds: Some(1_817),
         publish_ts: Some(1_767_000_000_000_000),
     });
-    let mut builder = BatchBuilder::new(Mark::default());
+    let mut builder = BatchBuilder::new(Checkpoint::default());
     for ordinal in 0..EVENTS {
         let event = event(&mut builder, &content, ordinal);
         builder.push(Row::Event(event));
@@ -49,7 +49,7 @@ fn batch() -> Batch {
 
 fn encode(criterion: &mut Criterion) {
     let batch = batch();
-    let epoch = Uuid::from_u128(7).to_string();
+    let history_id = Uuid::from_u128(7).to_string();
     let mut encoder = Encoder::default();
     let mut group = criterion.benchmark_group("encode");
     group.throughput(Throughput::Elements(EVENTS));
@@ -57,7 +57,7 @@ fn encode(criterion: &mut Criterion) {
         bencher.iter(|| {
             for event in batch.events() {
                 let record =
-                    Record { event, batch: &batch, epoch: &epoch, ingested_at: 1_767_323_046_000_000 };
+                    Record { event, batch: &batch, epoch: &history_id, ingested_at: 1_767_323_046_000_000 };
                 black_box(encoder.encode(&record));
             }
         });

@@ -9,7 +9,7 @@ use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::event::encoding::Encoding;
 use walcast::event::encoding::json::Json;
 use walcast::event::schema::EventRecord;
-use walcast::lsn::{Lsn, Mark, Position};
+use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::model::content::Content;
 
 const EVENTS: u64 = 1_000;
@@ -40,7 +40,7 @@ fn batch() -> Batch {
         length_seconds: Some(1_817),
         publish_ts: Some(1_767_000_000_000_000),
     });
-    let mut builder = BatchBuilder::new(Mark::default());
+    let mut builder = BatchBuilder::new(Checkpoint::default());
     for ordinal in 0..EVENTS {
         let event = event(&mut builder, &content, ordinal);
         builder.push(Row::Event(event));

@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
-use walcast::lsn::{Lsn, Mark, Position};
+use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::model::content::Content;
 use walcast::sink::Sink;
 use walcast::sink::redis::RedisSink;
@@ -57,7 +57,7 @@ impl Bench {
         let mut sink = RedisSink::with_clock(server.config.clone(), time.clock());
         sink.recover(&session(1)).await.unwrap();
         let contents = (0..contents).map(content).collect();
-        let builder = BatchBuilder::new(Mark::at(START));
+        let builder = BatchBuilder::new(Checkpoint::at(START));
         Bench { server, time, sink, rng: StdRng::seed_from_u64(7), contents, builder, next_lsn: START.0 + 8 }
     }
 

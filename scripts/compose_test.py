@@ -57,7 +57,7 @@ def flows(what):
         status = walcast("status", "--json")
         if not status.stdout.strip():
             return False
-        held = [place(sink["held_lsn"]) for sink in json.loads(status.stdout)["sinks"]]
+        held = [place(sink["durable_lsn"]) for sink in json.loads(status.stdout)["sinks"]]
         return len(held) > len(SINKS) and all(at >= place(lsn) for at in held)
 
     wait(what, passed)

@@ -1,11 +1,11 @@
-//! The unit that crosses to the sinks: rows in stream order, their texts in one arena, and the mark that
+//! The unit that crosses to the sinks: rows in stream order, their texts in one arena, and the checkpoint that
 //! whoever holds the batch may claim.
 
 use std::sync::Arc;
 use tokio::time::Instant;
 
 pub use crate::event::{ContentChange, Event, Span, Texts};
-use crate::lsn::{Lsn, Mark, Position};
+use crate::lsn::{Checkpoint, Lsn, Position};
 
 /// One thing for the sinks to know, at its place in the stream.
 #[derive(Debug, Clone)]
@@ -56,12 +56,12 @@ pub struct DeadLetter {
     pub row_json: String,
 }
 
-/// Rows in stream order, and the mark of whoever holds them and all before them.
+/// Rows in stream order, and the checkpoint of whoever holds them and all before them.
 #[derive(Debug)]
 pub struct Batch {
     rows: Vec<Row>,
     text: String,
-    mark: Mark,
+    checkpoint: Checkpoint,
     urgent: bool,
     created: Instant,
     heartbeat: Option<Heartbeat>,
@@ -77,12 +77,12 @@ pub struct Heartbeat {
 }
 
 impl Batch {
-    /// A batch without rows that only moves the mark.
-    pub fn empty(mark: Mark, urgent: bool) -> Self {
+    /// A batch without rows that only moves the checkpoint.
+    pub fn empty(checkpoint: Checkpoint, urgent: bool) -> Self {
         Batch {
             rows: Vec::new(),
             text: String::new(),
-            mark,
+            checkpoint,
             urgent,
             created: Instant::now(),
             heartbeat: None,
@@ -113,8 +113,8 @@ impl Batch {
     }
 
     /// What holding this batch and all before it amounts to.
-    pub fn mark(&self) -> Mark {
-        self.mark
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.checkpoint
     }
 
     /// Whether the sinks shall make it durable at once rather than at their own pace (the server waits).
@@ -138,9 +138,9 @@ impl Batch {
     }
 
     /// The part that somebody who already has `held` still needs: `None` when that is nothing, not even
-    /// the mark. Costs a copy only where a restart cuts a batch.
-    pub fn beyond(self: &Arc<Self>, held: &Mark) -> Option<Arc<Batch>> {
-        if held.covers(&self.mark) && self.rows.last().is_none_or(|row| held.holds(row.position())) {
+    /// the checkpoint. Costs a copy only where a restart cuts a batch.
+    pub fn beyond(self: &Arc<Self>, held: &Checkpoint) -> Option<Arc<Batch>> {
+        if held.covers(&self.checkpoint) && self.rows.last().is_none_or(|row| held.holds(row.position())) {
             return None;
         }
         let skip = self.rows.partition_point(|row| held.holds(row.position()));
@@ -150,7 +150,7 @@ impl Batch {
         Some(Arc::new(Batch {
             rows: self.rows.get(skip..).unwrap_or_default().to_vec(),
             text: self.text.clone(),
-            mark: self.mark,
+            checkpoint: self.checkpoint,
             urgent: self.urgent,
             created: self.created,
             heartbeat: self.heartbeat,
@@ -163,15 +163,21 @@ impl Batch {
 pub struct BatchBuilder {
     rows: Vec<Row>,
     text: String,
-    mark: Mark,
+    checkpoint: Checkpoint,
     first_row_at: Option<Instant>,
     heartbeat: Option<Heartbeat>,
 }
 
 impl BatchBuilder {
-    /// An empty builder; its first batch starts after `mark`.
-    pub fn new(mark: Mark) -> Self {
-        BatchBuilder { rows: Vec::new(), text: String::new(), mark, first_row_at: None, heartbeat: None }
+    /// An empty builder; its first batch starts after `checkpoint`.
+    pub fn new(checkpoint: Checkpoint) -> Self {
+        BatchBuilder {
+            rows: Vec::new(),
+            text: String::new(),
+            checkpoint,
+            first_row_at: None,
+            heartbeat: None,
+        }
     }
 
     /// Copies a text into the arena.
@@ -181,15 +187,15 @@ impl BatchBuilder {
 
     /// Adds a row; rows come in stream order.
     pub fn push(&mut self, row: Row) {
-        debug_assert!(self.mark.position.is_none_or(|last| last <= row.position()));
-        self.mark.position = Some(row.position());
+        debug_assert!(self.checkpoint.position.is_none_or(|last| last <= row.position()));
+        self.checkpoint.position = Some(row.position());
         self.first_row_at.get_or_insert_with(Instant::now);
         self.rows.push(row);
     }
 
     /// Says that everything up to `end_lsn`, the end of a commit or the idle WAL end, is in.
     pub fn hold(&mut self, end_lsn: Lsn) {
-        self.mark.held = self.mark.held.max(end_lsn);
+        self.checkpoint.durable_lsn = self.checkpoint.durable_lsn.max(end_lsn);
     }
 
     /// A heartbeat's transaction has ended.
@@ -197,9 +203,9 @@ impl BatchBuilder {
         self.heartbeat = Some(heartbeat);
     }
 
-    /// The mark that the batch would have if it ended here.
-    pub fn mark(&self) -> Mark {
-        self.mark
+    /// The checkpoint that the batch would have if it ended here.
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.checkpoint
     }
 
     /// Rows so far.
@@ -232,7 +238,7 @@ impl BatchBuilder {
         Batch {
             rows: std::mem::replace(&mut self.rows, rows),
             text: std::mem::replace(&mut self.text, text),
-            mark: self.mark,
+            checkpoint: self.checkpoint,
             urgent,
             created: self.first_row_at.take().unwrap_or_else(Instant::now),
             heartbeat: self.heartbeat.take(),
@@ -268,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_batch_occupies_what_it_counts_whatever_came_before_it() {
-        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
         for rows in [3, 4_096, 1_000, 1_001, 0, 7, 4_096] {
             let batch = batch_of(&mut builder, rows);
             let room = batch.rows.capacity() * size_of::<Row>() + batch.text.capacity();

@@ -11,12 +11,12 @@
 //!           └ transform            join with the content cache            → Event
 //!             └ batch              rows and their texts, bounded by rows, bytes and age → Arc<Batch>
 //!   ══ sink::queue, bounded by bytes ══▶ sink::driver → content, and the sinks listed in `sinks`
-//!   ◀═ watch of each sink's durable mark ══ watermark: the lowest held LSN → confirmed → status update
+//!   ◀═ watch of each sink's durable checkpoint ══ watermark: the lowest durable LSN → confirmed → status update
 //! ```
 //!
 //! Open [`pipeline`] first: it tells how a stream begins; [`streaming`] is the loop that carries it. From socket
 //! buffer to batch it is plain synchronous code in one task ([`transform::Transform`]); each sink has a task of its
-//! own ([`sink::driver`]). There are two crossings between them and no others: the queues out, the watch of marks
+//! own ([`sink::driver`]). There are two crossings between them and no others: the queues out, the watch of checkpoints
 //! back.
 //!
 //! # The promise, and what carries it
@@ -27,24 +27,24 @@
 //! - **An event's name is its [`lsn::Position`]**: commit LSN and ordinal within the transaction. It is the
 //!   same at every replay. The LSN of its own WAL record is neither unique nor monotonic and is used for
 //!   nothing.
-//! - **Data and [`lsn::Mark`] in one atomic act**: each sink stores how far it reaches together with the rows
+//! - **Data and [`lsn::Checkpoint`] in one atomic act**: each sink stores how far it reaches together with the rows
 //!   themselves. At start, and after every doubtful outcome, it asks its target instead of remembering.
-//! - **The confirmed LSN is the lowest held LSN of all sinks**, computed in [`watermark`] alone. There is no
+//! - **The confirmed LSN is the lowest durable LSN of all sinks**, computed in [`watermark`] alone. There is no
 //!   second way to it: heartbeats and the idle server's WAL end travel as batches without rows.
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row
 //!   as of its own place in the stream, so every sink gets the same record. The rows that no sink can take are kept
 //!   there as well, before the slot is confirmed beyond them.
-//! - **An epoch names the history** that LSNs belong to ([`lsn::Epoch`]); marks of different epochs are never
-//!   compared. On a new timeline, the server's history says how far a mark of the former one counts.
+//! - **A history id names the history** that LSNs belong to ([`lsn::HistoryId`]); checkpoints of different history ids are never
+//!   compared. On a new timeline, the server's history says how far a checkpoint of the former one counts.
 //!   **A token** taken from PostgreSQL at start shuts older instances out of every target.
 //! - **What cannot be made whole is refused** with both positions (exit code 4). [`resume`] alone judges where a sink goes on: not
-//!   below the slot, not without the mark that it had, not beyond the server's WAL, not from another history. What is
-//!   read again must be the stream that the sinks were fed from ([`retrace`]).
+//!   below the slot, not without the checkpoint that it had, not beyond the server's WAL, not from another history. What is
+//!   read again must be the stream that the sinks were fed from ([`continuity`]).
 //! - **A failure has a code** ([`error::Code`]) that keeps its meaning in every version; one table explains each.
 //! - **What an event consists of stands once** ([`event::schema`]); encodings write and read it ([`event::encoding`]).
 //! - **It is watched from outside**: [`telemetry::lag`] asks PostgreSQL once a second who holds its WAL; heartbeats are
 //!   timed through it until each sink holds their place. `monitoring/` has the alerts on both, `docs/runbook.md` what to do.
-//! - **It can be looked at**: [`telemetry::board`] is where all parts say how they are, [`telemetry::live`] makes
+//! - **It can be looked at**: [`telemetry::registry`] is where all parts say how they are, [`telemetry::live`] makes
 //!   figures and the last hour of it once a second, [`web`] shows them. Nothing of it is in the way of an event.
 //! - **It can be looked at beforehand**: [`ops::check`] asks every server, changes nothing and shuts nobody out.
 //! - **It can be proved**: [`ops::verify`] compares PostgreSQL, as of a temporary slot's snapshot, with every
@@ -80,7 +80,7 @@ pub mod telemetry;
 pub mod batch;
 pub mod transform;
 pub mod watermark;
-pub mod retrace;
+pub mod continuity;
 pub mod sink;
 pub mod streaming;
 pub mod generate;

@@ -1,4 +1,4 @@
-//! Places in the WAL: [`Lsn`], the event name [`Position`], and [`Mark`], what a sink says it holds.
+//! Places in the WAL: [`Lsn`], the event name [`Position`], and [`Checkpoint`], what a sink says it holds.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// Version of the rule by which ordinals are counted (see [`Position`]) and by which changes give rows (see
-/// [`crate::retrace`]). Stored with every mark: a build with another rule may go on from such a mark only when it
+/// [`crate::continuity`]). Stored with every checkpoint: a build with another rule may go on from such a checkpoint only when it
 /// lies at a commit boundary.
 pub const ORDINAL_RULE: u32 = 1;
 
@@ -115,55 +115,61 @@ impl fmt::Display for Position {
 /// Both parts only ever grow. A batch may end inside a transaction: then `position` moves and `held`
 /// stays at the end of the last whole transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct Mark {
+pub struct Checkpoint {
     /// The last event covered; `None` before the first.
     pub position: Option<Position>,
-    /// The end of the last commit (or the idle WAL end) up to which everything is covered.
-    pub held: Lsn,
+    /// The end of the last commit (or the idle WAL end) up to which everything is covered. Stored as `held` before
+    /// version 0.2.
+    #[serde(alias = "held")]
+    pub durable_lsn: Lsn,
 }
 
-impl Mark {
-    /// A mark at a commit boundary, before any event.
-    pub fn at(held: Lsn) -> Self {
-        Mark { position: None, held }
+impl Checkpoint {
+    /// A checkpoint at a commit boundary, before any event.
+    pub fn at(durable_lsn: Lsn) -> Self {
+        Checkpoint { position: None, durable_lsn }
     }
 
     /// Whether the event at `position` is already covered.
     pub fn holds(&self, position: Position) -> bool {
-        position.commit_lsn < self.held || self.position.is_some_and(|last| position <= last)
+        position.commit_lsn < self.durable_lsn || self.position.is_some_and(|last| position <= last)
     }
 
     /// Whether `self` covers all that `other` covers.
-    pub fn covers(&self, other: &Mark) -> bool {
-        self.held >= other.held && other.position.is_none_or(|position| self.holds(position))
+    pub fn covers(&self, other: &Checkpoint) -> bool {
+        self.durable_lsn >= other.durable_lsn && other.position.is_none_or(|position| self.holds(position))
     }
 
     /// Whether nothing that is covered lies at or beyond `end`, the end of a timeline.
     pub(crate) fn is_within(&self, end: Lsn) -> bool {
-        self.held <= end && self.position.is_none_or(|last| last.commit_lsn < end)
+        self.durable_lsn <= end && self.position.is_none_or(|last| last.commit_lsn < end)
     }
 
-    /// The mark of somebody who had `self` and now also has all up to `to`.
+    /// The checkpoint of somebody who had `self` and now also has all up to `to`.
     #[must_use]
-    pub fn advanced(self, to: Mark) -> Mark {
-        Mark { position: self.position.max(to.position), held: self.held.max(to.held) }
-    }
-}
-
-impl fmt::Display for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.position {
-            Some(position) => write!(f, "{} (last event {position})", self.held),
-            None => write!(f, "{}", self.held),
+    pub fn advanced(self, to: Checkpoint) -> Checkpoint {
+        Checkpoint {
+            position: self.position.max(to.position),
+            durable_lsn: self.durable_lsn.max(to.durable_lsn),
         }
     }
 }
 
-/// The line of history that LSNs belong to. Marks of different epochs are never compared.
+impl fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.position {
+            Some(position) => write!(f, "{} (last event {position})", self.durable_lsn),
+            None => write!(f, "{}", self.durable_lsn),
+        }
+    }
+}
+
+/// The line of history that LSNs belong to. Checkpoints of different history ids are never compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Epoch {
-    /// Drawn at random when the slot was made: a slot made again is another epoch.
-    pub epoch: Uuid,
+pub struct HistoryId {
+    /// Drawn at random when the slot was made: a slot made again is another history. `epoch` before version 0.2.
+    #[serde(rename = "history_id", alias = "epoch")]
+    pub uuid: Uuid,
     /// PostgreSQL's system identifier.
     pub system_id: String,
     /// PostgreSQL's timeline: a new one after a failover.
@@ -172,29 +178,29 @@ pub struct Epoch {
     pub slot: String,
 }
 
-impl fmt::Display for Epoch {
+impl fmt::Display for HistoryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "epoch {} of slot {}, system {}, timeline {}",
-            self.epoch, self.slot, self.system_id, self.timeline
+            "history {} of slot {}, system {}, timeline {}",
+            self.uuid, self.slot, self.system_id, self.timeline
         )
     }
 }
 
 /// The timelines that a server's own grew out of, oldest first, each with the LSN where it was left.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct History(Vec<(u32, Lsn)>);
+pub struct Timelines(Vec<(u32, Lsn)>);
 
-impl History {
+impl Timelines {
     /// Reads a timeline history file: a line a timeline, its number, where it was left, and why.
-    pub fn parse(text: &str) -> Option<History> {
+    pub fn parse(text: &str) -> Option<Timelines> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let entry = |line: &str| {
             let mut words = line.split_ascii_whitespace();
             Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
         };
-        lines.map(entry).collect::<Option<_>>().map(History)
+        lines.map(entry).collect::<Option<_>>().map(Timelines)
     }
 
     /// Where this timeline was left; `None` when it is no ancestor.
@@ -203,26 +209,26 @@ impl History {
     }
 }
 
-/// A mark as a target stores it, in the same atomic act as the data it speaks of.
+/// A checkpoint as a target stores it, in the same atomic act as the data it speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredMark {
-    /// Which history the mark belongs to.
+pub struct StoredCheckpoint {
+    /// Which history the checkpoint belongs to.
     #[serde(flatten)]
-    pub epoch: Epoch,
+    pub history_id: HistoryId,
     /// See [`ORDINAL_RULE`].
     pub ordinal_rule: u32,
     /// How far the target reaches.
     #[serde(flatten)]
-    pub mark: Mark,
+    pub checkpoint: Checkpoint,
 }
 
-impl StoredMark {
-    /// The mark to store at a target.
-    pub fn new(epoch: &Epoch, mark: Mark) -> Self {
-        StoredMark { epoch: epoch.clone(), ordinal_rule: ORDINAL_RULE, mark }
+impl StoredCheckpoint {
+    /// The checkpoint to store at a target.
+    pub fn new(history_id: &HistoryId, checkpoint: Checkpoint) -> Self {
+        StoredCheckpoint { history_id: history_id.clone(), ordinal_rule: ORDINAL_RULE, checkpoint }
     }
 
-    /// The stored form: one JSON object, the same text for the same mark.
+    /// The stored form: one JSON object, the same text for the same checkpoint.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
@@ -233,17 +239,17 @@ impl StoredMark {
     }
 }
 
-/// What one running instance knows itself by; every target checks the token.
+/// What one running instance knows itself by; every target checks the fencing token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// The history this instance reads.
-    pub epoch: Epoch,
+    pub history_id: HistoryId,
     /// Taken from PostgreSQL at start, greater than that of every earlier instance. A target that has
     /// seen a greater one refuses us: an older instance can change nothing.
-    pub token: i64,
-    /// The timelines before `epoch.timeline`.
-    pub history: History,
-    /// The slot's confirmed LSN at start: where a sink that holds no mark yet begins. A mark inside a
+    pub fencing_token: i64,
+    /// The timelines before `history_id.timeline`.
+    pub timelines: Timelines,
+    /// The slot's confirmed LSN at start: where a sink that holds no checkpoint yet begins. A checkpoint inside a
     /// transaction needs it for its `held` before the first commit is whole.
     pub start: Lsn,
 }
@@ -279,27 +285,31 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_holds_whole_commits_below_held_and_events_up_to_its_position() {
-        let mark = Mark { position: Some(position(200, 3)), held: Lsn(150) };
-        assert!(mark.holds(position(149, 99)));
-        assert!(mark.holds(position(200, 3)));
-        assert!(!mark.holds(position(200, 4)));
-        assert!(!Mark::at(Lsn(150)).holds(position(150, 0)), "a commit record at held is the next one");
+    fn a_checkpoint_holds_whole_commits_below_held_and_events_up_to_its_position() {
+        let checkpoint = Checkpoint { position: Some(position(200, 3)), durable_lsn: Lsn(150) };
+        assert!(checkpoint.holds(position(149, 99)));
+        assert!(checkpoint.holds(position(200, 3)));
+        assert!(!checkpoint.holds(position(200, 4)));
+        assert!(!Checkpoint::at(Lsn(150)).holds(position(150, 0)), "a commit record at held is the next one");
     }
 
     #[test]
     fn what_is_not_a_timeline_history_is_refused() {
         for text in ["1", "x\t0/1", "1\tx", "1 0/1\nx"] {
-            assert_eq!(History::parse(text), None, "{text:?}");
+            assert_eq!(Timelines::parse(text), None, "{text:?}");
         }
-        assert_eq!(History::parse("# none\n"), Some(History::default()));
+        assert_eq!(Timelines::parse("# none\n"), Some(Timelines::default()));
     }
 
     #[test]
-    fn a_stored_mark_reads_back() {
-        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
-        let stored = StoredMark::new(&epoch, Mark { position: Some(position(1 << 33, 7)), held: Lsn(9) });
-        assert_eq!(StoredMark::from_json(stored.to_json().as_bytes()).ok(), Some(stored.clone()));
-        insta::assert_snapshot!(stored.to_json(), @r#"{"epoch":"00000000-0000-0000-0000-000000000000","system_id":"7","timeline":1,"slot":"walcast","ordinal_rule":1,"position":{"commit_lsn":"2/0","ordinal":7},"held":"0/9"}"#);
+    fn a_stored_checkpoint_reads_back() {
+        let history_id =
+            HistoryId { uuid: Uuid::nil(), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
+        let stored = StoredCheckpoint::new(
+            &history_id,
+            Checkpoint { position: Some(position(1 << 33, 7)), durable_lsn: Lsn(9) },
+        );
+        assert_eq!(StoredCheckpoint::from_json(stored.to_json().as_bytes()).ok(), Some(stored.clone()));
+        insta::assert_snapshot!(stored.to_json(), @r#"{"history_id":"00000000-0000-0000-0000-000000000000","system_id":"7","timeline":1,"slot":"walcast","ordinal_rule":1,"position":{"commit_lsn":"2/0","ordinal":7},"durable_lsn":"0/9"}"#);
     }
 }

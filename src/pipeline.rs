@@ -1,5 +1,5 @@
 //! The whole story, top to bottom: take the slot, ask every sink where it stands, read the stream from the
-//! lowest held LSN, hand batches to the sinks, and confirm what all of them hold.
+//! lowest durable LSN, hand batches to the sinks, and confirm what all of them hold.
 //!
 //! The loop itself is [`Streaming::run`]; what it is begun with is asked of the servers here. Whatever goes
 //! wrong that is not final (a lost connection, a sink that lost what it had accepted) has one answer: begin again
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
-use crate::lsn::{Mark, Session};
+use crate::lsn::{Checkpoint, Session};
 use crate::resume;
 use crate::shutdown::Shutdown;
 use crate::sink::retry::Backoff;
@@ -21,28 +21,28 @@ use crate::source::connection::Connection;
 use crate::source::heartbeat::Watch;
 use crate::source::slot::Publication;
 use crate::source::{check, slot};
-use crate::state::{State, epoch};
+use crate::state::{State, history};
 use crate::streaming::{Fed, Streaming};
-use crate::telemetry::board::Board;
-use crate::telemetry::fold::Fold;
+use crate::telemetry::log_throttle::LogThrottle;
+use crate::telemetry::registry::StatusRegistry;
 use crate::transform::Transform;
 use crate::watermark::Watermark;
 
 /// Runs until `shutdown`, or until an error that starting again would not mend.
-pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Result<()> {
+pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutdown) -> Result<()> {
     let mut backoff = Backoff::default();
     let mut former = None;
-    let mut fold = Fold::default();
+    let mut throttle = LogThrottle::default();
     loop {
-        let ended = stream_once(config, board, &mut former, &mut backoff, &mut shutdown).await;
-        board.streaming(false);
+        let ended = stream_once(config, registry, &mut former, &mut backoff, &mut shutdown).await;
+        registry.streaming(false);
         match ended {
             Ok(()) => return Ok(()),
             Err(error) if error.class() == Class::Definite => return Err(error),
             Err(error) => {
-                board.failed(&error);
+                registry.failed(&error);
                 let wait = backoff.next_wait();
-                if let Some(repeated) = fold.say(&error.to_string()) {
+                if let Some(repeated) = throttle.say(&error.to_string()) {
                     tracing::warn!(
                         code = %error.code(),
                         error = error.chain(),
@@ -63,12 +63,12 @@ pub async fn run(config: &Config, board: &Board, mut shutdown: Shutdown) -> Resu
 /// One life of the pipeline: from "who holds what" to the end of the stream.
 async fn stream_once(
     config: &Config,
-    board: &Board,
+    registry: &StatusRegistry,
     former: &mut Option<Session>,
     backoff: &mut Backoff,
     shutdown: &mut Shutdown,
 ) -> Result<()> {
-    let starting = start(config, board, former);
+    let starting = start(config, registry, former);
     let (streaming, publication) = tokio::select! {
         started = starting => started?,
         () = shutdown.wait() => return Ok(()),
@@ -79,7 +79,7 @@ async fn stream_once(
         "streaming from slot {}",
         config.postgres.slot
     );
-    board.streaming(true);
+    registry.streaming(true);
     let began = Instant::now();
     let (watch, doubts) = Watch::new(publication);
     let ended = streaming.run(watch.run(&config.postgres), doubts, shutdown).await;
@@ -91,7 +91,7 @@ async fn stream_once(
 /// Gives what the slot was made for too.
 async fn start(
     config: &Config,
-    board: &Board,
+    registry: &StatusRegistry,
     former: &mut Option<Session>,
 ) -> Result<(Streaming, Publication)> {
     let mut state = State::new(config.postgres.clone());
@@ -105,17 +105,19 @@ async fn start(
         target.prepare().await?;
     }
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
-    let (epoch, history) = epoch::open(&config.postgres, &mut state).await?;
+    let (history_id, timelines) = history::open(&config.postgres, &mut state).await?;
     slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
-    let confirmed = epoch::confirmed(&config.postgres, state.client().await?).await?;
-    let session = state.take_token(epoch, history, confirmed).await?;
+    let confirmed = history::confirmed(&config.postgres, state.client().await?).await?;
+    let session = state.take_fencing_token(history_id, timelines, confirmed).await?;
     *former = Some(session.clone());
-    failpoint!("pipeline_after_token");
+    failpoint!("pipeline_after_fencing_token");
     let recovered = recover(sinks::build(config)?, &session, &mut state).await?;
     failpoint!("pipeline_after_recover");
 
-    let watermark =
-        Watermark::new(confirmed, recovered.iter().map(|(sink, held, _)| (sink.name(), held.held)));
+    let watermark = Watermark::new(
+        confirmed,
+        recovered.iter().map(|(sink, durable, _)| (sink.name(), durable.durable_lsn)),
+    );
     let from = watermark.confirmed();
     let cache = sink::content::load(state.client().await?, &session, from).await?;
     tracing::debug!(rows = cache.len(), "content loaded");
@@ -126,22 +128,22 @@ async fn start(
     let stream = match opened {
         Ok(stream) => stream,
         Err(refused) => {
-            return Err(epoch::why_refused(&config.postgres, state.client().await?, refused).await);
+            return Err(history::why_refused(&config.postgres, state.client().await?, refused).await);
         }
     };
-    let publication = epoch::publication(&config.postgres, state.client().await?).await?;
-    let fed = recovered.into_iter().map(|(sink, held, registered)| {
-        let unregistered = !registered && sink.guarantee().keeps_mark();
-        Fed { sink, held, unregistered: unregistered.then(|| State::new(config.postgres.clone())) }
+    let publication = history::publication(&config.postgres, state.client().await?).await?;
+    let fed = recovered.into_iter().map(|(sink, durable, registered)| {
+        let unregistered = !registered && sink.guarantee().keeps_checkpoint();
+        Fed { sink, durable, unregistered: unregistered.then(|| State::new(config.postgres.clone())) }
     });
     let limits = config.pipeline.limits();
-    let streaming = Streaming::spawn(limits, board, stream, transform, watermark, &session, fed.collect());
+    let streaming = Streaming::spawn(limits, registry, stream, transform, watermark, &session, fed.collect());
     Ok((streaming, publication))
 }
 
-type Recovered = Vec<(Box<dyn Sink>, Mark, bool)>;
+type Recovered = Vec<(Box<dyn Sink>, Checkpoint, bool)>;
 
-/// Asks every sink where it stands: the sink, its mark, and whether it is registered.
+/// Asks every sink where it stands: the sink, its checkpoint, and whether it is registered.
 async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State) -> Result<Recovered> {
     let mut recovered = Recovered::new();
     for mut sink in sinks {
@@ -154,9 +156,9 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
         };
         let registered = state.is_registered(session, name).await?;
         let judged = resume::judge(stored.as_ref(), registered, session, state.wal_end().await?);
-        let mark = judged.or_refuse(name, session)?;
-        tracing::info!(sink = name, %mark, "sink recovered");
-        recovered.push((sink, mark, registered));
+        let checkpoint = judged.or_refuse(name, session)?;
+        tracing::info!(sink = name, %checkpoint, "sink recovered");
+        recovered.push((sink, checkpoint, registered));
     }
     Ok(recovered)
 }

@@ -2,15 +2,15 @@
 //! and the sinks themselves all ask here.
 
 use crate::error::{Code, Error, Kind, Result};
-use crate::lsn::{Epoch, Lsn, Mark, ORDINAL_RULE, Position, Session, StoredMark};
+use crate::lsn::{Checkpoint, HistoryId, Lsn, ORDINAL_RULE, Position, Session, StoredCheckpoint};
 
 /// How a sink is to go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {
     /// It has everything up to here.
-    From(Mark),
+    From(Checkpoint),
     /// It has nothing yet and begins here.
-    Fresh(Mark),
+    Fresh(Checkpoint),
     /// Streaming can never make it whole.
     Refused(Refusal),
 }
@@ -21,9 +21,9 @@ pub enum Refusal {
     /// It was written once and has no checkpoint now.
     LostItsData,
     /// What lies between its checkpoint and the slot is gone from the slot.
-    BelowSlot(Mark),
+    BelowSlot(Checkpoint),
     /// The checkpoint belongs to another slot, cluster or branch of history.
-    OtherHistory(StoredMark),
+    OtherHistory(StoredCheckpoint),
     /// It has something of a timeline from beyond the place where the server's own timeline left that one.
     LostInFailover {
         /// What it has of it.
@@ -36,7 +36,7 @@ pub enum Refusal {
     /// It has more than the server's WAL holds.
     AheadOfServer {
         /// Its checkpoint.
-        mark: Mark,
+        checkpoint: Checkpoint,
         /// The end of the server's WAL.
         wal_end: Lsn,
     },
@@ -48,58 +48,65 @@ pub enum Refusal {
 ///
 /// `registered`: PostgreSQL remembers that it was written under this history. `wal_end`: the end of the WAL that is
 /// safe on the server's disk. Positions are compared only after the histories were.
-pub fn judge(stored: Option<&StoredMark>, registered: bool, session: &Session, wal_end: Lsn) -> Resume {
+pub fn judge(stored: Option<&StoredCheckpoint>, registered: bool, session: &Session, wal_end: Lsn) -> Resume {
     let Some(stored) = stored else {
         return match registered {
             true => Resume::Refused(Refusal::LostItsData),
-            false => Resume::Fresh(Mark::at(session.start)),
+            false => Resume::Fresh(Checkpoint::at(session.start)),
         };
     };
     match judge_stored(stored, session, wal_end) {
-        Ok(mark) => Resume::From(mark),
+        Ok(checkpoint) => Resume::From(checkpoint),
         Err(refusal) => Resume::Refused(refusal),
     }
 }
 
-fn judge_stored(stored: &StoredMark, session: &Session, wal_end: Lsn) -> Result<Mark, Refusal> {
-    let mark = stored.mark;
+fn judge_stored(stored: &StoredCheckpoint, session: &Session, wal_end: Lsn) -> Result<Checkpoint, Refusal> {
+    let checkpoint = stored.checkpoint;
     judge_history(stored, session)?;
-    if mark.held < session.start {
-        return Err(Refusal::BelowSlot(mark));
+    if checkpoint.durable_lsn < session.start {
+        return Err(Refusal::BelowSlot(checkpoint));
     }
-    if mark.held > wal_end {
-        return Err(Refusal::AheadOfServer { mark, wal_end });
+    if checkpoint.durable_lsn > wal_end {
+        return Err(Refusal::AheadOfServer { checkpoint, wal_end });
     }
     if stored.ordinal_rule == ORDINAL_RULE {
-        return Ok(mark);
+        return Ok(checkpoint);
     }
-    match mark.position {
-        Some(last) if last.commit_lsn >= mark.held => Err(Refusal::OtherOrdinalRule(stored.ordinal_rule)),
+    match checkpoint.position {
+        Some(last) if last.commit_lsn >= checkpoint.durable_lsn => {
+            Err(Refusal::OtherOrdinalRule(stored.ordinal_rule))
+        }
         // the last row may have another name here
-        _ => Ok(Mark::at(mark.held)),
+        _ => Ok(Checkpoint::at(checkpoint.durable_lsn)),
     }
 }
 
 /// A failover keeps what lies below the place where the new primary's timeline left the old one.
-fn judge_history(stored: &StoredMark, session: &Session) -> Result<(), Refusal> {
-    let theirs = &stored.epoch;
-    if *theirs == session.epoch {
+fn judge_history(stored: &StoredCheckpoint, session: &Session) -> Result<(), Refusal> {
+    let theirs = &stored.history_id;
+    if *theirs == session.history_id {
         return Ok(());
     }
-    let same_but_timeline = Epoch { timeline: session.epoch.timeline, ..theirs.clone() };
-    let left_at = session.history.left_at(theirs.timeline).filter(|_| same_but_timeline == session.epoch);
+    let same_but_timeline = HistoryId { timeline: session.history_id.timeline, ..theirs.clone() };
+    let left_at =
+        session.timelines.left_at(theirs.timeline).filter(|_| same_but_timeline == session.history_id);
     let Some(left_at) = left_at else { return Err(Refusal::OtherHistory(stored.clone())) };
-    if stored.mark.is_within(left_at) {
+    if stored.checkpoint.is_within(left_at) {
         return Ok(());
     }
-    Err(Refusal::LostInFailover { has: stored.mark.to_string(), timeline: theirs.timeline, left_at })
+    Err(Refusal::LostInFailover { has: stored.checkpoint.to_string(), timeline: theirs.timeline, left_at })
 }
 
 /// Holds rows that a sink has beyond its checkpoint against the server's history. `last` is the last of them, `None`
 /// where there are none.
-pub fn judge_beyond(stored: &StoredMark, last: Option<Position>, session: &Session) -> Result<(), Refusal> {
-    let timeline = stored.epoch.timeline;
-    match (last, session.history.left_at(timeline)) {
+pub fn judge_beyond(
+    stored: &StoredCheckpoint,
+    last: Option<Position>,
+    session: &Session,
+) -> Result<(), Refusal> {
+    let timeline = stored.history_id.timeline;
+    match (last, session.timelines.left_at(timeline)) {
         (Some(last), Some(left_at)) if last.commit_lsn >= left_at => {
             Err(Refusal::LostInFailover { has: format!("events up to {last}"), timeline, left_at })
         }
@@ -111,16 +118,18 @@ pub fn judge_beyond(stored: &StoredMark, last: Option<Position>, session: &Sessi
 /// left our memory are not there: only the slot can bring them again, and the start that reads it judges anew.
 pub fn judge_again(
     sink: &str,
-    stored: Option<&StoredMark>,
+    stored: Option<&StoredCheckpoint>,
     registered: bool,
     session: &Session,
-    accepted: Mark,
-) -> Result<Mark> {
+    accepted: Checkpoint,
+) -> Result<Checkpoint> {
     // the server's WAL holds all that it has sent us
     match judge(stored, registered, session, Lsn(u64::MAX)) {
-        Resume::From(mark) | Resume::Fresh(mark) if mark.covers(&accepted) => Ok(mark),
-        Resume::From(mark) | Resume::Fresh(mark) => {
-            Err(Error::new(Code::Lost, format!("{sink} holds {mark} and had taken {accepted}")))
+        Resume::From(checkpoint) | Resume::Fresh(checkpoint) if checkpoint.covers(&accepted) => {
+            Ok(checkpoint)
+        }
+        Resume::From(checkpoint) | Resume::Fresh(checkpoint) => {
+            Err(Error::new(Code::Lost, format!("{sink} holds {checkpoint} and had taken {accepted}")))
         }
         Resume::Refused(refusal) => {
             let refused = refusal.into_error(sink, session);
@@ -132,9 +141,9 @@ pub fn judge_again(
 
 impl Resume {
     /// The checkpoint to go on from; the refusal as an error otherwise.
-    pub fn or_refuse(self, sink: &str, session: &Session) -> Result<Mark> {
+    pub fn or_refuse(self, sink: &str, session: &Session) -> Result<Checkpoint> {
         match self {
-            Resume::From(mark) | Resume::Fresh(mark) => Ok(mark),
+            Resume::From(checkpoint) | Resume::Fresh(checkpoint) => Ok(checkpoint),
             Resume::Refused(refusal) => Err(refusal.into_error(sink, session)),
         }
     }
@@ -155,19 +164,19 @@ impl Refusal {
 
     /// The refusal of `sink`, with both sides' positions and what mends it.
     pub fn into_error(self, sink: &str, session: &Session) -> Error {
-        let (start, ours) = (session.start, &session.epoch);
+        let (start, ours) = (session.start, &session.history_id);
         let message = match &self {
             Refusal::LostItsData => format!(
-                "{sink} held a mark once and holds none now: it has lost its data (the slot's confirmed LSN is {start})"
+                "{sink} held a checkpoint once and holds none now: it has lost its data (the slot's confirmed LSN is {start})"
             ),
-            Refusal::BelowSlot(mark) => format!(
+            Refusal::BelowSlot(checkpoint) => format!(
                 "{sink} holds everything up to {}, the slot begins at {start}: what lies between is gone from the slot",
-                mark.held
+                checkpoint.durable_lsn
             ),
             Refusal::OtherHistory(stored) => {
                 format!(
                     "{sink} holds {} of another history ({}), the slot is of {ours}",
-                    stored.mark, stored.epoch
+                    stored.checkpoint, stored.history_id
                 )
             }
             Refusal::LostInFailover { has, timeline, left_at } => format!(
@@ -175,10 +184,10 @@ impl Refusal {
                  {sink} has events from between that were lost in the failover",
                 ours.timeline
             ),
-            Refusal::AheadOfServer { mark, wal_end } => format!(
+            Refusal::AheadOfServer { checkpoint, wal_end } => format!(
                 "{sink} holds everything up to {}, and the server's WAL ends at {wal_end}: this server was restored \
                  from an older state, and {sink} has events that it has lost",
-                mark.held
+                checkpoint.durable_lsn
             ),
             Refusal::OtherOrdinalRule(rule) => format!(
                 "{sink} stopped inside a transaction under ordinal rule {rule}, this build counts by rule {ORDINAL_RULE}"
@@ -195,14 +204,17 @@ impl Refusal {
 }
 
 /// Reads a checkpoint as `place` at `sink` has it.
-pub fn read_stored(sink: &str, place: &str, json: &[u8]) -> Result<StoredMark> {
-    StoredMark::from_json(json).map_err(|error| {
-        Error::new(Code::CheckpointUnreadable, format!("{sink}: {place} holds a mark that cannot be read"))
-            .because(error)
-            .hint(format!(
-                "if a newer walcast has written it, run that version; otherwise something else writes there: {}",
-                fresh_start(sink)
-            ))
+pub fn read_stored(sink: &str, place: &str, json: &[u8]) -> Result<StoredCheckpoint> {
+    StoredCheckpoint::from_json(json).map_err(|error| {
+        Error::new(
+            Code::CheckpointUnreadable,
+            format!("{sink}: {place} holds a checkpoint that cannot be read"),
+        )
+        .because(error)
+        .hint(format!(
+            "if a newer walcast has written it, run that version; otherwise something else writes there: {}",
+            fresh_start(sink)
+        ))
     })
 }
 
@@ -212,7 +224,7 @@ pub fn forgotten_instance(fenced: Error) -> Error {
     debug_assert_eq!(fenced.kind(), Kind::Fenced);
     Error::new(
         Code::ServerForgotInstance,
-        "this server was restored from an older state: a sink knows of a newer walcast than walcast.epoch does",
+        "this server was restored from an older state: a sink knows of a newer walcast than walcast.slot does",
     )
     .hint("restore the sinks from the same time, or give them fresh targets")
     .because(fenced)
@@ -242,7 +254,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::lsn::History;
+    use crate::lsn::Timelines;
 
     const START: Lsn = Lsn(0x80);
     const WAL_END: Lsn = Lsn(0x1000);
@@ -253,38 +265,43 @@ mod tests {
 
     /// On timeline 3, which left timeline 2 at 0x200, which left timeline 1 at 0x100.
     fn session() -> Session {
-        let epoch = Epoch { epoch: Uuid::nil(), system_id: "7".into(), timeline: 3, slot: "walcast".into() };
-        let history = History::parse("1\t0/100\tno recovery target specified\n\n2\t0/200\tx y\n").unwrap();
-        Session { epoch, token: 1, history, start: START }
+        let history_id =
+            HistoryId { uuid: Uuid::nil(), system_id: "7".into(), timeline: 3, slot: "walcast".into() };
+        let timelines =
+            Timelines::parse("1\t0/100\tno recovery target specified\n\n2\t0/200\tx y\n").unwrap();
+        Session { history_id, fencing_token: 1, timelines, start: START }
     }
 
-    fn stored(timeline: u32, last: Option<u64>, held: u64) -> StoredMark {
-        let epoch = Epoch { timeline, ..session().epoch };
-        StoredMark::new(&epoch, Mark { position: last.map(position), held: Lsn(held) })
+    fn stored(timeline: u32, last: Option<u64>, held: u64) -> StoredCheckpoint {
+        let history_id = HistoryId { timeline, ..session().history_id };
+        StoredCheckpoint::new(
+            &history_id,
+            Checkpoint { position: last.map(position), durable_lsn: Lsn(held) },
+        )
     }
 
-    fn of_rule(ordinal_rule: u32, last: u64, held: u64) -> StoredMark {
-        StoredMark { ordinal_rule, ..stored(3, Some(last), held) }
+    fn of_rule(ordinal_rule: u32, last: u64, held: u64) -> StoredCheckpoint {
+        StoredCheckpoint { ordinal_rule, ..stored(3, Some(last), held) }
     }
 
-    fn of(epoch: Epoch) -> StoredMark {
-        StoredMark { epoch, ..stored(1, None, 0x90) }
+    fn of(history_id: HistoryId) -> StoredCheckpoint {
+        StoredCheckpoint { history_id, ..stored(1, None, 0x90) }
     }
 
     /// What it is, what the target has, whether the sink is registered, and what follows.
-    type Case = (&'static str, Option<StoredMark>, bool, Result<Mark, Refusal>);
+    type Case = (&'static str, Option<StoredCheckpoint>, bool, Result<Checkpoint, Refusal>);
 
     /// Every case there is. `Ok` has the checkpoint to go on from.
     #[test]
     fn every_case_is_judged() {
         use Refusal::*;
-        let other_system = of(Epoch { system_id: "8".into(), ..stored(1, None, 0).epoch });
-        let other_slot = of(Epoch { slot: "other".into(), ..session().epoch });
-        let other_making = of(Epoch { epoch: Uuid::from_u128(1), ..session().epoch });
+        let other_system = of(HistoryId { system_id: "8".into(), ..stored(1, None, 0).history_id });
+        let other_slot = of(HistoryId { slot: "other".into(), ..session().history_id });
+        let other_making = of(HistoryId { uuid: Uuid::from_u128(1), ..session().history_id });
         let future = stored(4, None, 0x90);
-        let of_another = |stored: &StoredMark| Err(OtherHistory(stored.clone()));
-        let lost = |stored: &StoredMark, timeline, left_at| {
-            let has = stored.mark.to_string();
+        let of_another = |stored: &StoredCheckpoint| Err(OtherHistory(stored.clone()));
+        let lost = |stored: &StoredCheckpoint, timeline, left_at| {
+            let has = stored.checkpoint.to_string();
             Err(LostInFailover { has, timeline, left_at: Lsn(left_at) })
         };
         let below = stored(3, Some(0x70), 0x7F);
@@ -292,34 +309,34 @@ mod tests {
         let next_rule = ORDINAL_RULE + 1;
         #[rustfmt::skip]
         let cases: Vec<Case> = vec![
-            ("never written", None, false, Ok(Mark::at(START))),
+            ("never written", None, false, Ok(Checkpoint::at(START))),
             ("written once, nothing there now", None, true, Err(LostItsData)),
-            ("at the slot's confirmed LSN", Some(stored(3, None, 0x80)), true, Ok(Mark::at(START))),
-            ("written, the registration not yet", Some(stored(3, None, 0x90)), false, Ok(Mark::at(Lsn(0x90)))),
-            ("ahead of the slot", Some(stored(3, Some(0x98), 0x99)), true, Ok(stored(3, Some(0x98), 0x99).mark)),
-            ("inside a transaction", Some(stored(3, Some(0xF0), 0x90)), true, Ok(stored(3, Some(0xF0), 0x90).mark)),
-            ("below the slot", Some(below.clone()), true, Err(BelowSlot(below.mark))),
-            ("below the slot, not registered", Some(below.clone()), false, Err(BelowSlot(below.mark))),
-            ("at the end of the WAL", Some(stored(3, None, 0x1000)), true, Ok(Mark::at(WAL_END))),
-            ("ahead of the server", Some(ahead.clone()), true, Err(AheadOfServer { mark: ahead.mark, wal_end: WAL_END })),
+            ("at the slot's confirmed LSN", Some(stored(3, None, 0x80)), true, Ok(Checkpoint::at(START))),
+            ("written, the registration not yet", Some(stored(3, None, 0x90)), false, Ok(Checkpoint::at(Lsn(0x90)))),
+            ("ahead of the slot", Some(stored(3, Some(0x98), 0x99)), true, Ok(stored(3, Some(0x98), 0x99).checkpoint)),
+            ("inside a transaction", Some(stored(3, Some(0xF0), 0x90)), true, Ok(stored(3, Some(0xF0), 0x90).checkpoint)),
+            ("below the slot", Some(below.clone()), true, Err(BelowSlot(below.checkpoint))),
+            ("below the slot, not registered", Some(below.clone()), false, Err(BelowSlot(below.checkpoint))),
+            ("at the end of the WAL", Some(stored(3, None, 0x1000)), true, Ok(Checkpoint::at(WAL_END))),
+            ("ahead of the server", Some(ahead.clone()), true, Err(AheadOfServer { checkpoint: ahead.checkpoint, wal_end: WAL_END })),
             ("another cluster", Some(other_system.clone()), true, of_another(&other_system)),
             ("another slot", Some(other_slot.clone()), true, of_another(&other_slot)),
             ("the slot was made again", Some(other_making.clone()), true, of_another(&other_making)),
             ("a timeline that we did not grow out of", Some(future.clone()), true, of_another(&future)),
-            ("earlier timeline, up to where it was left", Some(stored(1, None, 0x100)), true, Ok(Mark::at(Lsn(0x100)))),
+            ("earlier timeline, up to where it was left", Some(stored(1, None, 0x100)), true, Ok(Checkpoint::at(Lsn(0x100)))),
             ("earlier timeline, beyond", Some(stored(1, None, 0x101)), true, lost(&stored(1, None, 0x101), 1, 0x100)),
-            ("earlier timeline, a row below", Some(stored(1, Some(0xF8), 0x90)), true, Ok(stored(1, Some(0xF8), 0x90).mark)),
+            ("earlier timeline, a row below", Some(stored(1, Some(0xF8), 0x90)), true, Ok(stored(1, Some(0xF8), 0x90).checkpoint)),
             ("earlier timeline, a row beyond", Some(stored(1, Some(0x100), 0x90)), true, lost(&stored(1, Some(0x100), 0x90), 1, 0x100)),
-            ("the timeline before, up to where it was left", Some(stored(2, None, 0x200)), true, Ok(Mark::at(Lsn(0x200)))),
+            ("the timeline before, up to where it was left", Some(stored(2, None, 0x200)), true, Ok(Checkpoint::at(Lsn(0x200)))),
             ("the timeline before, beyond", Some(stored(2, None, 0x201)), true, lost(&stored(2, None, 0x201), 2, 0x200)),
-            ("another ordinal rule, at a commit", Some(of_rule(next_rule, 0x8F, 0x90)), true, Ok(Mark::at(Lsn(0x90)))),
+            ("another ordinal rule, at a commit", Some(of_rule(next_rule, 0x8F, 0x90)), true, Ok(Checkpoint::at(Lsn(0x90)))),
             ("another ordinal rule, inside a transaction", Some(of_rule(next_rule, 0x90, 0x90)), true, Err(OtherOrdinalRule(next_rule))),
         ];
         for (case, stored, registered, expected) in cases {
             let judged = judge(stored.as_ref(), registered, &session(), WAL_END);
             let expected = match expected {
-                Ok(mark) if stored.is_none() => Resume::Fresh(mark),
-                Ok(mark) => Resume::From(mark),
+                Ok(checkpoint) if stored.is_none() => Resume::Fresh(checkpoint),
+                Ok(checkpoint) => Resume::From(checkpoint),
                 Err(refusal) => Resume::Refused(refusal),
             };
             assert_eq!(judged, expected, "{case}");
@@ -330,7 +347,7 @@ mod tests {
     fn a_checkpoint_that_cannot_be_read_is_refused_and_its_content_not_shown() {
         let whole = stored(3, Some(0x90), 0x80).to_json();
         assert!(read_stored("kafka", "topic p", whole.as_bytes()).is_ok());
-        let newer = whole.replace("held", "canary");
+        let newer = whole.replace("durable_lsn", "canary");
         for json in ["", "null", "[]", "canary", newer.as_str(), whole.get(1..).unwrap()] {
             let error = read_stored("kafka", "topic p", json.as_bytes()).unwrap_err();
             assert_eq!((error.code(), error.exit_code()), (Code::CheckpointUnreadable, 4), "{json}");
@@ -340,8 +357,8 @@ mod tests {
 
     #[test]
     fn a_sink_that_lost_what_it_had_taken_sends_back_to_the_slot() {
-        let accepted = stored(3, Some(0xF0), 0x90).mark;
-        let again = |stored: Option<StoredMark>, registered| {
+        let accepted = stored(3, Some(0xF0), 0x90).checkpoint;
+        let again = |stored: Option<StoredCheckpoint>, registered| {
             judge_again("redis", stored.as_ref(), registered, &session(), accepted)
         };
         let as_it_was = stored(3, Some(0xF0), 0x90);
@@ -349,21 +366,21 @@ mod tests {
         let further = stored(3, Some(0xF0), 0xA00);
         assert_eq!(
             again(Some(further.clone()), true).ok(),
-            Some(further.mark),
+            Some(further.checkpoint),
             "an unknown outcome was a success"
         );
         for (lost, registered) in [
             (None, true),
             (None, false),
             (Some(stored(3, Some(0xE0), 0x90)), true),
-            (Some(of(Epoch { epoch: Uuid::from_u128(1), ..session().epoch })), true),
+            (Some(of(HistoryId { uuid: Uuid::from_u128(1), ..session().history_id })), true),
             (Some(stored(3, None, 0x70)), true),
         ] {
             let error = again(lost.clone(), registered).unwrap_err();
             assert_eq!(error.code(), Code::Lost, "{lost:?}: {error:?}");
         }
-        let nothing_yet = judge_again("redis", None, false, &session(), Mark::at(START));
-        assert_eq!(nothing_yet.ok(), Some(Mark::at(START)));
+        let nothing_yet = judge_again("redis", None, false, &session(), Checkpoint::at(START));
+        assert_eq!(nothing_yet.ok(), Some(Checkpoint::at(START)));
     }
 
     #[test]
@@ -377,14 +394,14 @@ mod tests {
 
     #[test]
     fn each_refusal_ends_with_exit_code_4_and_says_what_to_do() {
-        let mark = Mark::at(Lsn(0x90));
+        let checkpoint = Checkpoint::at(Lsn(0x90));
         let lost = Refusal::LostInFailover { has: "events".into(), timeline: 2, left_at: Lsn(0x200) };
         let refusals = [
             (Refusal::LostItsData, Code::SinkLostItsData),
-            (Refusal::BelowSlot(mark), Code::SinkBelowSlot),
+            (Refusal::BelowSlot(checkpoint), Code::SinkBelowSlot),
             (Refusal::OtherHistory(stored(1, None, 0x90)), Code::OtherHistory),
             (lost, Code::LostInFailover),
-            (Refusal::AheadOfServer { mark, wal_end: WAL_END }, Code::SinkAheadOfServer),
+            (Refusal::AheadOfServer { checkpoint, wal_end: WAL_END }, Code::SinkAheadOfServer),
             (Refusal::OtherOrdinalRule(9), Code::OtherOrdinalRule),
         ];
         for (refusal, code) in refusals {

@@ -97,7 +97,7 @@ mod tests {
         }
         for (entry, sink) in SINKS.iter().zip(&sinks[1..]) {
             assert_eq!(entry.name, sink.name());
-            assert_eq!(sink.guarantee().keeps_mark(), entry.name != null::NAME);
+            assert_eq!(sink.guarantee().keeps_checkpoint(), entry.name != null::NAME);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The loop that carries the stream: read, decode, join and batch in one task; write in one task a sink
 //! ([`crate::sink::driver`]); confirm what all sinks hold. Between them are two crossings only: a bounded queue
-//! out, a watch of marks back.
+//! out, a watch of checkpoints back.
 //!
 //! It asks no server anything: the open stream, the sinks with what each holds, and whatever else may end it are
 //! given to it. Its only clock is tokio's: what the timers run by is also what ages are measured by, and a test can
@@ -19,21 +19,21 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{Instrument, Span, info_span};
 
 use crate::batch::Batch;
+use crate::continuity::ContinuityCheck;
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{Lsn, Mark, Session};
-use crate::retrace::Retrace;
+use crate::lsn::{Checkpoint, Lsn, Session};
 use crate::shutdown::Shutdown;
 use crate::sink::Sink;
 use crate::sink::driver::Driver;
 use crate::sink::queue::{QueueSender, queue};
-use crate::source::dial;
+use crate::source::connect;
 use crate::source::frame::Frame;
 use crate::source::heartbeat::Doubts;
 use crate::source::stream::ReplicationStream;
 use crate::state::State;
-use crate::telemetry::board::Board;
-use crate::telemetry::fold::Fold;
+use crate::telemetry::log_throttle::LogThrottle;
+use crate::telemetry::registry::StatusRegistry;
 use crate::transform::Transform;
 use crate::watermark::Watermark;
 
@@ -55,27 +55,27 @@ pub struct Fed {
     /// The sink.
     pub sink: Box<dyn Sink>,
     /// What it holds.
-    pub held: Mark,
-    /// Where to register it with its first mark, when it is not registered yet.
+    pub durable: Checkpoint,
+    /// Where to register it with its first checkpoint, when it is not registered yet.
     pub unregistered: Option<State>,
 }
 
 /// The stream and the sinks at work.
-pub struct Streaming<S = dial::Stream> {
+pub struct Streaming<S = connect::Stream> {
     stream: ReplicationStream<S>,
     transform: Transform,
-    retrace: Retrace,
+    continuity: ContinuityCheck,
     watermark: Watermark,
     /// The highest LSN that the server has sent us.
     received: Lsn,
     /// When the server last said something, or was not listened to.
     heard: Instant,
     queues: Vec<(&'static str, QueueSender)>,
-    marks: watch::Receiver<Vec<Mark>>,
+    checkpoints: watch::Receiver<Vec<Checkpoint>>,
     drivers: JoinSet<Result<()>>,
     outbox: Option<Outbox>,
     drain: Duration,
-    board: Board,
+    registry: StatusRegistry,
     span: Span,
 }
 
@@ -89,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     /// Sets the sinks to work. `stream` and `transform` begin at the watermark's confirmed LSN.
     pub fn spawn(
         limits: Limits,
-        board: &Board,
+        registry: &StatusRegistry,
         stream: ReplicationStream<S>,
         transform: Transform,
         watermark: Watermark,
@@ -97,43 +97,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         fed: Vec<Fed>,
     ) -> Self {
         let from = watermark.confirmed();
-        let token = session.token;
-        let retrace = Retrace::new(from, fed.iter().map(|fed| (fed.sink.name(), fed.held)));
-        let (marks, marks_seen) = watch::channel(fed.iter().map(|fed| fed.held).collect());
+        let fencing_token = session.fencing_token;
+        let continuity = ContinuityCheck::new(from, fed.iter().map(|fed| (fed.sink.name(), fed.durable)));
+        let (checkpoints, checkpoints_seen) = watch::channel(fed.iter().map(|fed| fed.durable).collect());
         let mut drivers = JoinSet::new();
         let mut queues = Vec::new();
-        for (index, Fed { sink, held, unregistered }) in fed.into_iter().enumerate() {
+        for (index, Fed { sink, durable, unregistered }) in fed.into_iter().enumerate() {
             let (sender, receiver) = queue(limits.queue_bytes_max);
             let name = sink.name();
             queues.push((name, sender));
-            let status = board.sink(name, held).promising(sink.guarantee(), sink.promise());
+            let status = registry.sink(name, durable).promising(sink.guarantee(), sink.latency_objective());
             let driver = Driver {
                 sink,
                 queue: receiver,
                 session: session.clone(),
-                held,
-                marks: marks.clone(),
+                durable,
+                checkpoints: checkpoints.clone(),
                 index,
                 unregistered,
                 status,
             };
-            let span = info_span!(parent: None, "sink", sink = name, token, from = %held.held);
+            let span =
+                info_span!(parent: None, "sink", sink = name, fencing_token, from = %durable.durable_lsn);
             drivers.spawn(driver.run().instrument(span));
         }
         Streaming {
             stream,
             transform,
-            retrace,
+            continuity,
             received: from,
             heard: Instant::now(),
             watermark,
             queues,
-            marks: marks_seen,
+            checkpoints: checkpoints_seen,
             drivers,
             outbox: None,
             drain: limits.drain,
-            board: board.clone(),
-            span: info_span!(parent: None, "stream", slot = session.epoch.slot, token, %from),
+            registry: registry.clone(),
+            span: info_span!(parent: None, "stream", slot = session.history_id.slot, fencing_token, %from),
         }
     }
 
@@ -166,7 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         shutdown: &mut Shutdown,
     ) -> Result<()> {
         let mut source_ended = pin!(source_ended);
-        let mut warnings = Fold::default();
+        let mut warnings = LogThrottle::default();
         let mut status_due = status_interval();
         loop {
             self.take_frames(&mut doubts)?;
@@ -176,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
                 () = shutdown.wait() => break,
                 Some(ended) = self.drivers.join_next() => return Err(driver_ended(ended)),
                 error = &mut source_ended => return Err(error),
-                Ok(()) = self.marks.changed() => self.confirm().await?,
+                Ok(()) = self.checkpoints.changed() => self.confirm().await?,
                 _ = status_due.tick() => self.send_status().await?,
                 sent = send_next(&self.queues, &mut self.outbox), if self.outbox.is_some() => sent?,
                 () = sleep_until(due), if due.is_some() => {}
@@ -223,14 +224,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
             failpoint!("pipeline_after_batch", blocking);
             self.hand_on(batch)?;
         }
-        self.board.tick();
+        self.registry.tick();
         Ok(())
     }
 
     /// Puts a batch in the outbox, unless it shows that the sinks were fed from another stream.
     fn hand_on(&mut self, batch: Batch) -> Result<()> {
-        debug_assert!(batch.mark().held <= self.received, "a batch claims more than was received");
-        self.retrace.follow(&batch)?;
+        debug_assert!(
+            batch.checkpoint().durable_lsn <= self.received,
+            "a batch claims more than was received"
+        );
+        self.continuity.follow(&batch)?;
         self.outbox = Some(Outbox { batch: Arc::new(batch), next: 0 });
         Ok(())
     }
@@ -238,13 +242,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     /// Tells the server of every step of the confirmed LSN at once: it can forget that WAL.
     async fn confirm(&mut self) -> Result<()> {
         let mut moved = false;
-        let held: Vec<Lsn> = self.marks.borrow_and_update().iter().map(|mark| mark.held).collect();
-        for ((name, _), held) in self.queues.iter().zip(held) {
+        let durable: Vec<Lsn> =
+            self.checkpoints.borrow_and_update().iter().map(|checkpoint| checkpoint.durable_lsn).collect();
+        for ((name, _), durable) in self.queues.iter().zip(durable) {
             debug_assert!(
-                held <= self.received || self.watermark.held(name) == Some(held),
+                durable <= self.received || self.watermark.durable(name) == Some(durable),
                 "{name} holds more than was received"
             );
-            moved |= self.watermark.advance(name, held);
+            moved |= self.watermark.advance(name, durable);
         }
         if moved { self.send_status().await } else { Ok(()) }
     }
@@ -252,15 +257,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     async fn send_status(&mut self) -> Result<()> {
         let confirmed = self.confirmed();
         debug_assert!(
-            self.watermark.slowest().is_none_or(|(_, held)| confirmed <= held),
+            self.watermark.slowest().is_none_or(|(_, durable)| confirmed <= durable),
             "confirmed beyond what a sink holds"
         );
-        self.board.source(
+        self.registry.source(
             self.received,
             confirmed,
             self.queues.iter().map(|(name, queue)| (*name, queue.bytes())),
         );
-        self.board.backpressure(self.full_queue());
+        self.registry.backpressure(self.full_queue());
         let ask = self.is_silent()?;
         failpoint!("pipeline_before_status");
         self.stream.send_status(self.received.max(confirmed), confirmed, ask).await?;
@@ -292,7 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     /// Stops reading, lets the sinks make durable what they were given, tells the server, and leaves.
     async fn drain(mut self, shutdown: &mut Shutdown) -> Result<()> {
         tracing::info!("draining");
-        self.board.draining();
+        self.registry.draining();
         let deadline = Instant::now() + self.drain;
         let mut status_due = status_interval();
         loop {
@@ -311,7 +316,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
                     Some(ended) => return Err(driver_ended(ended)),
                     None => break,
                 },
-                Ok(()) = self.marks.changed() => self.confirm().await?,
+                Ok(()) = self.checkpoints.changed() => self.confirm().await?,
                 _ = status_due.tick() => self.send_status().await?,
                 sent = send_next(&self.queues, &mut self.outbox), if self.outbox.is_some() => sent?,
                 () = tokio::time::sleep_until(deadline) => {

@@ -1,4 +1,4 @@
-//! The confirmed LSN: the lowest held LSN of all sinks. Computed here alone; nothing above it is ever
+//! The confirmed LSN: the lowest durable LSN of all sinks. Computed here alone; nothing above it is ever
 //! sent to the server, which forgets what is below it.
 
 use crate::lsn::Lsn;
@@ -8,22 +8,22 @@ use crate::lsn::Lsn;
 /// Both only grow: a sink that reports less than before (it was asked twice) changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Watermark {
-    held: Vec<(&'static str, Lsn)>,
+    durable: Vec<(&'static str, Lsn)>,
     confirmed: Lsn,
 }
 
 impl Watermark {
     /// The state after recovery: `confirmed` is what the slot itself says.
     pub fn new(confirmed: Lsn, sinks: impl IntoIterator<Item = (&'static str, Lsn)>) -> Self {
-        let mut watermark = Watermark { held: sinks.into_iter().collect(), confirmed };
+        let mut watermark = Watermark { durable: sinks.into_iter().collect(), confirmed };
         watermark.settle();
         watermark
     }
 
-    /// A sink holds everything up to `held`. Whether that moved the confirmed LSN.
-    pub fn advance(&mut self, sink: &str, held: Lsn) -> bool {
-        if let Some((_, known)) = self.held.iter_mut().find(|(name, _)| *name == sink) {
-            *known = held.max(*known);
+    /// A sink holds everything up to `durable`. Whether that moved the confirmed LSN.
+    pub fn advance(&mut self, sink: &str, durable: Lsn) -> bool {
+        if let Some((_, known)) = self.durable.iter_mut().find(|(name, _)| *name == sink) {
+            *known = durable.max(*known);
         }
         self.settle()
     }
@@ -34,13 +34,13 @@ impl Watermark {
     }
 
     /// What this sink holds.
-    pub fn held(&self, sink: &str) -> Option<Lsn> {
-        self.held.iter().find(|(name, _)| *name == sink).map(|(_, held)| *held)
+    pub fn durable(&self, sink: &str) -> Option<Lsn> {
+        self.durable.iter().find(|(name, _)| *name == sink).map(|(_, durable)| *durable)
     }
 
     /// The sink that holds the WAL back, and what it holds.
     pub fn slowest(&self) -> Option<(&'static str, Lsn)> {
-        self.held.iter().copied().min_by_key(|(_, held)| *held)
+        self.durable.iter().copied().min_by_key(|(_, durable)| *durable)
     }
 
     fn settle(&mut self) -> bool {

@@ -51,7 +51,7 @@ def back(client, slot, environment, child, killed_at):
 
 def holds(status, sinks, lsn):
     lines = {line["name"]: line for line in status["sinks"]} if status else {}
-    return all(sink in lines and number(lines[sink]["held_lsn"]) >= number(lsn) for sink in sinks)
+    return all(sink in lines and number(lines[sink]["durable_lsn"]) >= number(lsn) for sink in sinks)
 
 
 def number(lsn):

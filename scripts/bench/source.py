@@ -113,10 +113,10 @@ class Source:
     @contextlib.contextmanager
     def copied_slot(self, name):
         """A slot that begins where the template does, which walcast takes for one that it made itself."""
-        name, epoch = f"{DATABASE}_{name}", str(uuid.uuid4())
+        name, history_id = f"{DATABASE}_{name}", str(uuid.uuid4())
         self.connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [TEMPLATE, name])
-        self.copy_rows("walcast.epoch", {"slot": name, "epoch": epoch})
-        self.copy_rows("walcast.content_version", {"epoch": epoch})
+        self.copy_rows("walcast.slot", {"slot": name, "history_id": history_id})
+        self.copy_rows("walcast.content_version", {"history_id": history_id})
         try:
             environment = {**self.environment, "POSTGRES_SLOT": name}
             yield Backlog(name, environment, self.connection, self.first, self.end, self.events, self.events + 2)
@@ -137,17 +137,17 @@ class Source:
         """The slot, if it came to be, and what walcast knows of it."""
         if self.admin.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", [name]).fetchone():
             drop_slot(self.admin, name)
-        if not self.one("SELECT to_regclass('walcast.epoch')"):
+        if not self.one("SELECT to_regclass('walcast.slot')"):
             return
-        for table in ("content_version", "progress", "sink", "epoch"):
+        for table in ("content_version", "progress", "sink", "slot"):
             self.connection.execute(
-                f"DELETE FROM walcast.{table} WHERE epoch IN (SELECT epoch FROM walcast.epoch WHERE slot = %s)", [name])
+                f"DELETE FROM walcast.{table} WHERE history_id IN (SELECT history_id FROM walcast.slot WHERE slot = %s)", [name])
 
     def copy_rows(self, table, changes):
         """The template's rows of a table, with other values in some columns."""
         self.connection.execute(f"""
             INSERT INTO {table} SELECT (jsonb_populate_record(row, %s)).* FROM {table} AS row
-            WHERE epoch = (SELECT epoch FROM walcast.epoch WHERE slot = %s)""",
+            WHERE history_id = (SELECT history_id FROM walcast.slot WHERE slot = %s)""",
             [psycopg.types.json.Jsonb(changes), TEMPLATE])
 
 

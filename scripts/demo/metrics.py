@@ -35,7 +35,7 @@ def status(rate):
 
 
 def sink_status(samples, sink):
-    lsn = total(samples, "sink_held_lsn", f'sink="{sink}"')
+    lsn = total(samples, "sink_durable_lsn", f'sink="{sink}"')
     lag = total(samples, "sink_lag_seconds", f'sink="{sink}"')
     position = "–" if lsn is None else f"{int(lsn) >> 32:X}/{int(lsn) & 0xFFFFFFFF:X}"
     return f"{bold(sink)} {position} {'–' if lag is None else f'{lag:.1f} s'} behind"

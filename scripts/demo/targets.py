@@ -49,7 +49,7 @@ class Held:
 
 class Source:
     STREAMED = """engagement_events WHERE NOT coalesce(pg_visible_in_snapshot(xmin::text::xid8,
-        (SELECT snapshot FROM walcast.epoch ORDER BY created_at DESC LIMIT 1)), false)"""
+        (SELECT snapshot FROM walcast.slot ORDER BY created_at DESC LIMIT 1)), false)"""
 
     def __init__(self):
         self.connection = connect()

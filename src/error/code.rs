@@ -187,6 +187,13 @@ codes! {
         fix: "Run `walcast init`, then `walcast run`.",
         over: "`walcast check` says whose the slot is.",
     }
+    StateOtherVersion = 214 {
+        title: "walcast's tables in PostgreSQL are of another version of walcast.",
+        why: "walcast was upgraded and `walcast init` was not run since, or an older walcast was started after a newer one.",
+        look: "`walcast --version`; SELECT * FROM walcast.migration ORDER BY number;",
+        fix: "After an upgrade, run `walcast init`: it keeps all that is there. An older walcast cannot go on after a newer one: start the newer one.",
+        over: "`walcast check` says that the schema walcast is there.",
+    }
     KafkaRefused = 220 {
         title: "Kafka refuses what walcast does.",
         why: "The user is not known or lacks a right, a setting of the broker is in the way, or the broker is too old.",
@@ -470,7 +477,7 @@ codes! {
     HistoryForgotten = 416 {
         title: "PostgreSQL no longer knows this slot's history.",
         why: "Somebody deleted its row from walcast's tables, or the schema walcast was dropped, while walcast ran.",
-        look: "SELECT * FROM walcast.epoch;",
+        look: "SELECT * FROM walcast.slot;",
         fix: "See whether that was meant. Then `walcast init`.",
         over: "`walcast check` says whose the slot is.",
     }

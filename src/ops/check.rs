@@ -14,7 +14,7 @@ use crate::resume::{self, Resume};
 use crate::sink::SinkAdmin;
 use crate::sinks;
 use crate::source::{check as source_check, slot, sql};
-use crate::state::{State, epoch};
+use crate::state::{State, history};
 use crate::web::access;
 
 /// Prints a line a finding, and below it what mends it; exit code 2 when one of them fails.
@@ -82,7 +82,7 @@ async fn required(config: &Config, client: &Client) -> Result<Vec<Finding>> {
     // what a standby has of slots tells nothing of those of its primary
     let standby = slot::server_facts(client).await?.in_recovery;
     if !standby && findings.iter().all(|finding| finding.verdict != Verdict::Fail) {
-        findings.extend(epoch::check(&config.postgres, client).await?);
+        findings.extend(history::check(&config.postgres, client).await?);
     }
     Ok(findings)
 }
@@ -90,16 +90,18 @@ async fn required(config: &Config, client: &Client) -> Result<Vec<Finding>> {
 /// Where each sink stands against the slot, as a start would judge it. Nothing where there is no slot to judge by, or
 /// no WAL of the server's own: that has a finding of its own.
 async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Finding> {
-    let Ok((epoch, history)) = epoch::find(&config.postgres, client).await else { return Vec::new() };
-    let Ok(start) = epoch::confirmed(&config.postgres, client).await else { return Vec::new() };
+    let Ok((history_id, timelines)) = history::find(&config.postgres, client).await else {
+        return Vec::new();
+    };
+    let Ok(start) = history::confirmed(&config.postgres, client).await else { return Vec::new() };
     if State::new(config.postgres.clone()).wal_end().await.is_err() {
         return Vec::new();
     }
-    let session = Session { epoch, token: 0, history, start };
+    let session = Session { history_id, fencing_token: 0, timelines, start };
     join_all(
         sinks
             .into_iter()
-            .filter(|sink| sink.guarantee().keeps_mark())
+            .filter(|sink| sink.guarantee().keeps_checkpoint())
             .map(|sink| position(config, sink, &session)),
     )
     .await
@@ -108,15 +110,15 @@ async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Findin
 async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: &Session) -> Finding {
     let (id, subject) = ("sink.position", format!("position of {}", sink.name()));
     match judge(config, &mut *sink, session).await {
-        Ok(Resume::From(mark)) => Finding::ok(
+        Ok(Resume::From(checkpoint)) => Finding::ok(
             id,
             subject,
-            format!("holds all up to {}, the slot begins at {}", mark.held, session.start),
+            format!("holds all up to {}, the slot begins at {}", checkpoint.durable_lsn, session.start),
         ),
-        Ok(Resume::Fresh(mark)) => Finding::ok(
+        Ok(Resume::Fresh(checkpoint)) => Finding::ok(
             id,
             subject,
-            format!("nothing yet: it begins at the slot's confirmed LSN, {}", mark.held),
+            format!("nothing yet: it begins at the slot's confirmed LSN, {}", checkpoint.durable_lsn),
         ),
         Ok(Resume::Refused(refusal)) => {
             let error = refusal.into_error(sink.name(), session);

@@ -11,7 +11,7 @@ use crate::finding;
 use crate::sinks;
 use crate::source::migrations::MIGRATIONS;
 use crate::source::{PostgresConfig, check, quote, slot, sql};
-use crate::state::{State, epoch};
+use crate::state::{State, history};
 
 /// Makes what is missing, touches nothing that is there.
 pub async fn init(config: &Config) -> Result<()> {
@@ -24,8 +24,8 @@ pub async fn init(config: &Config) -> Result<()> {
         sink.prepare().await?;
         tracing::info!(sink = sink.name(), "target ready");
     }
-    let (epoch, _) = epoch::open(&config.postgres, &mut state).await?;
-    tracing::info!(slot = epoch.slot, epoch = %epoch.epoch, "slot ready");
+    let (history_id, _) = history::open(&config.postgres, &mut state).await?;
+    tracing::info!(slot = history_id.slot, history_id = %history_id.uuid, "slot ready");
     Ok(())
 }
 

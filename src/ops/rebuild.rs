@@ -1,7 +1,7 @@
 //! `walcast rebuild redis`: fills Redis from PostgreSQL and lets the stream go on from there.
 //!
 //! A temporary slot's snapshot holds exactly the commits below its consistent point. What they amount to is written
-//! to Redis, with that point as the mark: the stream skips what lies below it and adds the rest.
+//! to Redis, with that point as the checkpoint: the stream skips what lies below it and adds the rest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,41 +17,41 @@ use crate::event::Content;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::failpoint::failpoint;
 use crate::lsn::Lsn;
-use crate::ops::verify::before::{Before, Xid};
+use crate::ops::verify::pre_existing::{PreExisting, Xid};
 use crate::sink::redis::Rebuild;
 use crate::source::snapshot::Snapshot;
 use crate::source::{PostgresConfig, rows, sql};
-use crate::state::{State, epoch};
+use crate::state::{State, history};
 
 type Contents = HashMap<Uuid, Arc<Content>>;
 
 /// Rebuilds Redis. A walcast that runs meanwhile is shut out, and can be started again when this is done.
 pub async fn redis(config: &Config) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
-    let (epoch, history) = epoch::find(&config.postgres, state.client().await?).await?;
+    let (history_id, timelines) = history::find(&config.postgres, state.client().await?).await?;
     Rebuild::check(&config.redis, &config.postgres.slot).await?;
-    let confirmed = epoch::confirmed(&config.postgres, state.client().await?).await?;
-    let session = state.take_token(epoch, history, confirmed).await?;
+    let confirmed = history::confirmed(&config.postgres, state.client().await?).await?;
+    let session = state.take_fencing_token(history_id, timelines, confirmed).await?;
     let mut rebuild = Rebuild::begin(&config.redis, &session).await?;
     tracing::info!("redis is ours alone and empty");
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;
     require_not_ahead(&mut state, config, end).await?;
-    let before = Before::load(&snapshot.client, &session.epoch).await?;
+    let pre_existing = PreExisting::load(&snapshot.client, &session.history_id).await?;
     let contents = contents(&snapshot.client, &config.postgres).await?;
-    fill(&mut rebuild, &snapshot.client, &config.postgres, &before, &contents).await?;
+    fill(&mut rebuild, &snapshot.client, &config.postgres, &pre_existing, &contents).await?;
     let events = rebuild.events();
     failpoint!("redis_rebuild_before_check");
     require_not_ahead(&mut state, config, end).await?;
     rebuild.end(end).await?;
-    tracing::info!(events, mark = %end, "redis rebuilt");
+    tracing::info!(events, checkpoint = %end, "redis rebuilt");
     println!("redis holds {events} events, all up to {end}; `walcast run` goes on from there");
     Ok(())
 }
 
-/// What the slot has let go of before Redis' mark, nobody would bring.
+/// What the slot has let go of before Redis' checkpoint, nobody would bring.
 async fn require_not_ahead(state: &mut State, config: &Config, end: Lsn) -> Result<()> {
-    let confirmed = epoch::confirmed(&config.postgres, state.client().await?).await?;
+    let confirmed = history::confirmed(&config.postgres, state.client().await?).await?;
     if confirmed <= end {
         return Ok(());
     }
@@ -82,7 +82,7 @@ async fn fill(
     rebuild: &mut Rebuild,
     client: &Client,
     config: &PostgresConfig,
-    before: &Before,
+    pre_existing: &PreExisting,
     contents: &Contents,
 ) -> Result<()> {
     let query = rows::select(&ENGAGEMENT_EVENTS, &config.schema, &["xmin"]);
@@ -94,7 +94,7 @@ async fn fill(
     let mut found = std::pin::pin!(found);
     while let Some(row) = found.try_next().await.map_err(sql::error)? {
         progress.inc(1);
-        if before.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
+        if pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
             continue;
         }
         let unchecked = rows::engagement(&row, 1).map_err(sql::error)?;

@@ -8,7 +8,7 @@ use crate::ops::check;
 use crate::pipeline;
 use crate::shutdown::Shutdown;
 use crate::sinks;
-use crate::telemetry::board::Board;
+use crate::telemetry::registry::StatusRegistry;
 use crate::telemetry::{lag, metrics};
 use crate::web::Web;
 use crate::web::checks::Checks;
@@ -21,12 +21,12 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<()> {
         tracing::info!("dashboard, health, metrics and status on http://{address}");
     }
     let recorder = metrics::install()?;
-    let board = Board::new();
-    let watch = tokio::spawn(lag::watch(config.postgres.clone(), board.clone()));
+    let registry = StatusRegistry::new();
+    let watch = tokio::spawn(lag::watch(config.postgres.clone(), registry.clone()));
     // Asked until the very end: a walcast that drains says so.
     let (stop, mut stopped) = Shutdown::manual();
-    let serving = tokio::spawn(web.serve(board.clone(), recorder, async move { stopped.wait().await }));
-    let ended = pipeline::run(config, &board, shutdown).await;
+    let serving = tokio::spawn(web.serve(registry.clone(), recorder, async move { stopped.wait().await }));
+    let ended = pipeline::run(config, &registry, shutdown).await;
     watch.abort();
     stop.signal();
     if let Ok(Err(error)) = serving.await {

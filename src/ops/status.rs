@@ -219,7 +219,8 @@ const TEXT_COLUMNS: [usize; 3] = [0, 3, 7];
 fn ladder(status: &Status, paint: Paint) -> String {
     // Looked at one after the other: what a sink holds was received by then, and what was received had been sent.
     let slot = status.source.slot.as_ref();
-    let received = status.sinks.iter().map(|sink| sink.held_lsn).fold(status.source.received_lsn, Lsn::max);
+    let received =
+        status.sinks.iter().map(|sink| sink.durable_lsn).fold(status.source.received_lsn, Lsn::max);
     let sent = slot.and_then(|slot| slot.sent_lsn).map(|sent| sent.max(received));
     let head = slot.map_or(received, |slot| slot.wal_lsn.max(received).max(sent.unwrap_or_default()));
     let place = |name: &str, at: Lsn| -> Rung {
@@ -234,9 +235,9 @@ fn ladder(status: &Status, paint: Paint) -> String {
     rungs.push(place("received", received));
     let holders = status.holders();
     let mut sinks: Vec<&SinkLine> = status.sinks.iter().collect();
-    sinks.sort_by_key(|sink| std::cmp::Reverse(sink.held_lsn));
+    sinks.sort_by_key(|sink| std::cmp::Reverse(sink.durable_lsn));
     for sink in sinks {
-        rungs.push(sink_rung(sink, place(&sink.name, sink.held_lsn), &holders));
+        rungs.push(sink_rung(sink, place(&sink.name, sink.durable_lsn), &holders));
     }
     rungs.push(place("confirmed", status.confirmed_lsn));
     rungs.extend(slot.and_then(|slot| slot.restart_lsn).map(|restart| place("restart", restart)));
@@ -349,7 +350,7 @@ mod tests {
         SinkLine {
             name: name.into(),
             state,
-            held_lsn: Lsn(0x2_1A2B_3C00),
+            durable_lsn: Lsn(0x2_1A2B_3C00),
             position: None,
             lag_bytes: 1_536,
             lag_seconds: 0.25,
@@ -364,7 +365,7 @@ mod tests {
 
     fn status() -> Status {
         Status {
-            version: "0.1.0".into(),
+            version: "0.2.0".into(),
             state: State::Streaming,
             since: Timestamp::UNIX_EPOCH,
             source: SourceStatus {
@@ -390,7 +391,7 @@ mod tests {
             sinks: vec![
                 sink("content", SinkState::Ok),
                 sink("bigquery", SinkState::Ok),
-                SinkLine { held_lsn: Lsn(0x2_1A2B_4200), ..sink("redis", SinkState::Ok) },
+                SinkLine { durable_lsn: Lsn(0x2_1A2B_4200), ..sink("redis", SinkState::Ok) },
             ],
             problems: Vec::new(),
             problem: None,
@@ -404,7 +405,7 @@ mod tests {
     #[test]
     fn a_running_walcast_is_shown_on_one_screen() {
         insta::assert_snapshot!(shown(&status()), @r"
-        walcast 0.1.0 streaming for 2 h 5 min: ready
+        walcast 0.2.0 streaming for 2 h 5 min: ready
 
         source  987,654 events, heartbeat 3.5 s ago
         slot    walcast: active, reserved, 20.0 MiB of WAL kept, 3.0 GiB left before it is lost
@@ -436,7 +437,7 @@ mod tests {
         status.problems =
             vec!["kafka takes no rows and holds the WAL back: no broker answers; start one".into()];
         insta::assert_snapshot!(shown(&status), @r"
-        walcast 0.1.0 streaming for 2 h 5 min: NOT READY
+        walcast 0.2.0 streaming for 2 h 5 min: NOT READY
 
         source  987,654 events
 
@@ -459,7 +460,7 @@ mod tests {
             ..status()
         };
         insta::assert_snapshot!(shown(&status), @r"
-        walcast 0.1.0 starting for 2 h 5 min: NOT READY
+        walcast 0.2.0 starting for 2 h 5 min: NOT READY
 
         source  0 events
 
@@ -472,7 +473,7 @@ mod tests {
     #[test]
     fn who_holds_the_wal_is_seen_at_once() {
         let mut status = status();
-        let slow = SinkLine { held_lsn: Lsn(0x2_0000_0000), ..sink("bigquery", SinkState::Ok) };
+        let slow = SinkLine { durable_lsn: Lsn(0x2_0000_0000), ..sink("bigquery", SinkState::Ok) };
         status.sinks = vec![slow, sink("kafka", SinkState::Retrying), sink("redis", SinkState::Ok)];
         status.confirmed_lsn = Lsn(0x2_0000_0000);
         let coloured = render(&status, Timestamp::UNIX_EPOCH, Paint { colours: true });

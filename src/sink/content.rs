@@ -1,7 +1,7 @@
 //! What the stream must leave in PostgreSQL whatever sinks there are: the content versions, which let a replayed event
 //! see its content as it saw it at first, and the rows that were refused before the sinks.
 //!
-//! A sink like the others: its mark counts for the confirmed LSN, so no version and no refused row that the stream has
+//! A sink like the others: its checkpoint counts for the confirmed LSN, so no version and no refused row that the stream has
 //! brought is ever lost, and a start can load the state at its own start position.
 
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use tokio_postgres::{Client, Transaction};
 use crate::batch::{Batch, ContentChange, DeadLetter, Row};
 use crate::error::Result;
 use crate::failpoint::failpoint;
-use crate::lsn::{Lsn, Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
+use crate::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
+use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, slot, sql};
 use crate::state::{State, store_progress};
 use crate::transform::content_cache::ContentCache;
@@ -33,8 +33,8 @@ const LETTER_BYTES_MAX: usize = 1 << 20;
 pub struct ContentSink {
     state: State,
     session: Option<Session>,
-    stored: Mark,
-    accepted: Mark,
+    stored: Checkpoint,
+    accepted: Checkpoint,
     changes: Vec<ContentChange>,
     letters: Vec<DeadLetter>,
     letter_bytes: usize,
@@ -49,8 +49,8 @@ impl ContentSink {
         ContentSink {
             state: State::new(postgres.clone()),
             session: None,
-            stored: Mark::default(),
-            accepted: Mark::default(),
+            stored: Checkpoint::default(),
+            accepted: Checkpoint::default(),
             changes: Vec::new(),
             letters: Vec::new(),
             letter_bytes: 0,
@@ -76,11 +76,11 @@ impl ContentSink {
         self.letter_bytes = 0;
     }
 
-    async fn store(&mut self) -> Result<Option<Mark>> {
+    async fn store(&mut self) -> Result<Option<Checkpoint>> {
         let Some(session) = self.session.as_ref().filter(|_| self.accepted != self.stored) else {
             return Ok(None);
         };
-        let mark = self.stored.advanced(self.accepted);
+        let checkpoint = self.stored.advanced(self.accepted);
         failpoint!("content_before_store");
         let transaction = self.state.guarded(session).await?;
         insert_versions(&transaction, session, &self.changes).await?;
@@ -89,7 +89,7 @@ impl ContentSink {
             &transaction,
             session,
             NAME,
-            Some(&StoredMark::new(&session.epoch, mark)),
+            Some(&StoredCheckpoint::new(&session.history_id, checkpoint)),
             None::<&()>,
         )
         .await?;
@@ -101,8 +101,8 @@ impl ContentSink {
         failpoint!("content_after_commit");
         self.flushes = self.flushes.wrapping_add(1);
         self.forget_rows();
-        self.stored = mark;
-        Ok(Some(mark))
+        self.stored = checkpoint;
+        Ok(Some(checkpoint))
     }
 }
 
@@ -118,14 +118,14 @@ impl SinkIdentity for ContentSink {
 
 #[async_trait]
 impl Sink for ContentSink {
-    fn pace(&self) -> Pace {
-        Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: Some(FLUSH_EVERY) }
+    fn batch_policy(&self) -> BatchPolicy {
+        BatchPolicy { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: Some(FLUSH_EVERY) }
     }
 
-    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         let (stored, _) = self.state.progress::<()>(session, NAME).await?;
         self.forget_rows();
-        self.stored = stored.as_ref().map(|stored| stored.mark).unwrap_or_default();
+        self.stored = stored.as_ref().map(|stored| stored.checkpoint).unwrap_or_default();
         self.accepted = self.stored;
         self.session = Some(session.clone());
         Ok(stored)
@@ -134,7 +134,7 @@ impl Sink for ContentSink {
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         for batch in batches {
             batch.rows().iter().for_each(|row| self.take(row));
-            self.accepted = self.accepted.advanced(batch.mark());
+            self.accepted = self.accepted.advanced(batch.checkpoint());
         }
         if self.changes.len() < CHANGES_MAX && self.letter_bytes < LETTER_BYTES_MAX {
             return Ok(Written::Accepted);
@@ -142,11 +142,11 @@ impl Sink for ContentSink {
         Ok(self.store().await?.map_or(Written::Accepted, Written::Durable))
     }
 
-    async fn tick(&mut self) -> Result<Option<Mark>> {
+    async fn tick(&mut self) -> Result<Option<Checkpoint>> {
         self.store().await
     }
 
-    async fn flush(&mut self) -> Result<Option<Mark>> {
+    async fn flush(&mut self) -> Result<Option<Checkpoint>> {
         self.store().await
     }
 }
@@ -161,12 +161,12 @@ impl SinkAdmin for ContentSink {
         Ok(())
     }
 
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         Ok(self.state.progress::<()>(session, NAME).await?.0)
     }
 }
 
-/// One statement for all changes; a change that is there already (the mark was behind it) stays.
+/// One statement for all changes; a change that is there already (the checkpoint was behind it) stays.
 async fn insert_versions(
     transaction: &Transaction<'_>,
     session: &Session,
@@ -179,7 +179,7 @@ async fn insert_versions(
         changes.iter().map(read).collect()
     }
     let ours: [&(dyn ToSql + Sync); 5] = [
-        &session.epoch.epoch,
+        &session.history_id.uuid,
         &column(changes, |change| change.id),
         &column(changes, |change| PgLsn::from(change.position.commit_lsn.0)),
         &column(changes, |change| change.position.ordinal as i64),
@@ -194,7 +194,7 @@ async fn insert_versions(
     Ok(())
 }
 
-/// One statement for all letters; one that is there already (the mark was behind it) stays.
+/// One statement for all letters; one that is there already (the checkpoint was behind it) stays.
 async fn insert_letters(
     transaction: &Transaction<'_>,
     session: &Session,
@@ -207,7 +207,7 @@ async fn insert_letters(
         letters.iter().map(read).collect()
     }
     let columns: [&(dyn ToSql + Sync); 8] = [
-        &session.epoch.epoch,
+        &session.history_id.uuid,
         &column(letters, |letter| PgLsn::from(letter.position.commit_lsn.0)),
         &column(letters, |letter| letter.position.ordinal as i64),
         &column(letters, |letter| letter.table.as_str()),
@@ -227,13 +227,13 @@ async fn insert_letters(
 /// only what has come since is looked at.
 async fn prune(transaction: &Transaction<'_>, session: &Session, pruned: Lsn) -> Result<Lsn> {
     // whether the slot may be gone is for the stream to say
-    let Some(confirmed) = slot::confirmed(transaction.client(), &session.epoch.slot).await? else {
+    let Some(confirmed) = slot::confirmed(transaction.client(), &session.history_id.slot).await? else {
         return Ok(pruned);
     };
     transaction
         .execute(
             include_str!("../../sql/prune_content_versions.sql"),
-            &[&session.epoch.epoch, &PgLsn::from(pruned.0), &PgLsn::from(confirmed.0)],
+            &[&session.history_id.uuid, &PgLsn::from(pruned.0), &PgLsn::from(confirmed.0)],
         )
         .await
         .map_err(sql::error)?;
@@ -243,7 +243,9 @@ async fn prune(transaction: &Transaction<'_>, session: &Session, pruned: Lsn) ->
 /// The content rows as the stream saw them at `start`, the end of a commit.
 pub async fn load(client: &Client, session: &Session, start: Lsn) -> Result<ContentCache> {
     let statement = rows::content_statement(include_str!("../../sql/load_content.sql"), "", 0);
-    let found =
-        client.query(&statement, &[&session.epoch.epoch, &PgLsn::from(start.0)]).await.map_err(sql::error)?;
+    let found = client
+        .query(&statement, &[&session.history_id.uuid, &PgLsn::from(start.0)])
+        .await
+        .map_err(sql::error)?;
     found.iter().map(|row| rows::content(row, 0)).collect()
 }

@@ -1,7 +1,7 @@
-//! The one loop under every sink: queue, collecting, skipping what is held, retry, registration.
+//! The one loop under every sink: queue, collecting, skipping what is durable, retry, registration.
 //!
-//! Three marks keep it honest. `held` is durable at the target. `accepted` is what left our memory: equal
-//! to `held`, or ahead of it for a sink that answers [`Written::Accepted`]. What the queue has is beyond
+//! Three checkpoints keep it honest. `durable` is durable at the target. `accepted` is what left our memory: equal
+//! to `durable`, or ahead of it for a sink that answers [`Written::Accepted`]. What the queue has is beyond
 //! both. After an error the target is asked; an answer below `accepted` means that rows are gone that we
 //! cannot send again, and only the slot can: `Lost`.
 
@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::error::{Class, Error, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{Mark, Session, StoredMark};
+use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume;
 use crate::sink::queue::{QueueReceiver, Queued};
 use crate::sink::retry::Backoff;
 use crate::sink::{Sink, Written};
 use crate::state::State;
-use crate::telemetry::fold::Fold;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::sink_status::SinkStatus;
 
 /// Trouble that took so many attempts lasted for some seconds.
@@ -34,10 +34,10 @@ pub struct Driver {
     /// Who we are.
     pub session: Session,
     /// Where the sink stood when it was recovered.
-    pub held: Mark,
+    pub durable: Checkpoint,
     /// Where the pipeline sees how far each sink is.
-    pub marks: watch::Sender<Vec<Mark>>,
-    /// This sink's place in `marks`.
+    pub checkpoints: watch::Sender<Vec<Checkpoint>>,
+    /// This sink's place in `checkpoints`.
     pub index: usize,
     /// The sink's line in `walcast.sink` is still to be written.
     pub unregistered: Option<State>,
@@ -50,14 +50,15 @@ impl Driver {
     /// pipeline (`Lost`) or nobody (`Definite`) can mend.
     pub async fn run(self) -> Result<()> {
         let mut work = Work {
-            accepted: self.held,
+            accepted: self.durable,
             pending: Vec::new(),
             next_tick: Instant::now(),
-            fold: Fold::default(),
+            throttle: LogThrottle::default(),
             driver: self,
         };
         // tokens differ from start to start, and a simulation's runs can be repeated
-        let mut backoff = Backoff::seeded(work.driver.session.token as u64 ^ work.driver.index as u64);
+        let mut backoff =
+            Backoff::seeded(work.driver.session.fencing_token as u64 ^ work.driver.index as u64);
         loop {
             match work.step().await {
                 Ok(true) => {
@@ -72,12 +73,12 @@ impl Driver {
         Ok(())
     }
 
-    fn publish(&mut self, held: Mark) {
-        self.held = held;
-        self.status.held(held);
-        self.marks.send_modify(|marks| {
-            if let Some(mark) = marks.get_mut(self.index) {
-                *mark = held;
+    fn publish(&mut self, durable: Checkpoint) {
+        self.durable = durable;
+        self.status.durable(durable);
+        self.checkpoints.send_modify(|checkpoints| {
+            if let Some(checkpoint) = checkpoints.get_mut(self.index) {
+                *checkpoint = durable;
             }
         });
     }
@@ -85,10 +86,10 @@ impl Driver {
 
 struct Work {
     driver: Driver,
-    accepted: Mark,
+    accepted: Checkpoint,
     pending: Vec<Queued>,
     next_tick: Instant,
-    fold: Fold,
+    throttle: LogThrottle,
 }
 
 impl Work {
@@ -99,19 +100,19 @@ impl Work {
         self.tick().await?;
         self.driver.status.trouble(self.driver.sink.trouble());
         if !open && self.pending.is_empty() {
-            let mark = self.driver.sink.flush().await?;
-            self.durable(mark).await?;
+            let checkpoint = self.driver.sink.flush().await?;
+            self.durable(checkpoint).await?;
         }
         Ok(open)
     }
 
     /// Takes batches until the sink's pace is met or a tick is due. `false` when the queue has ended.
     async fn collect(&mut self) -> bool {
-        let pace = self.driver.sink.pace();
+        let policy = self.driver.sink.batch_policy();
         let mut bytes: usize = self.pending.iter().map(|queued| queued.batch.bytes()).sum();
         let mut until = (!self.pending.is_empty()).then(Instant::now);
-        while bytes < pace.write_bytes_max {
-            let tick = pace.tick_every.map(|_| self.next_tick);
+        while bytes < policy.write_bytes_max {
+            let tick = policy.tick_every.map(|_| self.next_tick);
             let deadline = until.into_iter().chain(tick).min();
             let queued = tokio::select! {
                 biased;
@@ -122,7 +123,7 @@ impl Work {
             bytes += queued.batch.bytes();
             let urgent = queued.batch.urgent();
             // it has waited already while the last write went on
-            until.get_or_insert(queued.since + pace.linger);
+            until.get_or_insert(queued.since + policy.linger);
             self.pending.push(queued);
             if urgent {
                 return true;
@@ -136,8 +137,8 @@ impl Work {
             self.pending.iter().filter_map(|queued| queued.batch.beyond(&self.accepted)).collect();
         let urgent = self.pending.iter().any(|queued| queued.batch.urgent());
         if let Some(last) = batches.last() {
-            let end = self.accepted.advanced(last.mark());
-            self.driver.status.begins(end.held, batches.iter().map(|batch| batch.created()));
+            let end = self.accepted.advanced(last.checkpoint());
+            self.driver.status.begins(end.durable_lsn, batches.iter().map(|batch| batch.created()));
             for heartbeat in batches.iter().filter_map(|batch| batch.heartbeat()) {
                 self.driver.status.awaits(heartbeat.end_lsn, heartbeat.commit_ts);
             }
@@ -148,41 +149,41 @@ impl Work {
             self.accepted = end;
             let rows = batches.iter().flat_map(|batch| batch.rows());
             self.driver.status.wrote(rows.map(|row| (row.position(), row.commit_ts())));
-            if let Written::Durable(mark) = written {
-                self.durable(Some(mark)).await?;
+            if let Written::Durable(checkpoint) = written {
+                self.durable(Some(checkpoint)).await?;
             }
         }
         if urgent {
-            let mark = self.driver.sink.flush().await?;
-            self.durable(mark).await?;
+            let checkpoint = self.driver.sink.flush().await?;
+            self.durable(checkpoint).await?;
         }
         self.pending.clear();
         Ok(())
     }
 
     async fn tick(&mut self) -> Result<()> {
-        let Some(every) = self.driver.sink.pace().tick_every else { return Ok(()) };
+        let Some(every) = self.driver.sink.batch_policy().tick_every else { return Ok(()) };
         if Instant::now() < self.next_tick {
             return Ok(());
         }
         self.next_tick = Instant::now() + every;
-        let mark = self.driver.sink.tick().await?;
-        self.durable(mark).await
+        let checkpoint = self.driver.sink.tick().await?;
+        self.durable(checkpoint).await
     }
 
-    /// Tells the pipeline of a durable mark. A sink is registered before its first mark can count: from
-    /// then on a target without a mark has lost its data.
-    async fn durable(&mut self, mark: Option<Mark>) -> Result<()> {
-        let Some(mark) = mark else { return Ok(()) };
+    /// Tells the pipeline of a durable checkpoint. A sink is registered before its first checkpoint can count: from
+    /// then on a target without a checkpoint has lost its data.
+    async fn durable(&mut self, checkpoint: Option<Checkpoint>) -> Result<()> {
+        let Some(checkpoint) = checkpoint else { return Ok(()) };
         let driver = &mut self.driver;
         if let Some(state) = &mut driver.unregistered {
             failpoint!("driver_before_register");
-            state.register_sink(&driver.session, driver.sink.name(), mark).await?;
+            state.register_sink(&driver.session, driver.sink.name(), checkpoint).await?;
             failpoint!("driver_after_register");
             driver.unregistered = None;
         }
-        driver.publish(driver.held.advanced(mark));
-        debug_assert!(self.accepted.covers(&self.driver.held), "durable beyond what was accepted");
+        driver.publish(driver.durable.advanced(checkpoint));
+        debug_assert!(self.accepted.covers(&self.driver.durable), "durable beyond what was accepted");
         Ok(())
     }
 
@@ -195,7 +196,7 @@ impl Work {
                 return Err(error);
             }
             let wait = backoff.next_wait();
-            if let Some(repeated) = self.fold.say(&error.to_string()) {
+            if let Some(repeated) = self.throttle.say(&error.to_string()) {
                 tracing::warn!(
                     sink = self.driver.sink.name(),
                     code = %error.code(),
@@ -220,13 +221,13 @@ impl Work {
         }
     }
 
-    fn resume(&mut self, stored: Option<StoredMark>) -> Result<()> {
+    fn resume(&mut self, stored: Option<StoredCheckpoint>) -> Result<()> {
         let name = self.driver.sink.name();
         let registered = self.driver.unregistered.is_none();
         let session = &self.driver.session;
-        let mark = resume::judge_again(name, stored.as_ref(), registered, session, self.accepted)?;
-        self.accepted = mark;
-        self.driver.publish(mark);
+        let checkpoint = resume::judge_again(name, stored.as_ref(), registered, session, self.accepted)?;
+        self.accepted = checkpoint;
+        self.driver.publish(checkpoint);
         Ok(())
     }
 }
@@ -247,10 +248,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::lsn::{Epoch, History, Lsn};
+    use crate::lsn::{HistoryId, Lsn, Timelines};
     use crate::sink::queue::queue;
-    use crate::sink::{Guarantee, Pace, SinkIdentity};
-    use crate::telemetry::board::Board;
+    use crate::sink::{BatchPolicy, Guarantee, SinkIdentity};
+    use crate::telemetry::registry::StatusRegistry;
 
     const LINGER: Duration = Duration::from_millis(100);
     const WRITE_TAKES: Duration = Duration::from_millis(60);
@@ -271,44 +272,45 @@ mod tests {
 
     #[async_trait]
     impl Sink for SlowSink {
-        fn pace(&self) -> Pace {
-            Pace { linger: LINGER, write_bytes_max: usize::MAX, tick_every: None }
+        fn batch_policy(&self) -> BatchPolicy {
+            BatchPolicy { linger: LINGER, write_bytes_max: usize::MAX, tick_every: None }
         }
 
-        async fn recover(&mut self, _: &Session) -> Result<Option<StoredMark>> {
+        async fn recover(&mut self, _: &Session) -> Result<Option<StoredCheckpoint>> {
             Ok(None)
         }
 
         async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
             self.0.lock().unwrap().push(Instant::now());
             tokio::time::sleep(WRITE_TAKES).await;
-            Ok(Written::Durable(batches.last().map_or_else(Mark::default, |last| last.mark())))
+            Ok(Written::Durable(batches.last().map_or_else(Checkpoint::default, |last| last.checkpoint())))
         }
 
-        async fn flush(&mut self) -> Result<Option<Mark>> {
+        async fn flush(&mut self) -> Result<Option<Checkpoint>> {
             Ok(None)
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_batch_waits_longer_than_the_linger_because_a_write_went_on() {
-        let epoch = Epoch { epoch: Uuid::nil(), system_id: "1".into(), timeline: 1, slot: "s".into() };
-        let held = Mark::at(Lsn(1));
+        let history_id =
+            HistoryId { uuid: Uuid::nil(), system_id: "1".into(), timeline: 1, slot: "s".into() };
+        let durable = Checkpoint::at(Lsn(1));
         let (mut sender, queue) = queue(usize::MAX);
         let writes = Arc::default();
         let driver = Driver {
             sink: Box::new(SlowSink(Arc::clone(&writes))),
             queue,
-            session: Session { epoch, token: 1, history: History::default(), start: Lsn(1) },
-            held,
-            marks: watch::channel(vec![held]).0,
+            session: Session { history_id, fencing_token: 1, timelines: Timelines::default(), start: Lsn(1) },
+            durable,
+            checkpoints: watch::channel(vec![durable]).0,
             index: 0,
             unregistered: None,
-            status: Board::new().sink("slow", held),
+            status: StatusRegistry::new().sink("slow", durable),
         };
         let running = tokio::spawn(driver.run());
         for end in 0..100 {
-            sender.send(Arc::new(Batch::empty(Mark::at(Lsn(2 + end)), false))).await.unwrap();
+            sender.send(Arc::new(Batch::empty(Checkpoint::at(Lsn(2 + end)), false))).await.unwrap();
             tokio::time::sleep(BATCH_EVERY).await;
         }
         sender.close();

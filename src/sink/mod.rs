@@ -1,6 +1,6 @@
 //! What a sink is.
 //!
-//! A sink stores rows and its [`Mark`] in one atomic act, and asks its target where it stands instead of
+//! A sink stores rows and its [`Checkpoint`] in one atomic act, and asks its target where it stands instead of
 //! remembering. Queue, retry, skipping of what is held already, metrics and dead letters live once, in
 //! [`driver`]. A new sink is one folder, one `mod` line here and one entry in [`crate::sinks`], which lists them.
 
@@ -23,8 +23,8 @@ pub use self::redis::reader::Reader as Leaderboards;
 use crate::batch::Batch;
 use crate::error::Result;
 pub use crate::finding::{Finding, Verdict};
-use crate::lsn::{Mark, Session, StoredMark};
-use crate::telemetry::delivery::PROMISE;
+use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::telemetry::delivery::LATENCY_OBJECTIVE;
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +33,13 @@ pub enum Written {
     /// The driver releases them from memory: when the target loses them after all, the sink answers
     /// with an error of kind `Lost` and the slot is read again.
     Accepted,
-    /// The rows and this mark are durable.
-    Durable(Mark),
+    /// The rows and this checkpoint are durable.
+    Durable(Checkpoint),
 }
 
 /// How the driver is to feed a sink.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct BatchPolicy {
     /// How old the first batch may become while others are collected for one `write`; an urgent one ends the wait.
     pub linger: Duration,
     /// How many bytes of batches (as [`Batch::bytes`] counts) to collect at most for one `write`.
@@ -58,8 +58,8 @@ pub enum Guarantee {
 }
 
 impl Guarantee {
-    /// Whether the target keeps a mark over restarts: then a target without one has lost its data.
-    pub fn keeps_mark(self) -> bool {
+    /// Whether the target keeps a checkpoint over restarts: then a target without one has lost its data.
+    pub fn keeps_checkpoint(self) -> bool {
         self != Guarantee::None
     }
 }
@@ -90,28 +90,28 @@ pub trait SinkIdentity: Send {
 #[async_trait]
 pub trait Sink: SinkIdentity {
     /// How to feed it.
-    fn pace(&self) -> Pace;
+    fn batch_policy(&self) -> BatchPolicy;
 
     /// Within what time of their commit it is to hold rows, while all is well.
-    fn promise(&self) -> Duration {
-        PROMISE
+    fn latency_objective(&self) -> Duration {
+        LATENCY_OBJECTIVE
     }
 
-    /// Shuts older instances out (`session.token`), settles what an earlier run left open, and asks the
-    /// target how far it reaches; `None` when it holds no mark.
-    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>>;
+    /// Shuts older instances out (`session.fencing_token`), settles what an earlier run left open, and asks the
+    /// target how far it reaches; `None` when it holds no checkpoint.
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>>;
 
     /// Takes batches, in stream order, without gaps, never one that the target already holds. A batch
-    /// may be without rows: its mark is to be made durable all the same.
+    /// may be without rows: its checkpoint is to be made durable all the same.
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written>;
 
-    /// Work on the sink's own clock; `Some` when it made a mark durable. Never called where [`Pace::tick_every`] is `None`.
-    async fn tick(&mut self) -> Result<Option<Mark>> {
+    /// Work on the sink's own clock; `Some` when it made a checkpoint durable. Never called where [`BatchPolicy::tick_every`] is `None`.
+    async fn tick(&mut self) -> Result<Option<Checkpoint>> {
         Ok(None)
     }
 
-    /// Makes all accepted rows durable now; `Some` when that moved the mark.
-    async fn flush(&mut self) -> Result<Option<Mark>>;
+    /// Makes all accepted rows durable now; `Some` when that moved the checkpoint.
+    async fn flush(&mut self) -> Result<Option<Checkpoint>>;
 
     /// What is wrong with the target although it takes rows, in one sentence that ends with what to do.
     fn trouble(&self) -> Option<String> {
@@ -133,6 +133,6 @@ pub trait SinkAdmin: SinkIdentity {
     async fn prepare(&mut self) -> Result<()>;
 
     /// How far the target reaches now, asked without shutting anybody out and without changing anything: a running
-    /// instance may be further in a moment. `None` when it holds no mark.
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>>;
+    /// instance may be further in a moment. `None` when it holds no checkpoint.
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>>;
 }

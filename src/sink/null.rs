@@ -1,4 +1,4 @@
-//! A sink that forgets everything: for measuring the way up to the sinks. It keeps no mark, so each start
+//! A sink that forgets everything: for measuring the way up to the sinks. It keeps no checkpoint, so each start
 //! begins at the slot's confirmed LSN.
 
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use async_trait::async_trait;
 
 use crate::batch::Batch;
 use crate::error::Result;
-use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
+use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 
 /// The name in configuration and metrics.
 pub const NAME: &str = "null";
@@ -18,7 +18,7 @@ const GUARANTEE: Guarantee = Guarantee::None;
 /// The sink.
 #[derive(Debug, Default)]
 pub struct NullSink {
-    mark: Mark,
+    checkpoint: Checkpoint,
 }
 
 impl SinkIdentity for NullSink {
@@ -33,20 +33,21 @@ impl SinkIdentity for NullSink {
 
 #[async_trait]
 impl Sink for NullSink {
-    fn pace(&self) -> Pace {
-        Pace { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: None }
+    fn batch_policy(&self) -> BatchPolicy {
+        BatchPolicy { linger: Duration::ZERO, write_bytes_max: 1 << 20, tick_every: None }
     }
 
-    async fn recover(&mut self, _session: &Session) -> Result<Option<StoredMark>> {
+    async fn recover(&mut self, _session: &Session) -> Result<Option<StoredCheckpoint>> {
         Ok(None)
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
-        self.mark = batches.iter().fold(self.mark, |mark, batch| mark.advanced(batch.mark()));
-        Ok(Written::Durable(self.mark))
+        self.checkpoint =
+            batches.iter().fold(self.checkpoint, |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
+        Ok(Written::Durable(self.checkpoint))
     }
 
-    async fn flush(&mut self) -> Result<Option<Mark>> {
+    async fn flush(&mut self) -> Result<Option<Checkpoint>> {
         // every write is durable when it returns
         Ok(None)
     }
@@ -62,7 +63,7 @@ impl SinkAdmin for NullSink {
         Ok(())
     }
 
-    async fn peek(&mut self, _session: &Session) -> Result<Option<StoredMark>> {
+    async fn peek(&mut self, _session: &Session) -> Result<Option<StoredCheckpoint>> {
         Ok(None)
     }
 }

@@ -71,11 +71,11 @@ impl QueueSender {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::{Lsn, Mark};
+    use crate::lsn::{Checkpoint, Lsn};
     use futures_util::FutureExt;
 
     fn batch() -> Arc<Batch> {
-        Arc::new(Batch::empty(Mark::at(Lsn(1)), false))
+        Arc::new(Batch::empty(Checkpoint::at(Lsn(1)), false))
     }
 
     #[tokio::test]

@@ -5,16 +5,16 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Code, Error, Result};
-use crate::lsn::{History, Lsn};
+use crate::lsn::{Lsn, Timelines};
 use crate::source::PostgresConfig;
 use crate::source::auth::{Security, authenticate};
-use crate::source::dial::{dial, in_time};
+use crate::source::connect::{connect, in_time};
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text, take_u16};
 use crate::source::quote::{identifier, literal};
 use crate::source::server_error::{Asked, ServerError};
 use crate::source::wire::{Wire, nul, unexpected};
 
-pub use crate::source::dial::Stream;
+pub use crate::source::connect::Stream;
 pub use crate::source::stream::ReplicationStream;
 
 /// The oldest PostgreSQL whose `pgoutput` has the options that we ask for.
@@ -56,7 +56,7 @@ impl Connection {
     /// Connects and logs in, within ten seconds.
     pub async fn connect(config: &PostgresConfig) -> Result<Connection> {
         in_time(config, async {
-            let stream = dial(config).await?;
+            let stream = connect(config).await?;
             let security = stream.security().clone();
             Connection::over(stream, config, &security).await
         })
@@ -106,12 +106,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// TIMELINE_HISTORY: the timelines that this one grew out of.
-    pub async fn timeline_history(&mut self, timeline: u32) -> Result<History> {
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<Timelines> {
         if timeline <= 1 {
-            return Ok(History::default());
+            return Ok(Timelines::default());
         }
         let row = self.query(&format!("TIMELINE_HISTORY {timeline}"), Asked::Identity).await?;
-        History::parse(field(&row, 1)?).ok_or_else(|| malformed("a timeline's history of another shape"))
+        Timelines::parse(field(&row, 1)?).ok_or_else(|| malformed("a timeline's history of another shape"))
     }
 
     /// Makes a logical slot for `pgoutput` and exports its snapshot. Waits until every transaction that

@@ -76,7 +76,7 @@ impl Watch {
 
     /// Runs until the session is lost or something is wrong with the source; gives the reason. The end of this
     /// ordinary session is also how a shutdown of the server is noticed: the stream itself is held open by the
-    /// server until we have confirmed all, which sinks with their marks in that database no longer can.
+    /// server until we have confirmed all, which sinks with their checkpoints in that database no longer can.
     pub async fn run(self, config: &PostgresConfig) -> Error {
         match self.watching(config).await {
             Ok(never) => match never {},
@@ -154,7 +154,7 @@ fn dropped(config: &PostgresConfig) -> Error {
 }
 
 /// Sends one heartbeat through the WAL. On a standby nothing can be written; there the keepalives' WAL end moves
-/// the marks.
+/// the checkpoints.
 pub async fn beat(client: &Client) -> Result<()> {
     let sent = client
         .execute(

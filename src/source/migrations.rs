@@ -8,4 +8,5 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (4, "published_entries", include_str!("../../migrations/0004_published_entries.sql")),
     (5, "content_version_by_commit", include_str!("../../migrations/0005_content_version_by_commit.sql")),
     (6, "dead_letter_store", include_str!("../../migrations/0006_dead_letter_store.sql")),
+    (7, "words", include_str!("../../migrations/0007_words.sql")),
 ];

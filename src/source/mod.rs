@@ -5,7 +5,7 @@ pub mod frame;
 pub mod server_error;
 mod wire;
 pub mod auth;
-pub mod dial;
+pub mod connect;
 pub mod connection;
 pub mod stream;
 pub use crate::quote;

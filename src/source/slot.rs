@@ -200,7 +200,7 @@ fn slot_lost(config: &PostgresConfig, reason: &str) -> Error {
     };
     Error::new(Code::SlotInvalidated, format!("slot {} can deliver no more ({reason})", config.slot)).hint(format!(
         "{mend}; bring the sinks level with PostgreSQL, drop the slot (SELECT pg_drop_replication_slot({})) and its \
-         row in walcast.epoch, then `walcast init`",
+         row in walcast.slot, then `walcast init`",
         literal(&config.slot)
     ))
 }

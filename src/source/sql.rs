@@ -1,4 +1,4 @@
-//! Ordinary SQL sessions: `tokio-postgres` over the same [`dial`] as replication, so that TLS, channel binding,
+//! Ordinary SQL sessions: `tokio-postgres` over the same [`connect`] as replication, so that TLS, channel binding,
 //! deadlines and the refusal of weak passwords are the same for both.
 
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use tokio_postgres::{Client, Row};
 use crate::error::{Code, Error, Result};
 use crate::source::PostgresConfig;
 use crate::source::auth::{LoginRules, Security, asked_next};
-use crate::source::dial::{Stream, dial, in_time};
+use crate::source::connect::{self, Stream, in_time};
 use crate::source::frame::Packet;
 use crate::source::server_error::{Asked, ServerError};
 
@@ -77,13 +77,13 @@ const SESSION: &str =
     "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c default_transaction_read_only=off";
 
 async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
-    let stream = dial(config).await?;
+    let stream = connect::connect(config).await?;
     let guard = GuardLogin(LoginRules::new(config, stream.security()));
     let mut options = tokio_postgres::Config::new();
     options.host(&config.host).port(config.port).dbname(&config.db).user(&config.user);
     options.password(config.password.expose()).application_name("walcast");
     options.options(SESSION);
-    // "TLS, and no need to ask for it": `dial` has done all that, the guard takes its place
+    // "TLS, and no need to ask for it": `connect` has done all that, the guard takes its place
     options.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
     options.connect_raw(stream, guard).await.map_err(|error| error_to(Asked::Session, error))
 }

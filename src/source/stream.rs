@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
-use crate::source::dial::Stream;
+use crate::source::connect::Stream;
 use crate::source::frame::{Frame, POSTGRES_EPOCH_MICROS};
 use crate::source::server_error::{Asked, ServerError};
 use crate::source::wire::{Wire, unexpected};

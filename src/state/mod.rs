@@ -1,7 +1,7 @@
-//! walcast's state in PostgreSQL (schema `walcast`): who may write, and the marks and intents of sinks
-//! whose target cannot keep them. Every write is guarded by the token.
+//! walcast's state in PostgreSQL (schema `walcast`): who may write, and the checkpoints and intents of sinks
+//! whose target cannot keep them. Every write is guarded by the fencing token.
 
-pub mod epoch;
+pub mod history;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,7 +9,7 @@ use tokio_postgres::types::{Json, PgLsn};
 use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Epoch, History, Lsn, Mark, Session, StoredMark};
+use crate::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
 use crate::resume::read_stored;
 use crate::source::{PostgresConfig, sql};
 
@@ -54,36 +54,41 @@ impl State {
         let transaction = self.client().await?.transaction().await.map_err(sql::error)?;
         let newest = transaction
             .query_opt(
-                "SELECT token FROM walcast.epoch WHERE slot = $1 AND epoch = $2 FOR SHARE",
-                &[&session.epoch.slot, &session.epoch.epoch],
+                "SELECT fencing_token FROM walcast.slot WHERE slot = $1 AND history_id = $2 FOR SHARE",
+                &[&session.history_id.slot, &session.history_id.uuid],
             )
             .await
             .map_err(sql::error)?
             .map(|row| row.get::<_, i64>(0));
         match newest {
-            Some(token) if token == session.token => Ok(transaction),
+            Some(fencing_token) if fencing_token == session.fencing_token => Ok(transaction),
             Some(_) => Err(Error::new(Code::Fenced, "a newer walcast has taken over this slot")),
             None => {
-                Err(Error::new(Code::HistoryForgotten, "walcast.epoch no longer knows this slot's epoch"))
+                Err(Error::new(Code::HistoryForgotten, "walcast.slot no longer knows this slot's history"))
             }
         }
     }
 
     /// Makes this process the newest instance: from here on no older one can change any target.
-    /// After a failover the token jumps: the new primary may not know the last ones of the old.
-    pub async fn take_token(&mut self, epoch: Epoch, history: History, start: Lsn) -> Result<Session> {
+    /// After a failover the fencing token jumps: the new primary may not know the last ones of the old.
+    pub async fn take_fencing_token(
+        &mut self,
+        history_id: HistoryId,
+        timelines: Timelines,
+        start: Lsn,
+    ) -> Result<Session> {
         let row = self
             .client()
             .await?
             .query_one(
-                "UPDATE walcast.epoch SET timeline = $3,
-                   token = token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END
-                 WHERE slot = $1 AND epoch = $2 RETURNING token",
-                &[&epoch.slot, &epoch.epoch, &(epoch.timeline as i32)],
+                "UPDATE walcast.slot SET timeline = $3,
+                   fencing_token = fencing_token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END
+                 WHERE slot = $1 AND history_id = $2 RETURNING fencing_token",
+                &[&history_id.slot, &history_id.uuid, &(history_id.timeline as i32)],
             )
             .await
             .map_err(sql::error)?;
-        Ok(Session { token: row.get(0), epoch, history, start })
+        Ok(Session { fencing_token: row.get(0), history_id, timelines, start })
     }
 
     /// The end of the WAL that is safe on the server's disk; all that was ever sent to us lies below.
@@ -92,45 +97,45 @@ impl State {
         Ok(Lsn(row.map_err(sql::error)?.get::<_, PgLsn>(0).into()))
     }
 
-    /// Whether a sink has ever made a mark of this epoch durable.
+    /// Whether a sink has ever made a checkpoint of this history id durable.
     pub async fn is_registered(&mut self, session: &Session, sink: &str) -> Result<bool> {
         let row = self
             .client()
             .await?
             .query_opt(
-                "SELECT 1 FROM walcast.sink WHERE epoch = $1 AND name = $2",
-                &[&session.epoch.epoch, &sink],
+                "SELECT 1 FROM walcast.sink WHERE history_id = $1 AND name = $2",
+                &[&session.history_id.uuid, &sink],
             )
             .await
             .map_err(sql::error)?;
         Ok(row.is_some())
     }
 
-    /// Remembers that a sink has made its first mark durable.
-    pub async fn register_sink(&mut self, session: &Session, sink: &str, first: Mark) -> Result<()> {
+    /// Remembers that a sink has made its first checkpoint durable.
+    pub async fn register_sink(&mut self, session: &Session, sink: &str, first: Checkpoint) -> Result<()> {
         let transaction = self.guarded(session).await?;
         transaction
             .execute(
-                "INSERT INTO walcast.sink (epoch, name, first_mark) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                &[&session.epoch.epoch, &sink, &Json(first)],
+                "INSERT INTO walcast.sink (history_id, name, first_checkpoint) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                &[&session.history_id.uuid, &sink, &Json(first)],
             )
             .await
             .map_err(sql::error)?;
         transaction.commit().await.map_err(sql::error)
     }
 
-    /// What is kept for a sink: its mark and its open intent.
+    /// What is kept for a sink: its checkpoint and its open intent.
     pub async fn progress<I: DeserializeOwned>(
         &mut self,
         session: &Session,
         sink: &str,
-    ) -> Result<(Option<StoredMark>, Option<I>)> {
+    ) -> Result<(Option<StoredCheckpoint>, Option<I>)> {
         let row = self
             .client()
             .await?
             .query_opt(
-                "SELECT mark, intent FROM walcast.progress WHERE epoch = $1 AND sink = $2",
-                &[&session.epoch.epoch, &sink],
+                "SELECT checkpoint, intent FROM walcast.progress WHERE history_id = $1 AND sink = $2",
+                &[&session.history_id.uuid, &sink],
             )
             .await
             .map_err(sql::error)?;
@@ -138,31 +143,32 @@ impl State {
         let unreadable = |error| {
             Error::new(Code::Protocol, format!("walcast.progress of {sink} has another shape")).because(error)
         };
-        let mark = row.try_get::<_, Option<serde_json::Value>>(0).map_err(unreadable)?;
-        let read =
-            |mark: serde_json::Value| read_stored(sink, "walcast.progress", mark.to_string().as_bytes());
-        let mark = mark.map(read).transpose()?;
+        let checkpoint = row.try_get::<_, Option<serde_json::Value>>(0).map_err(unreadable)?;
+        let read = |checkpoint: serde_json::Value| {
+            read_stored(sink, "walcast.progress", checkpoint.to_string().as_bytes())
+        };
+        let checkpoint = checkpoint.map(read).transpose()?;
         let intent = row.try_get::<_, Option<serde_json::Value>>(1).map_err(unreadable)?;
         let intent = intent.map(serde_json::from_value).transpose().map_err(|error| {
             Error::new(Code::Protocol, format!("the intent of {sink} has another shape")).because(error)
         })?;
-        Ok((mark, intent))
+        Ok((checkpoint, intent))
     }
 }
 
-/// Stores a sink's mark and intent, inside a guarded transaction.
+/// Stores a sink's checkpoint and intent, inside a guarded transaction.
 pub async fn store_progress<I: Serialize + std::fmt::Debug + Sync>(
     transaction: &Transaction<'_>,
     session: &Session,
     sink: &str,
-    mark: Option<&StoredMark>,
+    checkpoint: Option<&StoredCheckpoint>,
     intent: Option<&I>,
 ) -> Result<()> {
     transaction
         .execute(
-            "INSERT INTO walcast.progress (epoch, sink, mark, intent) VALUES ($1, $2, $3, $4)
-             ON CONFLICT (epoch, sink) DO UPDATE SET mark = $3, intent = $4, updated_at = now()",
-            &[&session.epoch.epoch, &sink, &mark.map(Json), &intent.map(Json)],
+            "INSERT INTO walcast.progress (history_id, sink, checkpoint, intent) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (history_id, sink) DO UPDATE SET checkpoint = $3, intent = $4, updated_at = now()",
+            &[&session.history_id.uuid, &sink, &checkpoint.map(Json), &intent.map(Json)],
         )
         .await
         .map_err(sql::error)?;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::telemetry::latency::Latencies;
 
 /// From commit to durable, for every sink that has no other promise.
-pub const PROMISE: Duration = Duration::from_secs(5);
+pub const LATENCY_OBJECTIVE: Duration = Duration::from_secs(5);
 
 /// Counts of one sink. Its driver writes, anybody reads, nobody waits.
 #[derive(Default)]
@@ -19,7 +19,7 @@ pub struct Delivery {
     written_rows: AtomicU64,
     write_micros: AtomicU64,
     retries: AtomicU64,
-    promise_millis: AtomicU64,
+    objective_millis: AtomicU64,
     /// From a transaction's commit until the sink held it durably.
     pub latencies: Latencies,
     last_failure: Mutex<Option<Failure>>,
@@ -50,14 +50,14 @@ impl Delivery {
     }
 
     /// Within what time of their commit it promises to hold rows.
-    pub fn promise(&self, promise: Duration) {
-        self.promise_millis.store(promise.as_millis() as u64, Ordering::Relaxed);
+    pub fn latency_objective(&self, promise: Duration) {
+        self.objective_millis.store(promise.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Within what time of their commit it promises to hold rows.
     pub fn promised(&self) -> Duration {
-        match self.promise_millis.load(Ordering::Relaxed) {
-            0 => PROMISE,
+        match self.objective_millis.load(Ordering::Relaxed) {
+            0 => LATENCY_OBJECTIVE,
             millis => Duration::from_millis(millis),
         }
     }

@@ -58,7 +58,7 @@ fn set_sink(line: &SinkLine) {
     let set = |name: &'static str, value: f64| gauge!(name, "sink" => line.name.clone()).set(value);
     set(names::SINK_UP, f64::from(line.state == SinkState::Ok));
     set(names::SINK_BLOCKED, f64::from(line.state == SinkState::Blocked));
-    set(names::SINK_HELD_LSN, line.held_lsn.0 as f64);
+    set(names::SINK_DURABLE_LSN, line.durable_lsn.0 as f64);
     set(names::SINK_LAG_BYTES, line.lag_bytes as f64);
     set(names::SINK_QUEUE_LAG_BYTES, line.queue_lag_bytes as f64);
     set(names::SINK_DELIVERY_LAG_BYTES, line.delivery_lag_bytes as f64);

@@ -11,8 +11,8 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::error::Result;
 use crate::lsn::Lsn;
 use crate::source::{PostgresConfig, sql};
-use crate::telemetry::board::Board;
 use crate::telemetry::herald::Herald;
+use crate::telemetry::registry::StatusRegistry;
 use crate::telemetry::status::SlotStatus;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -20,12 +20,13 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(2);
 /// An answer later than this is as good as none: the session is opened anew.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Puts on the board what the server says of the slot, until it is dropped.
-pub async fn watch(postgres: PostgresConfig, board: Board) {
+/// Puts on the registry what the server says of the slot, until it is dropped.
+pub async fn watch(postgres: PostgresConfig, registry: StatusRegistry) {
     let mut seen_active = Instant::now();
     let mut herald = Herald::default();
     loop {
-        if let Err(error) = sample_while_connected(&postgres, &board, &mut seen_active, &mut herald).await {
+        if let Err(error) = sample_while_connected(&postgres, &registry, &mut seen_active, &mut herald).await
+        {
             tracing::debug!(error = error.chain(), "the slot cannot be watched");
         }
         tokio::time::sleep(RECONNECT_AFTER).await;
@@ -34,7 +35,7 @@ pub async fn watch(postgres: PostgresConfig, board: Board) {
 
 async fn sample_while_connected(
     postgres: &PostgresConfig,
-    board: &Board,
+    registry: &StatusRegistry,
     seen_active: &mut Instant,
     herald: &mut Herald,
 ) -> Result<()> {
@@ -53,7 +54,7 @@ async fn sample_while_connected(
             slot.inactive_seconds = seen_active.elapsed().as_secs_f64();
         }
         herald.see(&slot);
-        board.slot(slot);
+        registry.slot(slot);
     }
 }
 

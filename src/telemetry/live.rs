@@ -8,11 +8,11 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::telemetry::board::Board;
 use crate::telemetry::delivery::{Delivery, Failure};
 use crate::telemetry::history::{Columns, History, Sample, SinkSample};
 use crate::telemetry::latency::Minute;
 use crate::telemetry::metrics;
+use crate::telemetry::registry::StatusRegistry;
 use crate::telemetry::status::{SinkLine, SlotStatus, Status};
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ struct SinkFigures {
     /// From commit to durable over the last minute.
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
-    promise_ms: u64,
+    latency_objective_ms: u64,
     last_failure: Option<Failure>,
 }
 
@@ -84,12 +84,12 @@ pub struct Frame {
 }
 
 impl Page {
-    /// The page of a board, and the work that keeps it: a look a second, until it is dropped.
-    pub fn of(board: Board) -> (Page, impl Future<Output = ()> + Send) {
+    /// The page of a registry, and the work that keeps it: a look a second, until it is dropped.
+    pub fn of(registry: StatusRegistry) -> (Page, impl Future<Output = ()> + Send) {
         let history = Arc::new(Mutex::new(History::default()));
         let (frames, newest) = watch::channel(Arc::default());
         let mut recorder = Recorder {
-            board,
+            registry,
             history: Arc::clone(&history),
             minutes: Vec::new(),
             received: Minute::default(),
@@ -117,7 +117,7 @@ impl Page {
 }
 
 struct Recorder {
-    board: Board,
+    registry: StatusRegistry,
     history: Arc<Mutex<History>>,
     /// One for each sink.
     minutes: Vec<Minute>,
@@ -126,7 +126,7 @@ struct Recorder {
 
 impl Recorder {
     fn look(&mut self) -> Frame {
-        let (status, deliveries) = (self.board.status(), self.board.deliveries());
+        let (status, deliveries) = (self.registry.status(), self.registry.deliveries());
         self.minutes.resize_with(deliveries.len().max(self.minutes.len()), Minute::default);
         if let Some(latencies) = metrics::received_latencies() {
             self.received.look(latencies);
@@ -207,7 +207,7 @@ fn sink_figures(history: &History, at: usize, delivery: &Delivery) -> SinkFigure
         retries_total: delivery.retries_total(),
         p50_ms: now.and_then(|sink| sink.p50_ms),
         p99_ms: now.and_then(|sink| sink.p99_ms),
-        promise_ms: delivery.promised().as_millis() as u64,
+        latency_objective_ms: delivery.promised().as_millis() as u64,
         last_failure: delivery.last_failure(),
     }
 }
@@ -225,7 +225,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::lsn::{Lsn, Mark, Position};
+    use crate::lsn::{Checkpoint, Lsn, Position};
 
     fn look(recorder: &mut Recorder) -> Value {
         serde_json::from_str(&recorder.look().json).unwrap_or_default()
@@ -233,23 +233,23 @@ mod tests {
 
     #[test]
     fn figures_are_of_the_last_seconds_and_the_last_minute() {
-        let board = Board::new();
+        let registry = StatusRegistry::new();
         let mut recorder = Recorder {
-            board: board.clone(),
+            registry: registry.clone(),
             history: Arc::default(),
             minutes: Vec::new(),
             received: Minute::default(),
         };
-        board.streaming(true);
+        registry.streaming(true);
         look(&mut recorder);
-        let mut kafka = board.sink("kafka", Mark::at(Lsn(1)));
-        assert_eq!(look(&mut recorder)["figures"]["sinks"][0]["promise_ms"], 5_000);
+        let mut kafka = registry.sink("kafka", Checkpoint::at(Lsn(1)));
+        assert_eq!(look(&mut recorder)["figures"]["sinks"][0]["latency_objective_ms"], 5_000);
         let position = |ordinal| Position { commit_lsn: Lsn(0x10), ordinal };
         let committed = Timestamp::now().as_microsecond() - 40_000;
         kafka.takes(committed);
         kafka.wrote([(position(0), committed), (position(1), committed)]);
-        kafka.held(Mark { position: Some(position(1)), held: Lsn(0x20) });
-        board.source(Lsn(0x30), Lsn(0x20), [("kafka", 9)]);
+        kafka.durable(Checkpoint { position: Some(position(1)), durable_lsn: Lsn(0x20) });
+        registry.source(Lsn(0x30), Lsn(0x20), [("kafka", 9)]);
         let now = look(&mut recorder);
         let sink = &now["figures"]["sinks"][0];
         assert_eq!(
@@ -269,7 +269,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_frame_comes_every_second_until_the_keeping_ends() {
-        let (page, keeping) = Page::of(Board::new());
+        let (page, keeping) = Page::of(StatusRegistry::new());
         let keeping = tokio::spawn(keeping);
         let mut frames = page.frames();
         for _ in 0..3 {

@@ -57,7 +57,7 @@ metrics! {
     Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events larger than pipeline.row_bytes_max. They are delivered without raw_payload.";
     Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that became dead letters, by reason.";
 
-    Gauge SINK_HELD_LSN = "walcast_sink_held_lsn", Bytes, "The sink's durable LSN, by sink.";
+    Gauge SINK_DURABLE_LSN = "walcast_sink_durable_lsn", Bytes, "The sink's durable LSN, by sink.";
     Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL that walcast has received and that is not durable in the sink, by sink.";
     Gauge SINK_QUEUE_LAG_BYTES = "walcast_sink_queue_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that waits in the sink's queue, by sink.";
     Gauge SINK_DELIVERY_LAG_BYTES = "walcast_sink_delivery_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that the sink is writing, by sink.";

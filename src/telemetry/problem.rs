@@ -150,7 +150,7 @@ mod tests {
         SinkLine {
             name: name.into(),
             state: SinkState::Ok,
-            held_lsn: Lsn(100),
+            durable_lsn: Lsn(100),
             position: None,
             lag_bytes: 0,
             lag_seconds: 0.0,
@@ -197,7 +197,7 @@ mod tests {
             state: SinkState::Retrying,
             last_error: Some("no broker answers; start one".into()),
             lag_seconds: 100.0,
-            held_lsn: Lsn(90),
+            durable_lsn: Lsn(90),
             ..sink("kafka")
         };
         let tight = SlotStatus {

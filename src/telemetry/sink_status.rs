@@ -1,4 +1,4 @@
-//! How one sink is: its driver writes it after every step, the board shows it.
+//! How one sink is: its driver writes it after every step, the registry shows it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Class, Code, Error};
-use crate::lsn::{Lsn, Mark, Position};
+use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics::{self as names, SinkCounters};
 use crate::telemetry::status::{SinkLine, SinkState};
@@ -18,7 +18,7 @@ const WAITING_MAX: usize = 65_536;
 /// How many heartbeats of one sink may wait to be timed; more are left out.
 const HEARTBEATS_MAX: usize = 64;
 
-/// What is known of one sink: its driver writes it, the board reads it.
+/// What is known of one sink: its driver writes it, the registry reads it.
 pub(super) struct SinkFacts {
     pub(super) name: &'static str,
     pub(super) delivery: Arc<Delivery>,
@@ -29,7 +29,7 @@ pub(super) struct SinkFacts {
 #[derive(Default)]
 pub(super) struct Standing {
     guarantee: String,
-    held: Mark,
+    durable: Checkpoint,
     state: SinkState,
     last_error: Option<String>,
     last_error_code: Option<Code>,
@@ -40,13 +40,13 @@ pub(super) struct Standing {
     oldest_commit_ts: Option<i64>,
     /// What it was given amounts to.
     given: Lsn,
-    heartbeat: Option<Held>,
+    heartbeat: Option<Beaten>,
     trouble: Option<String>,
 }
 
 /// A heartbeat whose place a sink holds.
 #[derive(Clone, Copy)]
-struct Held {
+struct Beaten {
     commit_ts: i64,
     took_seconds: f64,
 }
@@ -75,11 +75,12 @@ struct Waiting {
 }
 
 impl SinkStatus {
-    /// Of a sink that was recovered and stands at `held`. What was counted of it before goes on.
-    pub(super) fn new(facts: Arc<SinkFacts>, held: Mark) -> SinkStatus {
+    /// Of a sink that was recovered and stands at `durable`. What was counted of it before goes on.
+    pub(super) fn new(facts: Arc<SinkFacts>, durable: Checkpoint) -> SinkStatus {
         let mut standing = facts.standing();
         let (rows_total, heartbeat) = (standing.rows_total, standing.heartbeat);
-        *standing = Standing { held, given: held.held, rows_total, heartbeat, ..Standing::default() };
+        *standing =
+            Standing { durable, given: durable.durable_lsn, rows_total, heartbeat, ..Standing::default() };
         drop(standing);
         SinkStatus {
             counters: SinkCounters::new(facts.name),
@@ -95,7 +96,7 @@ impl SinkStatus {
     /// It promises this of each event, and to hold it within this time of its commit.
     #[must_use]
     pub fn promising(self, guarantee: impl fmt::Display, within: Duration) -> Self {
-        self.facts.delivery.promise(within);
+        self.facts.delivery.latency_objective(within);
         self.update(|sink| sink.guarantee = guarantee.to_string());
         self
     }
@@ -152,23 +153,25 @@ impl SinkStatus {
         });
     }
 
-    /// It holds everything up to this mark durably.
-    pub fn held(&mut self, mark: Mark) {
-        while let Some(held) = self.waiting.front().filter(|waiting| mark.holds(waiting.last)) {
-            let seconds = names::seconds_since(held.commit_ts);
-            self.counters.durable(seconds, held.given_at.elapsed());
+    /// It holds everything up to this checkpoint durably.
+    pub fn durable(&mut self, checkpoint: Checkpoint) {
+        while let Some(waiting) = self.waiting.front().filter(|waiting| checkpoint.holds(waiting.last)) {
+            let seconds = names::seconds_since(waiting.commit_ts);
+            self.counters.durable(seconds, waiting.given_at.elapsed());
             self.facts.delivery.latencies.record(seconds);
             self.waiting.pop_front();
         }
         let mut heartbeat = None;
-        while let Some((_, commit_ts)) = self.heartbeats.front().filter(|(end_lsn, _)| mark.held >= *end_lsn)
+        while let Some((_, commit_ts)) =
+            self.heartbeats.front().filter(|(end_lsn, _)| checkpoint.durable_lsn >= *end_lsn)
         {
-            heartbeat = Some(Held { commit_ts: *commit_ts, took_seconds: names::seconds_since(*commit_ts) });
+            heartbeat =
+                Some(Beaten { commit_ts: *commit_ts, took_seconds: names::seconds_since(*commit_ts) });
             self.heartbeats.pop_front();
         }
         self.update(|sink| {
-            sink.held = mark;
-            sink.given = sink.given.max(mark.held);
+            sink.durable = checkpoint;
+            sink.given = sink.given.max(checkpoint.durable_lsn);
             sink.heartbeat = heartbeat.or(sink.heartbeat);
             sink.recover();
         });
@@ -220,14 +223,14 @@ impl SinkFacts {
             name: self.name.to_owned(),
             guarantee: now.guarantee.clone(),
             state: now.state,
-            held_lsn: now.held.held,
-            position: now.held.position,
-            lag_bytes: received.bytes_since(now.held.held),
+            durable_lsn: now.durable.durable_lsn,
+            position: now.durable.position,
+            lag_bytes: received.bytes_since(now.durable.durable_lsn),
             queue_lag_bytes: received.bytes_since(now.given),
-            delivery_lag_bytes: now.given.bytes_since(now.held.held),
+            delivery_lag_bytes: now.given.bytes_since(now.durable.durable_lsn),
             lag_seconds: now.oldest_commit_ts.map_or(0.0, names::seconds_since),
-            heartbeat_age_seconds: now.heartbeat.map(|held| names::seconds_since(held.commit_ts)),
-            heartbeat_seconds: now.heartbeat.map(|held| held.took_seconds),
+            heartbeat_age_seconds: now.heartbeat.map(|heartbeat| names::seconds_since(heartbeat.commit_ts)),
+            heartbeat_seconds: now.heartbeat.map(|heartbeat| heartbeat.took_seconds),
             queue_bytes: now.queue_bytes,
             backpressure: now.backpressure,
             rows_total: now.rows_total,
@@ -251,105 +254,105 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::telemetry::board::Board;
+    use crate::telemetry::registry::StatusRegistry;
 
     fn position(commit_lsn: u64, ordinal: u64) -> Position {
         Position { commit_lsn: Lsn(commit_lsn), ordinal }
     }
 
-    fn mark(commit_lsn: u64, ordinal: u64, held: u64) -> Mark {
-        Mark { position: Some(position(commit_lsn, ordinal)), held: Lsn(held) }
+    fn checkpoint(commit_lsn: u64, ordinal: u64, durable: u64) -> Checkpoint {
+        Checkpoint { position: Some(position(commit_lsn, ordinal)), durable_lsn: Lsn(durable) }
     }
 
     fn now_micros() -> i64 {
         Timestamp::now().as_microsecond()
     }
 
-    fn line(board: &Board) -> SinkLine {
-        board.status().sinks.swap_remove(0)
+    fn line(registry: &StatusRegistry) -> SinkLine {
+        registry.status().sinks.swap_remove(0)
     }
 
     #[test]
     fn lag_is_the_age_of_the_oldest_row_that_is_not_durable() {
-        let board = Board::new();
-        let mut sink = board.sink("bigquery", Mark::at(Lsn(100)));
-        assert_eq!(line(&board).lag_seconds, 0.0);
+        let registry = StatusRegistry::new();
+        let mut sink = registry.sink("bigquery", Checkpoint::at(Lsn(100)));
+        assert_eq!(line(&registry).lag_seconds, 0.0);
         sink.takes(now_micros() - 90_000_000);
         sink.wrote([
             (position(100, 0), now_micros() - 90_000_000),
             (position(200, 0), now_micros() - 40_000_000),
         ]);
-        board.source(Lsn(250), Lsn(100), [("bigquery", 77)]);
-        let behind = line(&board);
+        registry.source(Lsn(250), Lsn(100), [("bigquery", 77)]);
+        let behind = line(&registry);
         assert!((89.0..95.0).contains(&behind.lag_seconds), "{}", behind.lag_seconds);
         assert_eq!((behind.lag_bytes, behind.queue_bytes, behind.rows_total), (150, 77, 2));
-        assert!(board.status().problem.is_some_and(|why| why.starts_with("bigquery is 9")));
-        sink.held(mark(100, 0, 150));
-        assert!((39.0..45.0).contains(&line(&board).lag_seconds));
-        sink.held(mark(200, 0, 250));
-        assert_eq!((line(&board).lag_seconds, line(&board).lag_bytes), (0.0, 0));
+        assert!(registry.status().problem.is_some_and(|why| why.starts_with("bigquery is 9")));
+        sink.durable(checkpoint(100, 0, 150));
+        assert!((39.0..45.0).contains(&line(&registry).lag_seconds));
+        sink.durable(checkpoint(200, 0, 250));
+        assert_eq!((line(&registry).lag_seconds, line(&registry).lag_bytes), (0.0, 0));
     }
 
     #[test]
     fn lag_is_split_into_what_waits_here_and_what_the_sink_was_given() {
-        let board = Board::new();
-        let mut sink = board.sink("redis", Mark::at(Lsn(100)));
-        board.source(Lsn(250), Lsn(100), []);
-        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (150, 0));
+        let registry = StatusRegistry::new();
+        let mut sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
+        registry.source(Lsn(250), Lsn(100), []);
+        assert_eq!((line(&registry).queue_lag_bytes, line(&registry).delivery_lag_bytes), (150, 0));
         sink.begins(Lsn(200), [Instant::now()]);
-        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (50, 100));
-        sink.held(mark(200, 0, 200));
-        assert_eq!((line(&board).queue_lag_bytes, line(&board).delivery_lag_bytes), (50, 0));
+        assert_eq!((line(&registry).queue_lag_bytes, line(&registry).delivery_lag_bytes), (50, 100));
+        sink.durable(checkpoint(200, 0, 200));
+        assert_eq!((line(&registry).queue_lag_bytes, line(&registry).delivery_lag_bytes), (50, 0));
     }
 
     #[test]
     fn a_heartbeat_counts_when_its_place_is_held() {
-        let board = Board::new();
-        let mut sink = board.sink("bigquery", Mark::at(Lsn(100)));
+        let registry = StatusRegistry::new();
+        let mut sink = registry.sink("bigquery", Checkpoint::at(Lsn(100)));
         sink.awaits(Lsn(150), now_micros() - 30_000_000);
         sink.awaits(Lsn(150), now_micros()); // the same, given again after an error
         sink.awaits(Lsn(160), now_micros() - 20_000_000);
         sink.awaits(Lsn(300), now_micros() - 10_000_000);
-        sink.held(Mark::at(Lsn(149)));
-        assert_eq!((line(&board).heartbeat_age_seconds, line(&board).heartbeat_seconds), (None, None));
-        sink.held(Mark::at(Lsn(200)));
-        let (age, took) = (line(&board).heartbeat_age_seconds, line(&board).heartbeat_seconds);
+        sink.durable(Checkpoint::at(Lsn(149)));
+        assert_eq!((line(&registry).heartbeat_age_seconds, line(&registry).heartbeat_seconds), (None, None));
+        sink.durable(Checkpoint::at(Lsn(200)));
+        let (age, took) = (line(&registry).heartbeat_age_seconds, line(&registry).heartbeat_seconds);
         assert!(age.is_some_and(|age| (20.0..25.0).contains(&age)), "{age:?}");
         assert!(took.is_some_and(|took| (20.0..25.0).contains(&took)), "{took:?}");
-        board.sink("bigquery", Mark::at(Lsn(200)));
-        assert!(line(&board).heartbeat_age_seconds >= age, "a restart of the sink forgets nothing");
+        registry.sink("bigquery", Checkpoint::at(Lsn(200)));
+        assert!(line(&registry).heartbeat_age_seconds >= age, "a restart of the sink forgets nothing");
     }
 
     #[test]
     fn a_sink_that_cannot_write_falls_behind() {
-        let board = Board::new();
-        let mut sink = board.sink("redis", Mark::at(Lsn(100)));
+        let registry = StatusRegistry::new();
+        let mut sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
         sink.takes(now_micros() - 5_000_000);
         sink.failed(&Error::new(Code::Unavailable, "down"));
-        sink.held(Mark::at(Lsn(100))); // it was asked, and stands where it stood
-        assert!(line(&board).lag_seconds >= 5.0);
+        sink.durable(Checkpoint::at(Lsn(100))); // it was asked, and stands where it stood
+        assert!(line(&registry).lag_seconds >= 5.0);
     }
 
     #[test]
     fn a_transaction_is_measured_when_all_rows_that_were_written_are_durable() {
-        let board = Board::new();
-        let mut sink = board.sink("kafka", Mark::at(Lsn(100)));
+        let registry = StatusRegistry::new();
+        let mut sink = registry.sink("kafka", Checkpoint::at(Lsn(100)));
         sink.wrote((0..3).map(|ordinal| (position(100, ordinal), 0)));
         sink.wrote((3..5).map(|ordinal| (position(100, ordinal), 0)));
         assert_eq!(sink.waiting.len(), 1);
-        sink.held(mark(100, 2, 100));
+        sink.durable(checkpoint(100, 2, 100));
         assert_eq!(sink.waiting.len(), 1);
-        sink.held(mark(100, 4, 150));
+        sink.durable(checkpoint(100, 4, 150));
         assert_eq!(sink.waiting.len(), 0);
     }
 
     #[test]
     fn a_sink_recovered_anew_goes_on_counting() {
-        let board = Board::new();
-        board.sink("kafka", Mark::at(Lsn(1))).wrote([(position(1, 0), 0)]);
-        let mut again = board.sink("kafka", Mark::at(Lsn(1)));
+        let registry = StatusRegistry::new();
+        registry.sink("kafka", Checkpoint::at(Lsn(1))).wrote([(position(1, 0), 0)]);
+        let mut again = registry.sink("kafka", Checkpoint::at(Lsn(1)));
         again.wrote([(position(2, 0), 0)]);
-        assert_eq!(board.status().sinks.len(), 1);
-        assert_eq!(line(&board).rows_total, 2);
+        assert_eq!(registry.status().sinks.len(), 1);
+        assert_eq!(line(&registry).rows_total, 2);
     }
 }

@@ -132,7 +132,7 @@ pub struct SinkLine {
     /// Whether it takes rows.
     pub state: SinkState,
     /// Up to where it holds everything durably.
-    pub held_lsn: Lsn,
+    pub durable_lsn: Lsn,
     /// The last event it holds durably.
     pub position: Option<Position>,
     /// WAL received that it does not hold yet.
@@ -208,10 +208,11 @@ impl Status {
     /// The sinks that keep PostgreSQL from removing WAL: those that hold least of what was received, unless all hold
     /// the same.
     pub fn holders(&self) -> Vec<&str> {
-        let held = || self.sinks.iter().map(|sink| sink.held_lsn);
+        let held = || self.sinks.iter().map(|sink| sink.durable_lsn);
         let (Some(lowest), highest) = (held().min(), held().max()) else { return Vec::new() };
         let apart = highest > Some(lowest) || self.sinks.len() == 1;
-        let holds = |sink: &&SinkLine| apart && sink.held_lsn == lowest && lowest < self.source.received_lsn;
+        let holds =
+            |sink: &&SinkLine| apart && sink.durable_lsn == lowest && lowest < self.source.received_lsn;
         self.sinks.iter().filter(holds).map(|sink| sink.name.as_str()).collect()
     }
 }

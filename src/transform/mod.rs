@@ -11,10 +11,10 @@ use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartb
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
-use crate::lsn::{Lsn, Mark, Position};
+use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::model::{RowError, Table, Tables, engagement};
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
-use crate::telemetry::fold::Fold;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 use content_cache::ContentCache;
 
@@ -31,7 +31,7 @@ pub struct Bounds {
     pub batch_bytes_max: usize,
     /// How long the first row may wait for company.
     pub batch_age_max: Duration,
-    /// How often, at most, a batch without rows is sent to move the marks.
+    /// How often, at most, a batch without rows is sent to move the checkpoints.
     pub idle_every: Duration,
     /// A row larger than this goes on without its `raw_payload`.
     pub row_bytes_max: usize,
@@ -45,13 +45,13 @@ pub struct Transform {
     commit_ts: i64,
     cache: ContentCache,
     builder: BatchBuilder,
-    sent: Mark,
+    sent: Checkpoint,
     sent_at: Instant,
     heartbeat_seen: bool,
     /// The open transaction is a heartbeat.
     beating: bool,
     urgent: bool,
-    fold: Fold,
+    throttle: LogThrottle,
 }
 
 impl Transform {
@@ -64,13 +64,13 @@ impl Transform {
             transaction: Transaction::default(),
             commit_ts: 0,
             cache,
-            builder: BatchBuilder::new(Mark::at(start)),
-            sent: Mark::at(start),
+            builder: BatchBuilder::new(Checkpoint::at(start)),
+            sent: Checkpoint::at(start),
             sent_at: Instant::now(),
             heartbeat_seen: false,
             beating: false,
             urgent: false,
-            fold: Fold::default(),
+            throttle: LogThrottle::default(),
         }
     }
 
@@ -119,9 +119,9 @@ impl Transform {
     /// When the batch must go although it is not full.
     pub fn due_at(&self) -> Option<Instant> {
         let by_age = self.builder.first_row_at().map(|first| first + self.bounds.batch_age_max);
-        let idle = self.builder.mark() != self.sent && !self.transaction.is_open();
+        let idle = self.builder.checkpoint() != self.sent && !self.transaction.is_open();
         // Rows that went out before their commit came: the sinks hold them, and need only be told so.
-        let cut = self.sent.position.is_some_and(|last| last.commit_lsn >= self.sent.held);
+        let cut = self.sent.position.is_some_and(|last| last.commit_lsn >= self.sent.durable_lsn);
         let patience = if cut { self.bounds.batch_age_max } else { self.bounds.idle_every };
         let by_idleness = idle.then(|| self.sent_at + patience);
         by_age.into_iter().chain(by_idleness).min()
@@ -130,7 +130,7 @@ impl Transform {
     /// The next batch, if one is full or due.
     pub fn take_batch(&mut self, now: Instant) -> Option<Batch> {
         let at_commit = !self.transaction.is_open();
-        let moved = self.builder.mark() != self.sent;
+        let moved = self.builder.checkpoint() != self.sent;
         let patient = now.saturating_duration_since(self.sent_at) < URGENT_EVERY;
         let asked = at_commit && (self.urgent && (moved || !patient) || self.heartbeat_seen && moved);
         let due = self.due_at().is_some_and(|due| due <= now);
@@ -145,11 +145,11 @@ impl Transform {
 
     /// What is in so far as a last batch; `None` when the sinks have been sent all of it.
     pub fn take_rest(&mut self) -> Option<Batch> {
-        (self.builder.mark() != self.sent).then(|| self.end_batch(Instant::now()))
+        (self.builder.checkpoint() != self.sent).then(|| self.end_batch(Instant::now()))
     }
 
     fn end_batch(&mut self, now: Instant) -> Batch {
-        self.sent = self.builder.mark();
+        self.sent = self.builder.checkpoint();
         self.sent_at = now;
         self.heartbeat_seen = false;
         self.builder.finish(std::mem::take(&mut self.urgent))
@@ -198,7 +198,7 @@ impl Transform {
         let oversized = text_bytes > self.bounds.row_bytes_max;
         if oversized {
             metrics::oversized_row();
-            if let Some(repeated) = self.fold.say("oversized") {
+            if let Some(repeated) = self.throttle.say("oversized") {
                 let repeated = (repeated > 0).then_some(repeated);
                 tracing::warn!(%position, row_bytes = text_bytes, repeated, "row above row_bytes_max goes on without its raw_payload");
             }
@@ -296,7 +296,7 @@ impl Transform {
 
     fn dead_letter(&mut self, position: Position, (error, table, row_json): (RowError, String, String)) {
         metrics::dead_letter(error.reason);
-        if let Some(repeated) = self.fold.say(error.reason) {
+        if let Some(repeated) = self.throttle.say(error.reason) {
             let repeated = (repeated > 0).then_some(repeated);
             tracing::warn!(%position, table, reason = error.reason, repeated, "dead letter: {}", error.message);
         }

@@ -11,15 +11,15 @@ use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
-use crate::telemetry::board::Board;
 use crate::telemetry::gauges;
+use crate::telemetry::registry::StatusRegistry;
 use crate::web::access::{Access, CHALLENGE};
 use crate::web::{is_own_host, page};
 
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 struct Site {
-    board: Board,
+    registry: StatusRegistry,
     recorder: PrometheusHandle,
     hosts: Vec<String>,
     access: Access,
@@ -30,13 +30,13 @@ const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
 /// All routes.
 pub fn router(
-    board: Board,
+    registry: StatusRegistry,
     recorder: PrometheusHandle,
     hosts: Vec<String>,
     access: Access,
     page: Router,
 ) -> Router {
-    let site = Arc::new(Site { board, recorder, hosts, access });
+    let site = Arc::new(Site { registry, recorder, hosts, access });
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
@@ -80,7 +80,7 @@ fn without_token() -> impl IntoResponse {
 }
 
 async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
-    if site.board.is_live() {
+    if site.registry.is_live() {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the pipeline hangs: restart this process\n")
@@ -88,7 +88,7 @@ async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
 }
 
 async fn readyz(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    let checks = site.board.status().checks();
+    let checks = site.registry.status().checks();
     let ready = checks.iter().all(|check| check.ok);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if site.access.permits(&headers) {
@@ -99,10 +99,10 @@ async fn readyz(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {
-    gauges::set(&site.board.status());
+    gauges::set(&site.registry.status());
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], site.recorder.render())
 }
 
 async fn status(State(site): State<Arc<Site>>) -> impl IntoResponse {
-    Json(site.board.status())
+    Json(site.registry.status())
 }

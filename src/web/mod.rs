@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::error::{Code, Error, Result};
 use crate::secret::Secret;
-use crate::telemetry::board::Board;
 use crate::telemetry::live;
+use crate::telemetry::registry::StatusRegistry;
 use crate::web::access::Access;
 use crate::web::page::Beside;
 
@@ -94,14 +94,15 @@ impl Web {
     /// Answers until `shutdown`, then completes the answers under way.
     pub async fn serve(
         self,
-        board: Board,
+        registry: StatusRegistry,
         recorder: PrometheusHandle,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
         let (closing, closed) = oneshot::channel::<()>();
-        let (live, keeping) = live::Page::of(board.clone());
+        let (live, keeping) = live::Page::of(registry.clone());
         let keeping = tokio::spawn(keeping);
-        let router = api::router(board, recorder, self.hosts, self.access, page::router(live, self.beside));
+        let router =
+            api::router(registry, recorder, self.hosts, self.access, page::router(live, self.beside));
         let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
             shutdown.await;
             keeping.abort(); // which ends the streams

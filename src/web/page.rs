@@ -51,7 +51,7 @@ pub fn router(page: Page, beside: Beside) -> Router {
     Router::new()
         .route("/api/stream", get(stream))
         .route("/api/history", get(history))
-        .route("/api/boards/{name}", get(board))
+        .route("/api/boards/{name}", get(leaderboard))
         .route("/api/checks", get(checks))
         .with_state(site)
         .merge(assets::router())
@@ -91,7 +91,7 @@ async fn history(State(site): State<Arc<Site>>, Query(After { after }): Query<Af
 }
 
 /// The first places, or why there are none: `{ "places": […], "why": null }`.
-async fn board(State(site): State<Arc<Site>>, Path(name): Path<String>) -> Response {
+async fn leaderboard(State(site): State<Arc<Site>>, Path(name): Path<String>) -> Response {
     let Some(boards) = &site.beside.boards else {
         let why = "Redis is no sink of this walcast (pipeline.sinks), so there are no leaderboards.";
         return Json(json!({ "places": [], "why": why })).into_response();
@@ -99,7 +99,7 @@ async fn board(State(site): State<Arc<Site>>, Path(name): Path<String>) -> Respo
     match boards.top(&name).await {
         Some(Ok(places)) => Json(json!({ "places": *places, "why": null })).into_response(),
         Some(Err(why)) => Json(json!({ "places": [], "why": why })).into_response(),
-        None => (StatusCode::NOT_FOUND, "there is no such board\n").into_response(),
+        None => (StatusCode::NOT_FOUND, "there is no such leaderboard\n").into_response(),
     }
 }
 

@@ -97,13 +97,13 @@ async fn huge_transaction(world: &World) {
 
 #[tokio::test]
 async fn a_first_start_may_die_at_each_of_its_steps() {
-    let first_steps = |name: &String| name.starts_with("epoch_") || name.starts_with("driver_");
+    let first_steps = |name: &String| name.starts_with("history_id_") || name.starts_with("driver_");
     let steps: Vec<_> = failpoints().into_iter().filter(first_steps).collect();
     assert!(steps.len() >= 6, "{steps:?}");
     let world = world().await;
     world.walcast(["init"]).await.expect(0, &[]);
     world.insert_events(5).await;
-    for step in steps.iter().filter(|step| step.starts_with("epoch_")) {
+    for step in steps.iter().filter(|step| step.starts_with("history_id_")) {
         forget_slot(&world).await;
         die_at(&world, step).await;
         world.insert_events(5).await;
@@ -137,5 +137,5 @@ async fn forget_slot(world: &World) {
         ),
     )
     .await;
-    run(&client, "DELETE FROM walcast.epoch; DELETE FROM walcast.content_version").await;
+    run(&client, "DELETE FROM walcast.slot; DELETE FROM walcast.content_version").await;
 }

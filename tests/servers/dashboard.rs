@@ -46,7 +46,7 @@ async fn figures_change_and_a_sink_that_is_gone_shows_within_two_seconds() {
     for node in ["postgres", "decode", "join", "content", "kafka", "redis", "bigquery"] {
         browser.wait(&level(node, "ok")).await;
     }
-    browser.wait("document.querySelectorAll('#promises tbody tr').length === 4").await;
+    browser.wait("document.querySelectorAll('#objectives tbody tr').length === 4").await;
     browser.wait("document.querySelectorAll('.chart canvas').length === 6").await;
     for figure in
         ["#events-total", "#sink-table tbody tr:nth-child(2) td:nth-child(4)", "#ladder tbody tr td"]

@@ -88,7 +88,7 @@ async fn a_slot_dropped_while_down_is_a_gap() {
     run(&client, &format!("SELECT pg_drop_replication_slot('{}')", world.postgres.slot)).await;
     start_ends_in_a_resync(
         &world,
-        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.slot", "walcast init"],
     )
     .await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
@@ -103,7 +103,7 @@ async fn a_slot_dropped_while_running_is_a_gap() {
     cut_off_and(&client, &world, &drop).await;
     ends_in_a_resync(
         running,
-        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.epoch", "walcast init"],
+        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.slot", "walcast init"],
     )
     .await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
@@ -116,14 +116,14 @@ async fn state_of_another_cluster_is_refused() {
     streaming_to_redis(&origin).await.stop().await;
     let there = sql::connect(&origin.postgres).await.unwrap();
     let row: String = {
-        let epoch = "SELECT to_jsonb(entry)::text FROM walcast.epoch AS entry";
-        there.query_one(epoch, &[]).await.unwrap().get(0)
+        let history_id = "SELECT to_jsonb(entry)::text FROM walcast.slot AS entry";
+        there.query_one(history_id, &[]).await.unwrap().get(0)
     };
     for with_slot in [false, true] {
         let world = world_of(services::postgres("17", &[]), "redis").await;
         let here = sql::connect(&world.postgres).await.unwrap();
-        run(&here, "DELETE FROM walcast.epoch").await;
-        let restore = "INSERT INTO walcast.epoch SELECT (jsonb_populate_record(NULL::walcast.epoch,
+        run(&here, "DELETE FROM walcast.slot").await;
+        let restore = "INSERT INTO walcast.slot SELECT (jsonb_populate_record(NULL::walcast.slot,
                          jsonb_set($1::text::jsonb, '{slot}', to_jsonb($2::text)))).*";
         here.execute(restore, &[&row, &world.postgres.slot]).await.unwrap();
         if !with_slot {
@@ -292,7 +292,7 @@ async fn a_publication_dropped_while_streaming_is_a_gap() {
             }
             ends_in_a_resync(running, &["publication", &world.postgres.publication]).await;
             assert!(!with_rows || world.confirmed_lsn().await <= before, "a row was skipped on {version}");
-            start_ends_in_a_resync(&world, &["dropped", "DELETE FROM walcast.epoch", "walcast init"]).await;
+            start_ends_in_a_resync(&world, &["dropped", "DELETE FROM walcast.slot", "walcast init"]).await;
         }
     }
 }
@@ -322,8 +322,7 @@ async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
     moment.await;
     // a look may fall into that very moment
     ends_in_a_resync(running, &["publication", publication]).await;
-    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.epoch", "walcast init"])
-        .await;
+    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.slot", "walcast init"]).await;
 
     let world = world_of(support::postgres(), "redis").await;
     streaming_to_redis(&world).await.stop().await;
@@ -331,8 +330,7 @@ async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
     let publication = &world.postgres.publication;
     run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE content")).await;
     run(&client, &format!("ALTER PUBLICATION {publication} ADD TABLE content")).await;
-    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.epoch", "walcast init"])
-        .await;
+    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.slot", "walcast init"]).await;
 }
 
 #[tokio::test]
@@ -343,7 +341,7 @@ async fn a_redis_emptied_while_running_or_down_is_a_gap() {
         let mut redis = world.redis().await;
         redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.unwrap();
     };
-    let words = ["redis held a mark once and holds none now", "confirmed LSN"];
+    let words = ["redis held a checkpoint once and holds none now", "confirmed LSN"];
     empty().await;
     ends_in_a_resync(running, &words).await;
     empty().await;
@@ -356,7 +354,7 @@ async fn a_progress_topic_deleted_while_down_is_a_gap() {
     let world = world_of(support::postgres(), "kafka").await;
     streaming_to_kafka(&world).await.stop().await;
     world.delete_topic("progress").await;
-    start_ends_in_a_resync(&world, &["kafka held a mark once and holds none now"]).await;
+    start_ends_in_a_resync(&world, &["kafka held a checkpoint once and holds none now"]).await;
 }
 
 #[tokio::test]
@@ -365,7 +363,7 @@ async fn a_progress_topic_deleted_while_running_is_a_gap() {
     let running = streaming_to_kafka(&world).await;
     world.delete_topic("progress").await;
     world.insert_events(10).await;
-    ends_in_a_resync(running, &["kafka held a mark once and holds none now", "progress"]).await;
-    assert_eq!(world.kafka_events().await.len(), 10, "no event without its mark");
-    start_ends_in_a_resync(&world, &["kafka held a mark once and holds none now"]).await;
+    ends_in_a_resync(running, &["kafka held a checkpoint once and holds none now", "progress"]).await;
+    assert_eq!(world.kafka_events().await.len(), 10, "no event without its checkpoint");
+    start_ends_in_a_resync(&world, &["kafka held a checkpoint once and holds none now"]).await;
 }

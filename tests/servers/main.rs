@@ -23,4 +23,5 @@ mod server_words;
 mod source;
 mod telemetry;
 mod two_instances;
+mod upgrade;
 mod verify;

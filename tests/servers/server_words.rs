@@ -16,7 +16,7 @@ use walcast::source::heartbeat::Watch;
 use walcast::source::server_error::ServerError;
 use walcast::source::stream::ReplicationStream;
 use walcast::source::{PostgresConfig, slot, sql};
-use walcast::state::epoch;
+use walcast::state::history;
 
 /// A refusal: what provoked it, and the error.
 type Refusals = Vec<(&'static str, Error)>;
@@ -96,7 +96,7 @@ async fn start_stream(config: &PostgresConfig) -> Result<ReplicationStream, Erro
 
 /// What a start makes of a stream that the server refuses.
 async fn start(config: &PostgresConfig, client: &Client) -> Error {
-    epoch::why_refused(config, client, refused(start_stream(config).await)).await
+    history::why_refused(config, client, refused(start_stream(config).await)).await
 }
 
 async fn slots(world: &World, refusals: &mut Refusals) {

@@ -7,34 +7,37 @@ use crate::support::{self, drop_database, fresh_database, run, wait_until};
 use tokio_postgres::Client;
 use walcast::source::connection::Connection;
 use walcast::source::{PostgresConfig, sql};
-use walcast::telemetry::board::Board;
 use walcast::telemetry::lag;
+use walcast::telemetry::registry::StatusRegistry;
 use walcast::telemetry::status::SlotStatus;
 
 /// Watches the slot of a database of its own while `test` runs.
-async fn with_watched_slot(server: PostgresConfig, test: impl AsyncFnOnce(&PostgresConfig, &Client, &Board)) {
+async fn with_watched_slot(
+    server: PostgresConfig,
+    test: impl AsyncFnOnce(&PostgresConfig, &Client, &StatusRegistry),
+) {
     let postgres = fresh_database(server).await;
     let client = sql::connect(&postgres).await.unwrap();
     run(&client, &format!("CREATE PUBLICATION {} FOR ALL TABLES", postgres.publication)).await;
     let make = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')::text";
     client.query_one(make, &[&postgres.slot]).await.unwrap();
-    let board = Board::new();
-    let watch = tokio::spawn(lag::watch(postgres.clone(), board.clone()));
-    test(&postgres, &client, &board).await;
+    let registry = StatusRegistry::new();
+    let watch = tokio::spawn(lag::watch(postgres.clone(), registry.clone()));
+    test(&postgres, &client, &registry).await;
     watch.abort();
     drop_database(&postgres).await;
 }
 
-fn slot(board: &Board) -> SlotStatus {
-    board.status().source.slot.unwrap_or_default()
+fn slot(registry: &StatusRegistry) -> SlotStatus {
+    registry.status().source.slot.unwrap_or_default()
 }
 
 /// A prepared transaction, or one that a session has open.
-async fn an_open_transaction_is_told(postgres: &PostgresConfig, client: &Client, board: &Board) {
+async fn an_open_transaction_is_told(postgres: &PostgresConfig, client: &Client, registry: &StatusRegistry) {
     let other = sql::connect(postgres).await.unwrap();
     run(&other, "BEGIN; CREATE TABLE left_open (id int)").await;
     wait_until("the open transaction is told", async || {
-        slot(board).oldest_transaction_seconds.is_some_and(|open| open > 0.0)
+        slot(registry).oldest_transaction_seconds.is_some_and(|open| open > 0.0)
     })
     .await;
     run(&other, "ROLLBACK").await;
@@ -44,18 +47,18 @@ async fn an_open_transaction_is_told(postgres: &PostgresConfig, client: &Client,
 
 /// The slot is sampled, falls behind, and comes up again.
 async fn the_slot_is_told(server: PostgresConfig) {
-    with_watched_slot(server, async |postgres, client, board| {
-        wait_until("the slot is seen", async || slot(board).wal_status == "reserved").await;
-        let facts = slot(board);
+    with_watched_slot(server, async |postgres, client, registry| {
+        wait_until("the slot is seen", async || slot(registry).wal_status == "reserved").await;
+        let facts = slot(registry);
         assert_eq!((&facts.name, &facts.database), (&postgres.slot, &postgres.db));
         assert_eq!((facts.active, facts.active_pid, facts.two_phase), (false, None, false));
         assert_eq!((facts.plugin.as_str(), facts.keep_bytes_max), ("pgoutput", None));
         let is_kept_on_standbys = (server_version(client).await >= 17).then_some(false);
         assert_eq!((facts.failover, facts.synced), (is_kept_on_standbys, is_kept_on_standbys));
-        let before = slot(board);
+        let before = slot(registry);
         run(client, "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
         wait_until("the lag grows by what was written", async || {
-            let now = slot(board);
+            let now = slot(registry);
             now.confirmed_lag_bytes > before.confirmed_lag_bytes + 1_000_000
                 && now.retained_bytes > now.confirmed_lag_bytes
                 && now.wal_lsn > before.wal_lsn
@@ -63,52 +66,52 @@ async fn the_slot_is_told(server: PostgresConfig) {
                 && now.catalog_xmin_age_transactions > before.catalog_xmin_age_transactions
         })
         .await;
-        an_open_transaction_is_told(postgres, client, board).await;
-        the_walsender_is_told(postgres, board).await;
-        spilling_is_told(postgres, client, board).await;
-        wait_until("its idleness is told", async || slot(board).inactive_seconds > 0.0).await;
+        an_open_transaction_is_told(postgres, client, registry).await;
+        the_walsender_is_told(postgres, registry).await;
+        spilling_is_told(postgres, client, registry).await;
+        wait_until("its idleness is told", async || slot(registry).inactive_seconds > 0.0).await;
         let advance = "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())::text";
-        let behind = slot(board);
+        let behind = slot(registry);
         client.query_one(advance, &[&postgres.slot]).await.unwrap();
-        wait_until("its step is seen", async || slot(board).confirmed_lsn >= behind.wal_lsn).await;
-        let now = slot(board);
+        wait_until("its step is seen", async || slot(registry).confirmed_lsn >= behind.wal_lsn).await;
+        let now = slot(registry);
         assert_eq!(now.confirmed_lag_bytes, now.wal_lsn.bytes_since(now.confirmed_lsn));
     })
     .await;
 }
 
-async fn the_walsender_is_told(postgres: &PostgresConfig, board: &Board) {
+async fn the_walsender_is_told(postgres: &PostgresConfig, registry: &StatusRegistry) {
     let connection = Connection::connect(postgres).await.unwrap();
-    let start = slot(board).confirmed_lsn;
+    let start = slot(registry).confirmed_lsn;
     let mut stream =
         connection.start_replication(&postgres.slot, &postgres.publication, start).await.unwrap();
     wait_until("it sends", async || {
-        let now = slot(board);
+        let now = slot(registry);
         now.active && now.active_pid.is_some() && now.sent_lsn > Some(now.confirmed_lsn)
     })
     .await;
     stream.send_status(start, start, false).await.unwrap();
     wait_until("its last status update is told", async || {
-        let now = slot(board);
+        let now = slot(registry);
         now.reply_age_seconds.is_some() && now.walsender_state.as_deref() == Some("streaming")
     })
     .await;
     stream.close(start).await.unwrap();
     wait_until("it is gone", async || {
-        let now = slot(board);
+        let now = slot(registry);
         !now.active && now.sent_lsn.is_none() && now.reply_age_seconds.is_none()
     })
     .await;
 }
 
-async fn spilling_is_told(postgres: &PostgresConfig, client: &Client, board: &Board) {
-    assert_eq!(slot(board).spill_bytes_total, 0);
+async fn spilling_is_told(postgres: &PostgresConfig, client: &Client, registry: &StatusRegistry) {
+    assert_eq!(slot(registry).spill_bytes_total, 0);
     run(client, "SET logical_decoding_work_mem = '64kB'").await;
     let decode = "SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL,
                   'proto_version', '1', 'publication_names', $2)";
     client.query_one(decode, &[&postgres.slot, &postgres.publication]).await.unwrap();
     wait_until("what did not fit is told", async || {
-        let now = slot(board);
+        let now = slot(registry);
         now.spill_transactions_total >= 1 && now.spill_bytes_total > 1_000_000
     })
     .await;
@@ -146,27 +149,27 @@ async fn the_slot_is_told_by_postgres_17() {
 
 #[tokio::test]
 async fn a_lost_session_is_opened_again() {
-    with_watched_slot(support::postgres(), async |postgres, client, board| {
-        wait_until("the slot is seen", async || slot(board).wal_status == "reserved").await;
+    with_watched_slot(support::postgres(), async |postgres, client, registry| {
+        wait_until("the slot is seen", async || slot(registry).wal_status == "reserved").await;
         let others = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                       WHERE datname = $1 AND pid <> pg_backend_pid()";
         let ended: i64 = client.query_one(others, &[&postgres.db]).await.unwrap().get(0);
         assert_eq!(ended, 1);
         run(client, "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
-        wait_until("it is asked again", async || slot(board).confirmed_lag_bytes > 1_000_000).await;
-        assert!(Duration::from_secs_f64(slot(board).age_seconds) < Duration::from_secs(2));
+        wait_until("it is asked again", async || slot(registry).confirmed_lag_bytes > 1_000_000).await;
+        assert!(Duration::from_secs_f64(slot(registry).age_seconds) < Duration::from_secs(2));
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_slot_that_is_not_there_is_told() {
-    with_watched_slot(support::postgres(), async |postgres, client, board| {
-        wait_until("the slot is seen", async || slot(board).wal_status == "reserved").await;
+    with_watched_slot(support::postgres(), async |postgres, client, registry| {
+        wait_until("the slot is seen", async || slot(registry).wal_status == "reserved").await;
         client.query_one("SELECT pg_drop_replication_slot($1)::text", &[&postgres.slot]).await.unwrap();
         let missing = format!("the replication slot {} is missing", postgres.slot);
         wait_until("it is told", async || {
-            board.status().problem.is_some_and(|problem| problem.starts_with(&missing))
+            registry.status().problem.is_some_and(|problem| problem.starts_with(&missing))
         })
         .await;
     })
@@ -176,20 +179,20 @@ async fn a_slot_that_is_not_there_is_told() {
 #[tokio::test]
 async fn a_slot_is_told_to_run_out_of_wal_and_to_be_lost() {
     let settings = ["max_slot_wal_keep_size=16MB", "min_wal_size=32MB", "max_wal_size=32MB"];
-    with_watched_slot(services::postgres("18:keep", &settings), async |postgres, client, board| {
-        wait_until("the slot is seen", async || slot(board).wal_status == "reserved").await;
-        assert!(slot(board).safe_wal_bytes.is_some_and(|left| (1..=64 << 20).contains(&left)));
-        let problem = board.status().problem.unwrap();
+    with_watched_slot(services::postgres("18:keep", &settings), async |postgres, client, registry| {
+        wait_until("the slot is seen", async || slot(registry).wal_status == "reserved").await;
+        assert!(slot(registry).safe_wal_bytes.is_some_and(|left| (1..=64 << 20).contains(&left)));
+        let problem = registry.status().problem.unwrap();
         assert!(problem.contains("max_slot_wal_keep_size"), "{problem}");
         run(client, "CREATE TABLE t (v text)").await;
         let lost = format!("the replication slot {} is lost", postgres.slot);
         wait_until("it is lost", async || {
             run(client, "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 10000)").await;
             run(client, "SELECT pg_switch_wal(); CHECKPOINT").await;
-            board.status().problem.is_some_and(|problem| problem.starts_with(&lost))
+            registry.status().problem.is_some_and(|problem| problem.starts_with(&lost))
         })
         .await;
-        assert_eq!(slot(board).safe_wal_bytes, Some(0));
+        assert_eq!(slot(registry).safe_wal_bytes, Some(0));
     })
     .await;
 }

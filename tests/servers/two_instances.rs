@@ -183,7 +183,7 @@ async fn a_resumed_instance_changes_nothing_in_bigquery() {
 async fn state(world: &World) -> BTreeMap<&'static str, Vec<String>> {
     let client = sql::connect(&world.postgres).await.unwrap();
     let mut tables = BTreeMap::new();
-    for table in ["epoch", "sink", "progress", "content_version", "dead_letter", "migration"] {
+    for table in ["slot", "sink", "progress", "content_version", "dead_letter", "migration"] {
         let rows = format!("SELECT to_jsonb(entry)::text FROM walcast.{table} AS entry ORDER BY 1");
         let rows = client.query(&rows, &[]).await.unwrap();
         tables.insert(table, rows.iter().map(|row| row.get(0)).collect());

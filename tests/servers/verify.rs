@@ -68,14 +68,14 @@ async fn a_live_pipeline_is_clean_and_planted_faults_are_found_in_kafka_and_bigq
     world.bigquery(&format!("INSERT INTO {table} SELECT * FROM {table} WHERE event_id = 9")).await;
     expect_found(&world, "bigquery", "doubled", 1, &[]).await;
     world.bigquery(&format!("UPDATE {table} SET event_id = 1000000 WHERE event_id = 10")).await;
-    expect_found(&world, "bigquery", "foreign", 1, &[]).await;
+    expect_found(&world, "bigquery", "unexpected", 1, &[]).await;
 
     produce_again(&world, 11).await;
     expect_found(&world, "kafka", "doubled", 1, &[]).await;
     let text = world.walcast(["--log", "error", "verify"]).await;
     text.expect(
         2,
-        &["kafka: doubled: event 11 at", "kafka: out of order", "bigquery: foreign: event 1000000"],
+        &["kafka: doubled: event 11 at", "kafka: out of order", "bigquery: unexpected: event 1000000"],
     );
     running.stop().await;
 }
@@ -115,7 +115,7 @@ async fn planted_faults_are_found_in_redis() {
     expect_found(&world, "redis", "different", 1, &[]).await;
     run(&format!("ZINCRBY top_engagement:24h -5 {id}")).await;
     run("HSET engagement:00000000-0000-0000-0000-00000000000a:2999-01-01 plays 1").await;
-    expect_found(&world, "redis", "foreign", 1, &[]).await;
+    expect_found(&world, "redis", "unexpected", 1, &[]).await;
     run("DEL engagement:00000000-0000-0000-0000-00000000000a:2999-01-01").await;
     expect_redis(&expect_clean(&world, 300).await);
     run(&format!("DEL {day}")).await;
@@ -167,7 +167,7 @@ async fn redis_that_has_lost_its_data_is_rebuilt_and_the_stream_goes_on() {
     // as if it had never been written: then only the broken rebuild itself keeps `run` away
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, "DELETE FROM walcast.sink WHERE name = 'redis'").await;
-    for place in ["after_begin", "after_clear", "after_write", "before_mark"] {
+    for place in ["after_begin", "after_clear", "after_write", "before_checkpoint"] {
         let killed = world.with("FAILPOINTS", &format!("redis_rebuild_{place}=return"));
         let ended = killed.walcast(["rebuild", "redis"]).await;
         assert_ne!(ended.code, Some(0), "{place}: {}", ended.output);
@@ -212,9 +212,9 @@ async fn a_rebuild_is_refused_when_the_counters_are_anothers() {
     let world = World::initialised().await;
     let running = world.with("PIPELINE_SINKS", "kafka").start().await;
     let mut redis = world.redis().await;
-    let other = redis::cmd("HSET").arg("walcast:mark:other").arg("token").arg(1).to_owned();
+    let other = redis::cmd("HSET").arg("walcast:checkpoint:other").arg("fencing_token").arg(1).to_owned();
     let _: i64 = other.query_async(&mut redis).await.unwrap();
-    world.walcast(["rebuild", "redis"]).await.expect(4, &["WC-418", "walcast:mark:other", "redis.db"]);
+    world.walcast(["rebuild", "redis"]).await.expect(4, &["WC-418", "walcast:checkpoint:other", "redis.db"]);
     running.stop().await;
 }
 
@@ -283,8 +283,8 @@ async fn dead_letters_and_what_retention_has_deleted_are_counted_and_not_missed(
         world.bigquery(&format!("SELECT commit_lsn, ordinal FROM {table} WHERE event_id = 7")).await;
     world.bigquery(&format!("DELETE FROM {table} WHERE event_id = 7")).await;
     let letter = format!(
-        "INSERT INTO walcast.dead_letter (sink, epoch, commit_lsn, ordinal, event_id, reason, message)
-         SELECT 'bigquery', epoch, '0/0'::pg_lsn + {}, {}, 7, 'refused', '' FROM walcast.epoch WHERE slot = '{}'",
+        "INSERT INTO walcast.dead_letter (sink, history_id, commit_lsn, ordinal, event_id, reason, message)
+         SELECT 'bigquery', history_id, '0/0'::pg_lsn + {}, {}, 7, 'refused', '' FROM walcast.slot WHERE slot = '{}'",
         position[0][0].as_str().unwrap(),
         position[0][1].as_str().unwrap(),
         world.postgres.slot

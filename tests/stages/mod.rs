@@ -13,7 +13,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use walcast::batch::Batch;
 use walcast::config::PipelineConfig;
-use walcast::lsn::{Epoch, Lsn, Mark, StoredMark};
+use walcast::lsn::{Checkpoint, HistoryId, Lsn, StoredCheckpoint};
 use walcast::model::content::Content;
 use walcast::model::{Table, Tables};
 use walcast::pgoutput::{Message, Transaction};
@@ -48,9 +48,9 @@ pub struct Decoder {
 /// What the Redis sink keeps while it writes.
 pub struct Redis {
     memory: Memory,
-    epoch: Epoch,
-    mark: Mark,
-    mark_text: String,
+    history_id: HistoryId,
+    checkpoint: Checkpoint,
+    checkpoint_text: String,
 }
 
 impl Stages {
@@ -125,10 +125,10 @@ pub fn redis(redis: &mut Redis, batches: &[Arc<Batch>]) {
 /// From batches to the rows of BigQuery's Storage Write service.
 #[inline(never)]
 pub fn bigquery(encoder: &mut row::Encoder, batches: &[Arc<Batch>]) {
-    const EPOCH: &str = "00000000-0000-0000-0000-000000000007";
+    const HISTORY_ID: &str = "00000000-0000-0000-0000-000000000007";
     for batch in batches {
         for event in batch.events() {
-            black_box(encoder.encode(&Record { event, batch, epoch: EPOCH, ingested_at: NOW }));
+            black_box(encoder.encode(&Record { event, batch, epoch: HISTORY_ID, ingested_at: NOW }));
         }
     }
 }
@@ -138,25 +138,29 @@ impl Redis {
         let (system_id, slot) = ("7000000000000000000".to_owned(), "walcast".to_owned());
         Redis {
             memory: Memory::new(NOW),
-            epoch: Epoch { epoch: Uuid::from_u128(7), system_id, timeline: 1, slot },
-            mark: Mark::at(Lsn(50)),
-            mark_text: String::new(),
+            history_id: HistoryId { uuid: Uuid::from_u128(7), system_id, timeline: 1, slot },
+            checkpoint: Checkpoint::at(Lsn(50)),
+            checkpoint_text: String::new(),
         }
     }
 
     fn write(&mut self, batches: &[Arc<Batch>]) {
-        let mut flushes = Flushes::new(batches, self.mark);
+        let mut flushes = Flushes::new(batches, self.checkpoint);
         while let Some(flush) = flushes.next(&self.memory.rings, NOW) {
             for wanted in self.memory.wanted(&flush) {
                 self.learn(wanted);
             }
-            self.mark = flush.mark;
-            let mark_text = StoredMark::new(&self.epoch, self.mark).to_json();
+            self.checkpoint = flush.checkpoint;
+            let checkpoint_text = StoredCheckpoint::new(&self.history_id, self.checkpoint).to_json();
             let mut call = Call::default();
-            call.key("walcast:mark:walcast").number(1).arg("session").arg(&self.mark_text).arg(&mark_text);
+            call.key("walcast:checkpoint:walcast")
+                .number(1)
+                .arg("session")
+                .arg(&self.checkpoint_text)
+                .arg(&checkpoint_text);
             self.memory.apply(flush, NOW, &mut call);
             black_box(call.command(&FLUSH).get_packed_command());
-            self.mark_text = mark_text;
+            self.checkpoint_text = checkpoint_text;
         }
     }
 

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, ContentChange, Event, Row};
-use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
+use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
 use walcast::model::content::Content;
 use walcast::sink::redis::Clock;
 
@@ -59,7 +59,7 @@ impl Told {
     }
 }
 
-/// A history, and the content rows at its end.
+/// A timelines, and the content rows at its end.
 pub struct Story {
     pub time: Time,
     pub rows: Vec<Told>,
@@ -201,10 +201,10 @@ impl Story {
         self
     }
 
-    /// Everything that `mark` does not cover, as the driver would hand it over, in batches of `rows_max` at most.
-    pub fn beyond(&self, mark: Mark, rows_max: usize) -> Vec<Arc<Batch>> {
-        let from = mark.held.max(START);
-        let mut builder = BatchBuilder::new(Mark::at(from));
+    /// Everything that `checkpoint` does not cover, as the driver would hand it over, in batches of `rows_max` at most.
+    pub fn beyond(&self, checkpoint: Checkpoint, rows_max: usize) -> Vec<Arc<Batch>> {
+        let from = checkpoint.durable_lsn.max(START);
+        let mut builder = BatchBuilder::new(Checkpoint::at(from));
         let mut batches = Vec::new();
         for (lsn, end) in self.commits.iter().filter(|(lsn, _)| *lsn >= from) {
             let rows: Vec<&Told> = self.rows.iter().filter(|row| row.position().commit_lsn == *lsn).collect();
@@ -217,17 +217,17 @@ impl Story {
             builder.hold(*end);
         }
         batches.push(Arc::new(builder.finish(false)));
-        batches.iter().filter_map(|batch| batch.beyond(&mark)).collect()
+        batches.iter().filter_map(|batch| batch.beyond(&checkpoint)).collect()
     }
 
     /// All of it, for a sink that has nothing.
     pub fn all(&self) -> Vec<Arc<Batch>> {
-        self.beyond(Mark::at(START), 100)
+        self.beyond(Checkpoint::at(START), 100)
     }
 
     /// What covers all of it.
-    pub fn end(&self) -> Mark {
-        self.all().last().map_or(Mark::at(START), |batch| batch.mark())
+    pub fn end(&self) -> Checkpoint {
+        self.all().last().map_or(Checkpoint::at(START), |batch| batch.checkpoint())
     }
 }
 
@@ -242,11 +242,11 @@ fn push(builder: &mut BatchBuilder, told: &Told) {
     builder.push(row);
 }
 
-/// The instance with this token.
-pub fn session(token: i64) -> Session {
-    let epoch =
-        Epoch { epoch: Uuid::from_u128(7), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
-    Session { epoch, token, history: History::default(), start: START }
+/// The instance with this fencing token.
+pub fn session(fencing_token: i64) -> Session {
+    let history_id =
+        HistoryId { uuid: Uuid::from_u128(7), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
+    Session { history_id, fencing_token, timelines: Timelines::default(), start: START }
 }
 
 /// Random numbers from the seed in `WALCAST_SEED`, or from one that is printed.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -28,6 +29,7 @@ pub struct World {
     pub topic_prefix: String,
     pub redis_db: i64,
     pub dataset: String,
+    binary: String,
     more: Vec<(String, String)>,
     _cleanup: Arc<Cleanup>,
 }
@@ -71,6 +73,7 @@ impl World {
             topic_prefix: fresh_name("t"),
             redis_db: redis.db.into(),
             dataset: dataset.clone(),
+            binary: env!("CARGO_BIN_EXE_walcast").into(),
             more: vec![("WEB_LISTEN".into(), "127.0.0.1:0".into())],
             _cleanup: Arc::new(Cleanup { postgres: postgres.clone(), dataset, _redis: redis }),
             postgres,
@@ -96,6 +99,11 @@ impl World {
         world
     }
 
+    /// The same world with another release of walcast.
+    pub fn with_binary(&self, binary: &str) -> World {
+        World { binary: binary.into(), ..self.clone() }
+    }
+
     /// A configuration file.
     pub fn file(&self, text: &str) -> String {
         let path = std::env::temp_dir().join(fresh_name("walcast-config"));
@@ -104,7 +112,7 @@ impl World {
     }
 
     fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        let mut command = Command::new(&self.binary);
         let postgres = &self.postgres;
         command
             .args(arguments)
@@ -147,9 +155,7 @@ impl World {
     pub async fn on_terminal(&self, arguments: &str) -> String {
         let walcast = self.command([]);
         let mut command = Command::new("script");
-        command
-            .args(["-qec", &format!("{} {arguments}", env!("CARGO_BIN_EXE_walcast")), "/dev/null"])
-            .env_clear();
+        command.args(["-qec", &format!("{} {arguments}", self.binary), "/dev/null"]).env_clear();
         command.envs(walcast.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.env("PATH", env("PATH", "/usr/bin:/bin")).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
@@ -282,6 +288,14 @@ impl World {
     pub async fn kafka_topic(&self, name: &str) -> Vec<Vec<u8>> {
         let topic = format!("{}.{name}", self.topic_prefix);
         tokio::task::spawn_blocking(move || read_topic(&topic)).await.unwrap()
+    }
+
+    /// Puts a record into one of our topics, as anybody might.
+    pub async fn produce(&self, name: &str, key: &str, value: &[u8]) {
+        let producer: FutureProducer = client_config().create().unwrap();
+        let topic = format!("{}.{name}", self.topic_prefix);
+        let record = FutureRecord::to(&topic).key(key).payload(value).partition(0);
+        producer.send(record, Duration::from_secs(10)).await.unwrap();
     }
 
     /// How far a reader of this isolation sees into the events topic: the sum of its partitions' ends.

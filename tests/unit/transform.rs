@@ -358,10 +358,10 @@ fn a_full_batch_ends_inside_a_transaction_and_holds_only_the_commit_before() {
     stream.begin();
     stream.send(play(1, 1));
     let batch = stream.transform.take_batch(Instant::now()).expect("it is full");
-    assert_eq!(batch.mark().held, Lsn(110));
-    assert_eq!(batch.mark().position, Some(Position { commit_lsn: Lsn(200), ordinal: 0 }));
+    assert_eq!(batch.checkpoint().durable_lsn, Lsn(110));
+    assert_eq!(batch.checkpoint().position, Some(Position { commit_lsn: Lsn(200), ordinal: 0 }));
     stream.commit();
-    assert_eq!(stream.batch().mark().held, Lsn(210));
+    assert_eq!(stream.batch().checkpoint().durable_lsn, Lsn(210));
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn the_commit_of_rows_that_went_ahead_follows_at_once() {
     assert!(stream.transform.take_batch(Instant::now()).is_some());
     stream.commit();
     let batch = stream.transform.take_batch(Instant::now() + BOUNDS.batch_age_max).expect("it is due");
-    assert_eq!((batch.mark().held, batch.rows().len()), (Lsn(110), 0));
+    assert_eq!((batch.checkpoint().durable_lsn, batch.rows().len()), (Lsn(110), 0));
 }
 
 #[test]
@@ -386,13 +386,13 @@ fn a_batch_goes_when_its_first_row_is_old_enough() {
 }
 
 #[test]
-fn an_idle_stream_moves_the_mark_every_ten_seconds() {
+fn an_idle_stream_moves_the_checkpoint_every_ten_seconds() {
     let mut stream = Stream::new(BOUNDS, []);
     let now = Instant::now();
     stream.transform.keepalive(Lsn(5000), false);
     assert!(stream.transform.take_batch(now).is_none());
     let batch = stream.transform.take_batch(now + BOUNDS.idle_every * 2).expect("it is due");
-    assert_eq!((batch.mark().held, batch.rows().len(), batch.urgent()), (Lsn(5000), 0, false));
+    assert_eq!((batch.checkpoint().durable_lsn, batch.rows().len(), batch.urgent()), (Lsn(5000), 0, false));
     stream.transform.keepalive(Lsn(5000), false);
     assert!(stream.transform.take_batch(now + BOUNDS.idle_every * 9).is_none(), "nothing has moved");
 }
@@ -412,7 +412,7 @@ fn a_heartbeat_goes_at_once_and_so_does_a_server_that_waits() {
         Sent::Logical { transactional: true, lsn: Lsn(99), prefix: "walcast".into(), content: vec![] };
     stream.transaction([logical]);
     let batch = stream.transform.take_batch(Instant::now()).expect("a heartbeat goes");
-    assert_eq!((batch.mark().held, batch.urgent()), (Lsn(110), false));
+    assert_eq!((batch.checkpoint().durable_lsn, batch.urgent()), (Lsn(110), false));
     stream.transform.keepalive(Lsn(150), true);
     assert!(stream.transform.take_batch(Instant::now()).expect("the server waits").urgent());
 }

@@ -9,18 +9,18 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use walcast::error::{Code, Error, Result};
-use walcast::lsn::{Lsn, Mark, Position};
+use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::shutdown::{Shutdown, Trigger};
-use walcast::telemetry::board::Board;
 use walcast::telemetry::metrics;
+use walcast::telemetry::registry::StatusRegistry;
 use walcast::telemetry::status::SlotStatus;
 use walcast::web::{Web, WebConfig};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A served board.
+/// A served registry.
 struct Site {
-    board: Board,
+    registry: StatusRegistry,
     address: String,
     stop: Trigger,
     serving: JoinHandle<Result<()>>,
@@ -40,11 +40,12 @@ impl Site {
     async fn serve(config: WebConfig) -> Site {
         let web = Web::bind(&config).await.unwrap();
         let address = web.address().unwrap().to_string();
-        let board = Board::new();
+        let registry = StatusRegistry::new();
         let (stop, mut stopped) = Shutdown::manual();
         let recorder = metrics::install().unwrap();
-        let serving = tokio::spawn(web.serve(board.clone(), recorder, async move { stopped.wait().await }));
-        Site { board, address, stop, serving }
+        let serving =
+            tokio::spawn(web.serve(registry.clone(), recorder, async move { stopped.wait().await }));
+        Site { registry, address, stop, serving }
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
@@ -68,12 +69,12 @@ impl Site {
 #[tokio::test]
 async fn readiness_names_what_is_not_ready() {
     let site = Site::start(&[]).await;
-    let mut kafka = site.board.sink("kafka", Mark::at(Lsn(1)));
-    site.board.sink("redis", Mark::at(Lsn(1)));
+    let mut kafka = site.registry.sink("kafka", Checkpoint::at(Lsn(1)));
+    site.registry.sink("redis", Checkpoint::at(Lsn(1)));
     let (code, answer) = site.json("/readyz").await;
     assert_eq!((code, &answer["checks"][0]["why"]), (503, &Value::from("it is starting")));
 
-    site.board.streaming(true);
+    site.registry.streaming(true);
     assert_eq!(site.json("/readyz").await.0, 200);
 
     kafka.failed(&Error::new(Code::KafkaUnreachable, "no broker answers").hint("start one"));
@@ -91,14 +92,14 @@ async fn readiness_names_what_is_not_ready() {
 #[tokio::test]
 async fn the_status_has_everything_of_every_sink() {
     let site = Site::start(&[]).await;
-    let redis = site.board.sink("redis", Mark::at(Lsn(0x10)));
+    let redis = site.registry.sink("redis", Checkpoint::at(Lsn(0x10)));
     let mut redis = redis.promising("exactly once", Duration::from_secs(5));
-    site.board.streaming(true);
+    site.registry.streaming(true);
     let position = Position { commit_lsn: Lsn(0x20), ordinal: 3 };
     redis.wrote([(position, 0)]);
-    redis.held(Mark { position: Some(position), held: Lsn(0x30) });
-    site.board.source(Lsn(0x40), Lsn(0x30), [("redis", 9)]);
-    site.board.slot(SlotStatus { name: "w".into(), retained_bytes: 5, ..SlotStatus::default() });
+    redis.durable(Checkpoint { position: Some(position), durable_lsn: Lsn(0x30) });
+    site.registry.source(Lsn(0x40), Lsn(0x30), [("redis", 9)]);
+    site.registry.slot(SlotStatus { name: "w".into(), retained_bytes: 5, ..SlotStatus::default() });
     let (code, answer) = site.json("/api/status").await;
     assert_eq!(code, 200);
     assert_eq!(answer["state"], "streaming");
@@ -108,7 +109,7 @@ async fn the_status_has_everything_of_every_sink() {
     let mut sink = answer["sinks"][0].clone();
     assert!(sink["lag_seconds"].take().is_number());
     let expected = serde_json::json!({
-        "name": "redis", "guarantee": "exactly once", "state": "ok", "held_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
+        "name": "redis", "guarantee": "exactly once", "state": "ok", "durable_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
         "lag_bytes": 16, "queue_lag_bytes": 16, "delivery_lag_bytes": 0, "lag_seconds": null,
         "heartbeat_age_seconds": null, "heartbeat_seconds": null, "queue_bytes": 9, "backpressure": false,
         "rows_total": 1, "last_error": null, "last_error_code": null, "trouble": null,
@@ -119,10 +120,10 @@ async fn the_status_has_everything_of_every_sink() {
 #[tokio::test]
 async fn metrics_are_prometheus_text_with_the_state_of_now() {
     let site = Site::start(&[]).await;
-    site.board.sink("web-test", Mark::at(Lsn(0x10)));
-    site.board.source(Lsn(0x40), Lsn(0x10), [("web-test", 123)]);
-    site.board.backpressure(Some("web-test"));
-    site.board.slot(SlotStatus {
+    site.registry.sink("web-test", Checkpoint::at(Lsn(0x10)));
+    site.registry.source(Lsn(0x40), Lsn(0x10), [("web-test", 123)]);
+    site.registry.backpressure(Some("web-test"));
+    site.registry.slot(SlotStatus {
         wal_status: "unreserved".into(),
         wal_lsn: Lsn(0x50),
         restart_lsn: Some(Lsn(0x8)),
@@ -183,8 +184,8 @@ const TOKEN: &str = "canary-b1946ac92492d234";
 #[tokio::test]
 async fn all_but_the_probes_asks_for_the_token() {
     let site = Site::with_token("127.0.0.1:0", TOKEN).await;
-    site.board
-        .sink("kafka", Mark::at(Lsn(1)))
+    site.registry
+        .sink("kafka", Checkpoint::at(Lsn(1)))
         .failed(&Error::new(Code::KafkaUnreachable, "no broker answers"));
     let client = reqwest::Client::new();
     let url = |path: &str| format!("http://{}{path}", site.address);
@@ -223,7 +224,7 @@ async fn the_probes_tell_a_stranger_no_more_than_yes_or_no() {
     let site = Site::with_token("127.0.0.1:0", TOKEN).await;
     assert_eq!(site.get("/livez").await, (200, "ok\n".to_owned()));
     assert_eq!(site.get("/readyz").await, (503, r#"{"ready":false}"#.to_owned()));
-    site.board.streaming(true);
+    site.registry.streaming(true);
     assert_eq!(site.get("/readyz").await, (200, r#"{"ready":true}"#.to_owned()));
     let known = reqwest::Client::new().get(format!("http://{}/readyz", site.address)).bearer_auth(TOKEN);
     assert!(known.send().await.unwrap().text().await.unwrap().contains("checks"));
@@ -250,7 +251,7 @@ async fn who_listens_to_others_needs_a_token() {
 #[tokio::test]
 async fn walcast_status_brings_the_token() {
     let site = Site::with_token("127.0.0.1:0", TOKEN).await;
-    site.board.streaming(true);
+    site.registry.streaming(true);
     let stranger = walcast(&site.address, &["status"]).await;
     assert_eq!(stranger.status.code(), Some(78));
     assert!(text(&stranger.stderr).contains("error WC-104: walcast on"), "{}", text(&stranger.stderr));
@@ -310,8 +311,8 @@ fn text(bytes: &[u8]) -> &str {
 #[tokio::test]
 async fn walcast_status_shows_the_state_and_exits_0_only_when_ready() {
     let site = Site::start(&[]).await;
-    site.board.streaming(true);
-    let mut kafka = site.board.sink("kafka", Mark::at(Lsn(0x10)));
+    site.registry.streaming(true);
+    let mut kafka = site.registry.sink("kafka", Checkpoint::at(Lsn(0x10)));
     let ready = walcast(&site.address, &["status"]).await;
     assert_eq!(ready.status.code(), Some(0));
     assert!(text(&ready.stdout).contains(": ready\n"), "{}", text(&ready.stdout));
@@ -365,8 +366,8 @@ impl Watcher {
 #[tokio::test]
 async fn a_watch_goes_on_while_nothing_answers_and_ends_well() {
     let site = Site::start(&[]).await;
-    site.board.streaming(true);
-    site.board.sink("kafka", Mark::at(Lsn(0x10)));
+    site.registry.streaming(true);
+    site.registry.sink("kafka", Checkpoint::at(Lsn(0x10)));
     let mut watcher = Watcher::start(&site.address, &[]);
     watcher.until("  ready  streaming  ").await;
     let address = site.address.clone();
@@ -375,7 +376,7 @@ async fn a_watch_goes_on_while_nothing_answers_and_ends_well() {
     let silent = watcher.until("no walcast answers").await;
     assert!(silent.contains(&address) && silent.contains("start `walcast run`"), "{silent}");
     let again = Site::serve(WebConfig { listen: address, ..WebConfig::default() }).await;
-    again.board.failed(&Error::new(Code::PostgresUnreachable, "PostgreSQL is down").hint("start it"));
+    again.registry.failed(&Error::new(Code::PostgresUnreachable, "PostgreSQL is down").hint("start it"));
     watcher.until("problem: not streaming: PostgreSQL is down; start it (WC-301)").await;
     let pid = watcher.child.id().unwrap().to_string();
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
@@ -395,8 +396,8 @@ async fn a_watch_ends_when_nobody_reads_it_any_more() {
 #[tokio::test]
 async fn a_watch_on_a_terminal_draws_in_place_and_in_colours() {
     let site = Site::start(&[]).await;
-    site.board
-        .sink("kafka", Mark::at(Lsn(0x10)))
+    site.registry
+        .sink("kafka", Checkpoint::at(Lsn(0x10)))
         .failed(&Error::new(Code::KafkaUnreachable, "no broker answers"));
     // the reader goes after the second picture, and with it the watch
     let pictures = async |variables: &str| {
@@ -518,8 +519,8 @@ async fn the_page_lets_nothing_in_from_elsewhere() {
 #[tokio::test]
 async fn the_stream_tells_the_state_every_second_and_ends_with_the_service() {
     let site = Site::start(&[]).await;
-    site.board.sink("kafka", Mark::at(Lsn(1)));
-    site.board.streaming(true);
+    site.registry.sink("kafka", Checkpoint::at(Lsn(1)));
+    site.registry.streaming(true);
     let mut answer = reqwest::get(format!("http://{}/api/stream", site.address)).await.unwrap();
     assert_eq!(answer.headers().get("content-type").unwrap(), "text/event-stream");
     let mut text = String::new();

@@ -83,14 +83,14 @@ impl Event<'_> {
         context: &Context,
         report: &mut Report,
     ) {
-        let tally = report.tally(sink, Some(source.half_hour));
+        let counters = report.counters(sink, Some(source.half_hour));
         let letter_elsewhere = self.all().any(|record| record.has(flag::LETTER_FOR_ALL));
         let refused = source.has(flag::REFUSED) && !context.letters_in_kafka;
         if source.has(flag::BEFORE) {
         } else if !letters.is_empty() || letter_elsewhere || refused {
-            tally.dead_letters += 1;
+            counters.dead_letters += 1;
         } else if sink == crate::sink::kafka::NAME && self.expired(source, context) {
-            tally.expired += 1;
+            counters.expired += 1;
         } else {
             let what = || (format!("event {}", source.id), Vec::new());
             report.differs(sink, Some(source.half_hour), Difference::Missing, what);
@@ -119,13 +119,13 @@ impl Event<'_> {
     ) {
         let Some(first) = events.first() else { return };
         let half_hour = Some(source.unwrap_or(first).half_hour);
-        report.tally(sink, half_hour).held += 1;
+        report.counters(sink, half_hour).held += 1;
         let what = || (format!("event {} at {}", first.id, first.position), Vec::new());
         for _ in events.iter().skip(1) {
             report.differs(sink, half_hour, Difference::Doubled, what);
         }
         let Some(source) = source else {
-            return report.differs(sink, half_hour, Difference::Foreign, what);
+            return report.differs(sink, half_hour, Difference::Unexpected, what);
         };
         if first.position < source.position {
             context.changed.insert(source.content());
@@ -197,13 +197,13 @@ mod tests {
         flagged(Record::new(id, at(1), 0), flags)
     }
 
-    /// Kafka's and BigQuery's tallies.
+    /// Kafka's and BigQuery's counters.
     fn compared(
         source: &[Record],
         kafka: &[Record],
         bigquery: &[Record],
         mut context: Context,
-    ) -> [super::super::report::Tally; 2] {
+    ) -> [super::super::report::Counters; 2] {
         let side = |sink, records: &[Record]| Side { sink, records: records.to_vec() };
         let sides = [side(sink::kafka::NAME, kafka), side(sink::bigquery::NAME, bigquery)];
         let mut report = Report::default();
@@ -219,8 +219,8 @@ mod tests {
         let kafka = [record(1, 10), record(2, 11), record(2, 11), record(4, 12)];
         let bigquery = [record(1, 10), record(2, 11), record(3, 13)];
         let [kafka, bigquery] = compared(&source, &kafka, &bigquery, Context::default());
-        assert_eq!((kafka.held, kafka.missing, kafka.doubled, kafka.foreign), (3, 1, 1, 1));
-        assert_eq!((bigquery.held, bigquery.missing, bigquery.doubled, bigquery.foreign), (3, 0, 0, 0));
+        assert_eq!((kafka.held, kafka.missing, kafka.doubled, kafka.unexpected), (3, 1, 1, 1));
+        assert_eq!((bigquery.held, bigquery.missing, bigquery.doubled, bigquery.unexpected), (3, 0, 0, 0));
     }
 
     #[test]
@@ -256,8 +256,8 @@ mod tests {
         };
         let source = [titled(1, 20, "new"), titled(2, 20, "new")];
         let kafka = [titled(1, 10, "old"), titled(2, 30, "old")];
-        let [kafka_tally, _] = compared(&source, &kafka, &kafka, Context::default());
-        assert_eq!(kafka_tally.different, 1);
+        let [kafka_counters, _] = compared(&source, &kafka, &kafka, Context::default());
+        assert_eq!(kafka_counters.different, 1);
         let bigquery = [titled(1, 10, "other"), titled(2, 30, "new")];
         let [_, bigquery] = compared(&source, &kafka, &bigquery, Context::default());
         assert_eq!(bigquery.different, 1, "between the sinks what the source does not tell");

@@ -5,7 +5,7 @@
 //! partition by partition is compared. What a sink has beyond the point is left out by its commit LSN, so a
 //! pipeline under load is no hindrance.
 
-pub(super) mod before;
+pub(super) mod pre_existing;
 mod bigquery;
 mod compare;
 mod kafka;
@@ -26,14 +26,14 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::lsn::{Epoch, Lsn};
+use crate::lsn::{HistoryId, Lsn};
 use crate::sink;
 use crate::sink::redis::audit::Expected;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
-use crate::state::epoch;
-use before::Before;
+use crate::state::history;
 use compare::{Context, Side};
+use pre_existing::PreExisting;
 use report::{Difference, Report};
 use spill::Spill;
 use truth::Versions;
@@ -53,20 +53,20 @@ pub struct Options {
 pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new();
     let client = sql::connect(&config.postgres).await?;
-    let (epoch, _) = epoch::find(&config.postgres, &client).await?;
+    let (history_id, _) = history::find(&config.postgres, &client).await?;
     let waiting = progress.line("waiting for the transactions that write now");
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;
     waiting.set_message(format!("waiting until every sink holds all up to {end}"));
-    wait::until_held(config, &client, &epoch, end, options.wait).await?;
+    wait::until_held(config, &client, &history_id, end, options.wait).await?;
     waiting.finish_and_clear();
     tracing::info!(%end, "every sink holds what is compared");
     let mut verifying =
-        Verifying { config, options, epoch: &epoch, end, progress, report: Report::default() };
+        Verifying { config, options, history_id: &history_id, end, progress, report: Report::default() };
     verifying.compare_all(snapshot, &client).await?;
     let report = verifying.report;
     match options.json {
-        true => println!("{}", report.json(&epoch, end)),
+        true => println!("{}", report.json(&history_id, end)),
         false => print!("{}", report.text(end)),
     }
     Ok(ExitCode::from(if report.agrees() { 0 } else { 2 }))
@@ -75,7 +75,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
 struct Verifying<'a> {
     config: &'a Config,
     options: &'a Options,
-    epoch: &'a Epoch,
+    history_id: &'a HistoryId,
     end: Lsn,
     progress: Progress,
     report: Report,
@@ -83,10 +83,10 @@ struct Verifying<'a> {
 
 impl Verifying<'_> {
     async fn compare_all(&mut self, snapshot: Snapshot, client: &Client) -> Result<()> {
-        let Verifying { config, epoch, end, options, .. } = *self;
-        let versions = Versions::load(client, epoch).await?;
+        let Verifying { config, history_id, end, options, .. } = *self;
+        let versions = Versions::load(client, history_id).await?;
         let mut redis = match self.has("redis") {
-            true => Some(redis::read(config, epoch).await?),
+            true => Some(redis::read(config, history_id).await?),
             false => None,
         };
         let (reader, stream) = snapshot.follow(&config.postgres.publication).await?;
@@ -116,13 +116,13 @@ impl Verifying<'_> {
         versions: &Versions,
         expected: Option<&mut Expected>,
     ) -> Result<Context> {
-        let Verifying { config, epoch, end, .. } = *self;
+        let Verifying { config, history_id, end, .. } = *self;
         let count = truth::count(reader, &config.postgres).await?;
-        let before = Before::load(reader, epoch).await?;
+        let pre_existing = PreExisting::load(reader, history_id).await?;
         let spills = (self.spill(count)?, self.spill(count)?, self.spill(count)?);
         let bars = ["postgres", "kafka", "bigquery"].map(|side| self.progress.bar(side, count));
         let [of_source, of_kafka, of_bigquery] = bars;
-        let source = truth::read(config, reader, &before, versions, spills.0, expected, &of_source);
+        let source = truth::read(config, reader, &pre_existing, versions, spills.0, expected, &of_source);
         let kafka = async {
             match self.has(sink::kafka::NAME) {
                 true => kafka::read_apart(&config.kafka, end, spills.1, of_kafka).await.map(Some),
@@ -134,7 +134,7 @@ impl Verifying<'_> {
                 return Ok(None);
             }
             let mut spill = bigquery::read(&config.bigquery, end, spills.2, &of_bigquery).await?;
-            truth::dead_letters(client, epoch, sink::bigquery::NAME, end, &mut spill).await?;
+            truth::dead_letters(client, history_id, sink::bigquery::NAME, end, &mut spill).await?;
             Ok(Some(spill))
         };
         let (source, kafka, bigquery) = tokio::try_join!(source, kafka, bigquery)?;
@@ -158,7 +158,7 @@ impl Verifying<'_> {
         }
         for _ in 0..topic.unreadable {
             let what = || ("a record that is not walcast's".to_owned(), Vec::new());
-            self.report.differs(sink::kafka::NAME, None, Difference::Foreign, what);
+            self.report.differs(sink::kafka::NAME, None, Difference::Unexpected, what);
         }
         context.kafka_begins = topic.begins;
     }

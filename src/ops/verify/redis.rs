@@ -1,6 +1,6 @@
 //! What Redis holds, against what the events amount to.
 //!
-//! Redis is read at a mark of its own, some way beyond the snapshot. The events in between come from the snapshot's own
+//! Redis is read at a checkpoint of its own, some way beyond the snapshot. The events in between come from the snapshot's own
 //! slot: PostgreSQL itself tells them, with their places.
 
 use std::collections::HashSet;
@@ -13,7 +13,7 @@ use super::truth::Versions;
 use crate::batch::{Batch, Row};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Epoch, Lsn, Mark};
+use crate::lsn::{Checkpoint, HistoryId, Lsn};
 use crate::sink::redis::audit::{self, Expected, Found, Later, Reading, Verdict};
 use crate::source::connection::ReplicationStream;
 use crate::source::frame::Frame;
@@ -32,8 +32,8 @@ pub struct Redis {
 }
 
 /// Reads Redis.
-pub async fn read(config: &Config, epoch: &Epoch) -> Result<Redis> {
-    let reading = audit::read(&config.redis, epoch).await?;
+pub async fn read(config: &Config, history_id: &HistoryId) -> Result<Redis> {
+    let reading = audit::read(&config.redis, history_id).await?;
     let expected = Expected::new(reading.at);
     Ok(Redis { reading, expected, later: Vec::new(), changed: HashSet::new() })
 }
@@ -48,11 +48,11 @@ impl Redis {
         versions: &Versions,
         within: Duration,
     ) -> Result<()> {
-        let target = self.reading.mark();
+        let target = self.reading.checkpoint();
         let bounds = config.pipeline.bounds();
         let mut transform = Transform::new(&config.postgres.schema, start, versions.cache(), bounds);
-        let (mut mark, began) = (Mark::at(start), Instant::now());
-        while !mark.covers(&target) {
+        let (mut checkpoint, began) = (Checkpoint::at(start), Instant::now());
+        while !checkpoint.covers(&target) {
             if began.elapsed() > within {
                 let message =
                     format!("the stream from the snapshot did not reach {target}, where Redis stands");
@@ -75,7 +75,7 @@ impl Redis {
                 }
             }
             if let Some(batch) = transform.take_rest() {
-                mark = batch.mark();
+                checkpoint = batch.checkpoint();
                 self.keep(&batch);
             }
         }
@@ -98,8 +98,10 @@ impl Redis {
     pub fn compare(self, unsure: impl Fn(&Uuid) -> bool, report: &mut Report) {
         let Redis { reading, expected, later, changed } = self;
         let unsure = |id: &Uuid| changed.contains(id) || unsure(id);
-        let mark = reading.mark();
-        report.notes.push(format!("redis was compared as of its mark {mark}, by keys and members"));
+        let checkpoint = reading.checkpoint();
+        report
+            .notes
+            .push(format!("redis was compared as of its checkpoint {checkpoint}, by keys and members"));
         audit::differences(expected, &later, &reading, unsure, &mut |found| tell(found, report));
     }
 }
@@ -108,12 +110,12 @@ fn tell(found: Found, report: &mut Report) {
     const NAME: &str = "redis";
     let difference = match found.verdict {
         Verdict::Same => {
-            report.tally(NAME, None).held += 1;
+            report.counters(NAME, None).held += 1;
             return;
         }
         Verdict::Missing => Difference::Missing,
         Verdict::Different => Difference::Different,
-        Verdict::Foreign => Difference::Foreign,
+        Verdict::Unexpected => Difference::Unexpected,
     };
     report.differs(NAME, None, difference, || (found.key, found.fields));
 }

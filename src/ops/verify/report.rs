@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::event::time::time_text;
-use crate::lsn::{Epoch, Lsn};
+use crate::lsn::{HistoryId, Lsn};
 
 /// How many examples of each kind of difference are kept.
 const EXAMPLES_MAX: usize = 5;
@@ -22,7 +22,7 @@ pub enum Difference {
     /// A value is another one.
     Different,
     /// It has what PostgreSQL has not.
-    Foreign,
+    Unexpected,
     /// A record stands behind one of a later place in the stream.
     OutOfOrder,
 }
@@ -33,7 +33,7 @@ impl Difference {
             Difference::Missing => "missing",
             Difference::Doubled => "doubled",
             Difference::Different => "different",
-            Difference::Foreign => "foreign",
+            Difference::Unexpected => "unexpected",
             Difference::OutOfOrder => "out of order",
         }
     }
@@ -41,7 +41,7 @@ impl Difference {
 
 /// What a sink holds of a half hour, or in all.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Tally {
+pub struct Counters {
     /// Events that it holds, each counted once; for Redis, keys and members that were compared.
     pub held: u64,
     /// See [`Difference::Missing`].
@@ -50,8 +50,8 @@ pub struct Tally {
     pub doubled: u64,
     /// See [`Difference::Different`].
     pub different: u64,
-    /// See [`Difference::Foreign`].
-    pub foreign: u64,
+    /// See [`Difference::Unexpected`].
+    pub unexpected: u64,
     /// See [`Difference::OutOfOrder`].
     pub out_of_order: u64,
     /// Events that are dead letters instead.
@@ -60,28 +60,28 @@ pub struct Tally {
     pub expired: u64,
 }
 
-impl Tally {
+impl Counters {
     fn count(&mut self, difference: Difference) {
         let count = match difference {
             Difference::Missing => &mut self.missing,
             Difference::Doubled => &mut self.doubled,
             Difference::Different => &mut self.different,
-            Difference::Foreign => &mut self.foreign,
+            Difference::Unexpected => &mut self.unexpected,
             Difference::OutOfOrder => &mut self.out_of_order,
         };
         *count += 1;
     }
 
     fn differences(&self) -> u64 {
-        self.missing + self.doubled + self.different + self.foreign + self.out_of_order
+        self.missing + self.doubled + self.different + self.unexpected + self.out_of_order
     }
 
-    fn add(&mut self, other: &Tally) {
+    fn add(&mut self, other: &Counters) {
         self.held += other.held;
         self.missing += other.missing;
         self.doubled += other.doubled;
         self.different += other.different;
-        self.foreign += other.foreign;
+        self.unexpected += other.unexpected;
         self.out_of_order += other.out_of_order;
         self.dead_letters += other.dead_letters;
         self.expired += other.expired;
@@ -96,7 +96,7 @@ pub struct Line {
     /// Events that were there before walcast.
     pub before_walcast: u64,
     /// By sink.
-    pub sinks: BTreeMap<&'static str, Tally>,
+    pub sinks: BTreeMap<&'static str, Counters>,
 }
 
 /// One difference: what, and in which fields. Never a value.
@@ -126,7 +126,7 @@ impl Report {
     }
 
     /// What a sink holds of a half hour; `None` for what belongs to none.
-    pub fn tally(&mut self, sink: &'static str, half_hour: Option<i32>) -> &mut Tally {
+    pub fn counters(&mut self, sink: &'static str, half_hour: Option<i32>) -> &mut Counters {
         let line = match half_hour {
             Some(half_hour) => self.half_hours.entry(half_hour).or_default(),
             None => &mut self.elsewhere,
@@ -142,7 +142,7 @@ impl Report {
         difference: Difference,
         what: impl FnOnce() -> (String, Vec<&'static str>),
     ) {
-        self.tally(sink, half_hour).count(difference);
+        self.counters(sink, half_hour).count(difference);
         let examples = self.examples.entry((sink, difference)).or_default();
         if examples.len() < EXAMPLES_MAX {
             let (what, fields) = what();
@@ -156,8 +156,8 @@ impl Report {
         for line in self.half_hours.values().chain([&self.elsewhere]) {
             total.source += line.source;
             total.before_walcast += line.before_walcast;
-            for (sink, tally) in &line.sinks {
-                total.sinks.entry(sink).or_default().add(tally);
+            for (sink, counters) in &line.sinks {
+                total.sinks.entry(sink).or_default().add(counters);
             }
         }
         total
@@ -165,11 +165,11 @@ impl Report {
 
     /// Whether no difference was found.
     pub fn agrees(&self) -> bool {
-        self.total().sinks.values().all(|tally| tally.differences() == 0)
+        self.total().sinks.values().all(|counters| counters.differences() == 0)
     }
 
     /// As JSON.
-    pub fn json(&self, epoch: &Epoch, end: Lsn) -> String {
+    pub fn json(&self, history_id: &HistoryId, end: Lsn) -> String {
         #[derive(Serialize)]
         struct HalfHour<'a> {
             half_hour: String,
@@ -183,7 +183,7 @@ impl Report {
             .collect();
         let whole = serde_json::json!({
             "agrees": self.agrees(),
-            "epoch": epoch,
+            "history_id": history_id,
             "consistent_point": end,
             "total": self.total(),
             "half_hours": half_hours,
@@ -204,7 +204,7 @@ impl Report {
             "missing",
             "doubled",
             "different",
-            "foreign",
+            "unexpected",
             "disorder",
             "dead",
             "expired"
@@ -226,7 +226,7 @@ impl Report {
             let _ =
                 if fields.is_empty() { writeln!(text) } else { writeln!(text, " in {}", fields.join(", ")) };
         }
-        let _ = match total.sinks.values().map(Tally::differences).sum::<u64>() {
+        let _ = match total.sinks.values().map(Counters::differences).sum::<u64>() {
             0 => writeln!(text, "all agree up to {end}"),
             count => writeln!(text, "{count} differences up to {end}"),
         };
@@ -244,7 +244,7 @@ fn write_line(text: &mut String, name: &str, line: &Line) {
             t.missing,
             t.doubled,
             t.different,
-            t.foreign,
+            t.unexpected,
             t.out_of_order,
             t.dead_letters,
             t.expired

@@ -10,14 +10,14 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
-use super::before::{Before, Xid};
+use super::pre_existing::{PreExisting, Xid};
 use super::record::{Record, flag};
 use super::spill::Spill;
 use crate::config::Config;
 use crate::error::Result;
 use crate::event::schema::{ENGAGEMENT_EVENTS, EventRecord, EventValues, FieldKind, Origin};
 use crate::event::{Content, Event, Texts, intern};
-use crate::lsn::{Epoch, Lsn, Position};
+use crate::lsn::{HistoryId, Lsn, Position};
 use crate::sink::kafka;
 use crate::sink::redis::audit::Expected;
 use crate::source::{PostgresConfig, rows, sql};
@@ -36,7 +36,7 @@ pub async fn count(client: &Client, config: &PostgresConfig) -> Result<u64> {
 pub async fn read(
     config: &Config,
     client: &Client,
-    before: &Before,
+    pre_existing: &PreExisting,
     versions: &Versions,
     mut spill: Spill,
     mut expected: Option<&mut Expected>,
@@ -53,7 +53,7 @@ pub async fn read(
         let event = Event::of(&source, (BEFORE_ALL, 0), content, true, |text| intern(&mut texts, text));
         let event = EventRecord { event: &event, texts: Texts(&texts) };
         let mut record = record(config, versions, &event, source.text_bytes());
-        if before.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
+        if pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
             record.flags |= flag::BEFORE;
         }
         if !keeps_rules {
@@ -100,10 +100,10 @@ struct Version {
 
 impl Versions {
     /// Reads them. Not from the snapshot: the sink that keeps them may lag behind it, and was waited for.
-    pub async fn load(client: &Client, epoch: &Epoch) -> Result<Versions> {
+    pub async fn load(client: &Client, history_id: &HistoryId) -> Result<Versions> {
         let template = include_str!("../../../sql/newest_content_versions.sql");
         let query = rows::content_statement(template, "", 0);
-        let rows = client.query_raw(&query, [epoch.epoch]).await.map_err(sql::error)?;
+        let rows = client.query_raw(&query, [history_id.uuid]).await.map_err(sql::error)?;
         let mut rows = std::pin::pin!(rows);
         let mut versions = HashMap::new();
         while let Some(row) = rows.try_next().await.map_err(sql::error)? {
@@ -142,15 +142,15 @@ fn version(row: &Row) -> Result<Version> {
 /// The refusals of single sinks, added to what that sink holds.
 pub async fn dead_letters(
     client: &Client,
-    epoch: &Epoch,
+    history_id: &HistoryId,
     sink: &str,
     end: Lsn,
     spill: &mut Spill,
 ) -> Result<()> {
     let query = "SELECT event_id, commit_lsn, ordinal FROM walcast.dead_letter \
-                 WHERE sink = $1 AND epoch = $2 AND commit_lsn < $3 AND event_id IS NOT NULL";
+                 WHERE sink = $1 AND history_id = $2 AND commit_lsn < $3 AND event_id IS NOT NULL";
     let end = PgLsn::from(end.0);
-    for row in client.query(query, &[&sink, &epoch.epoch, &end]).await.map_err(sql::error)? {
+    for row in client.query(query, &[&sink, &history_id.uuid, &end]).await.map_err(sql::error)? {
         let commit_lsn = Lsn(row.try_get::<_, PgLsn>(1).map_err(sql::error)?.into());
         let ordinal = row.try_get::<_, i64>(2).map_err(sql::error)?.unsigned_abs();
         let id = row.try_get(0).map_err(sql::error)?;

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Epoch, Lsn};
+use crate::lsn::{HistoryId, Lsn};
 use crate::source::{heartbeat, slot, sql};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -16,7 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub async fn until_held(
     config: &Config,
     client: &Client,
-    epoch: &Epoch,
+    history_id: &HistoryId,
     end: Lsn,
     within: Duration,
 ) -> Result<()> {
@@ -26,15 +26,15 @@ pub async fn until_held(
     }
     let began = Instant::now();
     loop {
-        let facts = slot::facts(client, &epoch.slot).await?;
+        let facts = slot::facts(client, &history_id.slot).await?;
         let confirmed = facts.as_ref().and_then(|facts| facts.confirmed_flush_lsn).unwrap_or_default();
-        let unwritten = unwritten(config, client, epoch).await?;
+        let unwritten = unwritten(config, client, history_id).await?;
         if confirmed >= end && unwritten.is_none() {
             return Ok(());
         }
         if began.elapsed() >= within {
             if let Some(sink) = unwritten {
-                return Err(never_written(sink, epoch));
+                return Err(never_written(sink, history_id));
             }
             return Err(late(config, confirmed, end, within, facts.is_some_and(|facts| facts.active)));
         }
@@ -43,16 +43,20 @@ pub async fn until_held(
 }
 
 /// A sink that is configured here and was never written by this slot: it would be empty for a reason.
-async fn unwritten<'a>(config: &'a Config, client: &Client, epoch: &Epoch) -> Result<Option<&'a str>> {
-    let query = "SELECT name FROM walcast.sink WHERE epoch = $1";
-    let rows = client.query(query, &[&epoch.epoch]).await.map_err(sql::error)?;
+async fn unwritten<'a>(
+    config: &'a Config,
+    client: &Client,
+    history_id: &HistoryId,
+) -> Result<Option<&'a str>> {
+    let query = "SELECT name FROM walcast.sink WHERE history_id = $1";
+    let rows = client.query(query, &[&history_id.uuid]).await.map_err(sql::error)?;
     let known: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
     let mut sinks = config.pipeline.sinks.iter().filter(|sink| *sink != "null");
     Ok(sinks.find(|sink| !known.contains(sink)).map(String::as_str))
 }
 
-fn never_written(sink: &str, epoch: &Epoch) -> Error {
-    let slot = &epoch.slot;
+fn never_written(sink: &str, history_id: &HistoryId) -> Error {
+    let slot = &history_id.slot;
     let message =
         format!("nothing was compared: {sink} is configured here and has never been written by slot {slot}");
     Error::new(Code::SinksBehind, message)

@@ -58,7 +58,7 @@ pub struct Record<'a> {
     pub event: &'a Event,
     /// The batch that has its texts.
     pub batch: &'a Batch,
-    /// The epoch's UUID as text.
+    /// The history id's UUID as text.
     pub epoch: &'a str,
     /// When the row is sent, microseconds since 1970.
     pub ingested_at: i64,

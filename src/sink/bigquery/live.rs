@@ -1,4 +1,4 @@
-//! The sink between `recover` and the next error: one open stream at most, and the marks before and after it.
+//! The sink between `recover` and the next error: one open stream at most, and the checkpoints before and after it.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -11,13 +11,13 @@ use super::rest::Rest;
 use super::write::{Commit, WriteClient};
 use super::{NAME, Target};
 use crate::batch::{Batch, Event};
+use crate::continuity::ContinuityCheck;
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{Mark, Position, Session, StoredMark};
+use crate::lsn::{Checkpoint, Position, Session, StoredCheckpoint};
 use crate::resume;
-use crate::retrace::Retrace;
 use crate::state::State;
-use crate::telemetry::fold::Fold;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 
 /// A recovered sink.
@@ -26,19 +26,19 @@ pub struct Live {
     rest: Rest,
     client: WriteClient,
     session: Session,
-    epoch: String,
+    history_id: String,
     /// What PostgreSQL says that we hold.
-    stored: Option<Mark>,
+    stored: Option<Checkpoint>,
     /// What we hold once the open stream is committed.
-    accepted: Mark,
+    accepted: Checkpoint,
     /// What the driver knows that we hold.
-    reported: Mark,
+    reported: Checkpoint,
     open: Option<Open>,
     refused: Vec<RefusedRow>,
     in_table: InTable,
-    /// What the table is found to hold beyond the mark must be rows of this stream.
-    retrace: Retrace,
-    fold: Fold,
+    /// What the table is found to hold beyond the checkpoint must be rows of this stream.
+    continuity: ContinuityCheck,
+    throttle: LogThrottle,
 }
 
 /// A stream that takes rows.
@@ -61,44 +61,44 @@ enum InTable {
 }
 
 impl Live {
-    /// Settles what an earlier run left open, and gives the mark that follows from it.
+    /// Settles what an earlier run left open, and gives the checkpoint that follows from it.
     pub async fn recover(
         config: &BigQueryConfig,
         Target { rest, client }: Target,
         state: &mut State,
         session: &Session,
-    ) -> Result<(Self, Option<StoredMark>)> {
+    ) -> Result<(Self, Option<StoredCheckpoint>)> {
         // only asked who is the newest: an older instance need not try
         drop(state.guarded(session).await?);
         let (mut stored, intent) = state.progress::<Intent>(session, NAME).await?;
         if let Some(intent) = intent {
             if was_committed(&rest, &client, session, &intent).await? {
-                stored = Some(intent.mark);
+                stored = Some(intent.checkpoint);
             } else {
                 tracing::warn!("bigquery lost a write stream before it was committed; its rows come again");
             }
-            failpoint!("bigquery_recover_before_mark");
+            failpoint!("bigquery_recover_before_checkpoint");
             progress::store(state, session, stored.as_ref(), None, &[]).await?;
-            failpoint!("bigquery_recover_after_mark");
+            failpoint!("bigquery_recover_after_checkpoint");
         }
         if let Some(stored) = &stored {
             refuse_lost_future(&rest, stored, session).await?;
         }
-        let mark = stored.as_ref().map(|stored| stored.mark);
+        let checkpoint = stored.as_ref().map(|stored| stored.checkpoint);
         let live = Live {
             config: config.clone(),
             rest,
             client,
-            epoch: session.epoch.epoch.to_string(),
+            history_id: session.history_id.uuid.to_string(),
             session: session.clone(),
-            stored: mark,
-            accepted: mark.unwrap_or_default(),
-            reported: mark.unwrap_or_default(),
+            stored: checkpoint,
+            accepted: checkpoint.unwrap_or_default(),
+            reported: checkpoint.unwrap_or_default(),
             open: None,
             refused: Vec::new(),
             in_table: InTable::LookUp,
-            retrace: Retrace::default(),
-            fold: Fold::default(),
+            continuity: ContinuityCheck::default(),
+            throttle: LogThrottle::default(),
         };
         Ok((live, stored))
     }
@@ -122,29 +122,30 @@ impl Live {
         Ok(())
     }
 
-    /// Makes everything accepted durable: finalize, intent, commit, mark.
+    /// Makes everything accepted durable: finalize, intent, commit, checkpoint.
     pub async fn settle(&mut self, state: &mut State) -> Result<()> {
         if self.is_settled() {
             return Ok(());
         }
-        let mark = StoredMark::new(&self.session.epoch, self.accepted);
+        let checkpoint = StoredCheckpoint::new(&self.session.history_id, self.accepted);
         if let Some(open) = self.open.take().filter(|open| open.appender.rows() > 0) {
             let Open { appender, first, footprint, since } = open;
             let rows = appender.rows();
-            let intent = Intent { stream: appender.close(), mark: mark.clone(), first, footprint };
+            let intent =
+                Intent { stream: appender.close(), checkpoint: checkpoint.clone(), first, footprint };
             failpoint!("bigquery_before_finalize");
             self.client.finalize(&intent.stream, rows).await?;
             failpoint!("bigquery_before_intent");
-            self.store(state, self.stored_mark(), Some(&intent)).await?;
+            self.store(state, self.stored_checkpoint(), Some(&intent)).await?;
             failpoint!("bigquery_before_commit");
             if self.client.commit(&intent.stream).await? == Commit::Gone {
                 return Err(Error::new(Code::Lost, "bigquery lost a write stream before it was committed"));
             }
-            tracing::debug!(rows, mark = %self.accepted, seconds = since.elapsed().as_secs(), "committed");
+            tracing::debug!(rows, checkpoint = %self.accepted, seconds = since.elapsed().as_secs(), "committed");
         }
-        failpoint!("bigquery_before_mark");
-        self.store(state, Some(mark), None).await?;
-        failpoint!("bigquery_after_mark");
+        failpoint!("bigquery_before_checkpoint");
+        self.store(state, Some(checkpoint), None).await?;
+        failpoint!("bigquery_after_checkpoint");
         self.stored = Some(self.accepted);
         Ok(())
     }
@@ -159,14 +160,14 @@ impl Live {
         self.stored.unwrap_or_default() == self.accepted
     }
 
-    /// The durable mark, when it has moved since it was last reported.
-    pub fn report(&mut self) -> Option<Mark> {
-        let mark = self.stored.filter(|mark| *mark != self.reported)?;
-        self.reported = mark;
-        Some(mark)
+    /// The durable checkpoint, when it has moved since it was last reported.
+    pub fn report(&mut self) -> Option<Checkpoint> {
+        let checkpoint = self.stored.filter(|checkpoint| *checkpoint != self.reported)?;
+        self.reported = checkpoint;
+        Some(checkpoint)
     }
 
-    /// Skips what the table holds although the mark is older (a restored or half-deleted state): it says how
+    /// Skips what the table holds although the checkpoint is older (a restored or half-deleted state): it says how
     /// far it is itself. Asked until it has nothing beyond, which is the first answer but in such a case.
     async fn look_up(&mut self, batches: &[Arc<Batch>]) -> Result<()> {
         if matches!(self.in_table, InTable::UpTo(_)) {
@@ -176,11 +177,11 @@ impl Live {
         let events = || batches.iter().flat_map(|batch| batch.events());
         events().for_each(|event| footprint.add(event.event_ts));
         let (Some(first), Some(last)) = (events().next(), events().last()) else { return Ok(()) };
-        let epoch = self.session.epoch.epoch;
-        let found = self.rest.last_position(epoch, &footprint, first.position).await?;
+        let history_id = self.session.history_id.uuid;
+        let found = self.rest.last_position(history_id, &footprint, first.position).await?;
         if let Some(found) = found {
-            tracing::warn!(%found, "bigquery holds events beyond its mark; they are not written again");
-            self.retrace.claim(NAME, found);
+            tracing::warn!(%found, "bigquery holds events beyond its checkpoint; they are not written again");
+            self.continuity.claim(NAME, found);
         }
         self.in_table = match (found, self.in_table) {
             (Some(found), _) if found >= last.position => InTable::AtLeast(found),
@@ -215,9 +216,9 @@ impl Live {
     }
 
     async fn append(&mut self, batches: &[Arc<Batch>]) -> Result<()> {
-        batches.iter().try_for_each(|batch| self.retrace.follow(batch))?;
+        batches.iter().try_for_each(|batch| self.continuity.follow(batch))?;
         let ingested_at = now_micros();
-        let record = |batch, event| Record { event, batch, epoch: &self.epoch, ingested_at };
+        let record = |batch, event| Record { event, batch, epoch: &self.history_id, ingested_at };
         let records: Vec<Record<'_>> = batches
             .iter()
             .flat_map(|batch| batch.events().map(move |event| (batch, event)))
@@ -239,7 +240,7 @@ impl Live {
             let refused = open.appender.append(records).await?;
             failpoint!("bigquery_after_append");
             for refused in refused {
-                if let Some(repeated) = self.fold.say(refused.reason) {
+                if let Some(repeated) = self.throttle.say(refused.reason) {
                     let repeated = (repeated > 0).then_some(repeated);
                     tracing::warn!(position = %refused.position, reason = refused.reason, repeated, "bigquery refuses a row; kept in walcast.dead_letter");
                 }
@@ -247,24 +248,26 @@ impl Live {
                 self.refused.push(refused);
             }
         }
-        // a mark beyond rows that were skipped wrongly would take the proof out of the slot
-        if self.retrace.is_settled() {
-            self.accepted = batches.iter().fold(self.accepted, |mark, batch| mark.advanced(batch.mark()));
+        // a checkpoint beyond rows that were skipped wrongly would take the proof out of the slot
+        if self.continuity.is_settled() {
+            self.accepted = batches
+                .iter()
+                .fold(self.accepted, |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
         }
         Ok(())
     }
 
-    fn stored_mark(&self) -> Option<StoredMark> {
-        self.stored.map(|mark| StoredMark::new(&self.session.epoch, mark))
+    fn stored_checkpoint(&self) -> Option<StoredCheckpoint> {
+        self.stored.map(|checkpoint| StoredCheckpoint::new(&self.session.history_id, checkpoint))
     }
 
     async fn store(
         &mut self,
         state: &mut State,
-        mark: Option<StoredMark>,
+        checkpoint: Option<StoredCheckpoint>,
         intent: Option<&Intent>,
     ) -> Result<()> {
-        progress::store(state, &self.session, mark.as_ref(), intent, &self.refused).await?;
+        progress::store(state, &self.session, checkpoint.as_ref(), intent, &self.refused).await?;
         self.refused.clear();
         Ok(())
     }
@@ -281,18 +284,18 @@ async fn was_committed(
     match client.commit(&intent.stream).await? {
         Commit::Done => Ok(true),
         Commit::Gone => {
-            let last = rest.last_position(session.epoch.epoch, &intent.footprint, intent.first).await?;
+            let last = rest.last_position(session.history_id.uuid, &intent.footprint, intent.first).await?;
             Ok(last.is_some())
         }
     }
 }
 
-/// After a failover the mark in PostgreSQL is as old as the new primary. Rows of the old one's last moments, which
+/// After a failover the checkpoint in PostgreSQL is as old as the new primary. Rows of the old one's last moments, which
 /// the new one has lost, would pass for rows that are yet to come.
-async fn refuse_lost_future(rest: &Rest, stored: &StoredMark, session: &Session) -> Result<()> {
-    let Some(left_at) = session.history.left_at(stored.epoch.timeline) else { return Ok(()) };
+async fn refuse_lost_future(rest: &Rest, stored: &StoredCheckpoint, session: &Session) -> Result<()> {
+    let Some(left_at) = session.timelines.left_at(stored.history_id.timeline) else { return Ok(()) };
     let from = Position { commit_lsn: left_at, ordinal: 0 };
-    let Some(last) = rest.last_position(session.epoch.epoch, &Footprint::whole(), from).await? else {
+    let Some(last) = rest.last_position(session.history_id.uuid, &Footprint::whole(), from).await? else {
         return Ok(());
     };
     resume::judge_beyond(stored, Some(last), session).map_err(|refusal| {
@@ -300,7 +303,7 @@ async fn refuse_lost_future(rest: &Rest, stored: &StoredMark, session: &Session)
             "delete them: DELETE FROM {} WHERE epoch = '{}' AND commit_lsn >= {}, with the table's partition filter; \
              then start again",
             rest.config().sql_table(),
-            session.epoch.epoch,
+            session.history_id.uuid,
             left_at.0
         ))
     })

@@ -6,17 +6,17 @@
 //! After `commit_seconds`, `batch_rows_max` or `batch_bytes_max` the stream ends ([`Live::settle`]):
 //!
 //! 1. it is finalized, and must have exactly the rows that it was given;
-//! 2. the *intent* to commit it goes to PostgreSQL, with rows that BigQuery refused, guarded by the token:
+//! 2. the *intent* to commit it goes to PostgreSQL, with rows that BigQuery refused, guarded by the fencing token:
 //!    from here on an older instance can commit nothing that is not ours to commit too;
 //! 3. it is committed: all its rows appear at once;
-//! 4. the mark takes the intent's place.
+//! 4. the checkpoint takes the intent's place.
 //!
 //! A crash before 2 leaves a stream that nobody commits and that expires; the rows come again from the slot.
 //! A crash after 2 is settled by [`Live::recover`]: the *same* stream is committed again, which the service
 //! answers with "done already" when it was. Only when the stream is gone does the table itself say whether its
 //! rows are there: they are all there or none. No stream is made before the one before it is settled.
 //!
-//! Rows carry epoch and position. The first batches after a start are looked up by them (`look_up` in [`live`]):
+//! Rows carry history id and position. The first batches after a start are looked up by them (`look_up` in [`live`]):
 //! should PostgreSQL's state be older than the table, what is there is not written again.
 
 mod append;
@@ -45,11 +45,11 @@ use write::WriteClient;
 
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
+use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::PostgresConfig;
 use crate::state::State;
-use crate::telemetry::delivery::PROMISE;
+use crate::telemetry::delivery::LATENCY_OBJECTIVE;
 
 /// The name in configuration, metrics and state.
 pub const NAME: &str = "bigquery";
@@ -64,7 +64,7 @@ pub struct BigQuerySink {
 }
 
 impl BigQuerySink {
-    /// A sink that connects at first use; marks and intents are kept in `postgres`.
+    /// A sink that connects at first use; checkpoints and intents are kept in `postgres`.
     pub fn new(config: BigQueryConfig, postgres: &PostgresConfig) -> Self {
         BigQuerySink { config, state: State::new(postgres.clone()), live: None }
     }
@@ -82,8 +82,8 @@ impl SinkIdentity for BigQuerySink {
 
 #[async_trait]
 impl Sink for BigQuerySink {
-    fn pace(&self) -> Pace {
-        Pace {
+    fn batch_policy(&self) -> BatchPolicy {
+        BatchPolicy {
             linger: Duration::from_millis(250),
             write_bytes_max: 4 << 20,
             tick_every: Some(TICK_EVERY.min(self.config.commit_every())),
@@ -91,33 +91,33 @@ impl Sink for BigQuerySink {
     }
 
     /// The batch's time, and half of it again to commit; never less than others have.
-    fn promise(&self) -> Duration {
+    fn latency_objective(&self) -> Duration {
         let batch = self.config.commit_every();
-        batch + (batch / 2).max(PROMISE)
+        batch + (batch / 2).max(LATENCY_OBJECTIVE)
     }
 
-    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         self.live = None;
         let target = Target::new(&self.config).await?;
         if let Some(table) = target.rest.table().await? {
             table::verify(&self.config, &table)?;
         }
-        let (live, mark) = Live::recover(&self.config, target, &mut self.state, session).await?;
+        let (live, checkpoint) = Live::recover(&self.config, target, &mut self.state, session).await?;
         self.live = Some(live);
-        Ok(mark)
+        Ok(checkpoint)
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // Taken out, and put back only after success: any error leaves nothing to go on with.
         let mut live = self.live.take().ok_or_else(not_recovered)?;
         live.write(&mut self.state, batches).await?;
-        // with a stream open, an earlier one's mark waits for the next tick
+        // with a stream open, an earlier one's checkpoint waits for the next tick
         let moved = if live.is_settled() { live.report() } else { None };
         self.live = Some(live);
         Ok(moved.map_or(Written::Accepted, Written::Durable))
     }
 
-    async fn tick(&mut self) -> Result<Option<Mark>> {
+    async fn tick(&mut self) -> Result<Option<Checkpoint>> {
         let Some(mut live) = self.live.take() else { return Ok(None) };
         if live.is_due() {
             live.settle(&mut self.state).await?;
@@ -127,7 +127,7 @@ impl Sink for BigQuerySink {
         Ok(moved)
     }
 
-    async fn flush(&mut self) -> Result<Option<Mark>> {
+    async fn flush(&mut self) -> Result<Option<Checkpoint>> {
         let Some(mut live) = self.live.take() else { return Ok(None) };
         live.settle(&mut self.state).await?;
         let moved = live.report();
@@ -164,10 +164,10 @@ impl SinkAdmin for BigQuerySink {
         Ok(())
     }
 
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
-        let (mark, intent) = self.state.progress::<progress::Intent>(session, NAME).await?;
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
+        let (checkpoint, intent) = self.state.progress::<progress::Intent>(session, NAME).await?;
         // what was about to be committed is settled by the next start, and committed again if it is not there
-        Ok(intent.map(|intent| intent.mark).or(mark))
+        Ok(intent.map(|intent| intent.checkpoint).or(checkpoint))
     }
 }
 
@@ -185,7 +185,7 @@ impl Target {
             true => Credentials::None,
             false => Credentials::load(&config.credentials_file).await?,
         };
-        // a token never travels in clear
+        // a fencing token never travels in clear
         let for_url = |url| if plain(url) { Credentials::None } else { google.clone() };
         Ok(Target {
             rest: Rest::new(config, for_url(&config.rest_url)).await?,

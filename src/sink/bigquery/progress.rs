@@ -1,4 +1,4 @@
-//! What PostgreSQL keeps for this sink: the mark, the intent to commit a stream, and refused rows.
+//! What PostgreSQL keeps for this sink: the checkpoint, the intent to commit a stream, and refused rows.
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Transaction;
@@ -8,18 +8,19 @@ use super::NAME;
 use super::append::RefusedRow;
 use super::column::Footprint;
 use crate::error::Result;
-use crate::lsn::{Position, Session, StoredMark};
+use crate::lsn::{Position, Session, StoredCheckpoint};
 use crate::source::sql;
 use crate::state::{State, store_progress};
 
-/// "This finalized stream is going to be committed, and then `mark` holds." Once it is stored, the stream is
+/// "This finalized stream is going to be committed, and then `checkpoint` holds." Once it is stored, the stream is
 /// committed by whoever reads it, however often; nothing else is written before that is settled.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Intent {
     /// The write stream.
     pub stream: String,
-    /// What the sink holds when the stream is committed.
-    pub mark: StoredMark,
+    /// What the sink holds when the stream is committed. `mark` before version 0.2.
+    #[serde(alias = "mark")]
+    pub checkpoint: StoredCheckpoint,
     /// The stream's first event.
     pub first: Position,
     /// Where in the table its rows lie: to find out from there, when the stream is gone, whether it was
@@ -27,11 +28,11 @@ pub struct Intent {
     pub footprint: Footprint,
 }
 
-/// Stores mark, intent and refused rows at once, unless a newer instance has taken over (kind `Fenced`).
+/// Stores checkpoint, intent and refused rows at once, unless a newer instance has taken over (kind `Fenced`).
 pub async fn store(
     state: &mut State,
     session: &Session,
-    mark: Option<&StoredMark>,
+    checkpoint: Option<&StoredCheckpoint>,
     intent: Option<&Intent>,
     refused: &[RefusedRow],
 ) -> Result<()> {
@@ -39,7 +40,7 @@ pub async fn store(
     for row in refused {
         insert_dead_letter(&transaction, session, row).await?;
     }
-    store_progress(&transaction, session, NAME, mark, intent).await?;
+    store_progress(&transaction, session, NAME, checkpoint, intent).await?;
     transaction.commit().await.map_err(sql::error)
 }
 
@@ -53,7 +54,7 @@ async fn insert_dead_letter(
             include_str!("../../../sql/insert_dead_letter.sql"),
             &[
                 &NAME,
-                &session.epoch.epoch,
+                &session.history_id.uuid,
                 &PgLsn::from(row.position.commit_lsn.0),
                 &(row.position.ordinal as i64),
                 &row.event_id,
@@ -65,4 +66,24 @@ async fn insert_dead_letter(
         .await
         .map_err(sql::error)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intent_of_version_0_1_is_read() {
+        let stored = serde_json::json!({
+            "stream": "s",
+            "mark": {
+                "epoch": "00000000-0000-0000-0000-000000000000", "system_id": "7", "timeline": 1, "slot": "walcast",
+                "ordinal_rule": 1, "position": {"commit_lsn": "0/9", "ordinal": 2}, "held": "0/8"
+            },
+            "first": {"commit_lsn": "0/9", "ordinal": 0},
+            "footprint": serde_json::to_value(Footprint::whole()).unwrap(),
+        });
+        let intent: Intent = serde_json::from_value(stored).unwrap();
+        assert_eq!(intent.checkpoint.checkpoint.durable_lsn, crate::lsn::Lsn(8));
+    }
 }

@@ -123,18 +123,18 @@ impl Rest {
         }
     }
 
-    /// The last event of an epoch, not before `from`, that the table has within a footprint. Commits are
+    /// The last event of a history id, not before `from`, that the table has within a footprint. Commits are
     /// atomic and in order: all events before it are there too.
     pub async fn last_position(
         &self,
-        epoch: Uuid,
+        history_id: Uuid,
         within: &Footprint,
         from: Position,
     ) -> Result<Option<Position>> {
         let buckets: Vec<String> = within.buckets.iter().map(i64::to_string).collect();
         let rows = self
             .query(&format!(
-                "SELECT commit_lsn, ordinal FROM {} WHERE epoch = '{epoch}' AND bucket_30m IN ({}) \
+                "SELECT commit_lsn, ordinal FROM {} WHERE epoch = '{history_id}' AND bucket_30m IN ({}) \
                  AND event_ts BETWEEN TIMESTAMP_MICROS({}) AND TIMESTAMP_MICROS({}) AND commit_lsn >= {} \
                  ORDER BY commit_lsn DESC, ordinal DESC LIMIT 1",
                 self.config.sql_table(),

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::batch::{Batch, BatchBuilder, Event, Row};
     use crate::event::samples;
-    use crate::lsn::{Lsn, Mark, Position};
+    use crate::lsn::{Checkpoint, Lsn, Position};
     use crate::model::content::Content;
 
     /// The message as a reader writes it down who knows the columns only from their documentation.
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn batch(fill: impl FnOnce(&mut BatchBuilder) -> Event) -> Batch {
-        let mut builder = BatchBuilder::new(Mark::default());
+        let mut builder = BatchBuilder::new(Checkpoint::default());
         builder.intern("what stands before");
         let event = fill(&mut builder);
         builder.push(Row::Event(event));
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn rows_descriptor_and_table_are_the_same_as_in_every_release_before() {
-        let mut builder = BatchBuilder::new(Mark::default());
+        let mut builder = BatchBuilder::new(Checkpoint::default());
         let events = samples::events(2_000, |text| builder.intern(text));
         let batch = builder.finish(false);
         let mut encoder = Encoder::default();

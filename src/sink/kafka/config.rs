@@ -233,7 +233,7 @@ pub struct Topics {
     pub content: String,
     /// Dead letters.
     pub dlq: String,
-    /// Marks, one key a slot.
+    /// Checkpoints, one key a slot.
     pub progress: String,
 }
 

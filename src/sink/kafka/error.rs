@@ -66,7 +66,7 @@ impl ProducerContext for Reports {
 }
 
 /// An error of a call to Kafka; `doing` completes "Kafka: cannot …".
-pub(super) fn sort(doing: &str, error: KafkaError, reports: &Reports) -> Error {
+pub(super) fn classify(doing: &str, error: KafkaError, reports: &Reports) -> Error {
     let connection = reports.connection();
     let codes = [reports.delivery(), code_of(&error), connection.as_ref().map(|(code, _)| *code)];
     let definite = codes.into_iter().flatten().find_map(|code| Some((code, definite(code)?)));
@@ -153,10 +153,10 @@ mod tests {
     fn a_definite_report_wins_over_a_time_out() {
         let reports = Reports::default();
         let timed_out = || KafkaError::Global(Code::OperationTimedOut);
-        assert_eq!(sort("write", timed_out(), &reports).kind(), Kind::Unavailable);
+        assert_eq!(classify("write", timed_out(), &reports).kind(), Kind::Unavailable);
         reports.error(KafkaError::Global(Code::Authentication), "wrong password");
         reports.error(KafkaError::Global(Code::AllBrokersDown), "1/1 brokers are down");
-        let error = sort("write", timed_out(), &reports);
+        let error = classify("write", timed_out(), &reports);
         assert_eq!(error.kind(), Kind::Setup);
         assert!(error.advice().contains("sasl.password"), "{error:?}");
     }

@@ -13,7 +13,7 @@ use crate::batch::{Batch, ContentChange, DeadLetter, Event, Row};
 use crate::event::encoding::Encoding;
 use crate::event::schema::{CONTENT, ContentRecord, ENGAGEMENT_EVENTS, EventRecord};
 use crate::lsn::Position;
-use crate::telemetry::fold::Fold;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 
 /// How much of a dead letter's sentence goes into a header.
@@ -46,7 +46,7 @@ pub struct Encoder {
     key: [u8; 36],
     value: Vec<u8>,
     place: Vec<u8>,
-    fold: Fold,
+    throttle: LogThrottle,
 }
 
 impl Encoder {
@@ -61,7 +61,7 @@ impl Encoder {
             key: [0; 36],
             value: Vec::new(),
             place: Vec::new(),
-            fold: Fold::default(),
+            throttle: LogThrottle::default(),
         }
     }
 
@@ -91,7 +91,7 @@ impl Encoder {
         }
     }
 
-    /// The message that stores `value` under `key` among the marks.
+    /// The message that stores `value` under `key` among the checkpoints.
     pub fn progress<'a>(&'a self, key: &'a str, value: &'a str) -> Message<'a> {
         Message {
             topic: &self.topics.progress,
@@ -175,7 +175,7 @@ impl Encoder {
             self.record_bytes_max
         );
         metrics::dead_letter(TOO_LARGE);
-        if let Some(repeated) = self.fold.say(TOO_LARGE) {
+        if let Some(repeated) = self.throttle.say(TOO_LARGE) {
             let repeated = (repeated > 0).then_some(repeated);
             tracing::warn!(position = %row.position(), bytes, repeated, "row too large for Kafka: kept as a dead letter");
         }

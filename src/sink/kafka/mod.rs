@@ -1,10 +1,10 @@
-//! Kafka: events, content rows, dead letters and the mark in one transaction, so that a `read_committed`
+//! Kafka: events, content rows, dead letters and the checkpoint in one transaction, so that a `read_committed`
 //! reader sees all of a write or nothing.
 //!
 //! Who may write is decided twice. Kafka lets only the newest producer of a transactional id commit, and
-//! whoever has become it reads the mark afterwards: so the history that Kafka holds is one line whatever
-//! instances do. The token in PostgreSQL decides which instance gives up: one that was fenced and still has
-//! the newest token only lost a transaction to its time-out, and begins again.
+//! whoever has become it reads the checkpoint afterwards: so the history that Kafka holds is one line whatever
+//! instances do. The fencing token in PostgreSQL decides which instance gives up: one that was fenced and still has
+//! the newest fencing token only lost a transaction to its time-out, and begins again.
 
 mod config;
 mod error;
@@ -12,7 +12,7 @@ pub mod message;
 mod murmur;
 mod progress;
 pub mod scan;
-mod stable;
+mod hung_transactions;
 mod thread;
 mod topics;
 mod writer;
@@ -23,14 +23,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::config::{KafkaConfig, Properties, Topics};
+use self::hung_transactions::Watch;
 use self::progress::Fence;
-use self::stable::Watch;
 use self::writer::Writer;
 use crate::batch::Batch;
 use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Written};
+use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::state::State;
 
 /// The name in configuration and metrics.
@@ -52,19 +52,19 @@ pub struct KafkaSink {
 struct Open {
     writer: Writer,
     session: Session,
-    held: Mark,
+    durable: Checkpoint,
 }
 
 impl KafkaSink {
     /// A sink that connects when it is used first. `row_bytes_max` is the largest row that is sent on with
-    /// its payload; `state` is where the token is looked up. An error of kind `Config` for settings that
+    /// its payload; `state` is where the fencing token is looked up. An error of kind `Config` for settings that
     /// cannot work.
     pub fn new(config: KafkaConfig, row_bytes_max: usize, state: State) -> Result<Self> {
         config.validate()?;
         Ok(KafkaSink { config, row_bytes_max, slot: state.slot().to_owned(), state, open: None, watch: None })
     }
 
-    async fn require_token(&mut self, session: &Session) -> Result<()> {
+    async fn require_fencing_token(&mut self, session: &Session) -> Result<()> {
         self.state.guarded(session).await.map(drop)
     }
 }
@@ -81,27 +81,27 @@ impl SinkIdentity for KafkaSink {
 
 #[async_trait]
 impl Sink for KafkaSink {
-    fn pace(&self) -> Pace {
-        Pace {
+    fn batch_policy(&self) -> BatchPolicy {
+        BatchPolicy {
             linger: Duration::from_millis(self.config.commit_interval_ms),
             write_bytes_max: self.config.write_bytes_max,
             tick_every: None,
         }
     }
 
-    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         self.open = None;
         // before: an instance that is to give up shall not shut the newer one out once more;
         // after: nobody has become newer while we waited
-        self.require_token(session).await?;
+        self.require_fencing_token(session).await?;
         let fence = Fence::new(session);
         let writer = Writer::start(&self.config, self.row_bytes_max, &fence).await?;
-        self.require_token(session).await?;
+        self.require_fencing_token(session).await?;
         failpoint!("kafka_recover_before_read");
         let stored = progress::read(&self.config, &fence).await?;
-        let ours = stored.as_ref().filter(|stored| stored.epoch.epoch == session.epoch.epoch);
-        let held = ours.map_or_else(Mark::default, |stored| stored.mark);
-        self.open = Some(Open { writer, session: session.clone(), held });
+        let ours = stored.as_ref().filter(|stored| stored.history_id.uuid == session.history_id.uuid);
+        let durable = ours.map_or_else(Checkpoint::default, |stored| stored.checkpoint);
+        self.open = Some(Open { writer, session: session.clone(), durable });
         if self.watch.is_none() {
             self.watch = Some(Watch::start(&self.config)?);
         }
@@ -116,20 +116,21 @@ impl Sink for KafkaSink {
                 "Kafka: there is no producer since the last error",
             ));
         };
-        let mark = batches.iter().fold(open.held, |mark, batch| mark.advanced(batch.mark()));
-        let stored = StoredMark::new(&open.session.epoch, mark);
+        let checkpoint =
+            batches.iter().fold(open.durable, |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
+        let stored = StoredCheckpoint::new(&open.session.history_id, checkpoint);
         if let Err(error) = open.writer.write(batches, stored.to_json()).await {
-            return match self.require_token(&open.session).await {
+            return match self.require_fencing_token(&open.session).await {
                 Err(newer) if newer.kind() == Kind::Fenced => Err(newer),
                 _ => Err(error),
             };
         }
-        open.held = mark;
+        open.durable = checkpoint;
         self.open = Some(open);
-        Ok(Written::Durable(mark))
+        Ok(Written::Durable(checkpoint))
     }
 
-    async fn flush(&mut self) -> Result<Option<Mark>> {
+    async fn flush(&mut self) -> Result<Option<Checkpoint>> {
         // every write is durable when it returns
         Ok(None)
     }
@@ -156,7 +157,7 @@ impl SinkAdmin for KafkaSink {
         topics::prepare(&self.config, self.row_bytes_max).await
     }
 
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
-        progress::peek(&self.config, &session.epoch.slot).await
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
+        progress::peek(&self.config, &session.history_id.slot).await
     }
 }

@@ -1,9 +1,9 @@
-//! Where a slot stands in Kafka: the newest committed mark in the progress topic.
+//! Where a slot stands in Kafka: the newest committed checkpoint in the progress topic.
 //!
 //! The topic's end cannot be told by asking for it. Its last offsets are transaction markers, which no
 //! reader is given; the end that a broker names may lie behind another producer's open transaction; "end of
 //! partition" and silence only mean "for now". So the producer, once it has shut all older ones out,
-//! commits a fence record, and the reader reads until it sees that very record: every mark that was ever
+//! commits a fence record, and the reader reads until it sees that very record: every checkpoint that was ever
 //! committed lies before it, and no other can come.
 
 use std::time::{Duration, Instant};
@@ -18,14 +18,14 @@ use uuid::Uuid;
 
 use super::NAME;
 use super::config::KafkaConfig;
-use super::error::{Reports, bad_settings, sort};
-use super::stable::{OpenTransaction, bounds, reader};
+use super::error::{Reports, bad_settings, classify};
+use super::hung_transactions::{OpenTransaction, bounds, reader};
 use super::thread::spawn;
 use crate::error::{self, Error, Kind, Result};
-use crate::lsn::{Session, StoredMark};
+use crate::lsn::{Session, StoredCheckpoint};
 use crate::resume::read_stored;
 
-/// How many offsets before the end to read first; the mark is there unless other slots share the topic.
+/// How many offsets before the end to read first; the checkpoint is there unless other slots share the topic.
 const FIRST_WINDOW: i64 = 500;
 const WINDOW_GROWTH: i64 = 20;
 const POLL: Duration = Duration::from_millis(100);
@@ -36,13 +36,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Fence {
     /// The slot that it belongs to.
     pub(super) slot: String,
-    token: i64,
+    fencing_token: i64,
     nonce: Uuid,
 }
 
 impl Fence {
     pub(super) fn new(session: &Session) -> Self {
-        Fence { slot: session.epoch.slot.clone(), token: session.token, nonce: Uuid::new_v4() }
+        Fence {
+            slot: session.history_id.slot.clone(),
+            fencing_token: session.fencing_token,
+            nonce: Uuid::new_v4(),
+        }
     }
 
     /// The record's key, one a slot: compaction leaves only the newest.
@@ -51,12 +55,12 @@ impl Fence {
     }
 
     pub(super) fn value(&self) -> String {
-        format!(r#"{{"token":{},"nonce":"{}"}}"#, self.token, self.nonce)
+        format!(r#"{{"fencing_token":{},"nonce":"{}"}}"#, self.fencing_token, self.nonce)
     }
 }
 
-/// The newest mark of the fence's slot, read on a thread of its own. The fence must be committed.
-pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<StoredMark>> {
+/// The newest checkpoint of the fence's slot, read on a thread of its own. The fence must be committed.
+pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<StoredCheckpoint>> {
     let (done, outcome) = oneshot::channel();
     let (config, fence, topic) = (config.clone(), fence.clone(), config.topics().progress);
     spawn("kafka-progress", move || {
@@ -67,8 +71,8 @@ pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<S
     outcome.await.map_err(ended)??.map(|json| read_stored(NAME, &topic, &json)).transpose()
 }
 
-/// The slot's newest mark that a reader sees now. Without a fence another may come at any moment.
-pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Option<StoredMark>> {
+/// The slot's newest checkpoint that a reader sees now. Without a fence another may come at any moment.
+pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Option<StoredCheckpoint>> {
     let (done, outcome) = oneshot::channel();
     let (config, slot, topic) = (config.clone(), slot.to_owned(), config.topics().progress);
     spawn("kafka-progress", move || {
@@ -133,7 +137,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads ever longer ends of the topic until one has a mark, or all of it was read.
+    /// Reads ever longer ends of the topic until one has a checkpoint, or all of it was read.
     fn newest(&self, fence: &Fence, given_up: &dyn Fn() -> bool) -> Result<Option<Vec<u8>>> {
         let (first, end) = bounds(&self.consumer, self.config, &self.topic, 0)?;
         let mut window = FIRST_WINDOW;
@@ -218,7 +222,7 @@ impl<'a> Reader<'a> {
     }
 
     fn failed(&self, error: KafkaError) -> Error {
-        sort("read the progress topic", error, self.consumer.client().context())
+        classify("read the progress topic", error, self.consumer.client().context())
     }
 
     fn unavailable(&self) -> Error {

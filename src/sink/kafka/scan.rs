@@ -10,9 +10,9 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::config::KafkaConfig;
-use super::error::{Reports, bad_settings, sort};
+use super::error::{Reports, bad_settings, classify};
+use super::hung_transactions::{OpenTransaction, bounds, reader};
 use super::murmur::partition_of;
-use super::stable::{OpenTransaction, bounds, reader};
 use crate::error::{Error, Kind, Result};
 
 /// How much is read ahead of what is looked at.
@@ -154,7 +154,7 @@ impl Scan {
     }
 
     fn failed(&self, error: KafkaError) -> Error {
-        sort(&format!("read the topic {}", self.topic), error, self.consumer.client().context())
+        classify(&format!("read the topic {}", self.topic), error, self.consumer.client().context())
     }
 }
 

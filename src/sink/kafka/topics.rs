@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::config::{KafkaConfig, Topics, message_bytes_max};
-use super::error::{Reports, bad_settings, definite, sort};
-use super::stable::lasting_transactions;
+use super::error::{Reports, bad_settings, classify, definite};
+use super::hung_transactions::lasting_transactions;
 use super::thread::spawn;
 use crate::error::{self, Error, Result};
 use crate::finding::{Finding, Verdict, refuse};
@@ -273,7 +273,7 @@ impl Cluster {
     }
 
     fn failed(&self, doing: &str, error: KafkaError) -> Error {
-        sort(doing, error, self.admin.inner().context())
+        classify(doing, error, self.admin.inner().context())
     }
 }
 

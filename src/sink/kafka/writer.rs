@@ -3,7 +3,7 @@
 //!
 //! One producer, one life: it ends with the first error, whatever that was. What became of a transaction
 //! in doubt is decided by the next one: its `init_transactions` ends what is open, one way or the other,
-//! and then the mark says which.
+//! and then the checkpoint says which.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::NAME;
 use super::config::KafkaConfig;
-use super::error::{Reports, bad_settings, sort};
+use super::error::{Reports, bad_settings, classify};
 use super::message::{Encoder, Message};
 use super::progress::Fence;
 use super::thread::spawn;
@@ -29,7 +29,7 @@ use crate::resume::fresh_start;
 const IDLE_POLL: Duration = Duration::from_secs(1);
 /// How long after its own start a broker may not know its topics.
 const TOPICS_KNOWN_WITHIN: Duration = Duration::from_secs(5);
-/// How often to see, while records are under way, whether the topic of marks is still there.
+/// How often to see, while records are under way, whether the topic of checkpoints is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// How often to look whether records have been acknowledged. Slept through: rdkafka's `poll` spins during
@@ -43,7 +43,7 @@ pub(super) struct Writer {
 
 struct Job {
     batches: Vec<Arc<Batch>>,
-    mark: String,
+    checkpoint: String,
     done: oneshot::Sender<Result<()>>,
 }
 
@@ -66,10 +66,10 @@ impl Writer {
         Ok(Writer { jobs })
     }
 
-    /// Writes the rows, and the slot's mark, in one transaction.
-    pub(super) async fn write(&self, batches: &[Arc<Batch>], mark: String) -> Result<()> {
+    /// Writes the rows, and the slot's checkpoint, in one transaction.
+    pub(super) async fn write(&self, batches: &[Arc<Batch>], checkpoint: String) -> Result<()> {
         let (done, outcome) = oneshot::channel();
-        self.jobs.send(Job { batches: batches.to_vec(), mark, done }).map_err(|_| ended())?;
+        self.jobs.send(Job { batches: batches.to_vec(), checkpoint, done }).map_err(|_| ended())?;
         outcome.await.map_err(|_| ended())?
     }
 }
@@ -82,7 +82,7 @@ fn serve(mut transactions: Transactions, slot: &str, inbox: &Receiver<Job>) {
     loop {
         match inbox.recv_timeout(IDLE_POLL) {
             Ok(job) => {
-                let outcome = transactions.write(&job.batches, slot, &job.mark);
+                let outcome = transactions.write(&job.batches, slot, &job.checkpoint);
                 let failed = outcome.is_err();
                 drop(job.done.send(outcome));
                 if failed {
@@ -130,7 +130,7 @@ impl Transactions {
                 found = self.partitions(&topic, self.timeout)?;
             }
             if found == 0 && topic == self.progress_topic {
-                return Err(mark_gone(&topic));
+                return Err(checkpoint_gone(&topic));
             }
             if found != usize::from(partitions) {
                 let message = format!("Kafka: topic {topic} has {found} partitions instead of {partitions}");
@@ -145,7 +145,7 @@ impl Transactions {
         let deadline = Instant::now() + TOPICS_KNOWN_WITHIN;
         while matches!(self.partitions(&self.progress_topic, LOOK_WITHIN), Ok(0)) {
             if Instant::now() > deadline {
-                return Err(mark_gone(&self.progress_topic));
+                return Err(checkpoint_gone(&self.progress_topic));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -159,8 +159,8 @@ impl Transactions {
         Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len()))
     }
 
-    /// One transaction: the rows, and `mark` under `key`.
-    fn write(&mut self, batches: &[Arc<Batch>], key: &str, mark: &str) -> Result<()> {
+    /// One transaction: the rows, and `checkpoint` under `key`.
+    fn write(&mut self, batches: &[Arc<Batch>], key: &str, checkpoint: &str) -> Result<()> {
         self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", error))?;
         for batch in batches {
             for row in batch.rows() {
@@ -169,7 +169,7 @@ impl Transactions {
             }
         }
         failpoint!("kafka_before_progress", blocking);
-        send(&self.producer, self.encoder.progress(key, mark))?;
+        send(&self.producer, self.encoder.progress(key, checkpoint))?;
         self.drain()?;
         failpoint!("kafka_before_commit", blocking);
         let committed = self.producer.commit_transaction(self.timeout);
@@ -198,13 +198,13 @@ impl Transactions {
     }
 
     fn failed(&self, doing: &str, error: KafkaError) -> Error {
-        sort(doing, error, self.producer.client().context())
+        classify(doing, error, self.producer.client().context())
     }
 }
 
 /// `prepare` has made the topic, or found it, at the start.
-fn mark_gone(topic: &str) -> Error {
-    let message = format!("kafka held a mark once and holds none now: topic {topic} was deleted");
+fn checkpoint_gone(topic: &str) -> Error {
+    let message = format!("kafka held a checkpoint once and holds none now: topic {topic} was deleted");
     Error::new(error::Code::SinkLostItsData, message).hint(fresh_start(NAME))
 }
 
@@ -223,7 +223,7 @@ fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {
             Ok(()) => return Ok(()),
             // room comes when records are acknowledged, or fail because they are too old
             Err((KafkaError::MessageProduction(Code::QueueFull), back)) => record = back,
-            Err((error, _)) => return Err(sort("send a record", error, producer.client().context())),
+            Err((error, _)) => return Err(classify("send a record", error, producer.client().context())),
         }
         std::thread::sleep(DELIVERY_POLL);
         delivered(producer)?;
@@ -237,7 +237,7 @@ fn delivered(producer: &BaseProducer<Reports>) -> Result<()> {
     match reports.delivery() {
         // what refused the first record is reported behind the records that were dropped because of it
         Some(Code::PurgeQueue | Code::PurgeInflight) if producer.in_flight_count() > 0 => Ok(()),
-        Some(code) => Err(sort("deliver a record", KafkaError::MessageProduction(code), reports)),
+        Some(code) => Err(classify("deliver a record", KafkaError::MessageProduction(code), reports)),
         None => Ok(()),
     }
 }

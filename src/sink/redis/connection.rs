@@ -21,25 +21,31 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long an answer may take: a slow disk under `appendfsync always`, or the rewrite of the file.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// The scripts. Each begins with `fence.lua`: an instance or a connection that has been replaced changes
-/// nothing.
+/// The scripts. Each but the two that take the fence begins with `fence.lua`: an instance or a connection that has been
+/// replaced changes nothing.
 macro_rules! script {
-    ($file:literal) => {
+    ($begin:literal, $file:literal) => {
         LazyLock::new(|| {
-            Script::new(concat!(include_str!("scripts/fence.lua"), include_str!(concat!("scripts/", $file))))
+            Script::new(concat!(
+                include_str!(concat!("scripts/", $begin)),
+                include_str!(concat!("scripts/", $file))
+            ))
         })
+    };
+    ($file:literal) => {
+        script!("fence.lua", $file)
     };
 }
 
-/// Takes the fence and tells the mark.
-pub static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/claim.lua")));
+/// Takes the fence and tells the checkpoint.
+pub static CLAIM: LazyLock<Script> = script!("carry_over.lua", "claim.lua");
 /// Takes the fence for a rebuild.
-pub static REBUILD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/rebuild.lua")));
+pub static REBUILD: LazyLock<Script> = script!("carry_over.lua", "rebuild.lua");
 /// Deletes keys for a rebuild.
 pub static CLEAR: LazyLock<Script> = script!("clear.lua");
 /// Ends a rebuild.
 pub static REBUILT: LazyLock<Script> = script!("rebuilt.lua");
-/// Writes a flush and its mark.
+/// Writes a flush and its checkpoint.
 pub static FLUSH: LazyLock<Script> = script!("flush.lua");
 /// Brings the boards up to date.
 pub static BOARDS: LazyLock<Script> = script!("boards.lua");
@@ -91,9 +97,9 @@ impl Connection {
             ["ok", rest @ ..] => Ok(rest.iter().map(|text| (*text).to_owned()).collect()),
             ["type", key, kind] => Err(wrong_type(&self.address, key, kind)),
             ["rebuilding", key] => Err(self.rebuilding(key)),
-            ["fenced", token] => Err(Error::new(
+            ["fenced", fencing_token] => Err(Error::new(
                 Code::Fenced,
-                format!("{}: a newer walcast (token {token}) writes here", self.address),
+                format!("{}: a newer walcast (fencing token {fencing_token}) writes here", self.address),
             )),
             ["lost", what] => Err(Error::new(Code::RedisChanged, format!("{}: {what}", self.address))),
             _ => Err(Error::new(Code::Protocol, format!("{}: a script gave another answer", self.address))),

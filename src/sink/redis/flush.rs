@@ -2,19 +2,19 @@
 //!
 //! A flush is a prefix of what is not yet at Redis. It ends before it would touch more than [`TOUCHED_MAX`]
 //! contents (or days of contents, or minutes), so that one script stays short, and never between rows of one
-//! position: its mark is the position of its last row, and every cut is a whole state.
+//! position: its checkpoint is the position of its last row, and every cut is a whole state.
 
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use uuid::Uuid;
 
+use super::counters::{Day, engagement_ms};
 use super::keys;
-use super::tally::{Day, engagement_ms};
 use super::window::{Ring, WINDOWS};
 use crate::batch::{Batch, Row};
 use crate::event::Event;
-use crate::lsn::Mark;
+use crate::lsn::Checkpoint;
 use crate::model::content::Content;
 
 /// Contents, days of contents and minutes that one flush may touch, each.
@@ -25,13 +25,13 @@ pub struct Flushes<'a> {
     batches: &'a [Arc<Batch>],
     /// Rows of the first batch that are in an earlier flush.
     taken: usize,
-    mark: Mark,
+    checkpoint: Checkpoint,
 }
 
 /// What a prefix of the event sequence changes.
 pub struct Flush<'a> {
     /// What Redis covers once it has this.
-    pub mark: Mark,
+    pub checkpoint: Checkpoint,
     /// What happened to each content.
     pub contents: HashMap<Uuid, Touched>,
     /// Events by minute and event type.
@@ -65,16 +65,16 @@ pub struct Seen {
 }
 
 impl<'a> Flushes<'a> {
-    /// All of `batches`, for a Redis that stands at `mark`.
-    pub fn new(batches: &'a [Arc<Batch>], mark: Mark) -> Self {
-        Flushes { batches, taken: 0, mark }
+    /// All of `batches`, for a Redis that stands at `checkpoint`.
+    pub fn new(batches: &'a [Arc<Batch>], checkpoint: Checkpoint) -> Self {
+        Flushes { batches, taken: 0, checkpoint }
     }
 
-    /// The next flush; `None` when nothing is left, not even a mark.
+    /// The next flush; `None` when nothing is left, not even a checkpoint.
     pub fn next(&mut self, rings: &[Ring], now: i64) -> Option<Flush<'a>> {
-        let before = self.mark;
+        let before = self.checkpoint;
         let mut flush = Flush {
-            mark: before,
+            checkpoint: before,
             contents: HashMap::new(),
             minutes: HashMap::new(),
             expired_days: 0,
@@ -86,21 +86,21 @@ impl<'a> Flushes<'a> {
             let rest_of_batch = batch.rows().get(self.taken..).unwrap_or_default();
             for group in rest_of_batch.chunk_by(|a, b| a.position() == b.position()) {
                 if !flush.has_room_for(group) {
-                    flush.mark = self.mark;
+                    flush.checkpoint = self.checkpoint;
                     return Some(flush);
                 }
                 let position = group.last().map(Row::position);
-                debug_assert!(position.is_some_and(|position| !self.mark.holds(position)));
+                debug_assert!(position.is_some_and(|position| !self.checkpoint.holds(position)));
                 group.iter().for_each(|row| flush.add(batch, row, rings, now));
                 self.taken += group.len();
-                self.mark.position = position.max(self.mark.position);
+                self.checkpoint.position = position.max(self.checkpoint.position);
             }
-            self.mark = self.mark.advanced(batch.mark());
+            self.checkpoint = self.checkpoint.advanced(batch.checkpoint());
             self.batches = rest;
             self.taken = 0;
         }
-        flush.mark = self.mark;
-        (self.mark != before).then_some(flush)
+        flush.checkpoint = self.checkpoint;
+        (self.checkpoint != before).then_some(flush)
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn batches(commits: &[Commit], rows_max: usize) -> Vec<Arc<Batch>> {
-        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
         let mut batches = Vec::new();
         for (n, commit) in commits.iter().enumerate() {
             let commit_lsn = Lsn(100 * (n as u64 + 1));
@@ -274,8 +274,8 @@ mod tests {
         WINDOWS.map(|window| Ring::new(&window, NOW))
     }
 
-    fn flushes(batches: &[Arc<Batch>], mark: Mark) -> Vec<Flush<'_>> {
-        let mut flushes = Flushes::new(batches, mark);
+    fn flushes(batches: &[Arc<Batch>], checkpoint: Checkpoint) -> Vec<Flush<'_>> {
+        let mut flushes = Flushes::new(batches, checkpoint);
         std::iter::from_fn(|| flushes.next(&rings(), NOW)).collect()
     }
 
@@ -291,27 +291,27 @@ mod tests {
         #[test]
         fn whoever_goes_on_from_any_flush_adds_what_is_left(commits in commits(), rows_max in 1usize..3_000, again in 1usize..3_000) {
             let all = batches(&commits, rows_max);
-            let start = Mark::at(Lsn(1));
+            let start = Checkpoint::at(Lsn(1));
             let flushes = flushes(&all, start);
             let whole = sum(&flushes);
-            let end = all.last().unwrap().mark();
-            prop_assert_eq!(flushes.last().map_or(start, |flush| flush.mark), end);
-            let mut mark = start;
+            let end = all.last().unwrap().checkpoint();
+            prop_assert_eq!(flushes.last().map_or(start, |flush| flush.checkpoint), end);
+            let mut checkpoint = start;
             for (n, flush) in flushes.iter().enumerate() {
                 prop_assert!(flush.contents.len() <= TOUCHED_MAX && flush.days <= TOUCHED_MAX && flush.minutes.len() <= TOUCHED_MAX);
-                prop_assert!(flush.mark.covers(&mark) && flush.mark != mark);
-                mark = flush.mark;
+                prop_assert!(flush.checkpoint.covers(&checkpoint) && flush.checkpoint != checkpoint);
+                checkpoint = flush.checkpoint;
                 let mut resumed = sum(&flushes[..=n]);
-                let rest: Vec<_> = batches(&commits, again).iter().filter_map(|batch| batch.beyond(&mark)).collect();
-                super::tests::flushes(&rest, mark).iter().for_each(|flush| resumed.add(flush));
-                prop_assert_eq!(&resumed, &whole, "from {}", mark);
+                let rest: Vec<_> = batches(&commits, again).iter().filter_map(|batch| batch.beyond(&checkpoint)).collect();
+                super::tests::flushes(&rest, checkpoint).iter().for_each(|flush| resumed.add(flush));
+                prop_assert_eq!(&resumed, &whole, "from {}", checkpoint);
             }
         }
     }
 
     #[test]
     fn rows_of_one_position_stay_together_however_many_they_are() {
-        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
         let at = |ordinal| Position { commit_lsn: Lsn(100), ordinal };
         builder.push(Row::Event(event(at(0), Some(1), 0)));
         for id in 0..2 * TOUCHED_MAX {
@@ -321,28 +321,31 @@ mod tests {
         builder.push(Row::Event(event(at(2), Some(1), 0)));
         let batches = [Arc::new(builder.finish(false))];
         let ends: Vec<_> =
-            flushes(&batches, Mark::at(Lsn(1))).iter().map(|flush| flush.mark.position).collect();
+            flushes(&batches, Checkpoint::at(Lsn(1))).iter().map(|flush| flush.checkpoint.position).collect();
         assert_eq!(ends, [Some(at(0)), Some(at(2))]);
     }
 
     #[test]
     fn what_comes_after_its_counters_expired_is_left_out_and_told() {
-        let mut builder = BatchBuilder::new(Mark::at(Lsn(1)));
+        let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
         for (ordinal, hours) in [0, 3, 100].into_iter().enumerate() {
             let position = Position { commit_lsn: Lsn(100), ordinal: ordinal as u64 };
             builder.push(Row::Event(event(position, Some(1), hours * 3600)));
         }
         let batches = [Arc::new(builder.finish(false))];
-        let flush = flushes(&batches, Mark::at(Lsn(1))).remove(0);
+        let flush = flushes(&batches, Checkpoint::at(Lsn(1))).remove(0);
         assert_eq!((flush.expired_minutes, flush.expired_days), (2, 1));
         assert_eq!((flush.minutes.len(), flush.days), (1, 1), "{:?}", flush.minutes);
         assert_eq!(flush.contents[&Uuid::from_u128(1)].ms, 3, "all of them count for all time");
     }
 
     #[test]
-    fn a_mark_alone_is_a_flush() {
-        let batches = [Arc::new(Batch::empty(Mark::at(Lsn(9)), false))];
-        let flushes = flushes(&batches, Mark::at(Lsn(1)));
-        assert_eq!(flushes.iter().map(|flush| flush.mark).collect::<Vec<_>>(), [Mark::at(Lsn(9))]);
+    fn a_checkpoint_alone_is_a_flush() {
+        let batches = [Arc::new(Batch::empty(Checkpoint::at(Lsn(9)), false))];
+        let flushes = flushes(&batches, Checkpoint::at(Lsn(1)));
+        assert_eq!(
+            flushes.iter().map(|flush| flush.checkpoint).collect::<Vec<_>>(),
+            [Checkpoint::at(Lsn(9))]
+        );
     }
 }

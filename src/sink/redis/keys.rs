@@ -28,12 +28,17 @@ pub const LEADER_SECONDS: i64 = 32 * 86_400;
 /// How long a board lives without a refresh.
 pub const BOARD_SECONDS: i64 = 30;
 
-/// HASH of `mark` ([`crate::lsn::StoredMark`] as JSON), `token` and `session`. Never expires.
-pub fn mark(slot: &str) -> String {
+/// HASH of `checkpoint` ([`crate::lsn::StoredCheckpoint`] as JSON), `fencing_token` and `session`. Never expires.
+pub fn checkpoint(slot: &str) -> String {
+    format!("walcast:checkpoint:{slot}")
+}
+
+/// HASH of `token` and `mark`: the checkpoint of version 0.1. Moved when the fence is taken.
+pub fn former_checkpoint(slot: &str) -> String {
     format!("walcast:mark:{slot}")
 }
 
-/// HASH of `token`, `session` and `mark` while Redis is rebuilt; until it is gone nobody else writes.
+/// HASH of `fencing_token`, `session` and `checkpoint` while Redis is rebuilt; until it is gone nobody else writes.
 pub fn rebuild(slot: &str) -> String {
     format!("walcast:rebuild:{slot}")
 }
@@ -73,7 +78,7 @@ pub fn content_named(id: impl std::fmt::Display) -> String {
     format!("content:{id}")
 }
 
-/// HASH of the counters of one content on one UTC day (see [`super::tally::Day`]).
+/// HASH of the counters of one content on one UTC day (see [`super::counters::Day`]).
 pub fn engagement(id: &Uuid, day: i32) -> String {
     let date = time_text(i64::from(day) * DAY);
     format!("engagement:{id}:{}", date.get(..10).unwrap_or_default())
@@ -143,7 +148,7 @@ mod tests {
         assert_eq!(board_of_type(ten_minutes, "podcast"), "top_engagement:10min:podcast");
         assert_eq!(bucket(ten_minutes, 176_732_304), "walcast:10min:1767323040");
         assert_eq!(packed(hour, 29_455_384), "walcast:1h:1767323040:packed");
-        assert_eq!(mark("walcast"), "walcast:mark:walcast");
+        assert_eq!(checkpoint("walcast"), "walcast:checkpoint:walcast");
     }
 
     #[test]

@@ -8,15 +8,15 @@ use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use uuid::Uuid;
 
 use super::connection::{self, Call, Connection};
+use super::counters::{DAY_FIELDS, Day};
 use super::flush::{Flush, Flushes};
 use super::memory::{Memory, Wanted};
-use super::tally::{DAY_FIELDS, Day};
 use super::window::{Step, Sums, WINDOWS, Window};
 use super::{NAME, keys, packed};
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{Epoch, Mark, Session, StoredMark};
+use crate::lsn::{Checkpoint, HistoryId, Session, StoredCheckpoint};
 use crate::resume::read_stored;
 use crate::telemetry::metrics::REDIS_EXPIRED_EVENTS_TOTAL;
 
@@ -34,10 +34,10 @@ const ROWS_AT_ONCE: usize = 1_000;
 pub struct Live {
     connection: Connection,
     fence: Fence,
-    epoch: Epoch,
-    /// The mark as Redis has it, and its text there; empty while there is none.
-    mark: Mark,
-    mark_text: String,
+    history_id: HistoryId,
+    /// The checkpoint as Redis has it, and its text there; empty while there is none.
+    checkpoint: Checkpoint,
+    checkpoint_text: String,
     memory: Memory,
     refreshed_at: i64,
     leaders_renewed_at: i64,
@@ -45,7 +45,7 @@ pub struct Live {
 
 struct Fence {
     key: String,
-    token: i64,
+    fencing_token: i64,
     session: String,
 }
 
@@ -55,50 +55,53 @@ impl Live {
         mut connection: Connection,
         session: &Session,
         now: i64,
-    ) -> Result<(Live, Option<StoredMark>)> {
-        let fence = Fence::new(keys::mark(&session.epoch.slot), session);
+    ) -> Result<(Live, Option<StoredCheckpoint>)> {
+        let fence = Fence::new(keys::checkpoint(&session.history_id.slot), session);
         let mut call = fence.call();
-        call.key(keys::rebuild(&session.epoch.slot));
+        call.key(keys::rebuild(&session.history_id.slot));
+        call.key(keys::former_checkpoint(&session.history_id.slot));
         let answer = connection.run(&connection::CLAIM, &call).await?;
         failpoint!("redis_recover_after_claim");
-        let mark_text = answer.into_iter().next().unwrap_or_default();
-        let stored = match mark_text.is_empty() {
+        let checkpoint_text = answer.into_iter().next().unwrap_or_default();
+        let stored = match checkpoint_text.is_empty() {
             true => {
                 refuse_remains(&mut connection, &fence.key).await?;
                 None
             }
-            false => Some(read_stored(NAME, &fence.key, mark_text.as_bytes())?),
+            false => Some(read_stored(NAME, &fence.key, checkpoint_text.as_bytes())?),
         };
-        let mark = stored.as_ref().map_or(Mark::at(session.start), |stored| stored.mark);
-        let mut live = Live::new(connection, fence, session, mark, mark_text, now);
+        let checkpoint = stored.as_ref().map_or(Checkpoint::at(session.start), |stored| stored.checkpoint);
+        let mut live = Live::new(connection, fence, session, checkpoint, checkpoint_text, now);
         live.load(now).await?;
         Ok((live, stored))
     }
 
-    /// Takes the fence for a rebuild: the key that stands for it takes the mark's place, and nothing is known to be
+    /// Takes the fence for a rebuild: the key that stands for it takes the checkpoint's place, and nothing is known to be
     /// there.
     pub async fn rebuild(mut connection: Connection, session: &Session, now: i64) -> Result<Live> {
-        let fence = Fence::new(keys::rebuild(&session.epoch.slot), session);
+        let fence = Fence::new(keys::rebuild(&session.history_id.slot), session);
         let mut call = Call::default();
-        call.key(keys::mark(&session.epoch.slot)).key(&fence.key).number(fence.token).arg(&fence.session);
+        let slot = &session.history_id.slot;
+        call.key(keys::checkpoint(slot)).key(&fence.key).key(keys::former_checkpoint(slot));
+        call.number(fence.fencing_token).arg(&fence.session);
         connection.run(&connection::REBUILD, &call).await?;
-        Ok(Live::new(connection, fence, session, Mark::default(), String::new(), now))
+        Ok(Live::new(connection, fence, session, Checkpoint::default(), String::new(), now))
     }
 
     fn new(
         connection: Connection,
         fence: Fence,
         session: &Session,
-        mark: Mark,
-        mark_text: String,
+        checkpoint: Checkpoint,
+        checkpoint_text: String,
         now: i64,
     ) -> Live {
         Live {
             connection,
             fence,
-            epoch: session.epoch.clone(),
-            mark,
-            mark_text,
+            history_id: session.history_id.clone(),
+            checkpoint,
+            checkpoint_text,
             memory: Memory::new(now),
             refreshed_at: 0,
             leaders_renewed_at: 0,
@@ -118,20 +121,20 @@ impl Live {
     }
 
     /// Ends a rebuild.
-    pub async fn rebuilt(&mut self, mark_key: &str, mark: &StoredMark) -> Result<()> {
+    pub async fn rebuilt(&mut self, checkpoint_key: &str, checkpoint: &StoredCheckpoint) -> Result<()> {
         let mut call = self.fence.call();
-        call.key(mark_key).arg(mark.to_json());
+        call.key(checkpoint_key).arg(checkpoint.to_json());
         self.connection.run(&connection::REBUILT, &call).await.map(drop)
     }
 
-    /// Writes all batches, flush by flush; gives the mark of the last.
-    pub async fn write(&mut self, batches: &[Arc<Batch>], now: i64) -> Result<Mark> {
+    /// Writes all batches, flush by flush; gives the checkpoint of the last.
+    pub async fn write(&mut self, batches: &[Arc<Batch>], now: i64) -> Result<Checkpoint> {
         self.advance(now).await?;
-        let mut flushes = Flushes::new(batches, self.mark);
+        let mut flushes = Flushes::new(batches, self.checkpoint);
         while let Some(flush) = flushes.next(&self.memory.rings, now) {
             self.flush(flush, now).await?;
         }
-        Ok(self.mark)
+        Ok(self.checkpoint)
     }
 
     /// Lets time pass: windows move, one idle bucket is packed, boards are refreshed.
@@ -148,16 +151,16 @@ impl Live {
     async fn flush(&mut self, flush: Flush<'_>, now: i64) -> Result<()> {
         self.read(&flush, now).await?;
         count_expired(&flush);
-        let mark = flush.mark;
-        let mark_text = StoredMark::new(&self.epoch, mark).to_json();
+        let checkpoint = flush.checkpoint;
+        let checkpoint_text = StoredCheckpoint::new(&self.history_id, checkpoint).to_json();
         let mut call = self.fence.call();
-        call.arg(&self.mark_text).arg(&mark_text);
+        call.arg(&self.checkpoint_text).arg(&checkpoint_text);
         self.memory.apply(flush, now, &mut call);
         failpoint!("redis_before_flush");
         self.connection.run(&connection::FLUSH, &call).await?;
         failpoint!("redis_after_flush");
-        self.mark = mark;
-        self.mark_text = mark_text;
+        self.checkpoint = checkpoint;
+        self.checkpoint_text = checkpoint_text;
         Ok(())
     }
 
@@ -242,7 +245,7 @@ impl Live {
             scan.arg(keys::TOTALS).arg(cursor).arg("COUNT").arg(1_000);
             let (next, totals): (u64, Vec<(Vec<u8>, u64)>) = self.connection.ask(&scan).await?;
             for (id, ms) in totals {
-                let id = Uuid::from_slice(&id).map_err(|_| self.foreign_field(keys::TOTALS))?;
+                let id = Uuid::from_slice(&id).map_err(|_| self.unexpected_field(keys::TOTALS))?;
                 self.memory.boards.total(id, ms);
             }
             cursor = next;
@@ -345,19 +348,19 @@ impl Live {
         Ok(())
     }
 
-    fn foreign_field(&self, key: &str) -> Error {
+    fn unexpected_field(&self, key: &str) -> Error {
         self.connection.unreadable(key, "a field that is no content id")
     }
 }
 
 impl Fence {
     fn new(key: String, session: &Session) -> Self {
-        Fence { key, token: session.token, session: Uuid::new_v4().simple().to_string() }
+        Fence { key, fencing_token: session.fencing_token, session: Uuid::new_v4().simple().to_string() }
     }
 
     fn call(&self) -> Call {
         let mut call = Call::default();
-        call.key(&self.key).number(self.token).arg(&self.session);
+        call.key(&self.key).number(self.fencing_token).arg(&self.session);
         call
     }
 
@@ -391,30 +394,34 @@ impl Wanted {
     }
 }
 
-/// The mark as it is now, with the refusals that a start would meet; nobody is shut out.
-pub async fn peek(connection: &mut Connection, slot: &str) -> Result<Option<StoredMark>> {
-    let (mark, rebuild) = (keys::mark(slot), keys::rebuild(slot));
+/// The checkpoint as it is now, with the refusals that a start would meet; nobody is shut out.
+pub async fn peek(connection: &mut Connection, slot: &str) -> Result<Option<StoredCheckpoint>> {
+    let (checkpoint, rebuild) = (keys::checkpoint(slot), keys::rebuild(slot));
     if connection.ask(redis::cmd("EXISTS").arg(&rebuild)).await? {
         return Err(connection.rebuilding(&rebuild));
     }
-    let text: Option<String> = connection.ask(redis::cmd("HGET").arg(&mark).arg("mark")).await?;
+    let mut text: Option<String> =
+        connection.ask(redis::cmd("HGET").arg(&checkpoint).arg("checkpoint")).await?;
+    if text.is_none() {
+        text = connection.ask(redis::cmd("HGET").arg(keys::former_checkpoint(slot)).arg("mark")).await?;
+    }
     let Some(text) = text else {
-        refuse_remains(connection, &mark).await?;
+        refuse_remains(connection, &checkpoint).await?;
         return Ok(None);
     };
-    read_stored(NAME, &mark, text.as_bytes()).map(Some)
+    read_stored(NAME, &checkpoint, text.as_bytes()).map(Some)
 }
 
-/// Counters without a mark of ours are somebody else's, or what is left of a mark that was deleted: adding to
+/// Counters without a checkpoint of ours are somebody else's, or what is left of a checkpoint that was deleted: adding to
 /// them would count twice.
-async fn refuse_remains(connection: &mut Connection, mark_key: &str) -> Result<()> {
+async fn refuse_remains(connection: &mut Connection, checkpoint_key: &str) -> Result<()> {
     let remains: bool = connection.ask(redis::cmd("EXISTS").arg(keys::TOTALS)).await?;
     if !remains {
         return Ok(());
     }
     Err(Error::new(
         Code::RedisRemains,
-        format!("redis holds counters of walcast ({}) and no {mark_key}: they belong to another slot, or their mark was deleted", keys::TOTALS),
+        format!("redis holds counters of walcast ({}) and no {checkpoint_key}: they belong to another slot, or their checkpoint was deleted", keys::TOTALS),
     )
     .hint("give walcast a database of its own (redis.db), or run `walcast rebuild redis`, which replaces what walcast keeps there"))
 }

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::boards::Boards;
 use super::connection::Call;
+use super::counters::Day;
 use super::flush::{Flush, Seen, Touched};
 use super::keys;
 use super::recent::Recent;
-use super::tally::Day;
 use super::window::{Ring, WINDOWS};
 use crate::event::schema::{CONTENT_FIELD_COUNT, ContentRecord, Field, Origin, Visit, visit_content};
 use crate::event::{Content, ContentChange};

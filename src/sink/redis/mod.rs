@@ -4,13 +4,13 @@
 //!
 //! [`flush`] cuts the event sequence into prefixes and adds each up. What memory does not know of the keys it
 //! changes is read ([`memory`]), the sums are added, and one script writes the *results*, not the increments,
-//! together with the mark. The script first checks that nobody has taken over (token), that no earlier
-//! connection of ours speaks (session), that the mark is the one we go on from, and that every key is of its
+//! together with the checkpoint. The script first checks that nobody has taken over (fencing token), that no earlier
+//! connection of ours speaks (session), that the checkpoint is the one we go on from, and that every key is of its
 //! type; only then it writes. So a flush happens wholly or not at all, once.
 //!
 //! Whatever else happens (a lost answer, a lost connection, a refusal) drops memory and connection; `recover`
-//! takes a new fence, which shuts out all that is still on its way, reads mark and windows, and goes on from
-//! the mark it finds. There is no other repair.
+//! takes a new fence, which shuts out all that is still on its way, reads checkpoint and windows, and goes on from
+//! the checkpoint it finds. There is no other repair.
 //!
 //! Boards are for show: [`boards`] writes only what differs from what Redis shows, and rewrites a board that
 //! it finds otherwise. They vanish when walcast stops, rather than be stale.
@@ -31,7 +31,7 @@ mod packed;
 pub mod reader;
 mod rebuild;
 mod recent;
-mod tally;
+mod counters;
 pub mod window;
 
 use std::sync::Arc;
@@ -46,8 +46,8 @@ pub use rebuild::Rebuild;
 
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Mark, Session, StoredMark};
-use crate::sink::{Finding, Guarantee, Pace, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
+use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
 
 /// The name in configuration, metrics and state.
 pub const NAME: &str = "redis";
@@ -101,20 +101,20 @@ impl SinkIdentity for RedisSink {
 
 #[async_trait]
 impl Sink for RedisSink {
-    fn pace(&self) -> Pace {
-        Pace {
+    fn batch_policy(&self) -> BatchPolicy {
+        BatchPolicy {
             linger: Duration::ZERO,
             write_bytes_max: 4 << 20,
             tick_every: Some(Duration::from_millis(self.config.refresh_ms.max(10))),
         }
     }
 
-    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         self.live = None;
         let connection = Connection::open(&self.config).await?;
-        let (live, mark) = Live::recover(connection, session, (self.clock)()).await?;
+        let (live, checkpoint) = Live::recover(connection, session, (self.clock)()).await?;
         self.live = Some(live);
-        Ok(mark)
+        Ok(checkpoint)
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
@@ -122,12 +122,12 @@ impl Sink for RedisSink {
         let Some(mut live) = self.live.take() else {
             return Err(Error::new(Code::Unavailable, "redis is to be recovered first"));
         };
-        let mark = live.write(batches, (self.clock)()).await?;
+        let checkpoint = live.write(batches, (self.clock)()).await?;
         self.live = Some(live);
-        Ok(Written::Durable(mark))
+        Ok(Written::Durable(checkpoint))
     }
 
-    async fn tick(&mut self) -> Result<Option<Mark>> {
+    async fn tick(&mut self) -> Result<Option<Checkpoint>> {
         if let Some(mut live) = self.live.take() {
             live.tick((self.clock)()).await?;
             self.live = Some(live);
@@ -135,7 +135,7 @@ impl Sink for RedisSink {
         Ok(None)
     }
 
-    async fn flush(&mut self) -> Result<Option<Mark>> {
+    async fn flush(&mut self) -> Result<Option<Checkpoint>> {
         // every write is durable when it returns
         Ok(None)
     }
@@ -168,9 +168,9 @@ impl SinkAdmin for RedisSink {
         Ok(())
     }
 
-    async fn peek(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+    async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         let mut connection = Connection::open(&self.config).await?;
-        live::peek(&mut connection, &session.epoch.slot).await
+        live::peek(&mut connection, &session.history_id.slot).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! Filling Redis anew, from all events there are.
 //!
-//! While it lasts a key of its own, [`keys::rebuild`], takes the place of the mark: everybody else is refused, also
+//! While it lasts a key of its own, [`keys::rebuild`], takes the place of the checkpoint: everybody else is refused, also
 //! after a crash, until a rebuild has ended. The events go through the sink's own flushes and memory, so what is
 //! written is what the sink reads. Boards are written at the end, all in one script: readers see the former ones (or,
 //! after 30 s without a refresh, empty ones) and then the new.
@@ -15,7 +15,7 @@ use crate::batch::{BatchBuilder, Event, Row};
 use crate::error::{Code, Error, Result};
 use crate::event::{Content, Engagement};
 use crate::failpoint::failpoint;
-use crate::lsn::{Lsn, Mark, Position, Session, StoredMark};
+use crate::lsn::{Checkpoint, Lsn, Position, Session, StoredCheckpoint};
 
 /// Events handed on together.
 const EVENTS_AT_ONCE: usize = 4_096;
@@ -38,7 +38,7 @@ impl Rebuild {
     }
 
     /// Shuts everybody else out, and empties what walcast has written except the boards. `session` must have the
-    /// newest token.
+    /// newest fencing token.
     pub async fn begin(config: &RedisConfig, session: &Session) -> Result<Rebuild> {
         let mut connection = Connection::open(config).await?;
         let live_connection = Connection::open(config).await?;
@@ -46,7 +46,7 @@ impl Rebuild {
         failpoint!("redis_rebuild_after_begin");
         clear(&mut connection, &live.fence_call()).await?;
         failpoint!("redis_rebuild_after_clear");
-        let builder = BatchBuilder::new(Mark::default());
+        let builder = BatchBuilder::new(Checkpoint::default());
         Ok(Rebuild { live, builder, session: session.clone(), events: 0 })
     }
 
@@ -66,14 +66,14 @@ impl Rebuild {
         self.live.pack_one(system_micros()).await
     }
 
-    /// Shows the boards, and sets the mark: all below `held` is in.
-    pub async fn end(mut self, held: Lsn) -> Result<()> {
+    /// Shows the boards, and sets the checkpoint: all below `end` is in.
+    pub async fn end(mut self, end: Lsn) -> Result<()> {
         self.write().await?;
         self.live.show(system_micros()).await?;
-        failpoint!("redis_rebuild_before_mark");
-        let mark = StoredMark::new(&self.session.epoch, Mark::at(held));
-        self.live.rebuilt(&keys::mark(&self.session.epoch.slot), &mark).await?;
-        failpoint!("redis_rebuild_after_mark");
+        failpoint!("redis_rebuild_before_checkpoint");
+        let checkpoint = StoredCheckpoint::new(&self.session.history_id, Checkpoint::at(end));
+        self.live.rebuilt(&keys::checkpoint(&self.session.history_id.slot), &checkpoint).await?;
+        failpoint!("redis_rebuild_after_checkpoint");
         Ok(())
     }
 
@@ -85,14 +85,19 @@ impl Rebuild {
 
 /// Counters have no slot in their names: those of another slot would go too.
 async fn refuse_others(connection: &mut Connection, slot: &str) -> Result<()> {
-    let ours = keys::mark(slot);
+    for checkpoint in [keys::checkpoint, keys::former_checkpoint] {
+        refuse_other(connection, &checkpoint(slot), &checkpoint("*")).await?;
+    }
+    Ok(())
+}
+
+async fn refuse_other(connection: &mut Connection, ours: &str, any: &str) -> Result<()> {
     let mut cursor: u64 = 0;
     loop {
         let mut scan = redis::cmd("SCAN");
-        let (next, found): (u64, Vec<String>) = connection
-            .ask(scan.arg(cursor).arg("MATCH").arg(keys::mark("*")).arg("COUNT").arg(KEYS_AT_ONCE))
-            .await?;
-        if let Some(other) = found.iter().find(|name| **name != ours) {
+        let (next, found): (u64, Vec<String>) =
+            connection.ask(scan.arg(cursor).arg("MATCH").arg(any).arg("COUNT").arg(KEYS_AT_ONCE)).await?;
+        if let Some(other) = found.iter().find(|name| *name != ours) {
             let message = format!("redis holds the counters of another slot ({other})");
             return Err(Error::new(Code::RedisRemains, message).hint(
                 "give walcast a database of its own (redis.db), or delete that key if the slot is no more",

@@ -5,6 +5,7 @@ mod server;
 mod slot;
 mod table;
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -224,13 +225,13 @@ async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Findin
         );
         return Ok(Finding::fail(Code::PostgresRights, id, subject, "may not be written by this role", fix));
     }
+    let other_version = |message, fix| Finding::fail(Code::StateOtherVersion, id, subject, message, fix);
     let applied = "SELECT count(*) FROM walcast.migration";
     let applied: i64 = sql::get(&client.query_one(applied, &[]).await.map_err(sql::error)?, 0)?;
-    Ok(match applied < MIGRATIONS.len() as i64 {
-        true => {
-            Finding::fail(Code::NotInitialised, id, subject, "is that of an older walcast", "walcast init")
-        }
-        false => Finding::ok(id, subject, "is there"),
+    Ok(match applied.cmp(&(MIGRATIONS.len() as i64)) {
+        Ordering::Less => other_version("is that of an older walcast", "walcast init"),
+        Ordering::Equal => Finding::ok(id, subject, "is there"),
+        Ordering::Greater => other_version("is that of a newer walcast", "start the newer walcast"),
     })
 }
 

@@ -12,7 +12,7 @@ export function sinkState(line, figures) {
   return { level: "ok", word: "ok" };
 }
 
-const isLate = (line, figures) => line.lag_seconds * 1000 > (figures?.promise_ms ?? Infinity);
+const isLate = (line, figures) => line.lag_seconds * 1000 > (figures?.latency_objective_ms ?? Infinity);
 
 function streamState({ status }) {
   if (status.state !== "streaming") {
@@ -79,20 +79,20 @@ function node(key) {
   return element;
 }
 
-function promise(name) {
-  const cells = ["p50", "p99", "promise"].map(() => make("td", { class: "number" }));
+function objective(name) {
+  const cells = ["p50", "p99", "objective"].map(() => make("td", { class: "number" }));
   const kept = badge();
   const row = make("tr", {}, make("th", { scope: "row" }, name), ...cells, make("td", {}, kept));
-  row.show = ({ p50_ms, p99_ms, promise_ms }) => {
-    [p50_ms, p99_ms, promise_ms].forEach((ms, place) => say(cells[place], milliseconds(ms ?? undefined)));
-    kept.show(verdict(p99_ms, promise_ms));
+  row.show = ({ p50_ms, p99_ms, latency_objective_ms }) => {
+    [p50_ms, p99_ms, latency_objective_ms].forEach((ms, place) => say(cells[place], milliseconds(ms ?? undefined)));
+    kept.show(verdict(p99_ms, latency_objective_ms));
   };
   return row;
 }
 
-function verdict(p99, promised) {
+function verdict(p99, objective) {
   if (p99 === null) return { level: "idle", word: "no rows" };
-  return p99 <= promised ? { level: "ok", word: "kept" } : { level: "warn", word: "late" };
+  return p99 <= objective ? { level: "ok", word: "kept" } : { level: "warn", word: "late" };
 }
 
 const problemBadge = badge();
@@ -101,14 +101,14 @@ at("problem").append(problemBadge, problemText);
 problemBadge.show({ level: "idle", word: "Connecting" });
 const showStages = keyed(at("stages"), node);
 const showTargets = keyed(at("targets"), node);
-const showPromises = keyed(at("promises").tBodies[0], promise);
+const showObjectives = keyed(at("objectives").tBodies[0], objective);
 
 export function showPipeline(state) {
   const { status, figures } = state;
   showProblem(status);
   showStages(stages(state));
   showTargets(targets(state));
-  showPromises(status.sinks.map((line, place) => [line.name, figures.sinks[place]]).filter(([, known]) => known));
+  showObjectives(status.sinks.map((line, place) => [line.name, figures.sinks[place]]).filter(([, known]) => known));
   say(at("events-rate"), rate(figures.events_per_second));
   say(at("events-total"), `${count(status.source.events_total)} since the start`);
   showSafety(status.source.slot, figures);

@@ -10,7 +10,7 @@ const LITTLE_BYTES = 64 * 2 ** 20;
 function rungs({ status, figures }) {
   const { slot, received_lsn } = status.source;
   const rung = (key, name, text, holds = false) => [key, { name, text, place: lsn(text ?? "0/0"), holds }];
-  const sinks = status.sinks.map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.held_lsn, figures.holders.includes(sink.name)));
+  const sinks = status.sinks.map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.durable_lsn, figures.holders.includes(sink.name)));
   const ladder = [
     rung("head", "head of the WAL", slot?.wal_lsn),
     rung("sent", "sent to walcast", slot?.sent_lsn),

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tonic::Code;
 use walcast::error::{self, Class};
-use walcast::lsn::Mark;
+use walcast::lsn::Checkpoint;
 use walcast::sink::Sink;
 use walcast::sink::bigquery::{BigQuerySink, Partitioning};
 use walcast::source::sql;
@@ -27,16 +27,16 @@ async fn a_crash_after_the_append_leaves_nothing() {
     let (mut sink, _) = world.start().await;
     sink.write(&batches(3)).await.unwrap();
     drop(sink);
-    let (_, mark) = world.start().await;
-    assert_eq!(mark, None);
+    let (_, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, None);
     world.check_recovers(&batches(3)).await;
     world.end().await;
 }
 
 /// Writes, and crashes in the flush where the fault holds it.
 async fn crash(world: &World, method: &'static str, fault: Fault) {
-    let (mut sink, mark) = world.start().await;
-    assert_eq!(mark, None);
+    let (mut sink, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, None);
     sink.write(&batches(3)).await.unwrap();
     world.proxy.next(method, fault);
     tokio::select! {
@@ -52,8 +52,8 @@ async fn a_crash_after_finalize_leaves_nothing() {
     let world = World::new().await;
     crash(&world, FINALIZE, Fault::HoldAfter).await;
     assert!(matches!(world.progress().await, (None, None)));
-    let (_, mark) = world.start().await;
-    assert_eq!((mark, world.ids().await), (None, vec![]));
+    let (_, checkpoint) = world.start().await;
+    assert_eq!((checkpoint, world.ids().await), (None, vec![]));
     world.check_recovers(&batches(4)).await;
     world.end().await;
 }
@@ -63,20 +63,20 @@ async fn a_crash_after_the_intent_is_mended_by_the_commit() {
     let world = World::new().await;
     crash(&world, COMMIT, Fault::HoldBefore).await;
     assert!(matches!(world.progress().await, (None, Some(_))));
-    let (_, mark) = world.start().await;
-    assert_eq!((mark, world.ids().await), (Some(batches(3)[2].mark()), ids_of(&batches(3))));
+    let (_, checkpoint) = world.start().await;
+    assert_eq!((checkpoint, world.ids().await), (Some(batches(3)[2].checkpoint()), ids_of(&batches(3))));
     world.check_recovers(&batches(4)).await;
     world.end().await;
 }
 
 #[tokio::test]
-async fn a_crash_between_commit_and_mark_is_mended_by_the_same_commit() {
+async fn a_crash_between_commit_and_checkpoint_is_mended_by_the_same_commit() {
     let world = World::new().await;
     crash(&world, COMMIT, Fault::HoldAfter).await;
     assert!(matches!(world.progress().await, (None, Some(_))));
     assert_eq!(world.ids().await, ids_of(&batches(3)));
-    let (_, mark) = world.start().await;
-    assert_eq!(mark, Some(batches(3)[2].mark()));
+    let (_, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, Some(batches(3)[2].checkpoint()));
     world.check_recovers(&batches(4)).await;
     world.end().await;
 }
@@ -89,8 +89,8 @@ async fn when_the_intents_stream_is_gone_the_table_tells() {
             crash(&world, COMMIT, fault).await;
             world.proxy.next(COMMIT, Fault::Refuse(Code::NotFound));
             world.proxy.next("GetWriteStream", Fault::Refuse(Code::NotFound));
-            let (_, mark) = world.start().await;
-            assert_eq!(mark, committed.then(|| batches(3)[2].mark()));
+            let (_, checkpoint) = world.start().await;
+            assert_eq!(checkpoint, committed.then(|| batches(3)[2].checkpoint()));
             assert!(matches!(world.progress().await, (_, None)), "settled for good");
             world.check_recovers(&batches(4)).await;
             world.end().await;
@@ -103,8 +103,8 @@ async fn a_stream_in_no_state_to_be_committed_was_committed_or_is_not_given_up()
     let world = World::new().await;
     crash(&world, COMMIT, Fault::HoldAfter).await;
     world.proxy.next(COMMIT, Fault::RefuseFor(StorageErrorCode::InvalidStreamState));
-    let (_, mark) = world.start().await;
-    assert_eq!(mark, Some(batches(3)[2].mark()));
+    let (_, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, Some(batches(3)[2].checkpoint()));
     world.end().await;
 
     let world = World::new().await;
@@ -132,8 +132,8 @@ async fn after_a_lost_answer_the_running_sink_settles_and_goes_on() {
     assert!(sink.flush().await.is_err());
     assert!(sink.write(&batches[3..]).await.is_err(), "not before it is recovered");
     let stored = sink.recover(&session).await.unwrap().unwrap();
-    assert_eq!(stored.mark, batches[2].mark());
-    world.deliver(&mut sink, Some(stored.mark), &batches).await.unwrap();
+    assert_eq!(stored.checkpoint, batches[2].checkpoint());
+    world.deliver(&mut sink, Some(stored.checkpoint), &batches).await.unwrap();
     assert_eq!(world.ids().await, ids_of(&batches));
     world.end().await;
 }
@@ -144,11 +144,11 @@ async fn an_older_instance_changes_nothing() {
     let (mut older, _) = world.start().await;
     let all = batches(3);
     older.write(&all[..2]).await.unwrap();
-    let (mut newer, mark) = world.start().await;
+    let (mut newer, checkpoint) = world.start().await;
     let error = older.flush().await.unwrap_err();
     assert_eq!(error.code(), error::Code::Fenced);
     assert_eq!(world.ids().await, NOTHING);
-    world.deliver(&mut newer, mark, &all).await.unwrap();
+    world.deliver(&mut newer, checkpoint, &all).await.unwrap();
     assert_eq!(world.ids().await, ids_of(&all));
     world.end().await;
 }
@@ -163,12 +163,12 @@ async fn a_paused_instances_commit_is_the_newer_ones_too() {
     let older = tokio::spawn(async move { older.flush().await });
     world.proxy.reached(COMMIT).await;
 
-    let (mut newer, mark) = world.start().await;
-    assert_eq!(mark, Some(all[1].mark()), "what the older one was about to do is done");
+    let (mut newer, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, Some(all[1].checkpoint()), "what the older one was about to do is done");
     newer.write(&all[2..3]).await.unwrap();
     world.proxy.release();
     assert_eq!(older.await.unwrap().unwrap_err().code(), error::Code::Fenced);
-    world.deliver(&mut newer, Some(all[2].mark()), &all).await.unwrap();
+    world.deliver(&mut newer, Some(all[2].checkpoint()), &all).await.unwrap();
     assert_eq!(world.ids().await, ids_of(&all));
     world.end().await;
 }
@@ -181,16 +181,16 @@ async fn a_state_older_than_the_table_writes_nothing_twice() {
     world.deliver(&mut sink, None, &all[..1]).await.unwrap();
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, "CREATE TABLE backup AS SELECT * FROM walcast.progress").await;
-    world.deliver(&mut sink, Some(all[0].mark()), &all[..3]).await.unwrap();
+    world.deliver(&mut sink, Some(all[0].checkpoint()), &all[..3]).await.unwrap();
     run(&client, "DELETE FROM walcast.progress; INSERT INTO walcast.progress SELECT * FROM backup").await;
 
-    let (mut sink, mark) = world.start().await;
-    assert_eq!(mark, Some(all[0].mark()));
+    let (mut sink, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, Some(all[0].checkpoint()));
     // a write that is there wholly, one that is there in part, and one that is not
     sink.write(&all[1..2]).await.unwrap();
     sink.write(&all[2..4]).await.unwrap();
     sink.write(&all[4..]).await.unwrap();
-    assert_eq!(sink.flush().await.unwrap(), Some(all[4].mark()));
+    assert_eq!(sink.flush().await.unwrap(), Some(all[4].checkpoint()));
     assert_eq!(world.ids().await, ids_of(&all));
 
     run(&client, "DELETE FROM walcast.progress").await;
@@ -210,9 +210,9 @@ async fn random_crashes_and_faults_leave_each_event_once() {
     .await;
     let all = batches(40);
     for life in 0..12 {
-        let (mut sink, mark) = world.start().await;
-        let mark = mark.unwrap_or(Mark::at(START));
-        let missing: Vec<_> = all.iter().filter_map(|batch| batch.beyond(&mark)).collect();
+        let (mut sink, checkpoint) = world.start().await;
+        let checkpoint = checkpoint.unwrap_or(Checkpoint::at(START));
+        let missing: Vec<_> = all.iter().filter_map(|batch| batch.beyond(&checkpoint)).collect();
         let method = [APPEND, FINALIZE, COMMIT][rng.random_range(0..3)];
         let fault = [Fault::HoldBefore, Fault::HoldAfter, Fault::LoseAnswer][rng.random_range(0..3)];
         world.proxy.next(method, fault);

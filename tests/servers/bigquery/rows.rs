@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use walcast::batch::Batch;
-use walcast::lsn::{Lsn, Mark};
+use walcast::lsn::{Checkpoint, Lsn};
 use walcast::sink::{Sink, Written};
 
 use super::world::{World, batches, batches_with, ids_of, now_micros};
@@ -16,18 +16,18 @@ const NOTHING: [i64; 0] = [];
 #[tokio::test]
 async fn rows_are_seen_once_and_only_after_their_commit() {
     let world = World::new().await;
-    let (mut sink, mark) = world.start().await;
-    assert_eq!(mark, None);
+    let (mut sink, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, None);
     let batches = batches(4);
     assert_eq!(sink.write(&batches[..2]).await.unwrap(), Written::Accepted);
     assert_eq!(sink.write(&batches[2..3]).await.unwrap(), Written::Accepted);
     assert_eq!(world.ids().await, NOTHING);
-    assert_eq!(sink.flush().await.unwrap(), Some(batches[2].mark()));
+    assert_eq!(sink.flush().await.unwrap(), Some(batches[2].checkpoint()));
     assert_eq!(world.ids().await, ids_of(&batches[..3]));
     assert_eq!(sink.flush().await.unwrap(), None, "nothing new");
 
     sink.write(&batches[3..]).await.unwrap();
-    assert_eq!(sink.flush().await.unwrap(), Some(batches[3].mark()));
+    assert_eq!(sink.flush().await.unwrap(), Some(batches[3].checkpoint()));
     assert_eq!(world.ids().await, ids_of(&batches));
     assert!(matches!(world.progress().await, (Some(_), None)), "no intent is left");
     world.end().await;
@@ -58,7 +58,7 @@ async fn every_column_is_what_the_event_says() {
         engagement_pct, UNIX_MICROS(commit_ts) > 0, commit_lsn, ordinal, epoch, bucket_30m, UNIX_MICROS(ingested_at) > 0";
     let row = |id: i64| format!("SELECT {columns} FROM engagement_events WHERE event_id = {id}");
     let id = |number| json!(Uuid::from_u128(number).to_string());
-    let epoch = world.epoch.epoch.to_string();
+    let history_id = world.history_id.uuid.to_string();
     assert_eq!(
         json!(world.query(&row(3)).await[0]),
         json!([
@@ -80,7 +80,7 @@ async fn every_column_is_what_the_event_says() {
             "true",
             "1000",
             "3",
-            epoch,
+            history_id,
             "9599",
             "true"
         ])
@@ -114,8 +114,10 @@ async fn rows_appear_by_themselves_after_the_commit_interval() {
     sink.write(&batches).await.unwrap();
     assert_eq!(sink.tick().await.unwrap(), None, "not yet");
     let sink = tokio::sync::Mutex::new(sink);
-    wait_until("a tick commits", async || sink.lock().await.tick().await.unwrap() == Some(batches[0].mark()))
-        .await;
+    wait_until("a tick commits", async || {
+        sink.lock().await.tick().await.unwrap() == Some(batches[0].checkpoint())
+    })
+    .await;
     assert_eq!(world.ids().await, ids_of(&batches));
     world.end().await;
 }
@@ -127,14 +129,14 @@ async fn a_full_stream_does_not_wait() {
     let batches = batches(5);
     assert_eq!(sink.write(&batches).await.unwrap(), Written::Accepted, "the fifth is still open");
     assert_eq!(world.ids().await, ids_of(&batches[..4]));
-    assert_eq!(sink.tick().await.unwrap(), Some(batches[3].mark()), "told at the next tick");
-    assert_eq!(sink.flush().await.unwrap(), Some(batches[4].mark()));
+    assert_eq!(sink.tick().await.unwrap(), Some(batches[3].checkpoint()), "told at the next tick");
+    assert_eq!(sink.flush().await.unwrap(), Some(batches[4].checkpoint()));
     assert_eq!(world.ids().await, ids_of(&batches));
 
     let world_of_bytes = World::with(|config| config.batch_bytes_max = 3_000).await;
     let (mut sink, _) = world_of_bytes.start().await;
     assert!(
-        matches!(sink.write(&batches[..2]).await.unwrap(), Written::Durable(mark) if mark == batches[1].mark())
+        matches!(sink.write(&batches[..2]).await.unwrap(), Written::Durable(checkpoint) if checkpoint == batches[1].checkpoint())
     );
     world.end().await;
     world_of_bytes.end().await;
@@ -144,17 +146,17 @@ async fn a_full_stream_does_not_wait() {
 async fn a_heartbeat_is_durable_at_once_or_with_the_open_stream() {
     let world = World::new().await;
     let (mut sink, _) = world.start().await;
-    let heartbeat = |lsn| [Arc::new(Batch::empty(Mark::at(Lsn(lsn)), false))];
-    assert_eq!(sink.write(&heartbeat(50)).await.unwrap(), Written::Durable(Mark::at(Lsn(50))));
-    let (mut sink, mark) = world.start().await;
-    assert_eq!(mark, Some(Mark::at(Lsn(50))));
+    let heartbeat = |lsn| [Arc::new(Batch::empty(Checkpoint::at(Lsn(lsn)), false))];
+    assert_eq!(sink.write(&heartbeat(50)).await.unwrap(), Written::Durable(Checkpoint::at(Lsn(50))));
+    let (mut sink, checkpoint) = world.start().await;
+    assert_eq!(checkpoint, Some(Checkpoint::at(Lsn(50))));
 
     let batches = batches(1);
     sink.write(&batches).await.unwrap();
     assert_eq!(sink.write(&heartbeat(5_000)).await.unwrap(), Written::Accepted);
-    let mark = batches[0].mark().advanced(Mark::at(Lsn(5_000)));
-    assert_eq!(sink.flush().await.unwrap(), Some(mark));
+    let checkpoint = batches[0].checkpoint().advanced(Checkpoint::at(Lsn(5_000)));
+    assert_eq!(sink.flush().await.unwrap(), Some(checkpoint));
     let (_, stored) = world.start().await;
-    assert_eq!(stored, Some(mark));
+    assert_eq!(stored, Some(checkpoint));
     world.end().await;
 }

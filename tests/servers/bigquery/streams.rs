@@ -114,8 +114,8 @@ async fn a_refused_row_becomes_a_dead_letter_and_the_others_arrive() {
     assert!(letters().await.is_empty(), "kept together with the commit");
 
     for _ in 0..2 {
-        let (mut sink, mark) = world.start().await;
-        world.deliver(&mut sink, mark, &make()).await.unwrap();
+        let (mut sink, checkpoint) = world.start().await;
+        world.deliver(&mut sink, checkpoint, &make()).await.unwrap();
     }
     let wanted: Vec<i64> = (0..30).filter(|id| !bad.contains(id)).collect();
     assert_eq!(world.ids().await, wanted);
@@ -136,7 +136,7 @@ async fn a_row_too_large_and_a_commit_of_nothing_but_refused_rows() {
         event.raw_payload = Some(builder.intern(if event.id == 5 { &large } else { "nonsense" }));
     });
     sink.write(&batches).await.unwrap();
-    assert_eq!(sink.flush().await.unwrap(), Some(batches[0].mark()));
+    assert_eq!(sink.flush().await.unwrap(), Some(batches[0].checkpoint()));
     assert_eq!(world.ids().await, NOTHING);
     let client = sql::connect(&world.postgres).await.unwrap();
     let count = "SELECT count(*), count(*) FILTER (WHERE reason = 'too_large') FROM walcast.dead_letter";

@@ -31,8 +31,8 @@ async fn the_table_is_partitioned_by_half_hours_or_by_hours() {
         assert_eq!(json!(seen), json!([["11"]]));
 
         sink.prepare().await.expect("run again it does nothing");
-        let (mut sink, mark) = world.start().await;
-        assert_eq!(mark, Some(batches[2].mark()));
+        let (mut sink, checkpoint) = world.start().await;
+        assert_eq!(checkpoint, Some(batches[2].checkpoint()));
         assert!(sink.check().await.iter().all(|finding| finding.verdict != Verdict::Fail));
         world.end().await;
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::Result;
-use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
+use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
 use walcast::model::content::Content;
 use walcast::ops::init::migrate;
 use walcast::resume;
@@ -26,7 +26,7 @@ pub struct World {
     pub postgres: PostgresConfig,
     pub config: BigQueryConfig,
     pub proxy: Proxy,
-    pub epoch: Epoch,
+    pub history_id: HistoryId,
 }
 
 impl World {
@@ -44,10 +44,10 @@ impl World {
         let postgres = fresh_database(postgres()).await;
         let mut client = sql::connect(&postgres).await.unwrap();
         migrate(&mut client, &postgres).await.unwrap();
-        let (epoch, slot) = (Uuid::new_v4(), postgres.slot.clone());
-        let insert = "INSERT INTO walcast.epoch (slot, epoch, system_id, timeline, publication, publication_oid, state)
+        let (uuid, slot) = (Uuid::new_v4(), postgres.slot.clone());
+        let insert = "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, state)
                       VALUES ($1, $2, '7', 1, 'p', 1, 'ready')";
-        client.execute(insert, &[&slot, &epoch]).await.unwrap();
+        client.execute(insert, &[&slot, &uuid]).await.unwrap();
         let proxy = Proxy::start(&env("BIGQUERY_GRPC_URL", "http://127.0.0.1:29060")).await;
         let mut config = BigQueryConfig {
             project_id: env("BIGQUERY_PROJECT_ID", "walcast-local"),
@@ -57,22 +57,27 @@ impl World {
             ..Default::default()
         };
         change(&mut config);
-        World { postgres, config, proxy, epoch: Epoch { epoch, system_id: "7".into(), timeline: 1, slot } }
+        World {
+            postgres,
+            config,
+            proxy,
+            history_id: HistoryId { uuid, system_id: "7".into(), timeline: 1, slot },
+        }
     }
 
     /// A new process: the newest instance, recovered.
-    pub async fn start(&self) -> (BigQuerySink, Option<Mark>) {
+    pub async fn start(&self) -> (BigQuerySink, Option<Checkpoint>) {
         let session = self.newest().await;
         let mut sink = BigQuerySink::new(self.config.clone(), &self.postgres);
         let stored = sink.recover(&session).await.unwrap();
         let judged = resume::judge(stored.as_ref(), false, &session, Lsn(u64::MAX));
-        let mark = judged.or_refuse("bigquery", &session).unwrap();
-        (sink, stored.map(|_| mark))
+        let checkpoint = judged.or_refuse("bigquery", &session).unwrap();
+        (sink, stored.map(|_| checkpoint))
     }
 
     pub async fn newest(&self) -> Session {
         State::new(self.postgres.clone())
-            .take_token(self.epoch.clone(), History::default(), START)
+            .take_fencing_token(self.history_id.clone(), Timelines::default(), START)
             .await
             .unwrap()
     }
@@ -103,15 +108,15 @@ impl World {
         rows.iter().map(|row| row[0].as_str().unwrap().parse().unwrap()).collect()
     }
 
-    /// Writes what `mark` lacks of the batches, as a driver does, and makes it durable.
+    /// Writes what `checkpoint` lacks of the batches, as a driver does, and makes it durable.
     pub async fn deliver(
         &self,
         sink: &mut BigQuerySink,
-        mark: Option<Mark>,
+        checkpoint: Option<Checkpoint>,
         batches: &[Arc<Batch>],
     ) -> Result<()> {
-        let mark = mark.unwrap_or(Mark::at(START));
-        let missing: Vec<_> = batches.iter().filter_map(|batch| batch.beyond(&mark)).collect();
+        let checkpoint = checkpoint.unwrap_or(Checkpoint::at(START));
+        let missing: Vec<_> = batches.iter().filter_map(|batch| batch.beyond(&checkpoint)).collect();
         if !missing.is_empty() {
             sink.write(&missing).await?;
         }
@@ -120,16 +125,16 @@ impl World {
 
     /// A new process takes over and delivers all; then a reader sees each event once.
     pub async fn check_recovers(&self, batches: &[Arc<Batch>]) {
-        let (mut sink, mark) = self.start().await;
-        self.deliver(&mut sink, mark, batches).await.unwrap();
+        let (mut sink, checkpoint) = self.start().await;
+        self.deliver(&mut sink, checkpoint, batches).await.unwrap();
         assert_eq!(self.ids().await, ids_of(batches));
-        let (_, mark) = self.start().await;
-        assert_eq!(mark, batches.last().map(|batch| batch.mark()));
+        let (_, checkpoint) = self.start().await;
+        assert_eq!(checkpoint, batches.last().map(|batch| batch.checkpoint()));
     }
 
     pub async fn progress(&self) -> (Option<Value>, Option<Value>) {
         let client = sql::connect(&self.postgres).await.unwrap();
-        let row = client.query_opt("SELECT mark, intent FROM walcast.progress", &[]).await.unwrap();
+        let row = client.query_opt("SELECT checkpoint, intent FROM walcast.progress", &[]).await.unwrap();
         row.map_or((None, None), |row| (row.get(0), row.get(1)))
     }
 
@@ -154,7 +159,7 @@ pub fn batches_with(count: u64, change: impl Fn(&mut BatchBuilder, &mut Event)) 
         publish_ts: Some(1_700_000_000_000_000),
     });
     let now = now_micros();
-    let mut builder = BatchBuilder::new(Mark::at(START));
+    let mut builder = BatchBuilder::new(Checkpoint::at(START));
     let mut batch = |number: u64| {
         for ordinal in 0..EVENTS_A_COMMIT {
             let id = (number * EVENTS_A_COMMIT + ordinal) as i64;

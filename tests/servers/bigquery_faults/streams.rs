@@ -86,12 +86,12 @@ async fn restored(postgres: &PostgresConfig, stream: Vec<Arc<Batch>>) -> Arc<Wor
     world.server.next(Call::BatchCommitWriteStreams, Fault::HoldBefore);
     world.crash_at_a_held_call().await;
     let client = sql::connect(postgres).await.unwrap();
-    let old = "SELECT mark, intent FROM walcast.progress WHERE epoch = $1";
-    let old = client.query_one(old, &[&world.epoch.epoch]).await.unwrap();
+    let old = "SELECT checkpoint, intent FROM walcast.progress WHERE history_id = $1";
+    let old = client.query_one(old, &[&world.history_id.uuid]).await.unwrap();
     world.live().await.unwrap();
-    let restore = "UPDATE walcast.progress SET mark = $2, intent = NULL WHERE epoch = $1";
-    let mark = old.get::<_, serde_json::Value>(0);
-    client.execute(restore, &[&world.epoch.epoch, &mark]).await.unwrap();
+    let restore = "UPDATE walcast.progress SET checkpoint = $2, intent = NULL WHERE history_id = $1";
+    let checkpoint = old.get::<_, serde_json::Value>(0);
+    client.execute(restore, &[&world.history_id.uuid, &checkpoint]).await.unwrap();
     world
 }
 
@@ -120,15 +120,15 @@ async fn a_table_that_was_fed_by_another_stream_is_told_and_left_as_it_is() {
         for _ in 0..2 {
             let session = world.newest().await;
             let mut sink = BigQuerySink::new(world.config.clone(), postgres);
-            let held = sink.recover(&session).await.unwrap().unwrap().mark;
-            assert_eq!(held.held, Lsn(450));
+            let held = sink.recover(&session).await.unwrap().unwrap().checkpoint;
+            assert_eq!(held.durable_lsn, Lsn(450));
             let mut told = None;
             for batch in other.iter().filter_map(|batch| batch.beyond(&held)) {
                 told = sink.write(&[batch]).await.err();
                 if told.is_some() {
                     break;
                 }
-                assert_eq!(sink.flush().await.unwrap(), None, "a mark before the proof");
+                assert_eq!(sink.flush().await.unwrap(), None, "a checkpoint before the proof");
             }
             let error = told.expect("the stream was taken for the former one");
             assert_eq!(error.code(), error::Code::SinkAheadOfServer);

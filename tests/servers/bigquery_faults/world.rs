@@ -10,7 +10,7 @@ use tonic::Code;
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::Result;
-use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session};
+use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
 use walcast::ops::init::migrate;
 use walcast::resume;
 use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink};
@@ -19,7 +19,7 @@ use walcast::sink::queue::queue;
 use walcast::sink::{Sink, SinkAdmin};
 use walcast::source::{PostgresConfig, sql};
 use walcast::state::State;
-use walcast::telemetry::board::Board;
+use walcast::telemetry::registry::StatusRegistry;
 
 use crate::support::bigquery_server::BigQueryServer;
 use crate::support::bigquery_server::Row as Seen;
@@ -34,7 +34,7 @@ pub struct World {
     pub server: BigQueryServer,
     pub postgres: PostgresConfig,
     pub config: BigQueryConfig,
-    pub epoch: Epoch,
+    pub history_id: HistoryId,
     /// What the slot would send.
     pub stream: Vec<Arc<Batch>>,
 }
@@ -50,10 +50,10 @@ impl World {
         change: impl FnOnce(&mut BigQueryConfig),
     ) -> Arc<World> {
         let client = sql::connect(postgres).await.unwrap();
-        let (epoch, slot) = (Uuid::new_v4(), fresh_name("slot"));
-        let insert = "INSERT INTO walcast.epoch (slot, epoch, system_id, timeline, publication, publication_oid, state)
+        let (uuid, slot) = (Uuid::new_v4(), fresh_name("slot"));
+        let insert = "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, state)
                       VALUES ($1, $2, '7', 1, 'p', 1, 'ready')";
-        client.execute(insert, &[&slot, &epoch]).await.unwrap();
+        client.execute(insert, &[&slot, &uuid]).await.unwrap();
         let server = BigQueryServer::start().await;
         let mut config = BigQueryConfig {
             project_id: "project".into(),
@@ -65,8 +65,8 @@ impl World {
         };
         change(&mut config);
         BigQuerySink::new(config.clone(), postgres).prepare().await.unwrap();
-        let epoch = Epoch { epoch, system_id: "7".into(), timeline: 1, slot };
-        Arc::new(World { server, postgres: postgres.clone(), config, epoch, stream })
+        let history_id = HistoryId { uuid, system_id: "7".into(), timeline: 1, slot };
+        Arc::new(World { server, postgres: postgres.clone(), config, history_id, stream })
     }
 
     /// A new process takes over and runs until it has delivered all, or until an error ends it.
@@ -76,7 +76,7 @@ impl World {
 
     pub async fn newest(&self) -> Session {
         State::new(self.postgres.clone())
-            .take_token(self.epoch.clone(), History::default(), START)
+            .take_fencing_token(self.history_id.clone(), Timelines::default(), START)
             .await
             .unwrap()
     }
@@ -84,35 +84,35 @@ impl World {
     pub async fn live_as(&self, session: Session) -> Result<()> {
         let mut sink = BigQuerySink::new(self.config.clone(), &self.postgres);
         let stored = sink.recover(&session).await?;
-        let held =
+        let durable =
             resume::judge(stored.as_ref(), false, &session, Lsn(u64::MAX)).or_refuse("bigquery", &session)?;
-        self.drive(session, sink, held).await
+        self.drive(session, sink, durable).await
     }
 
-    pub async fn drive(&self, session: Session, sink: BigQuerySink, held: Mark) -> Result<()> {
-        self.check_mark(held);
+    pub async fn drive(&self, session: Session, sink: BigQuerySink, durable: Checkpoint) -> Result<()> {
+        self.check_checkpoint(durable);
         let mut state = State::new(self.postgres.clone());
         let registered = state.is_registered(&session, "bigquery").await?;
         let (sender, receiver) = queue(256 << 20);
-        let (marks, mut seen) = watch::channel(vec![held]);
+        let (checkpoints, mut seen) = watch::channel(vec![durable]);
         let driver = Driver {
             sink: Box::new(sink),
             queue: receiver,
             session,
-            held,
-            marks,
+            durable,
+            checkpoints,
             index: 0,
             unregistered: (!registered).then_some(state),
-            status: Board::new().sink("bigquery", held),
+            status: StatusRegistry::new().sink("bigquery", durable),
         };
-        for batch in self.stream.iter().filter_map(|batch| batch.beyond(&held)) {
+        for batch in self.stream.iter().filter_map(|batch| batch.beyond(&durable)) {
             sender.send(batch).await.unwrap();
         }
         drop(sender);
         let watching = async {
             while seen.changed().await.is_ok() {
-                let mark = seen.borrow_and_update()[0];
-                self.check_mark(mark);
+                let checkpoint = seen.borrow_and_update()[0];
+                self.check_checkpoint(checkpoint);
             }
         };
         tokio::join!(driver.run(), watching).0
@@ -124,17 +124,17 @@ impl World {
         tokio::spawn(async move { world.live_as(session).await })
     }
 
-    /// A process dies while a call of its is held.
+    /// A process dies while a call of its is durable.
     pub async fn crash_at_a_held_call(self: &Arc<Self>) {
         let crashes = self.spawn().await;
         self.is_held().await;
         crashes.abort();
     }
 
-    /// A call of ours is held.
+    /// A call of ours is durable.
     pub async fn is_held(&self) {
-        let held = tokio::time::timeout(DEADLINE, self.server.holds(1)).await;
-        assert!(held.is_ok(), "not within {DEADLINE:?}: no call met its fault");
+        let durable = tokio::time::timeout(DEADLINE, self.server.holds(1)).await;
+        assert!(durable.is_ok(), "not within {DEADLINE:?}: no call met its fault");
     }
 
     /// The events that a reader sees, in the order in which they became visible.
@@ -157,12 +157,12 @@ impl World {
         assert!(wanted.starts_with(&seen), "a gap, a double or another order: {seen:?}");
     }
 
-    /// The same, and the mark is not ahead of it.
-    pub fn check_mark(&self, mark: Mark) {
+    /// The same, and the checkpoint is not ahead of it.
+    pub fn check_checkpoint(&self, checkpoint: Checkpoint) {
         self.check();
-        let held = self.wanted().iter().filter(|position| mark.holds(**position)).count();
+        let durable = self.wanted().iter().filter(|position| checkpoint.holds(**position)).count();
         let seen = self.seen().len();
-        assert!(held <= seen, "the mark {mark} is ahead of the table, which has {seen} rows");
+        assert!(durable <= seen, "the checkpoint {checkpoint} is ahead of the table, which has {seen} rows");
     }
 
     /// Nothing goes wrong any more: all gets in, and stays as it is.
@@ -177,8 +177,8 @@ impl World {
 
     pub async fn dead_letters(&self) -> BTreeSet<i64> {
         let client = sql::connect(&self.postgres).await.unwrap();
-        let query = "SELECT event_id FROM walcast.dead_letter WHERE sink = 'bigquery' AND epoch = $1";
-        let rows = client.query(query, &[&self.epoch.epoch]).await.unwrap();
+        let query = "SELECT event_id FROM walcast.dead_letter WHERE sink = 'bigquery' AND history_id = $1";
+        let rows = client.query(query, &[&self.history_id.uuid]).await.unwrap();
         rows.iter().map(|row| row.get(0)).collect()
     }
 }
@@ -194,7 +194,7 @@ pub fn stream_of(
     lsn: impl Fn(u64) -> u64,
     event_ts: impl Fn(i64) -> i64,
 ) -> Vec<Arc<Batch>> {
-    let mut builder = BatchBuilder::new(Mark::at(START));
+    let mut builder = BatchBuilder::new(Checkpoint::at(START));
     let mut commit = |number: u64| {
         for ordinal in 0..EVENTS_A_COMMIT {
             let id = (number * EVENTS_A_COMMIT + ordinal) as i64;

@@ -116,7 +116,7 @@ async fn a_broker_that_goes_away_under_a_write_is_unavailable_soon() {
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     cluster.broker_up(1).unwrap();
     let stored = sink.recover(&session).await.unwrap().unwrap();
-    assert_eq!(stored.mark.held, Lsn(110));
+    assert_eq!(stored.checkpoint.durable_lsn, Lsn(110));
     sink.write(&[events(200, 10)]).await.unwrap();
 }
 
@@ -145,7 +145,7 @@ async fn a_hung_transaction_is_named_with_the_command_that_ends_it() {
 
     hung.abort_transaction(Duration::from_secs(10)).unwrap();
     let stored = fixture.sink().recover(&fixture.session().await).await.unwrap().unwrap();
-    assert_eq!(stored.mark.held, Lsn(110));
+    assert_eq!(stored.checkpoint.durable_lsn, Lsn(110));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,8 +15,9 @@ use serde_json::Value;
 use tokio_postgres::Client;
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
-use walcast::lsn::{Epoch, History, Lsn, Mark, Position, Session, StoredMark};
+use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, StoredCheckpoint, Timelines};
 use walcast::model::content::Content;
+use walcast::ops::init::migrate;
 use walcast::sink::kafka::{KafkaConfig, KafkaSink, Topics};
 use walcast::sink::{Sink, SinkAdmin};
 use walcast::source::sql;
@@ -35,7 +36,7 @@ pub struct Fixture {
     pub topics: Topics,
     pub db: String,
     pub sql: Client,
-    pub epoch: Epoch,
+    pub history_id: HistoryId,
 }
 
 impl Fixture {
@@ -53,14 +54,14 @@ impl Fixture {
         let admin = sql::connect(&support::database("postgres")).await;
         let admin = admin.unwrap_or_else(|error| panic!("no PostgreSQL, run `make services`: {error:?}"));
         admin.batch_execute(&format!("CREATE DATABASE {db}")).await.unwrap();
-        let sql = sql::connect(&support::database(&db)).await.unwrap();
-        sql.batch_execute(include_str!("../../../migrations/0002_state.sql")).await.unwrap();
-        let epoch =
-            Epoch { epoch: Uuid::new_v4(), system_id: "7".into(), timeline: 1, slot: format!("s_{run}") };
-        let insert = "INSERT INTO walcast.epoch (slot, epoch, system_id, timeline, publication, publication_oid, state) \
+        let mut sql = sql::connect(&support::database(&db)).await.unwrap();
+        migrate(&mut sql, &support::database(&db)).await.unwrap();
+        let history_id =
+            HistoryId { uuid: Uuid::new_v4(), system_id: "7".into(), timeline: 1, slot: format!("s_{run}") };
+        let insert = "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, state) \
                       VALUES ($1, $2, '7', 1, 'walcast', 1, 'ready')";
-        sql.execute(insert, &[&epoch.slot, &epoch.epoch]).await.unwrap();
-        Fixture { topics: config.topics(), config, db, sql, epoch }
+        sql.execute(insert, &[&history_id.slot, &history_id.uuid]).await.unwrap();
+        Fixture { topics: config.topics(), config, db, sql, history_id }
     }
 
     pub fn sink(&self) -> KafkaSink {
@@ -69,12 +70,17 @@ impl Fixture {
 
     /// A newer instance than all before.
     pub async fn session(&self) -> Session {
-        let update = "UPDATE walcast.epoch SET token = token + 1 RETURNING token";
-        let token = self.sql.query_one(update, &[]).await.unwrap().get(0);
-        Session { epoch: self.epoch.clone(), token, history: History::default(), start: Lsn(0) }
+        let update = "UPDATE walcast.slot SET fencing_token = fencing_token + 1 RETURNING fencing_token";
+        let fencing_token = self.sql.query_one(update, &[]).await.unwrap().get(0);
+        Session {
+            history_id: self.history_id.clone(),
+            fencing_token,
+            timelines: Timelines::default(),
+            start: Lsn(0),
+        }
     }
 
-    /// A sink that has its topics and the newest token.
+    /// A sink that has its topics and the newest fencing token.
     pub async fn ready(&self) -> KafkaSink {
         let mut sink = self.sink();
         let prepared = sink.prepare().await;
@@ -84,7 +90,7 @@ impl Fixture {
     }
 
     pub fn producer(&self) -> BaseProducer {
-        let id = format!("walcast.{}.{}", self.config.topic_prefix, self.epoch.slot);
+        let id = format!("walcast.{}.{}", self.config.topic_prefix, self.history_id.slot);
         transactional_producer(&self.config, &id, 60_000)
     }
 
@@ -98,11 +104,11 @@ impl Fixture {
         read(&self.config, topic, "read_committed")
     }
 
-    pub fn marks(&self) -> Vec<StoredMark> {
-        let marks = self.committed(&self.topics.progress).into_iter();
-        marks
-            .filter(|message| message.key() == Some(self.epoch.slot.as_bytes()))
-            .map(|message| StoredMark::from_json(message.payload().unwrap()).unwrap())
+    pub fn checkpoints(&self) -> Vec<StoredCheckpoint> {
+        let checkpoints = self.committed(&self.topics.progress).into_iter();
+        checkpoints
+            .filter(|message| message.key() == Some(self.history_id.slot.as_bytes()))
+            .map(|message| StoredCheckpoint::from_json(message.payload().unwrap()).unwrap())
             .collect()
     }
 }
@@ -209,7 +215,7 @@ pub fn event(position: Position, id: i64, content_id: Option<Uuid>) -> Row {
 }
 
 pub fn finish(rows: Vec<Row>, held: u64) -> Arc<Batch> {
-    let mut builder = BatchBuilder::new(Mark::default());
+    let mut builder = BatchBuilder::new(Checkpoint::default());
     rows.into_iter().for_each(|row| builder.push(row));
     builder.hold(Lsn(held));
     Arc::new(builder.finish(false))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rdkafka::message::Message;
 use uuid::Uuid;
 use walcast::batch::{BatchBuilder, ContentChange, DeadLetter, Row};
-use walcast::lsn::{Lsn, Mark};
+use walcast::lsn::{Checkpoint, Lsn};
 use walcast::sink::Sink;
 
 use super::fixture::{
@@ -86,7 +86,7 @@ async fn a_dead_letter_has_the_headers_of_kafka_connect() {
 async fn a_row_too_large_for_kafka_is_a_dead_letter_and_holds_nothing_up() {
     let fixture = Fixture::new("large").await;
     let mut sink = fixture.ready().await;
-    let mut builder = BatchBuilder::new(Mark::default());
+    let mut builder = BatchBuilder::new(Checkpoint::default());
     let mut push = |ordinal, bytes| {
         let Row::Event(mut event) = event(position(100, ordinal), ordinal as i64, Some(Uuid::nil())) else {
             return;

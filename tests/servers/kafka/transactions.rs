@@ -10,7 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use walcast::batch::Batch;
 use walcast::error::Code;
-use walcast::lsn::{Lsn, Mark, StoredMark};
+use walcast::lsn::{Checkpoint, Lsn, StoredCheckpoint};
 use walcast::sink::{Sink, SinkAdmin, Written};
 
 use super::fixture::{
@@ -48,17 +48,17 @@ async fn the_broker_hides_what_was_aborted_and_shuts_older_producers_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_is_its_rows_and_one_mark_in_one_transaction() {
+async fn a_write_is_its_rows_and_one_checkpoint_in_one_transaction() {
     let fixture = Fixture::new("write").await;
     let mut sink = fixture.ready().await;
     let written = sink.write(&[events(100, 30), events(200, 3)]).await.unwrap();
-    let mark = Mark { position: Some(position(200, 2)), held: Lsn(210) };
-    assert_eq!(written, Written::Durable(mark));
+    let checkpoint = Checkpoint { position: Some(position(200, 2)), durable_lsn: Lsn(210) };
+    assert_eq!(written, Written::Durable(checkpoint));
 
     let records = fixture.committed(&fixture.topics.events);
     assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>(), (100..130).chain(200..203).collect());
     assert_eq!(records.len(), 33);
-    assert_eq!(fixture.marks(), [StoredMark::new(&fixture.epoch, mark)]);
+    assert_eq!(fixture.checkpoints(), [StoredCheckpoint::new(&fixture.history_id, checkpoint)]);
     let first = records.iter().find(|message| json(message)["event_id"] == 100).unwrap();
     assert_eq!(header(first, "lsn").unwrap(), "0/64#0");
     assert_eq!(header(first, "op").unwrap(), "c");
@@ -77,7 +77,7 @@ async fn a_write_is_its_rows_and_one_mark_in_one_transaction() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_of_which_one_record_is_refused_leaves_nothing() {
-    // room for transaction markers and not for events, or for the fence record and not for a mark
+    // room for transaction markers and not for events, or for the fence record and not for a checkpoint
     for (small, bytes) in [("events", "100"), ("progress", "230")] {
         let fixture = Fixture::new("refused").await;
         for (topic, partitions) in [("events", 4), ("content", 4), ("dlq", 1), ("progress", 1)] {
@@ -92,20 +92,23 @@ async fn a_write_of_which_one_record_is_refused_leaves_nothing() {
         assert!(error.advice().contains("max.message.bytes"), "{error:?}");
         assert_eq!(sink.recover(&fixture.session().await).await.unwrap(), None, "{small}");
         assert!(fixture.committed(&fixture.topics.events).is_empty(), "{small}");
-        assert!(fixture.marks().is_empty(), "{small}");
+        assert!(fixture.checkpoints().is_empty(), "{small}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_without_rows_moves_the_mark_and_never_back() {
+async fn a_write_without_rows_moves_the_checkpoint_and_never_back() {
     let fixture = Fixture::new("empty").await;
     let mut sink = fixture.ready().await;
     sink.write(&[events(100, 3)]).await.unwrap();
-    let idle = Arc::new(Batch::empty(Mark::at(Lsn(500)), false));
-    let mark = Mark { position: Some(position(100, 2)), held: Lsn(500) };
-    assert_eq!(sink.write(&[idle]).await.unwrap(), Written::Durable(mark));
-    assert_eq!(fixture.sink().recover(&fixture.session().await).await.unwrap().unwrap().mark, mark);
-    assert_eq!(fixture.marks().len(), 2);
+    let idle = Arc::new(Batch::empty(Checkpoint::at(Lsn(500)), false));
+    let checkpoint = Checkpoint { position: Some(position(100, 2)), durable_lsn: Lsn(500) };
+    assert_eq!(sink.write(&[idle]).await.unwrap(), Written::Durable(checkpoint));
+    assert_eq!(
+        fixture.sink().recover(&fixture.session().await).await.unwrap().unwrap().checkpoint,
+        checkpoint
+    );
+    assert_eq!(fixture.checkpoints().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,13 +117,13 @@ async fn what_a_crash_left_uncommitted_is_never_seen() {
     let mut sink = fixture.ready().await;
     sink.write(&[events(100, 5)]).await.unwrap();
     drop(sink);
-    // an instance that died between produce and commit: records and mark are at the broker
+    // an instance that died between produce and commit: records and checkpoint are at the broker
     let dead = fixture.producer();
     dead.begin_transaction().unwrap();
-    let mark = StoredMark::new(&fixture.epoch, Mark::at(Lsn(999))).to_json();
+    let checkpoint = StoredCheckpoint::new(&fixture.history_id, Checkpoint::at(Lsn(999))).to_json();
     for (topic, key, payload) in [
         (&fixture.topics.events, "k", r#"{"event_id":7}"#),
-        (&fixture.topics.progress, &*fixture.epoch.slot, &*mark),
+        (&fixture.topics.progress, &*fixture.history_id.slot, &*checkpoint),
     ] {
         dead.send(BaseRecord::to(topic).key(key).payload(payload)).map_err(|(error, _)| error).unwrap();
     }
@@ -129,7 +132,7 @@ async fn what_a_crash_left_uncommitted_is_never_seen() {
 
     let mut sink = fixture.sink();
     let stored = sink.recover(&fixture.session().await).await.unwrap().unwrap();
-    assert_eq!(stored.mark, Mark { position: Some(position(100, 4)), held: Lsn(110) });
+    assert_eq!(stored.checkpoint, Checkpoint { position: Some(position(100, 4)), durable_lsn: Lsn(110) });
     sink.write(&[events(200, 1)]).await.unwrap();
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)).len(), 6);
     assert!(!ids(&fixture.committed(&fixture.topics.events)).contains(&7));
@@ -154,7 +157,7 @@ async fn an_older_instance_stops_and_leaves_the_newer_one_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fenced_with_the_newest_token_begins_again() {
+async fn fenced_with_the_newest_fencing_token_begins_again() {
     let fixture = Fixture::new("timeout").await;
     let session = fixture.session().await;
     let mut sink = fixture.sink();
@@ -169,8 +172,8 @@ async fn fenced_with_the_newest_token_begins_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_mark_is_found_behind_markers_and_many_records_of_others() {
-    let fixture = Fixture::new("marks").await;
+async fn the_checkpoint_is_found_behind_markers_and_many_records_of_others() {
+    let fixture = Fixture::new("checkpoints").await;
     let mut sink = fixture.ready().await;
     for lsn in [100, 200, 300] {
         sink.write(&[events(lsn, 1)]).await.unwrap();
@@ -179,8 +182,8 @@ async fn the_mark_is_found_behind_markers_and_many_records_of_others() {
     for round in 0..15 {
         other.begin_transaction().unwrap();
         for _ in 0..50 {
-            let mark = StoredMark::new(&fixture.epoch, Mark::at(Lsn(round))).to_json();
-            let record = BaseRecord::to(&fixture.topics.progress).key("other_slot").payload(&mark);
+            let checkpoint = StoredCheckpoint::new(&fixture.history_id, Checkpoint::at(Lsn(round))).to_json();
+            let record = BaseRecord::to(&fixture.topics.progress).key("other_slot").payload(&checkpoint);
             other.send(record).map_err(|(error, _)| error).unwrap();
         }
         other.flush(Duration::from_secs(10)).unwrap();
@@ -192,7 +195,7 @@ async fn the_mark_is_found_behind_markers_and_many_records_of_others() {
     }
     for _ in 0..3 {
         let stored = sink.recover(&fixture.session().await).await.unwrap().unwrap();
-        assert_eq!(stored.mark, Mark { position: Some(position(300, 0)), held: Lsn(310) });
+        assert_eq!(stored.checkpoint, Checkpoint { position: Some(position(300, 0)), durable_lsn: Lsn(310) });
     }
 }
 
@@ -210,7 +213,7 @@ async fn writes_cut_off_at_random_leave_every_event_once_and_in_order() {
     while next < all.len() {
         let mut sink = fixture.sink();
         let stored = sink.recover(&fixture.session().await).await.unwrap();
-        let held = stored.map_or_else(Mark::default, |stored| stored.mark);
+        let held = stored.map_or_else(Checkpoint::default, |stored| stored.checkpoint);
         next = all.iter().take_while(|batch| batch.beyond(&held).is_none()).count();
         while next < all.len() {
             let until = (next + random.random_range(1..4)).min(all.len());
@@ -235,7 +238,7 @@ async fn writes_cut_off_at_random_leave_every_event_once_and_in_order() {
     assert_eq!(records.len() as u64, WRITES * 50, "seed {seed}");
     assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>().len() as u64, WRITES * 50, "seed {seed}");
     assert!(by_key.values().all(|ids| ids.is_sorted()), "seed {seed}");
-    assert!(fixture.marks().is_sorted_by_key(|stored| stored.mark.held), "seed {seed}");
+    assert!(fixture.checkpoints().is_sorted_by_key(|stored| stored.checkpoint.durable_lsn), "seed {seed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use redis::Script;
 use walcast::batch::Row;
-use walcast::lsn::Mark;
+use walcast::lsn::Checkpoint;
 use walcast::sink::redis::audit::{self, Expected, Found, Reading, Verdict};
 
 use super::told;
@@ -21,7 +21,7 @@ end";
 
 fn not_as_expected(story: &Story, reading: &Reading) -> Vec<Found> {
     let mut expected = Expected::new(reading.at);
-    for batch in story.beyond(Mark::default(), 100) {
+    for batch in story.beyond(Checkpoint::default(), 100) {
         for row in batch.rows() {
             let Row::Event(event) = row else { continue };
             expected.add(event, event.event_type.map(|span| batch.text(span)));
@@ -56,8 +56,8 @@ async fn a_bucket_that_is_packed_while_it_is_looked_for_is_found() {
             let () = turn.arg(id.as_bytes().as_slice()).invoke_async(&mut connection).await.unwrap();
         }
     });
-    let epoch = session(1).epoch;
-    let readings = join_all((0..32).map(|_| audit::read(&config, &epoch))).await;
+    let history_id = session(1).history_id;
+    let readings = join_all((0..32).map(|_| audit::read(&config, &history_id))).await;
     turning.abort();
     for reading in readings {
         assert_eq!(not_as_expected(&story, &reading.unwrap()), []);

@@ -54,12 +54,12 @@ async fn a_board_has_the_best_thousand_only() {
     story.commit();
     let mut sink = told(&config, &story).await;
     assert_shown(&config, &story, "").await;
-    let mark = story.end();
+    let checkpoint = story.end();
     for n in 0..1_500 {
         story.event(Some(n * 2), Some("play"), 0, Some((n as i64 * 104_729) % 20_011));
     }
     story.commit();
-    write(&mut sink, &story.beyond(mark, 4_000)).await;
+    write(&mut sink, &story.beyond(checkpoint, 4_000)).await;
     sink.tick().await.unwrap();
     assert_shown(&config, &story, "").await;
 }
@@ -105,14 +105,14 @@ async fn a_content_moves_between_the_boards_of_types() {
     story.event(Some(1), Some("play"), 0, Some(500)).event(Some(2), Some("play"), 0, Some(600)).commit();
     let mut sink = told(&config, &story).await;
     for round in 0..4 {
-        let mark = story.end();
+        let checkpoint = story.end();
         match round {
             0 => story.content(1, "One", Some("podcast"), Some(10)).commit(),
             1 => story.content(1, "One", None, Some(10)).commit(),
             2 => story.delete([2]).commit(),
             _ => story.content(2, "Two again", Some("newsletter"), None).commit(),
         };
-        write(&mut sink, &story.beyond(mark, 100)).await;
+        write(&mut sink, &story.beyond(checkpoint, 100)).await;
         sink.tick().await.unwrap();
         assert_eq!(public(&config).await, expected(&story), "round {round}");
         let (mut again, _) = recovered(&config, &story.time, round + 2).await;

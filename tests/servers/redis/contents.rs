@@ -18,7 +18,7 @@ async fn a_content_row_is_live_and_gone_when_it_is_deleted() {
     story.content(1, "One", Some("video"), Some(10)).commit();
     let mut sink = told(&config, &story).await;
     for round in 0..5 {
-        let mark = story.end();
+        let checkpoint = story.end();
         match round {
             0 => story.content(1, "One, renamed", None, None).commit(),
             1 => story.delete([1]).commit(),
@@ -26,7 +26,7 @@ async fn a_content_row_is_live_and_gone_when_it_is_deleted() {
             3 => story.content(1, "One", Some("video"), Some(11)).delete([1]).commit(),
             _ => story.delete([1]).content(1, "One", Some("video"), Some(12)).commit(),
         };
-        write(&mut sink, &story.beyond(mark, 100)).await;
+        write(&mut sink, &story.beyond(checkpoint, 100)).await;
         assert_shown(&config, &story, &format!("round {round}")).await;
     }
 }
@@ -52,20 +52,20 @@ async fn events_renew_a_content_row_and_never_shorten_its_life() {
     let first = ttl(&config, &key).await;
     assert!((48 * 3600..50 * 3600).contains(&first), "{first}");
     story.time.pass(2 * HOUR);
-    let mark = story.end();
+    let checkpoint = story.end();
     story.event(Some(1), Some("click"), 0, None).commit();
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     let second = ttl(&config, &key).await;
     assert!(second >= first + 2 * 3600 - 60, "{first} then {second}");
-    let mark = story.end();
+    let checkpoint = story.end();
     story.event(Some(1), Some("click"), -30 * HOUR, None).commit();
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     let third = ttl(&config, &key).await;
     assert!(third >= second + 29 * 3600, "an event from the future: {second} then {third}");
     // one who does not remember
-    let (mut sink, mark) = recovered(&config, &story.time, 2).await;
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 2).await;
     story.content(1, "One, renamed", Some("video"), Some(10)).commit();
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     assert!(ttl(&config, &key).await >= third - 60);
     assert_shown(&config, &story, "").await;
 }
@@ -79,9 +79,9 @@ async fn the_leaders_of_all_time_keep_their_rows() {
     let mut sink = told(&config, &story).await;
     let life = ttl(&config, &key).await;
     assert!(life > 31 * 86_400, "{life}");
-    let mark = story.end();
+    let checkpoint = story.end();
     story.content(1, "One, renamed", Some("video"), Some(10)).commit();
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     assert!(ttl(&config, &key).await >= life - 60, "a change does not shorten it");
     story.time.pass(25 * HOUR);
     sink.tick().await.unwrap();
@@ -108,9 +108,9 @@ async fn a_truncated_table_empties_its_rows_in_one_flush() {
     }
     story.commit();
     let mut sink = told(&config, &story).await;
-    let mark = story.end();
+    let checkpoint = story.end();
     story.delete(0..5_000).event(Some(1), Some("click"), 0, None).commit();
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     assert_shown(&config, &story, "").await;
     assert_eq!(public(&config).await.len(), 2);
 }
@@ -119,16 +119,16 @@ async fn a_truncated_table_empties_its_rows_in_one_flush() {
 async fn counters_are_found_again_when_memory_has_forgotten_them() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
-    let mut mark = None;
-    for token in 1..4 {
+    let mut checkpoint = None;
+    for fencing_token in 1..4 {
         story
             .event(Some(1), Some("play"), 3 * HOUR, Some(500))
             .event(Some(1), Some("pause"), 9 * MINUTE, Some(1))
             .commit();
-        let (mut sink, found) = recovered(&config, &story.time, token).await;
-        assert_eq!(Some(found), mark.or(Some(found)));
+        let (mut sink, found) = recovered(&config, &story.time, fencing_token).await;
+        assert_eq!(Some(found), checkpoint.or(Some(found)));
         write(&mut sink, &story.beyond(found, 100)).await;
-        mark = Some(story.end());
+        checkpoint = Some(story.end());
         sink.tick().await.unwrap();
     }
     assert_shown(&config, &story, "").await;

@@ -27,8 +27,8 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
         let config = fresh_database().await;
         let (wire, through) = wired(&config).await;
         let mut story = Story::new(&Time::real());
-        let mut token = 1;
-        let (mut sink, mut mark) = recovered(&through, &story.time, token).await;
+        let mut fencing_token = 1;
+        let (mut sink, mut checkpoint) = recovered(&through, &story.time, fencing_token).await;
         for _ in 0..rng.random_range(5..25) {
             // now and then so many that buckets are worth packing
             let many = rng.random_bool(0.15);
@@ -41,32 +41,32 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
                 2 => wire.cut_requests_after(rng.random_range(0..20_000)),
                 3 => wire.cut_answers_after(rng.random_range(0..300)),
                 4 => {
-                    token += 1;
-                    (sink, mark) = recovered(&through, &story.time, token).await;
+                    fencing_token += 1;
+                    (sink, checkpoint) = recovered(&through, &story.time, fencing_token).await;
                 }
                 _ => {}
             }
-            let batches = story.beyond(mark, rng.random_range(1..200));
+            let batches = story.beyond(checkpoint, rng.random_range(1..200));
             let written = sink.write(&batches).await;
             let mut failed = written.and(sink.tick().await).err();
-            mark = if failed.is_none() { story.end() } else { mark };
+            checkpoint = if failed.is_none() { story.end() } else { checkpoint };
             while let Some(error) = failed {
                 assert_eq!(error.class(), Class::Transient, "{error:?}");
                 if rng.random_bool(0.7) {
                     wire.mend();
                 }
-                let stored = sink.recover(&session(token)).await;
-                mark = stored
+                let stored = sink.recover(&session(fencing_token)).await;
+                checkpoint = stored
                     .as_ref()
                     .ok()
                     .and_then(|stored| stored.as_ref())
-                    .map_or(mark, |stored| stored.mark);
+                    .map_or(checkpoint, |stored| stored.checkpoint);
                 failed = stored.err();
             }
             wire.mend();
         }
-        let (mut sink, mark) = recovered(&config, &story.time, token + 1).await;
-        write(&mut sink, &story.beyond(mark, 100)).await;
+        let (mut sink, checkpoint) = recovered(&config, &story.time, fencing_token + 1).await;
+        write(&mut sink, &story.beyond(checkpoint, 100)).await;
         sink.tick().await.unwrap();
         assert_shown(&config, &story, "").await;
     }
@@ -78,18 +78,18 @@ async fn a_lost_answer_counts_nothing_twice() {
     let (wire, through) = wired(&config).await;
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
-    let (mut sink, mark) = recovered(&through, &story.time, 1).await;
-    write(&mut sink, &story.beyond(mark, 100)).await;
-    let mark = story.end();
+    let (mut sink, checkpoint) = recovered(&through, &story.time, 1).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
+    let checkpoint = story.end();
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
     wire.cut_answers_after(0);
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisUnreachable, "does not answer");
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisUnreachable, "does not answer");
     assert_eq!(wire.cuts(), 1);
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::Unavailable, "recovered first");
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::Unavailable, "recovered first");
     wire.mend();
     let stored = sink.recover(&session(1)).await.unwrap().unwrap();
-    assert_eq!(stored.mark, story.end(), "the write had arrived");
-    assert!(story.beyond(stored.mark, 100).is_empty());
+    assert_eq!(stored.checkpoint, story.end(), "the write had arrived");
+    assert!(story.beyond(stored.checkpoint, 100).is_empty());
     sink.tick().await.unwrap();
     assert_shown(&config, &story, "").await;
 }
@@ -99,9 +99,9 @@ async fn what_an_earlier_connection_still_sends_changes_nothing() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
-    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
     recovered(&config, &story.time, 1).await;
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisChanged, "replaced");
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisChanged, "replaced");
     assert!(public(&config).await.is_empty());
 }
 
@@ -112,20 +112,20 @@ async fn an_older_instance_changes_nothing_not_even_a_board() {
     story.content(1, "One", Some("podcast"), Some(10)).event(Some(1), Some("play"), 0, Some(1_000)).commit();
     let mut zombie = told(&config, &story).await;
     let mut other_zombie = RedisSink::with_clock(config.clone(), story.time.clock());
-    let (mut sink, mark) = recovered(&config, &story.time, 2).await;
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 2).await;
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     sink.tick().await.unwrap();
     let mut connection = connect(&config).await;
     run::<i64>(&mut connection, &["DEL", "top_engagement:1h"]).await;
     let before = public(&config).await;
 
     story.time.pass(2 * SECOND);
-    refused(zombie.tick().await, Code::Fenced, "token 2");
-    refused(other_zombie.recover(&session(1)).await, Code::Fenced, "token 2");
-    let (mut third, mark) = (RedisSink::with_clock(config.clone(), story.time.clock()), mark);
+    refused(zombie.tick().await, Code::Fenced, "fencing token 2");
+    refused(other_zombie.recover(&session(1)).await, Code::Fenced, "fencing token 2");
+    let (mut third, checkpoint) = (RedisSink::with_clock(config.clone(), story.time.clock()), checkpoint);
     refused(third.recover(&session(0)).await, Code::Fenced, "leave it alone");
-    refused(third.write(&story.beyond(mark, 100)).await, Code::Unavailable, "recovered");
+    refused(third.write(&story.beyond(checkpoint, 100)).await, Code::Unavailable, "recovered");
     assert_eq!(public(&config).await, before);
 }
 
@@ -133,10 +133,10 @@ async fn an_older_instance_changes_nothing_not_even_a_board() {
 async fn an_older_instance_in_the_middle_of_its_work_is_shut_out() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
-    let (mut zombie, mark) = recovered(&config, &story.time, 1).await;
+    let (mut zombie, checkpoint) = recovered(&config, &story.time, 1).await;
     let (_sink, _) = recovered(&config, &story.time, 2).await;
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
-    refused(zombie.write(&story.beyond(mark, 100)).await, Code::Fenced, "another instance runs");
+    refused(zombie.write(&story.beyond(checkpoint, 100)).await, Code::Fenced, "another instance runs");
     assert!(public(&config).await.is_empty());
 }
 
@@ -145,7 +145,7 @@ async fn a_restart_finds_the_windows_as_they_were() {
     let config = fresh_database().await;
     let mut rng = seeded();
     let mut story = Story::new(&Time::real());
-    let (mut sink, mut mark) = recovered(&config, &story.time, 1).await;
+    let (mut sink, mut checkpoint) = recovered(&config, &story.time, 1).await;
     for round in 0..6 {
         // enough contents that buckets are worth packing
         for n in 0..600 {
@@ -153,15 +153,15 @@ async fn a_restart_finds_the_windows_as_they_were() {
             story.event(Some(n), Some("play"), age, Some(rng.random_range(1..100_000)));
         }
         story.commit();
-        write(&mut sink, &story.beyond(mark, 100)).await;
-        mark = story.end();
+        write(&mut sink, &story.beyond(checkpoint, 100)).await;
+        checkpoint = story.end();
         story.time.pass(6 * SECOND);
         for _ in 0..40 {
             sink.tick().await.unwrap();
         }
         assert_shown(&config, &story, &format!("round {round}")).await;
         let (next, found) = recovered(&config, &story.time, round + 2).await;
-        assert_eq!(found, mark);
+        assert_eq!(found, checkpoint);
         sink = next;
         sink.tick().await.unwrap();
         assert_shown(&config, &story, &format!("after restart {round}")).await;
@@ -180,15 +180,15 @@ async fn what_was_told_durable_survives_a_crash_of_redis() {
     let mut server = Server::start(&["appendonly yes", "appendfsync always"]).await;
     let mut story = Story::new(&Time::real());
     let mut rng = seeded();
-    let (mut sink, mut mark) = recovered(&server.config, &story.time, 1).await;
+    let (mut sink, mut checkpoint) = recovered(&server.config, &story.time, 1).await;
     for _ in 0..5 {
         story.improvise(&mut rng, 20, 10);
-        write(&mut sink, &story.beyond(mark, 100)).await;
-        mark = story.end();
+        write(&mut sink, &story.beyond(checkpoint, 100)).await;
+        checkpoint = story.end();
         server.crash().await;
         assert_eq!(sink.tick().await.unwrap_err().class(), Class::Transient);
         let stored = sink.recover(&session(1)).await.unwrap().unwrap();
-        assert_eq!(stored.mark, mark);
+        assert_eq!(stored.checkpoint, checkpoint);
         sink.tick().await.unwrap();
         assert_shown(&server.config, &story, "").await;
     }
@@ -198,11 +198,11 @@ async fn what_was_told_durable_survives_a_crash_of_redis() {
 async fn a_server_that_is_gone_or_silent_is_told_in_bounded_time() {
     let mut server = Server::start(&[]).await;
     let mut story = Story::new(&Time::real());
-    let (mut sink, mark) = recovered(&server.config, &story.time, 1).await;
+    let (mut sink, checkpoint) = recovered(&server.config, &story.time, 1).await;
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
     server.kill();
     let begun = Instant::now();
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisUnreachable, "redis 127.0.0.1");
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisUnreachable, "redis 127.0.0.1");
     refused(sink.recover(&session(1)).await, Code::RedisUnreachable, "see that the server runs");
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 
@@ -216,15 +216,15 @@ async fn a_server_that_is_gone_or_silent_is_told_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_emptied_has_no_mark() {
+async fn a_server_that_was_emptied_has_no_checkpoint() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
     let mut sink = told(&config, &story).await;
     run::<()>(&mut connect(&config).await, &["FLUSHDB"]).await;
-    let mark = story.end();
+    let checkpoint = story.end();
     story.event(Some(1), Some("play"), 0, Some(500)).commit();
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisChanged, "deleted");
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisChanged, "deleted");
     assert_eq!(sink.recover(&session(1)).await.unwrap(), None);
     assert!(public(&config).await.is_empty());
 }
@@ -241,20 +241,20 @@ async fn a_key_of_another_type_stops_the_flush_before_it_wrote_anything() {
     assert_eq!(keys.clone().count(), 2 + 1 + 1 + 5);
     for key in keys {
         let config = fresh_database().await;
-        let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+        let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
         let mut connection = connect(&config).await;
-        run::<i64>(&mut connection, &["DEL", "walcast:mark:walcast"]).await;
-        let (mut sink, mark) = match key.starts_with("walcast:mark") {
-            true => (sink, mark),
+        run::<i64>(&mut connection, &["DEL", "walcast:checkpoint:walcast"]).await;
+        let (mut sink, checkpoint) = match key.starts_with("walcast:checkpoint") {
+            true => (sink, checkpoint),
             false => {
                 sink.close().await;
                 recovered(&config, &story.time, 1).await
             }
         };
         run::<i64>(&mut connection, &["RPUSH", key, "foreign"]).await;
-        refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisKeyTaken, key);
+        refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisKeyTaken, key);
         let mut left: Vec<String> = run(&mut connection, &["KEYS", "*"]).await;
-        left.retain(|other| other != key && other != "walcast:mark:walcast");
+        left.retain(|other| other != key && other != "walcast:checkpoint:walcast");
         assert!(left.is_empty(), "{key}: {left:?}");
     }
 }
@@ -268,8 +268,8 @@ async fn a_foreign_board_is_not_overwritten() {
         let mut connection = connect(&config).await;
         run::<()>(&mut connection, &["FLUSHDB"]).await;
         run::<()>(&mut connection, &["SET", key, "foreign"]).await;
-        let (mut sink, mark) = recovered(&config, &story.time, 1).await;
-        write(&mut sink, &story.beyond(mark, 100)).await;
+        let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
+        write(&mut sink, &story.beyond(checkpoint, 100)).await;
         refused(sink.tick().await, Code::RedisKeyTaken, key);
         let boards: Vec<String> = run(&mut connection, &["KEYS", "top_engagement*"]).await;
         assert_eq!(boards, [key]);

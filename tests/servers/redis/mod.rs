@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use walcast::batch::Batch;
 use walcast::error::{Code, Error};
-use walcast::lsn::{Lsn, Mark, StoredMark};
+use walcast::lsn::{Checkpoint, Lsn, StoredCheckpoint};
 use walcast::resume::{self, Refusal, Resume};
 use walcast::sink::redis::{RedisConfig, RedisSink};
 use walcast::sink::{Sink, Written};
@@ -21,11 +21,11 @@ use walcast::sink::{Sink, Written};
 use crate::support::redis_server::{connect, fresh_database, id_text, public, run};
 use crate::support::story::{START, Story, Time, session};
 
-/// A sink that has recovered, and the mark it goes on from.
-async fn recovered(config: &RedisConfig, time: &Time, token: i64) -> (RedisSink, Mark) {
+/// A sink that has recovered, and the checkpoint it goes on from.
+async fn recovered(config: &RedisConfig, time: &Time, fencing_token: i64) -> (RedisSink, Checkpoint) {
     let mut sink = RedisSink::with_clock(config.clone(), time.clock());
-    let stored = sink.recover(&session(token)).await.unwrap();
-    (sink, stored.map_or(Mark::at(START), |stored| stored.mark))
+    let stored = sink.recover(&session(fencing_token)).await.unwrap();
+    (sink, stored.map_or(Checkpoint::at(START), |stored| stored.checkpoint))
 }
 
 /// Writes, and expects it to be durable up to the last batch.
@@ -33,17 +33,19 @@ async fn write(sink: &mut RedisSink, batches: &[Arc<Batch>]) {
     if batches.is_empty() {
         return;
     }
-    let end = batches.iter().fold(Mark::default(), |mark, batch| mark.advanced(batch.mark()));
+    let end = batches
+        .iter()
+        .fold(Checkpoint::default(), |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
     match sink.write(batches).await.unwrap() {
-        Written::Durable(mark) => assert_eq!(mark, end),
+        Written::Durable(checkpoint) => assert_eq!(checkpoint, end),
         Written::Accepted => panic!("a flush is durable"),
     }
 }
 
 /// Tells a story from the beginning and refreshes the boards.
 async fn told(config: &RedisConfig, story: &Story) -> RedisSink {
-    let (mut sink, mark) = recovered(config, &story.time, 1).await;
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    let (mut sink, checkpoint) = recovered(config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     sink.tick().await.unwrap();
     sink
 }
@@ -65,7 +67,7 @@ fn refused(result: Result<impl std::fmt::Debug, Error>, code: Code, words: &str)
 }
 
 #[tokio::test]
-async fn rows_become_counters_boards_and_a_mark() {
+async fn rows_become_counters_boards_and_a_checkpoint() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
     story.content(1, "One", Some("podcast"), Some(100)).content(2, "Two", None, None).commit();
@@ -83,7 +85,7 @@ async fn rows_become_counters_boards_and_a_mark() {
     let mut sink = told(&config, &story).await;
     assert_shown(&config, &story, "").await;
     let stored = sink.recover(&session(1)).await.unwrap().unwrap();
-    assert_eq!((stored.epoch, stored.mark), (session(1).epoch, story.end()));
+    assert_eq!((stored.history_id, stored.checkpoint), (session(1).history_id, story.end()));
 }
 
 #[tokio::test]
@@ -104,7 +106,7 @@ async fn every_key_expires_as_documented() {
         let at = now + ttl;
         let in_a_minute = |seconds: i64| (seconds - 60..=seconds + 60).contains(&ttl);
         let right = match key.split(':').collect::<Vec<_>>().as_slice() {
-            ["top_engagement", "all"] | ["walcast", "mark", _] | ["walcast", "all"] => ttl == -1,
+            ["top_engagement", "all"] | ["walcast", "checkpoint", _] | ["walcast", "all"] => ttl == -1,
             ["top_engagement", ..] => (20..=30).contains(&ttl),
             // it is on the board of all time
             ["content", _] => in_a_minute(32 * 86_400),
@@ -139,38 +141,38 @@ async fn the_command_of_the_readme_works_as_it_stands() {
 }
 
 #[tokio::test]
-async fn a_batch_without_rows_moves_the_mark() {
+async fn a_batch_without_rows_moves_the_checkpoint() {
     let config = fresh_database().await;
     let time = Time::real();
     let (mut sink, _) = recovered(&config, &time, 1).await;
-    write(&mut sink, &[Arc::new(Batch::empty(Mark::at(walcast::lsn::Lsn(5000)), true))]).await;
-    assert_eq!(recovered(&config, &time, 1).await.1, Mark::at(walcast::lsn::Lsn(5000)));
+    write(&mut sink, &[Arc::new(Batch::empty(Checkpoint::at(walcast::lsn::Lsn(5000)), true))]).await;
+    assert_eq!(recovered(&config, &time, 1).await.1, Checkpoint::at(walcast::lsn::Lsn(5000)));
 }
 
 #[tokio::test]
-async fn a_mark_of_another_epoch_is_told_as_it_is() {
+async fn a_checkpoint_of_another_history_id_is_told_as_it_is() {
     let config = fresh_database().await;
     let time = Time::real();
     let mut story = Story::new(&time);
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
     told(&config, &story).await;
     let mut other = session(2);
-    other.epoch.epoch = uuid::Uuid::from_u128(8);
+    other.history_id.uuid = uuid::Uuid::from_u128(8);
     let mut sink = RedisSink::with_clock(config.clone(), time.clock());
     let stored = sink.recover(&other).await.unwrap();
-    assert_eq!(stored, Some(StoredMark::new(&session(1).epoch, story.end())));
+    assert_eq!(stored, Some(StoredCheckpoint::new(&session(1).history_id, story.end())));
     let judged = resume::judge(stored.as_ref(), true, &other, Lsn(u64::MAX));
     assert!(matches!(judged, Resume::Refused(Refusal::OtherHistory(_))), "{judged:?}");
 }
 
 #[tokio::test]
-async fn counters_without_a_mark_are_not_added_to() {
+async fn counters_without_a_checkpoint_are_not_added_to() {
     let config = fresh_database().await;
     let time = Time::real();
     let mut story = Story::new(&time);
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
     told(&config, &story).await;
-    run::<i64>(&mut connect(&config).await, &["DEL", "walcast:mark:walcast"]).await;
+    run::<i64>(&mut connect(&config).await, &["DEL", "walcast:checkpoint:walcast"]).await;
     let mut sink = RedisSink::with_clock(config.clone(), time.clock());
     refused(sink.recover(&session(2)).await, Code::RedisRemains, "walcast rebuild redis");
 }

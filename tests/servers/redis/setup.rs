@@ -91,8 +91,8 @@ async fn a_user_who_may_not_ask_for_settings_gets_a_warning() {
     assert_eq!(worst(&config).await.verdict, Verdict::Warn);
     let mut story = Story::new(&Time::real());
     story.content(1, "One", Some("video"), Some(1)).event(Some(1), Some("play"), 0, Some(1)).commit();
-    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     sink.tick().await.unwrap();
 }
 
@@ -103,11 +103,11 @@ async fn a_user_who_may_not_write_is_told_what_is_needed() {
         RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
-    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
     let allow = format!("ACL SETUSER <user> {ACL}");
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisRights, &allow);
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisRights, &allow);
     let keys: Vec<String> = run(&mut connect(&server.config).await, &["KEYS", "*"]).await;
-    assert_eq!(keys, ["walcast:mark:walcast"]);
+    assert_eq!(keys, ["walcast:checkpoint:walcast"]);
 }
 
 /// Every right is looked at, nothing is written, and what is said mends it.
@@ -180,14 +180,14 @@ async fn a_full_server_refuses_the_whole_flush_and_takes_it_later() {
     let server = Server::start(&["maxmemory-policy noeviction"]).await;
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
-    let (mut sink, mark) = recovered(&server.config, &story.time, 1).await;
+    let (mut sink, checkpoint) = recovered(&server.config, &story.time, 1).await;
     let mut connection = connect(&server.config).await;
     run::<()>(&mut connection, &["CONFIG", "SET", "maxmemory", "1"]).await;
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisFull, "maxmemory");
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisFull, "maxmemory");
     assert!(public(&server.config).await.is_empty());
     run::<()>(&mut connection, &["CONFIG", "SET", "maxmemory", "0"]).await;
     assert_eq!(sink.recover(&session(1)).await.unwrap(), None);
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
 }
 
 #[tokio::test]
@@ -253,21 +253,25 @@ async fn sentinels_tell_the_master_and_the_next_one_after_a_failover() {
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
     RedisSink::new(config.clone()).prepare().await.unwrap();
-    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
     run::<()>(&mut probe, &["SET", "walcast:test", "written after the flush"]).await;
     let acknowledged: i64 = run(&mut probe, &["WAIT", "1", "5000"]).await;
     assert_eq!(acknowledged, 1);
     master.kill();
-    let mark = story.end();
+    let checkpoint = story.end();
     story.event(Some(1), Some("play"), 0, Some(2)).commit();
-    refused(sink.write(&story.beyond(mark, 100)).await, Code::RedisUnreachable, "redis master mymaster");
+    refused(
+        sink.write(&story.beyond(checkpoint, 100)).await,
+        Code::RedisUnreachable,
+        "redis master mymaster",
+    );
     let sink = tokio::sync::Mutex::new(sink);
     wait_until("the sentinel has promoted the replica", async || {
-        matches!(sink.lock().await.recover(&session(1)).await, Ok(Some(stored)) if stored.mark == mark)
+        matches!(sink.lock().await.recover(&session(1)).await, Ok(Some(stored)) if stored.checkpoint == checkpoint)
     })
     .await;
-    write(&mut *sink.lock().await, &story.beyond(mark, 100)).await;
+    write(&mut *sink.lock().await, &story.beyond(checkpoint, 100)).await;
     let day = public(&replica.config).await.into_keys().find(|key| key.starts_with("engagement:")).unwrap();
     let ms: u64 = run(&mut connect(&replica.config).await, &["HGET", &day, "engagement_ms"]).await;
     assert_eq!(ms, 3);
@@ -330,8 +334,8 @@ async fn tls_is_spoken_with_a_server_that_a_trusted_authority_vouches_for() {
     RedisSink::new(config.clone()).prepare().await.unwrap();
     let mut story = Story::new(&Time::real());
     story.event(Some(1), Some("play"), 0, Some(1)).commit();
-    let (mut sink, mark) = recovered(&config, &story.time, 1).await;
-    write(&mut sink, &story.beyond(mark, 100)).await;
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
 
     let other = RedisConfig { tls_ca_file: path("other.crt"), ..config.clone() };
     refused(RedisSink::new(other).prepare().await, Code::RedisTls, "redis.tls_ca_file");

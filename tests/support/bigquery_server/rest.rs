@@ -110,7 +110,7 @@ fn query(store: &Store, sql: &str) -> Answer {
         .unwrap_or_else(|| Err(Status::invalid_argument("a query that is not known here")))
 }
 
-/// The one question of substance: the last position of an epoch within a footprint.
+/// The one question of substance: the last position of a history id within a footprint.
 fn last_position(store: &Store, sql: &str) -> Option<Answer> {
     let sql = sql.strip_prefix("SELECT commit_lsn, ordinal FROM `")?;
     let sql = sql.strip_suffix(" ORDER BY commit_lsn DESC, ordinal DESC LIMIT 1")?;

@@ -1,4 +1,4 @@
-//! The BigQuery sink's intent protocol: two instances of which PostgreSQL's token knows the newer, write streams
+//! The BigQuery sink's intent protocol: two instances of which PostgreSQL's fencing token knows the newer, write streams
 //! that expire, commits whose answer is lost or that the service acts on long after their caller has given up or
 //! died, crashes between any two steps, and a PostgreSQL that is restored to what it was.
 
@@ -28,7 +28,7 @@ enum Broken {
     NoToken,
     /// The table is not asked whether a stream that is gone was committed.
     GoneIsCommitted,
-    /// The table is not asked what it has beyond the mark.
+    /// The table is not asked what it has beyond the checkpoint.
     NoLookUp,
 }
 
@@ -43,8 +43,8 @@ struct State {
     table: Vec<usize>,
     /// Commits on their way to the service.
     late: BTreeSet<usize>,
-    token: u8,
-    mark: usize,
+    fencing_token: u8,
+    checkpoint: usize,
     intent: Option<Intent>,
     restored: bool,
 }
@@ -62,49 +62,49 @@ struct Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Intent {
     stream: usize,
-    mark: usize,
+    checkpoint: usize,
 }
 
-/// Where an instance is; `token` is its own.
+/// Where an instance is; `fencing_token` is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Down,
     Starting {
-        token: u8,
+        fencing_token: u8,
     },
     /// An earlier run's intent is to be carried out.
     Settling {
-        token: u8,
+        fencing_token: u8,
         intent: Intent,
     },
-    /// It was, or was not: the mark that follows is to be stored.
+    /// It was, or was not: the checkpoint that follows is to be stored.
     Settled {
-        token: u8,
-        mark: usize,
+        fencing_token: u8,
+        checkpoint: usize,
     },
     /// Nothing is open. `from`: the next event to write; asked of the table or not yet.
     Ready {
-        token: u8,
-        mark: usize,
+        fencing_token: u8,
+        checkpoint: usize,
         from: Option<usize>,
     },
     Open {
-        token: u8,
-        mark: usize,
+        fencing_token: u8,
+        checkpoint: usize,
         stream: usize,
     },
     Finalized {
-        token: u8,
-        mark: usize,
+        fencing_token: u8,
+        checkpoint: usize,
         stream: usize,
     },
     Intended {
-        token: u8,
-        mark: usize,
+        fencing_token: u8,
+        checkpoint: usize,
         stream: usize,
     },
     Committed {
-        token: u8,
+        fencing_token: u8,
         stream: usize,
     },
 }
@@ -154,95 +154,112 @@ impl State {
 }
 
 impl Protocol {
-    fn is_fenced(&self, state: &State, token: u8) -> bool {
-        token != state.token && self.0 != Broken::NoToken
+    fn is_fenced(&self, state: &State, fencing_token: u8) -> bool {
+        fencing_token != state.fencing_token && self.0 != Broken::NoToken
     }
 
     /// The instance's next step; `None` when it has none.
     fn step(&self, state: &mut State, phase: Phase, events: usize) -> Option<Phase> {
         Some(match phase {
             Phase::Down => return None,
-            Phase::Starting { token } if self.is_fenced(state, token) => Phase::Down,
-            Phase::Starting { token } => self.recover(state, token),
-            Phase::Settling { token, intent } => self.settle(state, token, intent),
-            Phase::Settled { token, mark } => self.store(state, token, mark, None)?,
-            Phase::Ready { token, mark, from: None } => {
-                let beyond = if self.0 == Broken::NoLookUp { 0 } else { state.table_end() };
-                Phase::Ready { token, mark, from: Some(mark.max(beyond)) }
+            Phase::Starting { fencing_token } if self.is_fenced(state, fencing_token) => Phase::Down,
+            Phase::Starting { fencing_token } => self.recover(state, fencing_token),
+            Phase::Settling { fencing_token, intent } => self.settle(state, fencing_token, intent),
+            Phase::Settled { fencing_token, checkpoint } => {
+                self.store(state, fencing_token, checkpoint, None)?
             }
-            Phase::Ready { token, mark, from: Some(first) } => {
-                if first >= EVENTS && mark < first {
-                    return self.store(state, token, first, None);
+            Phase::Ready { fencing_token, checkpoint, from: None } => {
+                let beyond = if self.0 == Broken::NoLookUp { 0 } else { state.table_end() };
+                Phase::Ready { fencing_token, checkpoint, from: Some(checkpoint.max(beyond)) }
+            }
+            Phase::Ready { fencing_token, checkpoint, from: Some(first) } => {
+                if first >= EVENTS && checkpoint < first {
+                    return self.store(state, fencing_token, first, None);
                 }
                 let end = first + events;
                 if end > EVENTS || state.streams.len() == STREAMS {
                     return None;
                 }
                 state.streams.push(Stream { first, end, finalized: false, committed: false, gone: false });
-                Phase::Open { token, mark, stream: state.streams.len() - 1 }
+                Phase::Open { fencing_token, checkpoint, stream: state.streams.len() - 1 }
             }
-            Phase::Open { token, stream, .. } if state.streams[stream].gone => Phase::Starting { token },
-            Phase::Open { token, mark, stream } => {
+            Phase::Open { fencing_token, stream, .. } if state.streams[stream].gone => {
+                Phase::Starting { fencing_token }
+            }
+            Phase::Open { fencing_token, checkpoint, stream } => {
                 state.streams[stream].finalized = true;
-                Phase::Finalized { token, mark, stream }
+                Phase::Finalized { fencing_token, checkpoint, stream }
             }
-            Phase::Finalized { token, mark, stream } if self.0 == Broken::NoIntent => {
-                Phase::Intended { token, mark, stream }
+            Phase::Finalized { fencing_token, checkpoint, stream } if self.0 == Broken::NoIntent => {
+                Phase::Intended { fencing_token, checkpoint, stream }
             }
-            Phase::Finalized { token, mark, stream } => {
-                let intent = Intent { stream, mark: state.streams[stream].end };
-                match self.store(state, token, mark, Some(intent))? {
+            Phase::Finalized { fencing_token, checkpoint, stream } => {
+                let intent = Intent { stream, checkpoint: state.streams[stream].end };
+                match self.store(state, fencing_token, checkpoint, Some(intent))? {
                     Phase::Down => Phase::Down,
-                    _ => Phase::Intended { token, mark, stream },
+                    _ => Phase::Intended { fencing_token, checkpoint, stream },
                 }
             }
-            Phase::Intended { token, stream, .. } => match state.commit(stream) {
-                Reply::Done => Phase::Committed { token, stream },
-                Reply::Gone => Phase::Starting { token },
+            Phase::Intended { fencing_token, stream, .. } => match state.commit(stream) {
+                Reply::Done => Phase::Committed { fencing_token, stream },
+                Reply::Gone => Phase::Starting { fencing_token },
             },
-            Phase::Committed { token, stream } => {
+            Phase::Committed { fencing_token, stream } => {
                 let end = state.streams[stream].end;
-                self.store(state, token, end, None)?
+                self.store(state, fencing_token, end, None)?
             }
         })
     }
 
-    fn recover(&self, state: &State, token: u8) -> Phase {
+    fn recover(&self, state: &State, fencing_token: u8) -> Phase {
         match (state.intent, self.0) {
             (None, _) | (Some(_), Broken::ForgetsIntent) => {
-                Phase::Ready { token, mark: state.mark, from: None }
+                Phase::Ready { fencing_token, checkpoint: state.checkpoint, from: None }
             }
-            (Some(intent), Broken::BelievesIntent) => Phase::Settled { token, mark: intent.mark },
-            (Some(intent), _) => Phase::Settling { token, intent },
+            (Some(intent), Broken::BelievesIntent) => {
+                Phase::Settled { fencing_token, checkpoint: intent.checkpoint }
+            }
+            (Some(intent), _) => Phase::Settling { fencing_token, intent },
         }
     }
 
-    fn settle(&self, state: &mut State, token: u8, intent: Intent) -> Phase {
+    fn settle(&self, state: &mut State, fencing_token: u8, intent: Intent) -> Phase {
         let first = state.streams[intent.stream].first;
         let committed = match state.commit(intent.stream) {
             Reply::Done => true,
             Reply::Gone => self.0 == Broken::GoneIsCommitted || state.table.contains(&first),
         };
-        Phase::Settled { token, mark: if committed { intent.mark } else { state.mark } }
+        Phase::Settled {
+            fencing_token,
+            checkpoint: if committed { intent.checkpoint } else { state.checkpoint },
+        }
     }
 
     /// One transaction, in which nobody becomes newer.
-    fn store(&self, state: &mut State, token: u8, mark: usize, intent: Option<Intent>) -> Option<Phase> {
-        if self.is_fenced(state, token) {
+    fn store(
+        &self,
+        state: &mut State,
+        fencing_token: u8,
+        checkpoint: usize,
+        intent: Option<Intent>,
+    ) -> Option<Phase> {
+        if self.is_fenced(state, fencing_token) {
             return Some(Phase::Down);
         }
-        (state.mark, state.intent) = (mark, intent);
-        Some(Phase::Ready { token, mark, from: None })
+        (state.checkpoint, state.intent) = (checkpoint, intent);
+        Some(Phase::Ready { fencing_token, checkpoint, from: None })
     }
 
     /// What an instance does that waited for its commit in vain.
     fn undecided(&self, phase: Phase) -> Option<Phase> {
         match phase {
-            Phase::Intended { token, mark, .. } if self.0 == Broken::NewStreamBeforeDecided => {
-                Some(Phase::Ready { token, mark, from: Some(mark) })
+            Phase::Intended { fencing_token, checkpoint, .. } if self.0 == Broken::NewStreamBeforeDecided => {
+                Some(Phase::Ready { fencing_token, checkpoint, from: Some(checkpoint) })
             }
             // the same stream is committed again, by way of a recovery or at once
-            Phase::Intended { token, .. } if self.0 != Broken::NoIntent => Some(Phase::Starting { token }),
+            Phase::Intended { fencing_token, .. } if self.0 != Broken::NoIntent => {
+                Some(Phase::Starting { fencing_token })
+            }
             Phase::Intended { .. } | Phase::Settling { .. } => Some(phase),
             _ => None,
         }
@@ -269,8 +286,8 @@ impl Model for Protocol {
             streams: Vec::new(),
             table: Vec::new(),
             late: BTreeSet::new(),
-            token: 0,
-            mark: 0,
+            fencing_token: 0,
+            checkpoint: 0,
             intent: None,
             restored: false,
         }]
@@ -308,8 +325,8 @@ impl Model for Protocol {
         match action {
             Action::Start(index) => {
                 state.starts += 1;
-                state.token += 1;
-                state.instances[index] = Phase::Starting { token: state.token };
+                state.fencing_token += 1;
+                state.instances[index] = Phase::Starting { fencing_token: state.fencing_token };
             }
             Action::Crash(index) => state.instances[index] = Phase::Down,
             Action::Step(index, events) => {
@@ -328,7 +345,7 @@ impl Model for Protocol {
                 state.commit(stream);
             }
             Action::Expire(stream) => state.streams[stream].gone = true,
-            Action::Restore => (state.mark, state.intent, state.restored) = (0, None, true),
+            Action::Restore => (state.checkpoint, state.intent, state.restored) = (0, None, true),
         }
         Some(state).filter(|state| state != last)
     }
@@ -338,14 +355,15 @@ impl Model for Protocol {
             Property::always("each event once, in order, without a gap", |_, state: &State| {
                 state.table.iter().copied().eq(0..state.table.len())
             }),
-            Property::always("the mark is not ahead of the table", |_, state: &State| {
-                state.mark <= state.table.len()
+            Property::always("the checkpoint is not ahead of the table", |_, state: &State| {
+                state.checkpoint <= state.table.len()
             }),
-            Property::sometimes("all is delivered, and the mark says so", |_, state: &State| {
-                state.table.len() == EVENTS && state.mark == EVENTS && state.intent.is_none()
+            Property::sometimes("all is delivered, and the checkpoint says so", |_, state: &State| {
+                state.table.len() == EVENTS && state.checkpoint == EVENTS && state.intent.is_none()
             }),
             Property::sometimes("two streams deliver all", |_, state: &State| {
-                state.streams.iter().filter(|stream| stream.committed).count() == 2 && state.mark == EVENTS
+                state.streams.iter().filter(|stream| stream.committed).count() == 2
+                    && state.checkpoint == EVENTS
             }),
         ]
     }
@@ -373,7 +391,7 @@ fn a_broken_rule_gives_an_event_twice() {
 
 #[test]
 fn a_broken_rule_loses_an_event() {
-    let promise = "the mark is not ahead of the table";
+    let promise = "the checkpoint is not ahead of the table";
     breaks(Protocol(Broken::BelievesIntent), promise);
     breaks(Protocol(Broken::GoneIsCommitted), promise);
 }

@@ -1,9 +1,9 @@
 //! The confirmed LSN: three sinks that write whole and half transactions at their own pace, acknowledgements
 //! that come late and in any order, and crashes of walcast and of PostgreSQL, which then has forgotten how far
-//! its slot was since its last checkpoint. Marks and watermark are the real ones.
+//! its slot was since its last checkpoint. Checkpoints and watermark are the real ones.
 
 use stateright::{Model, Property};
-use walcast::lsn::{Lsn, Mark, Position};
+use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::watermark::Watermark;
 
 use super::{breaks, holds};
@@ -31,8 +31,8 @@ struct Pipeline(Broken);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct State {
-    /// What each target has: how many rows of the stream's beginning, and its mark.
-    targets: [(usize, Option<Mark>); 3],
+    /// What each target has: how many rows of the stream's beginning, and its checkpoint.
+    targets: [(usize, Option<Checkpoint>); 3],
     damaged: bool,
     /// What the slot says, and what it says after a crash of PostgreSQL.
     slot: Lsn,
@@ -50,7 +50,7 @@ struct Walcast {
 #[derive(Debug, Clone, PartialEq)]
 enum Action {
     Start,
-    /// The sink writes so many rows more, in one atomic act with its mark.
+    /// The sink writes so many rows more, in one atomic act with its checkpoint.
     Write(usize, usize),
     /// The pipeline hears that the sink holds so much.
     Hear(usize, Lsn),
@@ -79,15 +79,15 @@ fn ends() -> Vec<Lsn> {
 }
 
 impl State {
-    fn mark(&self, sink: usize, start: Lsn) -> Mark {
-        self.targets[sink].1.unwrap_or(Mark::at(start))
+    fn checkpoint(&self, sink: usize, start: Lsn) -> Checkpoint {
+        self.targets[sink].1.unwrap_or(Checkpoint::at(start))
     }
 
     /// What the server still sends and the sink lacks, as places in the stream.
     fn lacks(&self, sink: usize, walcast: &Walcast) -> Vec<usize> {
-        let mark = self.mark(sink, walcast.start);
+        let checkpoint = self.checkpoint(sink, walcast.start);
         let sent = |(_, (position, _)): &(usize, (Position, _))| {
-            position.commit_lsn >= walcast.start && !mark.holds(*position)
+            position.commit_lsn >= walcast.start && !checkpoint.holds(*position)
         };
         events().into_iter().enumerate().filter(sent).map(|(place, _)| place).collect()
     }
@@ -97,16 +97,16 @@ impl Pipeline {
     fn write(&self, state: &mut State, sink: usize, rows: usize) -> Option<()> {
         let walcast = state.walcast.clone()?;
         let places: Vec<usize> = state.lacks(sink, &walcast).into_iter().take(rows).collect();
-        let mut mark = state.mark(sink, walcast.start);
+        let mut checkpoint = state.checkpoint(sink, walcast.start);
         for place in places {
             let (position, end) = events()[place];
             state.damaged |= place != state.targets[sink].0;
             state.targets[sink].0 = place + 1;
             let half = (self.0 == Broken::HalfIsWhole).then_some(Lsn(position.commit_lsn.0 + 10));
-            let held = end.or(half).unwrap_or(mark.held);
-            mark = mark.advanced(Mark { position: Some(position), held });
+            let durable_lsn = end.or(half).unwrap_or(checkpoint.durable_lsn);
+            checkpoint = checkpoint.advanced(Checkpoint { position: Some(position), durable_lsn });
         }
-        state.targets[sink].1 = Some(mark);
+        state.targets[sink].1 = Some(checkpoint);
         Some(())
     }
 
@@ -114,7 +114,7 @@ impl Pipeline {
         let start = state.slot;
         let held = |sink: usize| match self.0 {
             Broken::BelievesTheSlot => *ends().last().unwrap(),
-            _ => state.mark(sink, start).held,
+            _ => state.checkpoint(sink, start).durable_lsn,
         };
         let sinks = SINKS.iter().enumerate().map(|(index, name)| (*name, held(index)));
         Walcast { start, watermark: Watermark::new(start, sinks) }
@@ -122,7 +122,9 @@ impl Pipeline {
 
     fn confirmed(&self, state: &State, walcast: &Walcast) -> Lsn {
         match self.0 {
-            Broken::FastestDecides => (0..3).map(|sink| state.mark(sink, walcast.start).held).max().unwrap(),
+            Broken::FastestDecides => {
+                (0..3).map(|sink| state.checkpoint(sink, walcast.start).durable_lsn).max().unwrap()
+            }
             _ => walcast.watermark.confirmed(),
         }
     }
@@ -145,7 +147,7 @@ impl Model for Pipeline {
             actions.extend((1..=state.lacks(sink, walcast).len()).map(|rows| Action::Write(sink, rows)));
             let held = match self.0 {
                 Broken::SaysBeforeItHolds => *ends().last().unwrap(),
-                _ => state.mark(sink, walcast.start).held,
+                _ => state.checkpoint(sink, walcast.start).durable_lsn,
             };
             // late and stale ones too
             let heard = ends().into_iter().filter(|end| *end <= held);

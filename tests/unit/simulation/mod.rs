@@ -1,4 +1,4 @@
-//! Random lives of the real loop ([`walcast::streaming`]): its decoding, batches, queues, drivers, marks, watermark,
+//! Random lives of the real loop ([`walcast::streaming`]): its decoding, batches, queues, drivers, checkpoints, watermark,
 //! silence rule and drain, over a real stream of bytes from a walsender that is simulated, into sinks that fail in
 //! every way a target can: before the write, after it with the answer lost, in the middle of it, by losing what they
 //! had only accepted, by hanging; with crashes of the whole process, signals, and servers that fall silent, end the
@@ -22,14 +22,14 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use walcast::error::{Class, Code, Error, Result};
-use walcast::lsn::{Epoch, History, Lsn, Mark, Session, StoredMark};
+use walcast::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
 use walcast::resume::judge;
 use walcast::shutdown::{Shutdown, Trigger};
 use walcast::source::heartbeat::Watch;
 use walcast::source::slot::Publication;
 use walcast::source::stream::ReplicationStream;
 use walcast::streaming::{Fed, Limits, Streaming};
-use walcast::telemetry::board::Board;
+use walcast::telemetry::registry::StatusRegistry;
 use walcast::transform::{Bounds, Transform};
 use walcast::watermark::Watermark;
 
@@ -132,13 +132,14 @@ impl World {
         let wal = Wal::random(&mut rng, START, wide);
         let wanted = Some(Arc::new(wal.rows()));
         let target = |name| Target { name, wanted: wanted.clone(), ..Target::default() };
-        let epoch = Epoch { epoch: Uuid::nil(), system_id: "1".into(), timeline: 1, slot: "s".into() };
+        let history_id =
+            HistoryId { uuid: Uuid::nil(), system_id: "1".into(), timeline: 1, slot: "s".into() };
         World {
             rng,
             wal,
             targets: NAMES.map(|name| Arc::new(Mutex::new(target(name)))).into(),
             confirmed: START,
-            session: Session { epoch, token: 0, history: History::default(), start: START },
+            session: Session { history_id, fencing_token: 0, timelines: Timelines::default(), start: START },
             trace: 0,
         }
     }
@@ -152,9 +153,11 @@ impl World {
     }
 
     /// Where each sink goes on, as it is judged at every start.
-    fn marks(&self) -> Vec<Mark> {
+    fn checkpoints(&self) -> Vec<Checkpoint> {
         let go_on = |target: Target| {
-            let stored = target.mark.map(|mark| StoredMark::new(&self.session.epoch, mark));
+            let stored = target
+                .checkpoint
+                .map(|checkpoint| StoredCheckpoint::new(&self.session.history_id, checkpoint));
             let judged = judge(stored.as_ref(), stored.is_some(), &self.session, self.wal.end);
             judged.or_refuse(target.name, &self.session).expect("a sink can always go on")
         };
@@ -162,7 +165,7 @@ impl World {
     }
 
     fn lowest(&self) -> Lsn {
-        self.marks().iter().map(|mark| mark.held).min().unwrap_or_default()
+        self.checkpoints().iter().map(|checkpoint| checkpoint.durable_lsn).min().unwrap_or_default()
     }
 
     fn bounds(&mut self, fate: Fate) -> Bounds {
@@ -200,13 +203,13 @@ impl World {
         };
         let hanging = self.rng.random_range(0..NAMES.len());
         let mut fed = Vec::new();
-        for (index, held) in self.marks().into_iter().enumerate() {
+        for (index, durable) in self.checkpoints().into_iter().enumerate() {
             let hangs = fate.hangs() && index == hanging;
             let manners = Manners { faults, write_millis_max, tick_every, hangs };
             let rng = self.rng();
-            self.targets[index].lock().unwrap().asked(held);
+            self.targets[index].lock().unwrap().asked(durable);
             let sink = FaultySink::new(&self.targets[index], &self.session, rng, manners);
-            fed.push(Fed { sink: Box::new(sink), held, unregistered: None });
+            fed.push(Fed { sink: Box::new(sink), durable, unregistered: None });
         }
         fed
     }
@@ -214,10 +217,11 @@ impl World {
     /// One life of the process.
     async fn live(&mut self, fate: Fate) -> End {
         self.session.start = self.confirmed;
-        self.session.token += 1;
-        let board = Board::new();
-        let held = NAMES.into_iter().zip(self.marks().into_iter().map(|mark| mark.held));
-        let watermark = Watermark::new(self.confirmed, held);
+        self.session.fencing_token += 1;
+        let registry = StatusRegistry::new();
+        let durable =
+            NAMES.into_iter().zip(self.checkpoints().into_iter().map(|checkpoint| checkpoint.durable_lsn));
+        let watermark = Watermark::new(self.confirmed, durable);
         let from = watermark.confirmed();
         let rough = fate.is_rough() && self.rng.random_bool(0.7);
         let faults = if rough { self.rng.random_range(0.01..0.3) } else { 0.0 };
@@ -226,7 +230,7 @@ impl World {
         let (client, server) = tokio::io::duplex(self.rng.random_range(100..4096));
         let limits = Limits { queue_bytes_max: QUEUE_BYTES_MAX, drain: DRAIN };
         let stream = ReplicationStream::over(client);
-        let streaming = Streaming::spawn(limits, &board, stream, transform, watermark, &self.session, fed);
+        let streaming = Streaming::spawn(limits, &registry, stream, transform, watermark, &self.session, fed);
 
         let rows = self.targets.first().unwrap().lock().unwrap().wanted.clone().unwrap_or_default();
         let witness = Witness::new(&self.targets, rows, self.confirmed, !rough);
@@ -249,7 +253,7 @@ impl World {
             "{fate:?}: no status for {:?}",
             heard.status_at.elapsed()
         );
-        let status = board.status();
+        let status = registry.status();
         let full = status.sinks.into_iter().find(|sink| sink.backpressure).map(|sink| sink.name);
         // a slot may forget its last steps when its server crashes
         if self.rng.random_bool(0.8) {
@@ -326,13 +330,13 @@ impl World {
             assert_eq!(heard.confirmed, self.lowest(), "the last status is of all that the sinks hold");
             let whole = self.wal.commits.iter().rev().find(|commit| commit.end <= end.received);
             let whole = whole.map_or(START, |commit| commit.end);
-            assert!(self.lowest() >= whole, "{whole} was received, and only {} is held", self.lowest());
+            assert!(self.lowest() >= whole, "{whole} was received, and only {} is durable", self.lowest());
         }
     }
 
     /// The server was restored from a backup of a time that a sink is ahead of, and that is read again.
     async fn restored(&mut self) -> Option<World> {
-        let last = |target: Target| target.mark.and_then(|mark| mark.position);
+        let last = |target: Target| target.checkpoint.and_then(|checkpoint| checkpoint.position);
         let furthest = self.targets().filter_map(last).max()?.commit_lsn;
         let known = self.wal.below(self.lowest());
         let lost = self.wal.below(Lsn(furthest.0 + 1));
@@ -450,7 +454,7 @@ fn run(seed: u64) -> u64 {
         for target in world.targets() {
             assert_eq!(target.rows.len(), rows.len(), "{} is stuck", target.name);
         }
-        assert_eq!(world.lowest(), world.wal.end, "a sink's mark is stuck");
+        assert_eq!(world.lowest(), world.wal.end, "a sink's checkpoint is stuck");
         world.trace
     })
 }

@@ -37,7 +37,7 @@ pub struct Habits {
 pub struct Witness {
     targets: Vec<Arc<Mutex<Target>>>,
     rows: Arc<Vec<Seen>>,
-    /// What the furthest sink held at first.
+    /// What the furthest sink durable at first.
     furthest: Lsn,
     /// No sink fails: what is durable is known to be.
     pub calm: bool,
@@ -52,7 +52,7 @@ pub struct Heard {
     pub asked_at: Option<Instant>,
     /// When the server last said something.
     pub said_at: Instant,
-    /// Payloads sent beyond what any sink held at first.
+    /// Payloads sent beyond what any sink durable at first.
     pub new_bytes: usize,
     /// When it had sent all there is.
     pub all_sent_at: Option<Instant>,
@@ -75,8 +75,9 @@ impl Witness {
             left: false,
             trace: 0,
         };
-        let held = |target: &Arc<Mutex<Target>>| target.lock().unwrap().mark.unwrap_or_default().held;
-        let furthest = targets.iter().map(held).max().unwrap_or_default();
+        let durable =
+            |target: &Arc<Mutex<Target>>| target.lock().unwrap().checkpoint.unwrap_or_default().durable_lsn;
+        let furthest = targets.iter().map(durable).max().unwrap_or_default();
         Witness { targets: targets.to_vec(), rows, furthest, calm, heard: Mutex::new(heard) }
     }
 

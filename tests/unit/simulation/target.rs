@@ -9,8 +9,8 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 use walcast::batch::Batch;
 use walcast::error::{Code, Error, Result};
-use walcast::lsn::{Lsn, Mark, Session, StoredMark};
-use walcast::sink::{Guarantee, Pace, Sink, SinkIdentity, Written};
+use walcast::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
+use walcast::sink::{BatchPolicy, Guarantee, Sink, SinkIdentity, Written};
 
 use super::wal::Seen;
 
@@ -19,7 +19,7 @@ use super::wal::Seen;
 pub struct Target {
     pub name: &'static str,
     pub rows: Vec<Seen>,
-    pub mark: Option<Mark>,
+    pub checkpoint: Option<Checkpoint>,
     /// What it is to have in the end; `None` when that is open.
     pub wanted: Option<Arc<Vec<Seen>>>,
     /// When it came to hold what, in this life.
@@ -27,7 +27,7 @@ pub struct Target {
 }
 
 impl Target {
-    fn store(&mut self, rows: &[Seen], mark: Mark) {
+    fn store(&mut self, rows: &[Seen], checkpoint: Checkpoint) {
         if let Some(wanted) = &self.wanted {
             let next = &wanted[self.rows.len()..];
             assert!(
@@ -37,20 +37,20 @@ impl Target {
             );
         }
         self.rows.extend_from_slice(rows);
-        let mark = self.mark.unwrap_or_default().advanced(mark);
-        self.mark = Some(mark);
-        self.held_since.push((mark.held, Instant::now()));
+        let checkpoint = self.checkpoint.unwrap_or_default().advanced(checkpoint);
+        self.checkpoint = Some(checkpoint);
+        self.held_since.push((checkpoint.durable_lsn, Instant::now()));
     }
 
     /// Since when it holds everything up to here; `None` when it has since before this life.
     pub fn held_since(&self, lsn: Lsn) -> Option<Instant> {
-        let first = self.held_since.partition_point(|(held, _)| *held < lsn);
+        let first = self.held_since.partition_point(|(durable, _)| *durable < lsn);
         self.held_since.get(first).filter(|_| first > 0).map(|(_, since)| *since)
     }
 
     /// A new process takes it to hold this.
-    pub fn asked(&mut self, held: Mark) {
-        self.held_since = vec![(held.held, Instant::now())];
+    pub fn asked(&mut self, durable: Checkpoint) {
+        self.held_since = vec![(durable.durable_lsn, Instant::now())];
     }
 }
 
@@ -71,7 +71,7 @@ pub struct FaultySink {
     name: &'static str,
     target: Arc<Mutex<Target>>,
     staged: Vec<Seen>,
-    staged_mark: Option<Mark>,
+    staged_checkpoint: Option<Checkpoint>,
     session: Session,
     rng: StdRng,
     manners: Manners,
@@ -80,7 +80,7 @@ pub struct FaultySink {
 impl FaultySink {
     pub fn new(target: &Arc<Mutex<Target>>, session: &Session, rng: StdRng, manners: Manners) -> Self {
         let (name, target, session) = (target.lock().unwrap().name, Arc::clone(target), session.clone());
-        FaultySink { name, target, staged: Vec::new(), staged_mark: None, session, rng, manners }
+        FaultySink { name, target, staged: Vec::new(), staged_checkpoint: None, session, rng, manners }
     }
 
     fn fault(&mut self, what: &str) -> Result<()> {
@@ -90,17 +90,17 @@ impl FaultySink {
         }
     }
 
-    fn commit(&mut self, rows: &[Seen], mark: Mark) -> Result<Mark> {
+    fn commit(&mut self, rows: &[Seen], checkpoint: Checkpoint) -> Result<Checkpoint> {
         self.fault("before the write")?;
-        self.target.lock().unwrap().store(rows, mark);
+        self.target.lock().unwrap().store(rows, checkpoint);
         self.fault("answer lost")?;
-        Ok(mark)
+        Ok(checkpoint)
     }
 
-    fn commit_staged(&mut self) -> Result<Option<Mark>> {
-        let Some(mark) = self.staged_mark.take() else { return Ok(None) };
+    fn commit_staged(&mut self) -> Result<Option<Checkpoint>> {
+        let Some(checkpoint) = self.staged_checkpoint.take() else { return Ok(None) };
         let rows = std::mem::take(&mut self.staged);
-        self.commit(&rows, mark).map(Some)
+        self.commit(&rows, checkpoint).map(Some)
     }
 }
 
@@ -116,18 +116,18 @@ impl SinkIdentity for FaultySink {
 
 #[async_trait]
 impl Sink for FaultySink {
-    fn pace(&self) -> Pace {
+    fn batch_policy(&self) -> BatchPolicy {
         let tick_every = (self.name == "accepts").then_some(self.manners.tick_every);
-        Pace { linger: Duration::from_millis(5), write_bytes_max: 20_000, tick_every }
+        BatchPolicy { linger: Duration::from_millis(5), write_bytes_max: 20_000, tick_every }
     }
 
-    async fn recover(&mut self, session: &Session) -> Result<Option<StoredMark>> {
+    async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         self.staged.clear();
-        self.staged_mark = None;
+        self.staged_checkpoint = None;
         self.session = session.clone();
         self.fault("recover")?;
-        let mark = self.target.lock().unwrap().mark;
-        Ok(mark.map(|mark| StoredMark::new(&session.epoch, mark)))
+        let checkpoint = self.target.lock().unwrap().checkpoint;
+        Ok(checkpoint.map(|checkpoint| StoredCheckpoint::new(&session.history_id, checkpoint)))
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
@@ -137,31 +137,37 @@ impl Sink for FaultySink {
         tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..self.manners.write_millis_max)))
             .await;
         let rows: Vec<Seen> = batches.iter().flat_map(|batch| batch.rows().iter().map(Seen::of)).collect();
-        let mark = batches.iter().fold(Mark::default(), |mark, batch| mark.advanced(batch.mark()));
+        let checkpoint = batches
+            .iter()
+            .fold(Checkpoint::default(), |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
         match self.name {
             "accepts" => {
                 self.fault("accepting")?;
                 self.staged.extend(rows);
-                self.staged_mark = Some(self.staged_mark.unwrap_or_default().advanced(mark));
+                self.staged_checkpoint =
+                    Some(self.staged_checkpoint.unwrap_or_default().advanced(checkpoint));
                 Ok(Written::Accepted)
             }
             "cuts" if rows.len() > 1 => {
-                // As Redis: a prefix with a mark inside, then the rest.
+                // As Redis: a prefix with a checkpoint inside, then the rest.
                 let (first, rest) = rows.split_at(self.rng.random_range(1..rows.len()));
-                let before = self.target.lock().unwrap().mark;
-                let held = before.map_or(self.session.start, |mark| mark.held);
-                self.commit(first, Mark { position: first.last().map(|row| row.position), held })?;
-                self.commit(rest, mark).map(Written::Durable)
+                let before = self.target.lock().unwrap().checkpoint;
+                let durable_lsn = before.map_or(self.session.start, |checkpoint| checkpoint.durable_lsn);
+                self.commit(
+                    first,
+                    Checkpoint { position: first.last().map(|row| row.position), durable_lsn },
+                )?;
+                self.commit(rest, checkpoint).map(Written::Durable)
             }
-            _ => self.commit(&rows, mark).map(Written::Durable),
+            _ => self.commit(&rows, checkpoint).map(Written::Durable),
         }
     }
 
-    async fn tick(&mut self) -> Result<Option<Mark>> {
+    async fn tick(&mut self) -> Result<Option<Checkpoint>> {
         self.commit_staged()
     }
 
-    async fn flush(&mut self) -> Result<Option<Mark>> {
+    async fn flush(&mut self) -> Result<Option<Checkpoint>> {
         self.commit_staged()
     }
 }

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::reading::Reading;
 use crate::event::Event;
 use crate::lsn::Position;
+use crate::sink::redis::counters::{Day, engagement_ms};
 use crate::sink::redis::keys;
-use crate::sink::redis::tally::{Day, engagement_ms};
 use crate::sink::redis::window::{Sums, WINDOWS, Window};
 
 /// Sums of events, as far as Redis keeps them. Its size goes with the contents, as Redis' own does, not with the

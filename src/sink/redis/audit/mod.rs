@@ -1,9 +1,9 @@
 //! Whether Redis holds what the events amount to: [`Reading`] is what it holds, [`Expected`] what it should, and
 //! [`differences`] holds the one against the other.
 //!
-//! Redis is read in parts, each in one script together with the mark that covers it: no script runs long. So what is
-//! expected of a key is cut at that key's own mark. Boards follow the counters by up to a second: a score must lie
-//! between what the events before the reading amount to and what all up to the board's mark do.
+//! Redis is read in parts, each in one script together with the checkpoint that covers it: no script runs long. So what is
+//! expected of a key is cut at that key's own checkpoint. Boards follow the counters by up to a second: a score must lie
+//! between what the events before the reading amount to and what all up to the board's checkpoint do.
 
 mod expected;
 mod reading;
@@ -14,8 +14,8 @@ pub use expected::{Expected, Later};
 pub use reading::{Reading, is_ours, read};
 
 use super::board::SIZE;
+use super::counters::Day;
 use super::keys;
-use super::tally::Day;
 use super::window::{Sums, WINDOWS};
 
 /// Keys that expire this soon after the reading are left out: clocks differ.
@@ -34,7 +34,7 @@ pub enum Verdict {
     /// It holds something else.
     Different,
     /// It should not be there.
-    Foreign,
+    Unexpected,
 }
 
 /// A key, or a member or field of one.
@@ -49,7 +49,7 @@ pub struct Found {
 }
 
 /// Compares all that can be compared. `expected` is of the snapshot, `later` what came after it, up to the reading's
-/// mark at least. `unsure` tells the contents whose percents are not known, because their length has changed.
+/// checkpoint at least. `unsure` tells the contents whose percents are not known, because their length has changed.
 pub fn differences(
     mut expected: Expected,
     later: &[Later],
@@ -87,7 +87,7 @@ fn days(
         found(Found { verdict, key: keys::engagement(id, *day), fields });
     }
     for (id, day) in reading.days.keys().filter(|key| alive(key.1) && !expected.days.contains_key(key)) {
-        found(foreign(keys::engagement(id, *day)));
+        found(unexpected(keys::engagement(id, *day)));
     }
 }
 
@@ -99,7 +99,7 @@ fn minutes(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)
         found(Found { verdict, key: keys::minute(*minute), fields: Vec::new() });
     }
     for minute in reading.minutes.keys().filter(|at| alive(**at) && !expected.minutes.contains_key(at)) {
-        found(foreign(keys::minute(*minute)));
+        found(unexpected(keys::minute(*minute)));
     }
 }
 
@@ -114,7 +114,7 @@ fn totals(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found))
         });
     }
     for id in reading.totals.keys().filter(|id| !expected.totals.contains_key(*id)) {
-        found(foreign(key(id)));
+        found(unexpected(key(id)));
     }
 }
 
@@ -130,7 +130,7 @@ fn buckets(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)
             }
             let verdict = match (held.is_empty(), wanted.is_empty()) {
                 (true, _) => Verdict::Missing,
-                (_, true) => Verdict::Foreign,
+                (_, true) => Verdict::Unexpected,
                 _ => judge(true, held != wanted),
             };
             found(Found { verdict, key: keys::bucket(window, bucket), fields: Vec::new() });
@@ -197,6 +197,6 @@ fn judge(there: bool, differs: bool) -> Verdict {
     }
 }
 
-fn foreign(key: String) -> Found {
-    Found { verdict: Verdict::Foreign, key, fields: Vec::new() }
+fn unexpected(key: String) -> Found {
+    Found { verdict: Verdict::Unexpected, key, fields: Vec::new() }
 }

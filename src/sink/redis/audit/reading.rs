@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::CLOCK_SLACK_MICROS;
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Epoch, Mark, Position};
+use crate::lsn::{Checkpoint, HistoryId, Position};
 use crate::resume::{fresh_start, read_stored};
 use crate::sink::redis::connection::{Call, Connection};
-use crate::sink::redis::tally::Day;
+use crate::sink::redis::counters::Day;
 use crate::sink::redis::window::{Sums, WINDOWS};
 use crate::sink::redis::{NAME, RedisConfig, keys, packed, system_micros};
 
@@ -27,7 +27,7 @@ const BOARDS_FOLLOW: Duration = Duration::from_millis(1_500);
 const BOARDS_FOLLOW_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What Redis holds, each part with the mark that covers it.
+/// What Redis holds, each part with the checkpoint that covers it.
 #[derive(Default)]
 pub struct Reading {
     pub(super) days: HashMap<(Uuid, i32), (Day, u32)>,
@@ -42,18 +42,20 @@ pub struct Reading {
     pub at: i64,
     /// When the boards were read.
     pub(super) boards_at: i64,
-    marks: Vec<Mark>,
+    checkpoints: Vec<Checkpoint>,
 }
 
 impl Reading {
-    /// The highest mark of all parts: what came up to it must be known.
-    pub fn mark(&self) -> Mark {
-        self.marks.iter().fold(Mark::default(), |highest, mark| highest.advanced(*mark))
+    /// The highest checkpoint of all parts: what came up to it must be known.
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.checkpoints
+            .iter()
+            .fold(Checkpoint::default(), |highest, checkpoint| highest.advanced(*checkpoint))
     }
 
     /// Whether a part covers what is at `position`.
     pub(super) fn covers(&self, part: u32, position: Position) -> bool {
-        self.marks.get(part as usize).is_some_and(|mark| mark.holds(position))
+        self.checkpoints.get(part as usize).is_some_and(|checkpoint| checkpoint.holds(position))
     }
 
     pub(super) fn seconds(&self) -> i64 {
@@ -69,12 +71,12 @@ enum Name {
     Board,
 }
 
-/// Reads all that a sink of this epoch has written. Kind `Resync` when there is no mark of it.
-pub async fn read(config: &RedisConfig, epoch: &Epoch) -> Result<Reading> {
+/// Reads all that a sink of this history id has written. Kind `Resync` when there is no checkpoint of it.
+pub async fn read(config: &RedisConfig, history_id: &HistoryId) -> Result<Reading> {
     let mut reader = Reader {
         connection: Connection::open(config).await?,
-        mark_key: keys::mark(&epoch.slot),
-        epoch,
+        checkpoint_key: keys::checkpoint(&history_id.slot),
+        history_id,
         reading: Reading { at: system_micros(), ..Reading::default() },
     };
     let names = reader.names().await?;
@@ -91,8 +93,8 @@ pub async fn read(config: &RedisConfig, epoch: &Epoch) -> Result<Reading> {
 
 struct Reader<'a> {
     connection: Connection,
-    mark_key: String,
-    epoch: &'a Epoch,
+    checkpoint_key: String,
+    history_id: &'a HistoryId,
     reading: Reading,
 }
 
@@ -119,7 +121,7 @@ impl Reader<'_> {
 
     async fn keys(&mut self, names: &[String]) -> Result<()> {
         let mut call = Call::default();
-        call.key(&self.mark_key);
+        call.key(&self.checkpoint_key);
         let mut asked = Vec::new();
         for name in names {
             call.key(name);
@@ -183,7 +185,7 @@ impl Reader<'_> {
         let mut cursor = "0".to_owned();
         loop {
             let mut call = Call::default();
-            call.key(&self.mark_key).key(keys::TOTALS).arg(&cursor);
+            call.key(&self.checkpoint_key).key(keys::TOTALS).arg(&cursor);
             let mut answers = self.connection.answer(&SCAN, &call).await?.into_iter();
             let part = self.part(answers.next())?;
             let next: Option<String> = parse(answers.next());
@@ -233,22 +235,22 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The number of the part that came with this mark.
-    fn part(&mut self, mark: Option<Value>) -> Result<u32> {
-        let text: String = parse(mark).unwrap_or_default();
-        let address = &self.mark_key;
+    /// The number of the part that came with this checkpoint.
+    fn part(&mut self, checkpoint: Option<Value>) -> Result<u32> {
+        let text: String = parse(checkpoint).unwrap_or_default();
+        let address = &self.checkpoint_key;
         let refused = |code, what: &str| {
             Error::new(code, format!("{NAME}: {address} holds {what}")).hint(fresh_start(NAME))
         };
         if text.is_empty() {
-            return Err(refused(Code::SinkLostItsData, "no mark: it has lost its data"));
+            return Err(refused(Code::SinkLostItsData, "no checkpoint: it has lost its data"));
         }
         let stored = read_stored(NAME, address, text.as_bytes())?;
-        if stored.epoch != *self.epoch {
-            return Err(refused(Code::OtherHistory, "the mark of another history"));
+        if stored.history_id != *self.history_id {
+            return Err(refused(Code::OtherHistory, "the checkpoint of another history"));
         }
-        self.reading.marks.push(stored.mark);
-        Ok(self.reading.marks.len() as u32 - 1)
+        self.reading.checkpoints.push(stored.checkpoint);
+        Ok(self.reading.checkpoints.len() as u32 - 1)
     }
 }
 

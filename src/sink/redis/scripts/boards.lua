@@ -1,9 +1,9 @@
 -- Brings boards up to date. Answers with the number of each board that did not hold what was expected; that one is
 -- left as it is.
--- KEYS: mark, boards. ARGV: token, session; then for each board: how many members it must have now ('' to begin
+-- KEYS: checkpoint, boards. ARGV: fencing token, session; then for each board: how many members it must have now ('' to begin
 -- with none), the seconds it then lives ('' for ever), n and n members to remove, m and m words of score and
 -- member to put.
-local refusal = fenced() or foreign('ZCARD', 2)
+local refusal = fenced() or unexpected('ZCARD', 2)
 if refusal then return refusal end
 
 local answer = {'ok'}

@@ -1,5 +1,5 @@
 -- Deletes keys.
--- KEYS: rebuild, keys. ARGV: token, session.
+-- KEYS: rebuild, keys. ARGV: fencing token, session.
 local refusal = fenced()
 if refusal then return refusal end
 for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end

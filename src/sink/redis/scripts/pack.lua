@@ -1,5 +1,5 @@
 -- Moves a bucket's hash into its string.
--- KEYS: mark, string, hash. ARGV: token, session, the hash's records, when the string expires.
+-- KEYS: checkpoint, string, hash. ARGV: fencing token, session, the hash's records, when the string expires.
 local refusal = fenced()
 if refusal then return refusal end
 if type(redis.pcall('STRLEN', KEYS[2])) == 'table' then

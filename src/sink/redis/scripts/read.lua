@@ -1,7 +1,7 @@
--- Reads keys together with the mark that covers them.
--- KEYS: mark, keys. Answers with the mark ('' for none), then with what each key holds; nothing for a key of a type
+-- Reads keys together with the checkpoint that covers them.
+-- KEYS: checkpoint, keys. Answers with the checkpoint ('' for none), then with what each key holds; nothing for a key of a type
 -- that walcast does not use, or that is not there.
-local answer = {redis.call('HGET', KEYS[1], 'mark') or ''}
+local answer = {redis.call('HGET', KEYS[1], 'checkpoint') or ''}
 for i = 2, #KEYS do
   local kind = redis.call('TYPE', KEYS[i]).ok
   if kind == 'hash' then

@@ -1,5 +1,5 @@
 -- Lets keys live longer.
--- KEYS: mark, keys. ARGV: token, session, when the keys expire.
+-- KEYS: checkpoint, keys. ARGV: fencing token, session, when the keys expire.
 local refusal = fenced()
 if refusal then return refusal end
 for i = 2, #KEYS do redis.call('EXPIREAT', KEYS[i], ARGV[3]) end

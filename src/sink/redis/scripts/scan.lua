@@ -1,4 +1,4 @@
--- Reads a part of a hash together with the mark that covers it.
--- KEYS: mark, hash. ARGV: cursor. Answers with the mark ('' for none), the next cursor, fields and values.
+-- Reads a part of a hash together with the checkpoint that covers it.
+-- KEYS: checkpoint, hash. ARGV: cursor. Answers with the checkpoint ('' for none), the next cursor, fields and values.
 local part = redis.call('HSCAN', KEYS[2], ARGV[1], 'COUNT', 1000)
-return {redis.call('HGET', KEYS[1], 'mark') or '', part[1], part[2]}
+return {redis.call('HGET', KEYS[1], 'checkpoint') or '', part[1], part[2]}

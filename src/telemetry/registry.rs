@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::error::{Code, Error};
-use crate::lsn::{Lsn, Mark};
+use crate::lsn::{Checkpoint, Lsn};
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics as names;
 use crate::telemetry::problem::problems;
@@ -17,9 +17,9 @@ use crate::telemetry::status::{SlotStatus, SourceStatus, State, Status};
 /// The pipeline's loop turns at least once a second while it streams; later than this it hangs.
 const TICK_AGE_MAX: Duration = Duration::from_secs(30);
 
-/// Where the running parts write how they are. Clones are the same board. No call waits for anything.
+/// Where the running parts write how they are. Clones are the same registry. No call waits for anything.
 #[derive(Clone)]
-pub struct Board(Arc<Shared>);
+pub struct StatusRegistry(Arc<Shared>);
 
 struct Shared {
     began: Instant,
@@ -39,16 +39,16 @@ struct Facts {
     sinks: Vec<Arc<SinkFacts>>,
 }
 
-impl Default for Board {
+impl Default for StatusRegistry {
     fn default() -> Self {
-        Board::new()
+        StatusRegistry::new()
     }
 }
 
-impl Board {
-    /// A board that says "starting".
+impl StatusRegistry {
+    /// A registry that says "starting".
     pub fn new() -> Self {
-        Board(Arc::new(Shared {
+        StatusRegistry(Arc::new(Shared {
             began: Instant::now(),
             ticked_millis: AtomicU64::new(0),
             facts: Mutex::new(Facts { since: Timestamp::now(), ..Facts::default() }),
@@ -115,15 +115,15 @@ impl Board {
         self.facts().slot = Some((slot, Instant::now()));
     }
 
-    /// A sink that was recovered and stands at `held`. For one that was there before, counting goes on.
-    pub fn sink(&self, name: &'static str, held: Mark) -> SinkStatus {
+    /// A sink that was recovered and stands at `durable`. For one that was there before, counting goes on.
+    pub fn sink(&self, name: &'static str, durable: Checkpoint) -> SinkStatus {
         let mut facts = self.facts();
         let sink = facts.sink(name).map(Arc::clone).unwrap_or_else(|| {
             let new = Arc::new(SinkFacts::new(name));
             facts.sinks.push(Arc::clone(&new));
             new
         });
-        SinkStatus::new(sink, held)
+        SinkStatus::new(sink, durable)
     }
 
     /// What each sink's driver has counted, in the order of the status.
@@ -191,19 +191,19 @@ mod tests {
     use crate::lsn::Position;
     use crate::telemetry::status::SinkState;
 
-    fn why(board: &Board) -> Option<String> {
-        board.status().problem
+    fn why(registry: &StatusRegistry) -> Option<String> {
+        registry.status().problem
     }
 
     #[test]
     fn a_board_is_ready_when_it_streams_and_every_sink_is_ok() {
-        let board = Board::new();
-        let mut kafka = board.sink("kafka", Mark::at(Lsn(10)));
-        assert!(!board.status().is_ready());
-        board.streaming(true);
-        assert!(board.status().is_ready());
+        let registry = StatusRegistry::new();
+        let mut kafka = registry.sink("kafka", Checkpoint::at(Lsn(10)));
+        assert!(!registry.status().is_ready());
+        registry.streaming(true);
+        assert!(registry.status().is_ready());
         kafka.failed(&Error::new(Code::KafkaUnreachable, "no broker answers").hint("start one"));
-        let status = board.status();
+        let status = registry.status();
         assert!(!status.is_ready());
         assert_eq!(status.sinks.first().map(|sink| sink.state), Some(SinkState::Retrying));
         let code = status.sinks.first().and_then(|sink| sink.last_error_code);
@@ -212,88 +212,88 @@ mod tests {
             status.problem.as_deref(),
             Some("kafka takes no rows and holds the WAL back: no broker answers; start one (WC-310)")
         );
-        kafka.held(Mark::at(Lsn(10)));
-        assert!(board.status().is_ready());
-        assert_eq!(why(&board), None);
+        kafka.durable(Checkpoint::at(Lsn(10)));
+        assert!(registry.status().is_ready());
+        assert_eq!(why(&registry), None);
     }
 
     #[test]
     fn a_broken_stream_is_told_until_it_runs_again() {
-        let board = Board::new();
-        board.streaming(true);
-        board.streaming(false);
-        board.failed(
+        let registry = StatusRegistry::new();
+        registry.streaming(true);
+        registry.streaming(false);
+        registry.failed(
             &Error::new(Code::PostgresUnreachable, "PostgreSQL cannot be reached").hint("look at it"),
         );
-        let status = board.status();
+        let status = registry.status();
         assert_eq!(
             (status.state, status.source.last_error_code),
             (State::Retrying, Some(Code::PostgresUnreachable))
         );
         assert_eq!(
-            why(&board).as_deref(),
+            why(&registry).as_deref(),
             Some("not streaming: PostgreSQL cannot be reached; look at it (WC-301)")
         );
-        board.streaming(true);
-        assert_eq!(why(&board), None);
+        registry.streaming(true);
+        assert_eq!(why(&registry), None);
     }
 
     #[test]
     fn causes_stay_out_of_the_status() {
-        let board = Board::new();
+        let registry = StatusRegistry::new();
         let cause = std::io::Error::other("Key (slug)=(secret) already exists");
-        board.failed(&Error::new(Code::Prerequisite, "PostgreSQL refused a row").because(cause));
-        assert!(why(&board).is_some_and(|why| !why.contains("secret")));
+        registry.failed(&Error::new(Code::Prerequisite, "PostgreSQL refused a row").because(cause));
+        assert!(why(&registry).is_some_and(|why| !why.contains("secret")));
     }
 
     #[test]
     fn what_is_wrong_with_a_target_is_told_although_it_takes_rows() {
-        let board = Board::new();
-        board.streaming(true);
-        let sink = board.sink("kafka", Mark::at(Lsn(1)));
+        let registry = StatusRegistry::new();
+        registry.streaming(true);
+        let sink = registry.sink("kafka", Checkpoint::at(Lsn(1)));
         sink.trouble(Some("a transaction is hung; end it".into()));
-        assert!(board.status().is_ready());
-        assert_eq!(why(&board).as_deref(), Some("a transaction is hung; end it"));
+        assert!(registry.status().is_ready());
+        assert_eq!(why(&registry).as_deref(), Some("a transaction is hung; end it"));
         sink.trouble(None);
-        assert_eq!(why(&board), None);
+        assert_eq!(why(&registry), None);
     }
 
     #[test]
     fn a_lost_slot_is_the_first_thing_to_say() {
-        let board = Board::new();
-        board.failed(&Error::new(Code::Unavailable, "x"));
-        board.slot(SlotStatus {
+        let registry = StatusRegistry::new();
+        registry.failed(&Error::new(Code::Unavailable, "x"));
+        registry.slot(SlotStatus {
             name: "walcast".into(),
             wal_status: "lost".into(),
             invalidation_reason: Some("wal_removed".into()),
             ..SlotStatus::default()
         });
-        let first = why(&board).unwrap_or_default();
+        let first = why(&registry).unwrap_or_default();
         assert!(first.starts_with("the replication slot walcast is lost (wal_removed), "), "{first}");
     }
 
     #[test]
     fn a_slot_close_to_its_bound_is_told() {
-        let board = Board::new();
-        board.streaming(true);
+        let registry = StatusRegistry::new();
+        registry.streaming(true);
         let slot = |safe| SlotStatus {
             name: "walcast".into(),
             wal_status: "extended".into(),
             safe_wal_bytes: safe,
             ..SlotStatus::default()
         };
-        board.slot(slot(None));
-        assert_eq!(why(&board), None);
-        board.slot(slot(Some(100 << 20)));
-        assert!(why(&board).is_some_and(|why| why.contains("100.0 MiB")));
+        registry.slot(slot(None));
+        assert_eq!(why(&registry), None);
+        registry.slot(slot(Some(100 << 20)));
+        assert!(why(&registry).is_some_and(|why| why.contains("100.0 MiB")));
     }
 
     #[test]
     fn a_loop_that_hangs_is_not_live_and_one_that_waits_is() {
-        let board = Board::new();
-        board.streaming(true);
-        assert!(board.is_live());
-        let hung = Board(Arc::new(Shared {
+        let registry = StatusRegistry::new();
+        registry.streaming(true);
+        assert!(registry.is_live());
+        let hung = StatusRegistry(Arc::new(Shared {
             began: Instant::now().checked_sub(TICK_AGE_MAX * 2).unwrap_or_else(Instant::now),
             ticked_millis: AtomicU64::new(0),
             facts: Mutex::new(Facts { state: State::Streaming, ..Facts::default() }),
@@ -308,11 +308,11 @@ mod tests {
 
     #[test]
     fn a_status_reads_back_from_its_json() -> serde_json::Result<()> {
-        let board = Board::new();
+        let registry = StatusRegistry::new();
         let position = Position { commit_lsn: Lsn(7), ordinal: 3 };
-        board.sink("redis", Mark { position: Some(position), held: Lsn(5) });
-        board.slot(SlotStatus::default());
-        let status = board.status();
+        registry.sink("redis", Checkpoint { position: Some(position), durable_lsn: Lsn(5) });
+        registry.slot(SlotStatus::default());
+        let status = registry.status();
         let json = serde_json::to_string(&status)?;
         let mut again: Status = serde_json::from_str(&json)?;
         again.since = status.since;

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{FromSql, Type};
 
 use crate::error::{Code, Error, Result};
-use crate::lsn::Epoch;
+use crate::lsn::HistoryId;
 use crate::source::sql;
 
 /// A row's `xmin`: the transaction that wrote it, in 32 bits.
@@ -25,7 +25,7 @@ impl<'a> FromSql<'a> for Xid {
 }
 
 /// The snapshot that was taken when the slot was made.
-pub struct Before {
+pub struct PreExisting {
     xmin: u64,
     xmax: u64,
     running: Vec<u64>,
@@ -36,23 +36,23 @@ pub struct Before {
 /// Transactions below this number are PostgreSQL's own, or frozen by a version before 9.4.
 const FIRST_NORMAL: u32 = 3;
 
-impl Before {
-    /// Reads what `walcast.epoch` recorded; `client` is within the snapshot that rows are read in.
-    pub async fn load(client: &Client, epoch: &Epoch) -> Result<Before> {
-        let query = "SELECT snapshot::text, pg_snapshot_xmax(pg_current_snapshot())::text FROM walcast.epoch WHERE epoch = $1";
-        let row = client.query_one(query, &[&epoch.epoch]).await.map_err(sql::error)?;
+impl PreExisting {
+    /// Reads what `walcast.slot` recorded; `client` is within the snapshot that rows are read in.
+    pub async fn load(client: &Client, history_id: &HistoryId) -> Result<PreExisting> {
+        let query = "SELECT snapshot::text, pg_snapshot_xmax(pg_current_snapshot())::text FROM walcast.slot WHERE history_id = $1";
+        let row = client.query_one(query, &[&history_id.uuid]).await.map_err(sql::error)?;
         let (snapshot, next): (Option<String>, String) =
             (row.try_get(0).map_err(sql::error)?, row.try_get(1).map_err(sql::error)?);
-        Before::parse(snapshot.as_deref().unwrap_or_default(), &next)
-            .ok_or_else(|| Error::new(Code::Protocol, "the snapshot in walcast.epoch has another shape"))
+        PreExisting::parse(snapshot.as_deref().unwrap_or_default(), &next)
+            .ok_or_else(|| Error::new(Code::Protocol, "the snapshot in walcast.slot has another shape"))
     }
 
     /// `10:20:10,14`: all below 10, none from 20 on, of those between not the ones named.
-    fn parse(snapshot: &str, next: &str) -> Option<Before> {
+    fn parse(snapshot: &str, next: &str) -> Option<PreExisting> {
         let mut parts = snapshot.split(':');
         let (xmin, xmax, running) = (parts.next()?, parts.next()?, parts.next()?);
         let running = running.split(',').filter(|one| !one.is_empty());
-        Some(Before {
+        Some(PreExisting {
             xmin: xmin.parse().ok()?,
             xmax: xmax.parse().ok()?,
             running: running.map(|one| one.parse().ok()).collect::<Option<_>>()?,
@@ -83,26 +83,27 @@ mod tests {
 
     #[test]
     fn a_snapshot_sees_what_had_committed() {
-        let before = Before::parse("10:20:10,14", "30").unwrap();
-        let seen: Vec<u32> = (0..25).filter(|xid| before.saw(Xid(*xid))).collect();
+        let pre_existing = PreExisting::parse("10:20:10,14", "30").unwrap();
+        let seen: Vec<u32> = (0..25).filter(|xid| pre_existing.saw(Xid(*xid))).collect();
         assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
     }
 
     #[test]
     fn a_transaction_number_is_the_newest_that_can_be_meant() {
         let epoch = 1u64 << 32;
-        let before =
-            Before::parse(&format!("{}:{}:", epoch - 10, epoch + 5), &(epoch + 100).to_string()).unwrap();
-        assert!(before.saw(Xid(u32::MAX)), "of the round before");
-        assert!(before.saw(Xid(4)), "of this round");
-        assert!(!before.saw(Xid(5)));
-        assert!(before.saw(Xid(100)), "not there yet in this round");
+        let pre_existing =
+            PreExisting::parse(&format!("{}:{}:", epoch - 10, epoch + 5), &(epoch + 100).to_string())
+                .unwrap();
+        assert!(pre_existing.saw(Xid(u32::MAX)), "of the round before");
+        assert!(pre_existing.saw(Xid(4)), "of this round");
+        assert!(!pre_existing.saw(Xid(5)));
+        assert!(pre_existing.saw(Xid(100)), "not there yet in this round");
     }
 
     #[test]
     fn other_shapes_are_refused() {
         for text in ["", "1:2", "a:2:", "1:2:x"] {
-            assert!(Before::parse(text, "9").is_none(), "{text}");
+            assert!(PreExisting::parse(text, "9").is_none(), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A sink's mark is a claim about the stream: it has this row, and below `held` no later one. Where the stream is
+//! A sink's checkpoint is a claim about the stream: it has this row, and below `durable_lsn` no later one. Where the stream is
 //! read again, the claim is held against it before anything is skipped.
 //!
 //! A server that was put back to an older state of its disk writes other WAL at the same places. Once that is longer
@@ -6,32 +6,32 @@
 
 use crate::batch::{Batch, Row};
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Lsn, Mark, Position};
+use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::resume::fresh_start;
 
 /// The claims that the stream has not passed yet.
 #[derive(Default)]
-pub struct Retrace(Vec<Claim>);
+pub struct ContinuityCheck(Vec<Claim>);
 
 struct Claim {
     sink: &'static str,
     last: Position,
     /// There is no row between `last` and here.
-    held: Lsn,
+    durable_lsn: Lsn,
     /// Whether the stream has come by `last`.
     met: bool,
     /// Whether nothing that is still to come can break it.
     passed: bool,
 }
 
-impl Retrace {
-    /// The claims of sinks that hold so much, for a stream from `from` on. A mark without a row claims nothing.
-    pub fn new(from: Lsn, held: impl IntoIterator<Item = (&'static str, Mark)>) -> Self {
-        let claim = |(sink, mark): (&'static str, Mark)| {
-            let last = mark.position?;
-            Some(Claim { met: last.commit_lsn < from, ..Claim::new(sink, last, mark.held) })
+impl ContinuityCheck {
+    /// The claims of sinks that hold so much, for a stream from `from` on. A checkpoint without a row claims nothing.
+    pub fn new(from: Lsn, durable: impl IntoIterator<Item = (&'static str, Checkpoint)>) -> Self {
+        let claim = |(sink, checkpoint): (&'static str, Checkpoint)| {
+            let last = checkpoint.position?;
+            Some(Claim { met: last.commit_lsn < from, ..Claim::new(sink, last, checkpoint.durable_lsn) })
         };
-        Retrace(held.into_iter().filter_map(claim).collect())
+        ContinuityCheck(durable.into_iter().filter_map(claim).collect())
     }
 
     /// One claim more: that the stream, from here on, comes by `last`, which the sink has.
@@ -58,8 +58,8 @@ impl Retrace {
 }
 
 impl Claim {
-    fn new(sink: &'static str, last: Position, held: Lsn) -> Claim {
-        Claim { sink, last, held, met: false, passed: false }
+    fn new(sink: &'static str, last: Position, durable_lsn: Lsn) -> Claim {
+        Claim { sink, last, durable_lsn, met: false, passed: false }
     }
 
     fn follow(&mut self, batch: &Batch) -> Result<()> {
@@ -67,19 +67,23 @@ impl Claim {
         let (before, after) = batch.rows().split_at(beyond);
         self.met |= before.last().is_some_and(|row| row.position() == self.last);
         let next = after.first().map(Row::position);
-        if !self.met && (next.is_some() || batch.mark().held > self.last.commit_lsn) {
+        if !self.met && (next.is_some() || batch.checkpoint().durable_lsn > self.last.commit_lsn) {
             return Err(self.broken("has none there"));
         }
-        if let Some(another) = next.filter(|next| next.commit_lsn < self.held) {
-            return Err(self.broken(&format!("has another before {}, at {another}", self.held)));
+        if let Some(another) = next.filter(|next| next.commit_lsn < self.durable_lsn) {
+            return Err(self.broken(&format!("has another before {}, at {another}", self.durable_lsn)));
         }
-        self.passed = next.is_some() || self.met && batch.mark().held >= self.held;
+        self.passed = next.is_some() || self.met && batch.checkpoint().durable_lsn >= self.durable_lsn;
         Ok(())
     }
 
     fn broken(&self, how: &str) -> Error {
-        let Claim { sink, held, last, .. } = self;
-        let upto = if *held > Lsn::ZERO { format!(" and everything up to {held}") } else { String::new() };
+        let Claim { sink, durable_lsn, last, .. } = self;
+        let upto = if *durable_lsn > Lsn::ZERO {
+            format!(" and everything up to {durable_lsn}")
+        } else {
+            String::new()
+        };
         let message = format!(
             "{sink} holds a last row at {last}{upto}, and the server's WAL {how}: this server was restored from an \
              older state, and {sink} has events that it has lost"
@@ -132,7 +136,7 @@ mod tests {
 
     /// What walcast makes of a stream from `from` on, cut into batches where `cuts` says.
     fn batches(commits: &[Commit], from: Lsn, cuts: &[bool]) -> Vec<Batch> {
-        let (mut builder, mut batches) = (BatchBuilder::new(Mark::at(from)), Vec::new());
+        let (mut builder, mut batches) = (BatchBuilder::new(Checkpoint::at(from)), Vec::new());
         let mut cuts = cuts.iter().cycle();
         let mut cut = |builder: &mut BatchBuilder| {
             if cuts.next() == Some(&true) {
@@ -154,8 +158,8 @@ mod tests {
         batches
     }
 
-    fn follow(retrace: &mut Retrace, batches: &[Batch]) -> Result<()> {
-        batches.iter().try_for_each(|batch| retrace.follow(batch))
+    fn follow(continuity: &mut ContinuityCheck, batches: &[Batch]) -> Result<()> {
+        batches.iter().try_for_each(|batch| continuity.follow(batch))
     }
 
     proptest! {
@@ -171,24 +175,24 @@ mod tests {
                 }),
             cuts in prop::collection::vec(any::<bool>(), 1..20),
             other_cuts in prop::collection::vec(any::<bool>(), 1..20),
-            held in any::<prop::sample::Index>(),
+            durable_lsn in any::<prop::sample::Index>(),
             begin in any::<prop::sample::Index>(),
         ) {
             let fed = batches(&old, START, &cuts);
-            let fed = &fed[..=held.index(fed.len())];
-            let mark = fed.iter().fold(Mark::at(START), |mark, batch| mark.advanced(batch.mark()));
+            let fed = &fed[..=durable_lsn.index(fed.len())];
+            let checkpoint = fed.iter().fold(Checkpoint::at(START), |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
             // read again, and restored: from a commit that both histories have
-            let from = old[..begin.index(kept + 1)].last().map_or(START, |last| last.end).min(mark.held);
-            let mut same = Retrace::new(from, [("kafka", mark)]);
+            let from = old[..begin.index(kept + 1)].last().map_or(START, |last| last.end).min(checkpoint.durable_lsn);
+            let mut same = ContinuityCheck::new(from, [("kafka", checkpoint)]);
             prop_assert!(follow(&mut same, &batches(&old, from, &other_cuts)).is_ok());
             prop_assert!(same.0.is_empty(), "a claim is never settled");
 
             let restored: Vec<Commit> = old[..kept].iter().chain(&other).cloned().collect();
-            let lost = old[kept..].iter().flat_map(Commit::positions).any(|row| mark.holds(row));
-            let skipped = other.iter().flat_map(Commit::positions).any(|row| mark.holds(row));
-            let mut another = Retrace::new(from, [("kafka", mark)]);
+            let lost = old[kept..].iter().flat_map(Commit::positions).any(|row| checkpoint.holds(row));
+            let skipped = other.iter().flat_map(Commit::positions).any(|row| checkpoint.holds(row));
+            let mut another = ContinuityCheck::new(from, [("kafka", checkpoint)]);
             let noticed = follow(&mut another, &batches(&restored, from, &other_cuts));
-            prop_assert_eq!(noticed.is_err(), mark.position.is_some() && (lost || skipped));
+            prop_assert_eq!(noticed.is_err(), checkpoint.position.is_some() && (lost || skipped));
         }
     }
 
@@ -196,12 +200,12 @@ mod tests {
     fn a_stream_that_was_refused_is_refused_again() {
         let commit = |lsn: u64| Commit { lsn: Lsn(lsn), end: Lsn(lsn + 10), rows: 2, idle_after: false };
         let fed = batches(&[commit(1000), commit(1020)], START, &[false]);
-        let mark = Mark { held: Lsn(1030), ..fed[0].mark() };
+        let checkpoint = Checkpoint { durable_lsn: Lsn(1030), ..fed[0].checkpoint() };
         let other = batches(&[commit(1000), commit(1022), commit(1040)], START, &[true]);
-        let mut retrace = Retrace::new(START, [("redis", mark), ("kafka", mark)]);
-        assert!(follow(&mut retrace, &other[..3]).is_ok());
+        let mut continuity = ContinuityCheck::new(START, [("redis", checkpoint), ("kafka", checkpoint)]);
+        assert!(follow(&mut continuity, &other[..3]).is_ok());
         for batch in other[3..].iter().chain(&other[3..]) {
-            let error = retrace.follow(batch).unwrap_err();
+            let error = continuity.follow(batch).unwrap_err();
             let words = "redis holds a last row at 0/3FC#1 and everything up to 0/406, and the server's WAL has none there";
             assert!(error.to_string().contains(words), "{error}");
         }

@@ -37,7 +37,7 @@ enum Io {
 }
 
 /// Connects.
-pub(crate) async fn dial(config: &PostgresConfig) -> Result<Stream> {
+pub(crate) async fn connect(config: &PostgresConfig) -> Result<Stream> {
     let mut tcp = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(|error| {
         Error::new(Code::PostgresUnreachable, format!("cannot reach PostgreSQL at {}", place(config)))
             .because(error)

@@ -9,7 +9,7 @@ const LINES_MAX: usize = 32;
 
 /// The lines of one place in the code, told apart by their text without its digits.
 #[derive(Debug, Default)]
-pub struct Fold(Vec<Line>);
+pub struct LogThrottle(Vec<Line>);
 
 #[derive(Debug)]
 struct Line {
@@ -20,7 +20,7 @@ struct Line {
     unsaid: u64,
 }
 
-impl Fold {
+impl LogThrottle {
     /// Whether to write this line now: `Some` of how often it came since it was written last, and was left out.
     pub fn say(&mut self, text: &str) -> Option<u64> {
         self.say_at(text, Instant::now())
@@ -72,11 +72,11 @@ mod tests {
 
     #[test]
     fn an_hour_of_one_error_makes_few_lines_and_loses_no_count() {
-        let (mut fold, start) = (Fold::default(), Instant::now());
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
         let said: Vec<(u64, u64)> = (0..3_600)
             .filter_map(|second| {
                 let text = format!("no broker answers within {second} s");
-                fold.say_at(&text, after(start, second)).map(|times| (second, times))
+                throttle.say_at(&text, after(start, second)).map(|times| (second, times))
             })
             .collect();
         let at: Vec<u64> = said.iter().map(|(second, _)| *second).collect();
@@ -87,33 +87,35 @@ mod tests {
 
     #[test]
     fn different_errors_are_told_at_once_and_each_is_folded() {
-        let (mut fold, start) = (Fold::default(), Instant::now());
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
         for second in 0..10 {
-            let told =
-                [fold.say_at("refused", after(start, second)), fold.say_at("late", after(start, second))];
+            let told = [
+                throttle.say_at("refused", after(start, second)),
+                throttle.say_at("late", after(start, second)),
+            ];
             assert_eq!(told, if second == 0 { [Some(0), Some(0)] } else { [None, None] });
         }
     }
 
     #[test]
     fn what_has_been_quiet_for_long_is_news_again() {
-        let (mut fold, start) = (Fold::default(), Instant::now());
-        assert_eq!(fold.say_at("refused", start), Some(0));
-        assert_eq!(fold.say_at("refused", after(start, 1)), None);
-        assert_eq!(fold.say_at("refused", after(start, 700)), Some(0));
-        assert_eq!(fold.say_at("refused", after(start, 701)), None);
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
+        assert_eq!(throttle.say_at("refused", start), Some(0));
+        assert_eq!(throttle.say_at("refused", after(start, 1)), None);
+        assert_eq!(throttle.say_at("refused", after(start, 700)), Some(0));
+        assert_eq!(throttle.say_at("refused", after(start, 701)), None);
     }
 
     #[test]
     fn memory_is_bounded_and_the_quietest_is_forgotten() {
-        let (mut fold, start) = (Fold::default(), Instant::now());
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
         for at in 0..LINES_MAX as u64 {
             let text = "x".repeat(at as usize + 1);
-            assert_eq!(fold.say_at(&text, after(start, at)), Some(0));
+            assert_eq!(throttle.say_at(&text, after(start, at)), Some(0));
         }
-        assert_eq!(fold.say_at("y", after(start, 40)), Some(0));
-        assert_eq!(fold.0.len(), LINES_MAX);
-        assert_eq!(fold.say_at("xx", after(start, 41)), Some(1), "still known, and counted");
-        assert_eq!(fold.say_at("x", after(start, 41)), Some(0), "forgotten");
+        assert_eq!(throttle.say_at("y", after(start, 40)), Some(0));
+        assert_eq!(throttle.0.len(), LINES_MAX);
+        assert_eq!(throttle.say_at("xx", after(start, 41)), Some(1), "still known, and counted");
+        assert_eq!(throttle.say_at("x", after(start, 41)), Some(0), "forgotten");
     }
 }

@@ -1,4 +1,4 @@
-//! The epoch: a slot, the content rows at its snapshot, and the row in `walcast.epoch` that ties them
+//! The history id: a slot, the content rows at its snapshot, and the row in `walcast.slot` that ties them
 //! together. Made once; never made again silently.
 
 use tokio_postgres::types::PgLsn;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::error::{Class, Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
-use crate::lsn::{Epoch, History, Lsn};
+use crate::lsn::{HistoryId, Lsn, Timelines};
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::slot::Publication;
@@ -15,11 +15,11 @@ use crate::source::{quote, rows, slot, sql};
 use crate::state::State;
 
 struct Known {
-    epoch: Uuid,
+    history_id: Uuid,
     system_id: String,
     timeline: i32,
     publication_oid: u32,
-    /// `None` for an epoch made before these were kept.
+    /// `None` for a history id made before these were kept.
     published_entries: Option<Vec<Option<u32>>>,
     /// Where the stream began; `None` while the slot is being made.
     consistent_point: Option<Lsn>,
@@ -28,20 +28,20 @@ struct Known {
     ready: bool,
 }
 
-/// The epoch of the configured slot. Makes slot and epoch when there are neither; kind `Resync` when they do
+/// The history id of the configured slot. Makes slot and history id when there are neither; kind `Resync` when they do
 /// not belong together.
-pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<(Epoch, History)> {
-    let (replication, identity, history) = server(config).await?;
+pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<(HistoryId, Timelines)> {
+    let (replication, identity, timelines) = server(config).await?;
     let client = state.client().await?;
     // One process at a time makes a slot; the lock ends with this session at the latest.
     client
         .execute("SELECT pg_advisory_lock(hashtext('walcast'), hashtext($1))", &[&config.slot])
         .await
         .map_err(sql::error)?;
-    let opened = open_alone(config, state, replication, &identity, &history).await;
+    let opened = open_alone(config, state, replication, &identity, &timelines).await;
     let unlock = "SELECT pg_advisory_unlock(hashtext('walcast'), hashtext($1))";
     state.client().await?.execute(unlock, &[&config.slot]).await.map_err(sql::error)?;
-    opened.map(|epoch| (epoch, history))
+    opened.map(|history_id| (history_id, timelines))
 }
 
 async fn open_alone(
@@ -49,12 +49,12 @@ async fn open_alone(
     state: &mut State,
     replication: Connection,
     identity: &SystemIdentity,
-    history: &History,
-) -> Result<Epoch> {
+    timelines: &Timelines,
+) -> Result<HistoryId> {
     let client = state.client().await?;
     let publication = slot::publication(client, config).await?;
-    match judge(client, config, identity, history, publication.as_ref()).await? {
-        Judgement::Whole(epoch) => Ok(epoch),
+    match judge(client, config, identity, timelines, publication.as_ref()).await? {
+        Judgement::Whole(history_id) => Ok(history_id),
         Judgement::Missing => create(config, state, replication, identity, publication).await,
         Judgement::HalfMade => {
             tracing::warn!(
@@ -106,17 +106,20 @@ async fn look_for_fault(config: &PostgresConfig, client: &tokio_postgres::Client
 }
 
 fn forgotten(slot: &str) -> Error {
-    Error::new(Code::HistoryForgotten, format!("walcast.epoch no longer knows slot {slot}"))
+    Error::new(Code::HistoryForgotten, format!("walcast.slot no longer knows slot {slot}"))
         .hint("another process has made walcast forget it: see whether that was meant, then `walcast init`")
 }
 
-/// The epoch of the configured slot, when there is one, and the timelines before its own; changes nothing. Kind
-/// `Resync` when slot and epoch do not belong together.
-pub async fn find(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<(Epoch, History)> {
-    let (_, identity, history) = server(config).await?;
+/// The history id of the configured slot, when there is one, and the timelines before its own; changes nothing. Kind
+/// `Resync` when slot and history id do not belong together.
+pub async fn find(
+    config: &PostgresConfig,
+    client: &tokio_postgres::Client,
+) -> Result<(HistoryId, Timelines)> {
+    let (_, identity, timelines) = server(config).await?;
     let publication = slot::publication(client, config).await?;
-    match judge(client, config, &identity, &history, publication.as_ref()).await? {
-        Judgement::Whole(epoch) => Ok((epoch, history)),
+    match judge(client, config, &identity, &timelines, publication.as_ref()).await? {
+        Judgement::Whole(history_id) => Ok((history_id, timelines)),
         Judgement::Missing | Judgement::HalfMade => Err(Error::new(
             Code::NotInitialised,
             format!("slot {} has not been made yet: nothing was delivered", config.slot),
@@ -136,10 +139,10 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
         Err(error) => Finding::failed(id, subject, error),
     });
     let publication = publication.ok().flatten();
-    let (_, identity, history) = server(config).await?;
+    let (_, identity, timelines) = server(config).await?;
     let (id, subject) = ("postgres.slot", format!("slot {}", config.slot));
-    findings.push(match judge(client, config, &identity, &history, publication.as_ref()).await {
-        Ok(Judgement::Whole(epoch)) => Finding::ok(id, subject, format!("belongs to {epoch}")),
+    findings.push(match judge(client, config, &identity, &timelines, publication.as_ref()).await {
+        Ok(Judgement::Whole(history_id)) => Finding::ok(id, subject, format!("belongs to {history_id}")),
         Ok(Judgement::Missing) => Finding::warn(
             id,
             subject,
@@ -158,16 +161,16 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
 }
 
 /// A replication connection, whose it is, and how its timeline came to be.
-async fn server(config: &PostgresConfig) -> Result<(Connection, SystemIdentity, History)> {
+async fn server(config: &PostgresConfig) -> Result<(Connection, SystemIdentity, Timelines)> {
     let mut replication = Connection::connect(config).await?;
     let identity = replication.identify_system().await?;
-    let history = replication.timeline_history(identity.timeline).await?;
-    Ok((replication, identity, history))
+    let timelines = replication.timeline_history(identity.timeline).await?;
+    Ok((replication, identity, timelines))
 }
 
-/// How slot and epoch stand to each other.
+/// How slot and history id stand to each other.
 enum Judgement {
-    Whole(Epoch),
+    Whole(HistoryId),
     Missing,
     HalfMade,
 }
@@ -177,7 +180,7 @@ async fn judge(
     client: &tokio_postgres::Client,
     config: &PostgresConfig,
     identity: &SystemIdentity,
-    history: &History,
+    timelines: &Timelines,
     publication: Option<&Publication>,
 ) -> Result<Judgement> {
     let facts = slot::facts(client, &config.slot).await?;
@@ -187,13 +190,18 @@ async fn judge(
     let known = known(client, &config.slot).await?;
     if let Some(known) = known.as_ref().filter(|known| known.ready) {
         check_system(known, identity, config)?;
-        check_timeline(known, identity, history)?;
+        check_timeline(known, identity, timelines)?;
     }
     match (known, facts) {
         (Some(known), Some(_)) if known.ready => {
             check_publication(&known, publication, config)?;
             let (system_id, timeline) = (known.system_id, identity.timeline);
-            Ok(Judgement::Whole(Epoch { epoch: known.epoch, system_id, timeline, slot: config.slot.clone() }))
+            Ok(Judgement::Whole(HistoryId {
+                uuid: known.history_id,
+                system_id,
+                timeline,
+                slot: config.slot.clone(),
+            }))
         }
         (Some(known), None) if known.ready => Err(slot_gone(&known, config)),
         (None, Some(_)) => Err(slot_not_ours(config)),
@@ -205,16 +213,16 @@ async fn judge(
 async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Known>> {
     let row = client
         .query_opt(
-            "SELECT epoch, system_id, timeline, publication_oid, published_entries, consistent_point,
+            "SELECT history_id, system_id, timeline, publication_oid, published_entries, consistent_point,
                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-               state = 'ready' FROM walcast.epoch WHERE slot = $1",
+               state = 'ready' FROM walcast.slot WHERE slot = $1",
             &[&slot],
         )
         .await
         .map_err(sql::error)?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Known {
-        epoch: row.get(0),
+        history_id: row.get(0),
         system_id: row.get(1),
         timeline: row.get(2),
         publication_oid: row.get(3),
@@ -231,7 +239,7 @@ fn check_system(known: &Known, identity: &SystemIdentity, config: &PostgresConfi
     if theirs == ours {
         return Ok(());
     }
-    let message = format!("walcast.epoch is of system {theirs}, this server is {ours}");
+    let message = format!("walcast.slot is of system {theirs}, this server is {ours}");
     Err(Error::new(Code::OtherCluster, message).hint(format!(
         "this database was restored from another cluster: {}, then `walcast init`; the sinks need fresh targets, or \
          to be brought level with it",
@@ -244,18 +252,18 @@ fn forget(slot: &str) -> String {
     let slot = quote::literal(slot);
     format!(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}; \
-         DELETE FROM walcast.epoch WHERE slot = {slot}"
+         DELETE FROM walcast.slot WHERE slot = {slot}"
     )
 }
 
-/// Its own timeline, or one that it grew out of; how far each mark of that one counts is for the mark to say.
-fn check_timeline(known: &Known, identity: &SystemIdentity, history: &History) -> Result<()> {
+/// Its own timeline, or one that it grew out of; how far each checkpoint of that one counts is for the checkpoint to say.
+fn check_timeline(known: &Known, identity: &SystemIdentity, timelines: &Timelines) -> Result<()> {
     let (theirs, ours) = (known.timeline as u32, identity.timeline);
-    if theirs == ours || history.left_at(theirs).is_some() {
+    if theirs == ours || timelines.left_at(theirs).is_some() {
         return Ok(());
     }
     let message = format!(
-        "walcast.epoch is of timeline {theirs}, this server is on {ours} and did not grow out of that one"
+        "walcast.slot is of timeline {theirs}, this server is on {ours} and did not grow out of that one"
     );
     Err(Error::new(Code::OtherTimeline, message)
         .hint("set postgres.host to the newest primary: this server has parted from what walcast has read"))
@@ -293,7 +301,7 @@ fn slot_gone(known: &Known, config: &PostgresConfig) -> Error {
         Code::SlotGone,
         format!(
             "replication slot {} is gone, and with it the WAL that was not delivered: it began at {}, the server's \
-             WAL is at {}, and what of it the sinks hold their own marks tell",
+             WAL is at {}, and what of it the sinks hold their own checkpoints tell",
             config.slot,
             known.consistent_point.unwrap_or_default(),
             known.wal_end
@@ -319,36 +327,36 @@ fn slot_not_ours(config: &PostgresConfig) -> Error {
     ))
 }
 
-/// Marks the epoch "in progress", makes the slot, fills the content versions under the slot's snapshot, marks
-/// the epoch "ready". A crash at any point leaves "in progress", which the next start clears away.
+/// Marks the history id "in progress", makes the slot, fills the content versions under the slot's snapshot, marks
+/// the history id "ready". A crash at any point leaves "in progress", which the next start clears away.
 async fn create(
     config: &PostgresConfig,
     state: &mut State,
     mut replication: Connection,
     identity: &SystemIdentity,
     publication: Option<Publication>,
-) -> Result<Epoch> {
+) -> Result<HistoryId> {
     let publication = publication.ok_or_else(|| no_publication(config))?;
     let client = state.client().await?;
-    let epoch = Epoch {
-        epoch: Uuid::new_v4(),
+    let history_id = HistoryId {
+        uuid: Uuid::new_v4(),
         system_id: identity.system_id.clone(),
         timeline: identity.timeline,
         slot: config.slot.clone(),
     };
     client
         .execute(
-            "INSERT INTO walcast.epoch (slot, epoch, system_id, timeline, publication, publication_oid, published_entries,
+            "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, published_entries,
                state)
              VALUES ($1, $2, $3, $4, $5, $6, $7, 'in progress')
-             ON CONFLICT (slot) DO UPDATE SET epoch = $2, system_id = $3, timeline = $4, publication = $5,
+             ON CONFLICT (slot) DO UPDATE SET history_id = $2, system_id = $3, timeline = $4, publication = $5,
                publication_oid = $6, published_entries = $7, state = 'in progress', consistent_point = NULL,
                snapshot = NULL",
             &[
-                &epoch.slot,
-                &epoch.epoch,
-                &epoch.system_id,
-                &(epoch.timeline as i32),
+                &history_id.slot,
+                &history_id.uuid,
+                &history_id.system_id,
+                &(history_id.timeline as i32),
                 &config.publication,
                 &publication.oid,
                 &publication.entries,
@@ -356,18 +364,18 @@ async fn create(
         )
         .await
         .map_err(sql::error)?;
-    failpoint!("epoch_before_slot");
+    failpoint!("history_id_before_slot");
     let created = slot::made(client, replication.create_slot(&config.slot, true)).await?;
-    failpoint!("epoch_after_slot");
-    fill(config, state, &epoch, &created.snapshot, created.consistent_point).await?;
+    failpoint!("history_id_after_slot");
+    fill(config, state, &history_id, &created.snapshot, created.consistent_point).await?;
     tracing::info!(slot = config.slot, consistent_point = %created.consistent_point, "slot made");
-    Ok(epoch)
+    Ok(history_id)
 }
 
 async fn fill(
     config: &PostgresConfig,
     state: &mut State,
-    epoch: &Epoch,
+    history_id: &HistoryId,
     snapshot: &str,
     consistent_point: Lsn,
 ) -> Result<()> {
@@ -384,18 +392,18 @@ async fn fill(
         .await
         .map_err(sql::error)?;
     let fill = rows::content_statement(include_str!("../../sql/snapshot_content.sql"), &config.schema, 0);
-    transaction.execute(&fill, &[&epoch.epoch]).await.map_err(sql::error)?;
+    transaction.execute(&fill, &[&history_id.uuid]).await.map_err(sql::error)?;
     transaction
         .execute(
-            "UPDATE walcast.epoch SET state = 'ready', consistent_point = $2, snapshot = pg_current_snapshot()
+            "UPDATE walcast.slot SET state = 'ready', consistent_point = $2, snapshot = pg_current_snapshot()
              WHERE slot = $1",
-            &[&epoch.slot, &PgLsn::from(consistent_point.0)],
+            &[&history_id.slot, &PgLsn::from(consistent_point.0)],
         )
         .await
         .map_err(sql::error)?;
-    failpoint!("epoch_before_ready");
+    failpoint!("history_id_before_ready");
     transaction.commit().await.map_err(sql::error)?;
-    failpoint!("epoch_after_ready");
+    failpoint!("history_id_after_ready");
     Ok(())
 }
 
@@ -406,7 +414,7 @@ mod tests {
     #[test]
     fn a_server_that_did_not_grow_out_of_what_was_read_is_refused() {
         let known = |timeline| Known {
-            epoch: Uuid::nil(),
+            history_id: Uuid::nil(),
             system_id: "7".into(),
             timeline,
             publication_oid: 1,
@@ -416,11 +424,11 @@ mod tests {
             ready: true,
         };
         let identity = SystemIdentity { system_id: "7".into(), timeline: 3, wal_flush: Lsn(9), db: None };
-        let history = History::parse("1\t0/5\tno recovery target").unwrap_or_default();
+        let timelines = Timelines::parse("1\t0/5\tno recovery target").unwrap_or_default();
         for (timeline, code) in
             [(3, None), (1, None), (2, Some(Code::OtherTimeline)), (4, Some(Code::OtherTimeline))]
         {
-            let judged = check_timeline(&known(timeline), &identity, &history);
+            let judged = check_timeline(&known(timeline), &identity, &timelines);
             assert_eq!(judged.err().map(|error| error.code()), code, "{timeline}");
         }
         let config = PostgresConfig::default();

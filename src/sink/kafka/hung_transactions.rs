@@ -12,10 +12,10 @@ use metrics::gauge;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::config::KafkaConfig;
-use super::error::{Reports, bad_settings, sort};
+use super::error::{Reports, bad_settings, classify};
 use super::thread::spawn;
 use crate::error::{Code, Error, Result};
-use crate::telemetry::fold::Fold;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{
     KAFKA_HIDDEN_RECORDS, KAFKA_HUNG_TRANSACTIONS, KAFKA_OPEN_TRANSACTION_SECONDS,
 };
@@ -68,7 +68,7 @@ pub(super) fn bounds(
     partition: i32,
 ) -> Result<(i64, i64)> {
     let bounds = reader.fetch_watermarks(topic, partition, config.timeout());
-    bounds.map_err(|error| sort("read a partition's end", error, reader.client().context()))
+    bounds.map_err(|error| classify("read a partition's end", error, reader.client().context()))
 }
 
 /// Sees all partitions as readers of both kinds do.
@@ -153,7 +153,7 @@ struct Ages {
     open: HashMap<OpenTransaction, Seen>,
     /// Partitions that have had a figure.
     shown: HashSet<(String, i32)>,
-    fold: Fold,
+    throttle: LogThrottle,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -200,7 +200,7 @@ impl Ages {
         let sentences: Vec<String> =
             hung.into_iter().map(|(transaction, seen)| transaction.hung(config, age(seen)).told()).collect();
         for sentence in &sentences {
-            if self.fold.say(sentence).is_some() {
+            if self.throttle.say(sentence).is_some() {
                 tracing::error!("{sentence}");
             }
         }
