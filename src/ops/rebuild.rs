@@ -66,12 +66,13 @@ async fn require_not_ahead(state: &mut State, config: &Config, end: Lsn) -> Resu
 }
 
 async fn contents(client: &Client, config: &PostgresConfig) -> Result<Contents> {
-    let query = rows::select(&CONTENT, &config.schema, &[]);
+    let all = rows::select(&CONTENT, &config.schema, &[]);
+    let query = format!("{all} WHERE {}", rows::content_is_readable());
     let found = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut found = std::pin::pin!(found);
     let mut contents = Contents::new();
     while let Some(row) = found.try_next().await.map_err(sql::error)? {
-        let content = rows::content(&row, 0)?;
+        let Some(content) = rows::content(&row, 0)? else { continue };
         contents.insert(content.id, Arc::new(content));
     }
     Ok(contents)

@@ -5,12 +5,15 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql};
 use uuid::Uuid;
 
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::event::Content;
 use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
 use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn, SourceTable};
 use crate::pgoutput::Timestamp;
 use crate::quote::identifier;
+
+/// A column read as [`Reads::Int4`] may be a bigint.
+const INT4: &str = "BETWEEN -2147483648 AND 2147483647";
 
 /// A statement that reads all rows of a table: first what `before` names, then the table's columns as they are read.
 pub fn select(table: &SourceTable, schema: &str, before: &[&str]) -> String {
@@ -26,7 +29,7 @@ impl SourceColumn {
         let name = identifier(self.name);
         match self.reads {
             Reads::Int8 => format!("{name}::bigint"),
-            Reads::Int4 => format!("{name}::integer"),
+            Reads::Int4 => format!("CASE WHEN {name} {INT4} THEN {name}::integer END"),
             Reads::Uuid => format!("{name}::uuid"),
             Reads::Text | Reads::Json => format!("{name}::text"),
             Reads::Time => format!(
@@ -64,14 +67,32 @@ pub fn engagement(row: &Row, first: usize) -> Result<UncheckedEngagement<'_>, to
     Ok(read)
 }
 
-/// A row of `content` as [`select`] gives it, or a statement with [`stored_columns`], from its first column on.
-pub fn content(row: &Row, first: usize) -> Result<Content> {
+/// A row of `content` as [`select`] gives it, or a statement with [`content_statement`], from its first column on. `None`
+/// for a row that the stream would refuse: walcast knows no such content.
+pub fn content(row: &Row, first: usize) -> Result<Option<Content>> {
     let mut read = UncheckedContent::default();
     for (column, at) in ContentColumn::ALL.iter().zip(first..) {
         read.put(*column, SqlCell { row, at }).map_err(super::sql::error)?;
     }
-    read.checked()
-        .map_err(|error| Error::new(Code::Protocol, "a content row cannot be read").because(error.message))
+    Ok(read.checked().ok())
+}
+
+/// Holds for the rows of `content` that the stream would not refuse: they keep the rules of
+/// [`UncheckedContent::checked`], and their numbers can be read.
+pub fn content_is_readable() -> String {
+    let condition = |(column, source): (&ContentColumn, &SourceColumn)| {
+        let name = identifier(source.name);
+        match (column, source.reads) {
+            (ContentColumn::Id | ContentColumn::Slug | ContentColumn::Title, _) => {
+                Some(format!("{name} IS NOT NULL"))
+            }
+            (_, Reads::Int4) => Some(format!("coalesce({name} {INT4}, true)")),
+            _ => None,
+        }
+    };
+    let conditions: Vec<String> =
+        ContentColumn::ALL.iter().zip(CONTENT.columns).filter_map(condition).collect();
+    conditions.join(" AND ")
 }
 
 /// The columns of `walcast.content_version` that a content row is kept in, without its id.
@@ -81,7 +102,7 @@ fn kept() -> impl Iterator<Item = (ContentColumn, &'static SourceColumn)> {
 
 /// A statement on `walcast.content_version` with the columns of a content row in its place: `{stored}` are their names
 /// there, `{read}` what fills them from the table, `{arrays}` arrays of their values as parameters from number
-/// `first` on, `{table}` the table.
+/// `first` on, `{table}` the table, `{readable}` what holds for its rows that can be content.
 pub fn content_statement(template: &str, schema: &str, first: usize) -> String {
     let list = |columns: Vec<String>| columns.join(", ");
     template
@@ -97,6 +118,7 @@ pub fn content_statement(template: &str, schema: &str, first: usize) -> String {
             ),
         )
         .replace("{table}", &CONTENT.place(schema))
+        .replace("{readable}", &content_is_readable())
 }
 
 /// The values of `{arrays}`: of each column, those of all rows; NULL for a row that is gone.
@@ -167,6 +189,14 @@ impl<'a> Cell<'a> for SqlCell<'a> {
 mod tests {
     use super::*;
     use crate::event::schema::ENGAGEMENT_EVENTS;
+
+    #[test]
+    fn a_condition_keeps_every_rule_that_the_stream_keeps() {
+        insta::assert_snapshot!(
+            content_is_readable(),
+            @r#""id" IS NOT NULL AND "slug" IS NOT NULL AND "title" IS NOT NULL AND coalesce("length_seconds" BETWEEN -2147483648 AND 2147483647, true)"#
+        );
+    }
 
     #[test]
     fn statements_have_their_columns_from_the_lists() {

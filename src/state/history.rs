@@ -392,7 +392,8 @@ async fn fill(
         .await
         .map_err(sql::error)?;
     let fill = rows::content_statement(include_str!("../../sql/snapshot_content.sql"), &config.schema, 0);
-    transaction.execute(&fill, &[&history_id.uuid]).await.map_err(sql::error)?;
+    let content = transaction.execute(&fill, &[&history_id.uuid]).await.map_err(sql::error)?;
+    tracing::info!(content, "content rows kept as the stream begins");
     transaction
         .execute(
             "UPDATE walcast.slot SET state = 'ready', consistent_point = $2, snapshot = pg_current_snapshot()

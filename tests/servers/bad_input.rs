@@ -177,3 +177,32 @@ async fn a_slot_moved_by_hand_is_a_gap_and_said_so() {
     run(&client, &moved).await;
     world.walcast(["run"]).await.expect(4, &["WC-401", "holds everything up to", "the slot begins at"]);
 }
+
+/// As they are where the table had no NOT NULL, and a length in another unit.
+#[tokio::test(flavor = "multi_thread")]
+async fn content_rows_that_cannot_be_read_stop_nothing() {
+    let world = World::new(fresh_database(support::postgres()).await).await.with("PIPELINE_SINKS", "redis");
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, include_str!("../../migrations/0001_source.sql")).await;
+    run(
+        &client,
+        "ALTER TABLE content ALTER title DROP NOT NULL, ALTER length_seconds TYPE bigint;
+         INSERT INTO content (id, slug, title, length_seconds, publish_ts)
+         SELECT gen_random_uuid(), 'slug of ' || title, nullif(title, 'untitled'), length, now()
+         FROM (VALUES ('untitled', 60), ('long', 3000000000), ('good', 60), ('no length', NULL)) AS row (title, length)",
+    )
+    .await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    world.walcast(["check"]).await.expect(0, &["has 2 that walcast leaves out"]);
+    let running = world.start().await;
+    run(
+        &client,
+        "INSERT INTO engagement_events (content_id, event_type, event_ts, duration_ms)
+         SELECT id, 'play', now(), 1000 FROM content",
+    )
+    .await;
+    world.verify().await;
+    running.stop().await;
+    world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 4 events"]);
+    assert_eq!(world.content_versions().await, 2);
+}

@@ -134,7 +134,7 @@ fn version(row: &Row) -> Result<Version> {
     let position = Position { commit_lsn, ordinal: sql::get::<i64>(row, 1)?.unsigned_abs() };
     let content = match sql::get(row, 2)? {
         true => None,
-        false => Some(Arc::new(rows::content(row, 3)?)),
+        false => rows::content(row, 3)?.map(Arc::new),
     };
     Ok(Version { position, content })
 }

@@ -5,10 +5,10 @@ use tokio_postgres::Client;
 use crate::error::{Code, Result};
 use crate::event::schema::{CONTENT, SOURCE_TABLES, SourceTable};
 use crate::finding::Finding;
-use crate::source::PostgresConfig;
 use crate::source::quote::identifier;
 use crate::source::slot::{self, PublishedTable};
 use crate::source::sql::{self, get};
+use crate::source::{PostgresConfig, rows};
 
 /// A table, as `sql/check_table.sql` tells.
 struct Table {
@@ -39,8 +39,26 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     if readable + unreadable.len() > 0 {
         findings.push(rights(config, &unreadable));
     }
+    findings.extend(unreadable_content(client, config).await);
     findings.extend(published_besides(client, config).await?);
     Ok(findings)
+}
+
+/// Rows of `content` that walcast leaves out, where a look at them is possible: that a column is missing, or may not be
+/// read, has a finding of its own.
+async fn unreadable_content(client: &Client, config: &PostgresConfig) -> Option<Finding> {
+    let (place, readable) = (CONTENT.place(&config.schema), rows::content_is_readable());
+    let query = format!("SELECT count(*) FROM {place} WHERE NOT ({readable})");
+    let count: i64 = client.query_one(&query, &[]).await.ok()?.try_get(0).ok()?;
+    let (id, subject) = ("postgres.content_rows", format!("rows of {}", CONTENT.name));
+    Some(match count {
+        0 => Finding::ok(id, subject, "can all be read"),
+        _ => {
+            let message =
+                format!("has {count} that walcast leaves out: their events have no title and no length");
+            Finding::warn(id, subject, message, format!("SELECT * FROM {place} WHERE NOT ({readable});"))
+        }
+    })
 }
 
 /// Other tables in the publication are decoded, sent and dropped: walcast's own state too, where all are published.
