@@ -1,7 +1,6 @@
 -- $1 the slot's name: what walks with it beside its facts. Columns that a version does not have yet are NULL by way of
 -- JSON.
-SELECT active,
-       active_pid,
+SELECT active_pid,
        (SELECT application_name || coalesce(' from ' || host(client_addr), '') FROM pg_stat_activity WHERE pid = active_pid),
        coalesce(wal_status, 'lost'),
        safe_wal_size,

@@ -44,9 +44,9 @@ struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
-  1   an error that has no code of its own
+  1   any other error
   2   a prerequisite is missing or wrong (`walcast check` lists them), or `walcast verify` found a difference
-  4   a sink cannot be continued from the slot without a gap: resync it
+  4   the stream or a sink cannot go on without a gap: docs/operate/resync.md
   5   a newer instance has taken over
   64  wrong usage
   78  wrong configuration
@@ -198,11 +198,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
-    telemetry::init_logging(&cli.log, cli.log_format)?;
     if let Command::Explain { code } = cli.command {
-        ops::explain::explain(code); // also where no configuration can be read
+        ops::explain::explain(code); // also where nothing of the configuration is right
         return Ok(ExitCode::SUCCESS);
     }
+    telemetry::init_logging(&cli.log, cli.log_format)?;
     let loaded = Loaded::load(cli.config.as_deref(), std::env::vars())?;
     let config: &Config = &loaded.config;
     sinks::validate(config)?;

@@ -133,7 +133,7 @@ pub fn judge_again(
         }
         Resume::Refused(refusal) => {
             let refused = refusal.into_error(sink, session);
-            Err(Error::new(Code::Lost, format!("{sink} came back with less than it had taken"))
+            Err(Error::new(Code::Lost, format!("{sink} cannot go on from what it holds now"))
                 .because(refused))
         }
     }
@@ -160,6 +160,11 @@ impl Refusal {
             Refusal::AheadOfServer { .. } => Code::SinkAheadOfServer,
             Refusal::OtherOrdinalRule(_) => Code::OtherOrdinalRule,
         }
+    }
+
+    /// Whether a fresh start of the sink mends it; where not, the sink is whole, and another walcast is needed.
+    pub fn needs_fresh_start(&self) -> bool {
+        !matches!(self, Refusal::OtherOrdinalRule(_))
     }
 
     /// The refusal of `sink`, with both sides' positions and what mends it.
@@ -193,11 +198,9 @@ impl Refusal {
                 "{sink} stopped inside a transaction under ordinal rule {rule}, this build counts by rule {ORDINAL_RULE}"
             ),
         };
-        let hint = match &self {
-            Refusal::OtherOrdinalRule(_) => {
-                "run the former version until it has stopped in good order, then this one".to_owned()
-            }
-            _ => fresh_start(sink),
+        let hint = match self.needs_fresh_start() {
+            true => fresh_start(sink),
+            false => "run the former version until it has stopped in good order, then this one".to_owned(),
         };
         Error::new(self.code(), message).hint(hint)
     }
@@ -205,17 +208,21 @@ impl Refusal {
 
 /// Reads a checkpoint as `place` at `sink` has it.
 pub fn read_stored(sink: &str, place: &str, json: &[u8]) -> Result<StoredCheckpoint> {
-    StoredCheckpoint::from_json(json).map_err(|error| {
-        Error::new(
-            Code::CheckpointUnreadable,
-            format!("{sink}: {place} holds a checkpoint that cannot be read"),
-        )
+    StoredCheckpoint::from_json(json).map_err(|error| unreadable(sink, place, error))
+}
+
+/// What `place` at `sink` has is not what this build writes there.
+pub fn unreadable(
+    sink: &str,
+    place: &str,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Error {
+    Error::new(Code::CheckpointUnreadable, format!("{sink}: {place} holds a checkpoint that cannot be read"))
         .because(error)
         .hint(format!(
             "if a newer walcast has written it, run that version; otherwise something else writes there: {}",
             fresh_start(sink)
         ))
-    })
 }
 
 /// A target that has seen a newer instance than PostgreSQL knows of has not been fenced by one: PostgreSQL has

@@ -238,7 +238,7 @@ codes! {
     }
     RedisUnfit = 233 {
         title: "This Redis is not set up as walcast needs it.",
-        why: "It is a replica, a sentinel or part of a cluster, it may evict keys, or it does not write each change to its disk.",
+        why: "It is a sentinel or part of a cluster, it may evict keys, or it does not write each change to its disk.",
         look: "`redis-cli INFO server`, `redis-cli CONFIG GET appendfsync`",
         fix: "Do what `walcast check` prints.",
         over: "`walcast check` has no line on Redis that says FAIL.",

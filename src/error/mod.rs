@@ -77,7 +77,7 @@ impl Kind {
     }
 }
 
-/// An error: a kind, one sentence of what happened, perhaps what to do, and the cause in `source()`.
+/// An error: a code, one sentence of what happened, perhaps what to do, and the cause in `source()`.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -138,7 +138,7 @@ impl Error {
         format!("{self}; {} ({})", self.advice(), self.code())
     }
 
-    /// The message and its causes on one line, for logs and for [`fmt::Display`]'s readers who want all.
+    /// The message and its causes on one line, for logs.
     pub fn chain(&self) -> String {
         let mut text = self.0.message.clone();
         let mut cause = std::error::Error::source(self);

@@ -473,7 +473,8 @@ impl SourceColumn {
     /// The type that it best has, in SQL.
     pub const fn sql_type(&self) -> &'static str {
         match self.reads {
-            Reads::Int8 | Reads::Int4 => "integer",
+            Reads::Int8 => "bigint",
+            Reads::Int4 => "integer",
             Reads::Uuid => "uuid",
             Reads::Text => "text",
             Reads::Time => "timestamptz",

@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::error::{Code, Error, Result};
+use crate::error::{Class, Code, Error, Result};
 use crate::event::schema::SOURCE_TABLES;
 use crate::finding;
 use crate::sinks;
@@ -50,12 +50,17 @@ pub async fn migrate(client: &mut Client, config: &PostgresConfig) -> Result<()>
             .await
             .map_err(sql::error)?;
         if fresh == 1 {
-            transaction.batch_execute(statements).await.map_err(|error| {
-                Error::new(
-                    Code::MigrationFailed,
-                    format!("migration {number:04}_{name} failed: {}", sql::error(error)),
-                )
-                .hint("mend the cause and run `walcast init` again: nothing of the migration was kept")
+            transaction.batch_execute(statements).await.map_err(sql::error).map_err(|error| {
+                match error.class() {
+                    Class::Definite => Error::new(
+                        Code::MigrationFailed,
+                        format!("migration {number:04}_{name} failed"),
+                    )
+                    .because(error)
+                    .hint("mend the cause and run `walcast init` again: nothing of the migration was kept"),
+                    // a connection that was lost, a lock that took too long
+                    _ => error,
+                }
             })?;
             tracing::info!("migration {number:04}_{name} applied");
         }

@@ -36,10 +36,6 @@ pub struct SystemIdentity {
     pub system_id: String,
     /// The timeline: a new one after each promotion.
     pub timeline: u32,
-    /// The end of the WAL on the server's disk.
-    pub wal_flush: Lsn,
-    /// The database that we are connected to.
-    pub db: Option<String>,
 }
 
 /// What CREATE_REPLICATION_SLOT answers.
@@ -78,11 +74,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(connection)
     }
 
-    /// The server's major version, such as 18.
-    pub fn server_version(&self) -> u32 {
-        self.server_version
-    }
-
     /// Whether it runs over TLS.
     pub fn is_encrypted(&self) -> bool {
         self.encrypted
@@ -97,12 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// IDENTIFY_SYSTEM.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
         let row = self.query("IDENTIFY_SYSTEM", Asked::Identity).await?;
-        Ok(SystemIdentity {
-            system_id: field(&row, 0)?.to_owned(),
-            timeline: parsed(&row, 1)?,
-            wal_flush: parsed(&row, 2)?,
-            db: row.get(3).cloned().flatten(),
-        })
+        Ok(SystemIdentity { system_id: field(&row, 0)?.to_owned(), timeline: parsed(&row, 1)? })
     }
 
     /// TIMELINE_HISTORY: the timelines that this one grew out of.
@@ -295,11 +281,9 @@ mod tests {
     #[tokio::test]
     async fn the_system_identifies_itself() -> Result<()> {
         let (mut connection, mut server) = connected("18.6 (Debian 18.6-1)").await?;
-        assert_eq!(connection.server_version(), 18);
         let row = data_row(&[Some("7412"), Some("3"), Some("16/B374D848"), None]);
         say(&mut server, &[packet(b'T', b""), row, packet(b'C', b""), ready()].concat()).await;
-        let wal_flush = Lsn(0x16_B374_D848);
-        let wanted = SystemIdentity { system_id: "7412".into(), timeline: 3, wal_flush, db: None };
+        let wanted = SystemIdentity { system_id: "7412".into(), timeline: 3 };
         assert_eq!(connection.identify_system().await?, wanted);
         assert_eq!(command(&mut server).await, "IDENTIFY_SYSTEM");
         Ok(())

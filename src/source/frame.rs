@@ -3,7 +3,7 @@
 //! A *packet* is one message of PostgreSQL's protocol: a tag byte, a length, a body. A *frame* is what
 //! a replication stream carries inside its CopyData packets. Bodies are slices of the read buffer: no
 //! byte is copied and nothing is allocated for a frame. Whatever the bytes are, the answer is a packet,
-//! "more bytes are needed", or an error of [`Kind::Protocol`].
+//! "more bytes are needed", or an error of [`Kind::Protocol`](crate::error::Kind::Protocol).
 
 use bytes::{Buf, Bytes, BytesMut};
 

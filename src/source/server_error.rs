@@ -73,8 +73,8 @@ const fn meaning(code: &'static str, asked: &'static [Asked], means: Code, hint:
 
 const PUBLICATION_MISSING: &str = "the publication is missing, or younger than what the slot must read next: \
     `walcast init` makes both in the right order; docs/operate/resync.md has the steps before it";
-const SLOT_LOST: &str = "the slot can deliver no more: drop it (SELECT pg_drop_replication_slot('<slot>')), run \
-    `walcast init`; docs/operate/resync.md has all the steps";
+const SLOT_LOST: &str = "the slot can deliver no more: \"Make a new slot\" in docs/operate/resync.md has \
+    the steps";
 const SLOT_MISSING: &str = "run `walcast init` to make the slot; where one was there before, see \
     docs/operate/resync.md first";
 const NO_REPLICATION_RIGHT: &str = "let the role replicate: ALTER ROLE <user> REPLICATION";

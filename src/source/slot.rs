@@ -41,18 +41,12 @@ pub struct SlotFacts {
     pub active: bool,
     /// The process that reads it.
     pub active_pid: Option<i32>,
-    /// The oldest WAL that is kept for it.
-    pub restart_lsn: Option<Lsn>,
     /// Every transaction that ended before is forgotten.
     pub confirmed_flush_lsn: Option<Lsn>,
     /// reserved, extended, unreserved or lost.
     pub wal_status: Option<String>,
-    /// How many bytes of WAL may still be written before the slot is in danger; `None` without a limit.
-    pub safe_wal_size: Option<i64>,
     /// Why the slot can deliver no more; from version 17.
     pub invalidation_reason: Option<String>,
-    /// Whether the slot is kept on standbys too; from version 17.
-    pub failover: Option<bool>,
 }
 
 /// A publication.
@@ -152,12 +146,9 @@ fn slot_of(row: &Row) -> Result<SlotFacts> {
         database: get(row, 1)?,
         active: get(row, 2)?,
         active_pid: get(row, 3)?,
-        restart_lsn: lsn(4)?,
-        confirmed_flush_lsn: lsn(5)?,
-        wal_status: get(row, 6)?,
-        safe_wal_size: get(row, 7)?,
-        invalidation_reason: get(row, 8)?,
-        failover: get(row, 9)?,
+        confirmed_flush_lsn: lsn(4)?,
+        wal_status: get(row, 5)?,
+        invalidation_reason: get(row, 6)?,
     })
 }
 
@@ -192,17 +183,27 @@ impl SlotFacts {
     }
 }
 
+/// What makes walcast forget a slot, as SQL; `walcast init` makes a new one then.
+pub fn forget(slot: &str) -> String {
+    let slot = literal(slot);
+    format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}; \
+         DELETE FROM walcast.slot WHERE slot = {slot}"
+    )
+}
+
 fn slot_lost(config: &PostgresConfig, reason: &str) -> Error {
     let mend = match reason {
         "idle_timeout" => "raise idle_replication_slot_timeout",
         "rows_removed" | "wal_level_insufficient" => "see PostgreSQL's log",
         _ => "raise max_slot_wal_keep_size",
     };
-    Error::new(Code::SlotInvalidated, format!("slot {} can deliver no more ({reason})", config.slot)).hint(format!(
-        "{mend}; bring the sinks level with PostgreSQL, drop the slot (SELECT pg_drop_replication_slot({})) and its \
-         row in walcast.slot, then `walcast init`",
-        literal(&config.slot)
-    ))
+    Error::new(Code::SlotInvalidated, format!("slot {} can deliver no more ({reason})", config.slot)).hint(
+        format!(
+            "{mend}; bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
+            forget(&config.slot)
+        ),
+    )
 }
 
 /// The publication, if there is one of that name.

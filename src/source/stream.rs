@@ -32,14 +32,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
         ReplicationStream::new(Wire::new(io))
     }
 
-    /// Reads more bytes from the socket into the buffer. Cancel safe. [`Kind::Unavailable`] when the server
+    /// Reads more bytes from the socket into the buffer. Cancel safe. [`Kind::Unavailable`](crate::error::Kind::Unavailable) when the server
     /// has hung up.
     pub async fn fill(&mut self) -> Result<()> {
         self.wire.fill().await
     }
 
     /// The next frame in the buffer; `None` when no whole one is there. An error ends the stream: it is
-    /// what the server said, or [`Kind::Unavailable`] when it ended the stream without a word, as it does
+    /// what the server said, or [`Kind::Unavailable`](crate::error::Kind::Unavailable) when it ended the stream without a word, as it does
     /// when it shuts down or changes its timeline.
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
         while let Some(packet) = self.wire.packet()? {
@@ -74,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
     }
 
     /// Ends the stream in order: a last status, CopyDone, and reading on until the server has let go of the
-    /// slot, so that the next reader finds it free. [`Kind::Unavailable`] when that takes longer than five
+    /// slot, so that the next reader finds it free. [`Kind::Unavailable`](crate::error::Kind::Unavailable) when that takes longer than five
     /// seconds; the last status has then been sent all the same.
     pub async fn close(mut self, flushed: Lsn) -> Result<()> {
         self.put_status(flushed, flushed, false);

@@ -25,7 +25,7 @@ use x509_cert::der::oid::db::rfc5912::{
 use crate::error::{Code, Error, Result};
 use crate::source::{PostgresConfig, SslMode};
 
-/// Goes over to TLS. [`Kind::Setup`] when the server does not prove what `sslmode` asks for.
+/// Goes over to TLS. [`Kind::Setup`](crate::error::Kind::Setup) when the server does not prove what `sslmode` asks for.
 pub(crate) async fn handshake(tcp: TcpStream, config: &PostgresConfig) -> Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(config.host.clone()).map_err(|error| {
         Error::new(

@@ -40,8 +40,10 @@ pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<(History
         .map_err(sql::error)?;
     let opened = open_alone(config, state, replication, &identity, &timelines).await;
     let unlock = "SELECT pg_advisory_unlock(hashtext('walcast'), hashtext($1))";
-    state.client().await?.execute(unlock, &[&config.slot]).await.map_err(sql::error)?;
-    opened.map(|history_id| (history_id, timelines))
+    let unlocked = state.client().await?.execute(unlock, &[&config.slot]).await.map_err(sql::error);
+    let history_id = opened?;
+    unlocked?;
+    Ok((history_id, timelines))
 }
 
 async fn open_alone(
@@ -105,9 +107,12 @@ async fn look_for_fault(config: &PostgresConfig, client: &tokio_postgres::Client
     publication(config, client).await.map(drop)
 }
 
-fn forgotten(slot: &str) -> Error {
-    Error::new(Code::HistoryForgotten, format!("walcast.slot no longer knows slot {slot}"))
-        .hint("another process has made walcast forget it: see whether that was meant, then `walcast init`")
+/// Of a slot whose row is gone.
+pub(super) fn forgotten(slot: &str) -> Error {
+    Error::new(Code::HistoryForgotten, format!("walcast.slot no longer knows slot {slot}")).hint(format!(
+        "somebody made walcast forget it: see whether that was meant, then {}, and run `walcast init`",
+        slot::forget(slot)
+    ))
 }
 
 /// The history id of the configured slot, when there is one, and the timelines before its own; changes nothing. Kind
@@ -222,14 +227,14 @@ async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Kno
         .map_err(sql::error)?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Known {
-        history_id: row.get(0),
-        system_id: row.get(1),
-        timeline: row.get(2),
-        publication_oid: row.get(3),
-        published_entries: row.get(4),
-        consistent_point: row.get::<_, Option<PgLsn>>(5).map(|lsn| Lsn(lsn.into())),
-        wal_end: Lsn(row.get::<_, PgLsn>(6).into()),
-        ready: row.get(7),
+        history_id: sql::get(&row, 0)?,
+        system_id: sql::get(&row, 1)?,
+        timeline: sql::get(&row, 2)?,
+        publication_oid: sql::get(&row, 3)?,
+        published_entries: sql::get(&row, 4)?,
+        consistent_point: sql::get::<Option<PgLsn>>(&row, 5)?.map(|lsn| Lsn(lsn.into())),
+        wal_end: Lsn(sql::get::<PgLsn>(&row, 6)?.into()),
+        ready: sql::get(&row, 7)?,
     }))
 }
 
@@ -243,17 +248,8 @@ fn check_system(known: &Known, identity: &SystemIdentity, config: &PostgresConfi
     Err(Error::new(Code::OtherCluster, message).hint(format!(
         "this database was restored from another cluster: {}, then `walcast init`; the sinks need fresh targets, or \
          to be brought level with it",
-        forget(&config.slot)
+        slot::forget(&config.slot)
     )))
-}
-
-/// What makes walcast forget a slot, as SQL.
-fn forget(slot: &str) -> String {
-    let slot = quote::literal(slot);
-    format!(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}; \
-         DELETE FROM walcast.slot WHERE slot = {slot}"
-    )
 }
 
 /// Its own timeline, or one that it grew out of; how far each checkpoint of that one counts is for the checkpoint to say.
@@ -287,7 +283,7 @@ fn check_publication(
     );
     Err(Error::new(Code::PublicationChanged, message).hint(format!(
         "the slot cannot read past that place: bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
-        forget(&config.slot)
+        slot::forget(&config.slot)
     )))
 }
 
@@ -309,7 +305,7 @@ fn slot_gone(known: &Known, config: &PostgresConfig) -> Error {
     )
     .hint(format!(
         "bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
-        forget(&config.slot)
+        slot::forget(&config.slot)
     ))
 }
 
@@ -322,8 +318,8 @@ fn slot_not_ours(config: &PostgresConfig) -> Error {
         ),
     )
     .hint(format!(
-        "choose another postgres.slot, or drop it: SELECT pg_drop_replication_slot('{}')",
-        config.slot
+        "choose another postgres.slot, or drop it: SELECT pg_drop_replication_slot({})",
+        quote::literal(&config.slot)
     ))
 }
 
@@ -424,7 +420,7 @@ mod tests {
             wal_end: Lsn(9),
             ready: true,
         };
-        let identity = SystemIdentity { system_id: "7".into(), timeline: 3, wal_flush: Lsn(9), db: None };
+        let identity = SystemIdentity { system_id: "7".into(), timeline: 3 };
         let timelines = Timelines::parse("1\t0/5\tno recovery target").unwrap_or_default();
         for (timeline, code) in
             [(3, None), (1, None), (2, Some(Code::OtherTimeline)), (4, Some(Code::OtherTimeline))]

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
-use crate::resume::read_stored;
+use crate::resume::{read_stored, unreadable};
 use crate::source::{PostgresConfig, sql};
 
 /// One session to the state schema, opened again when it was lost. Each user has its own.
@@ -59,13 +59,12 @@ impl State {
             )
             .await
             .map_err(sql::error)?
-            .map(|row| row.get::<_, i64>(0));
+            .map(|row| sql::get::<i64>(&row, 0))
+            .transpose()?;
         match newest {
             Some(fencing_token) if fencing_token == session.fencing_token => Ok(transaction),
             Some(_) => Err(Error::new(Code::Fenced, "a newer walcast has taken over this slot")),
-            None => {
-                Err(Error::new(Code::HistoryForgotten, "walcast.slot no longer knows this slot's history"))
-            }
+            None => Err(history::forgotten(&session.history_id.slot)),
         }
     }
 
@@ -88,13 +87,13 @@ impl State {
             )
             .await
             .map_err(sql::error)?;
-        Ok(Session { fencing_token: row.get(0), history_id, timelines, start })
+        Ok(Session { fencing_token: sql::get(&row, 0)?, history_id, timelines, start })
     }
 
     /// The end of the WAL that is safe on the server's disk; all that was ever sent to us lies below.
     pub async fn wal_end(&mut self) -> Result<Lsn> {
         let row = self.client().await?.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await;
-        Ok(Lsn(row.map_err(sql::error)?.get::<_, PgLsn>(0).into()))
+        Ok(Lsn(sql::get::<PgLsn>(&row.map_err(sql::error)?, 0)?.into()))
     }
 
     /// Whether a sink has ever made a checkpoint of this history id durable.
@@ -140,19 +139,15 @@ impl State {
             .await
             .map_err(sql::error)?;
         let Some(row) = row else { return Ok((None, None)) };
-        let unreadable = |error| {
-            Error::new(Code::Protocol, format!("walcast.progress of {sink} has another shape")).because(error)
+        let place = "walcast.progress";
+        let stored = |at| {
+            row.try_get::<_, Option<serde_json::Value>>(at).map_err(|error| unreadable(sink, place, error))
         };
-        let checkpoint = row.try_get::<_, Option<serde_json::Value>>(0).map_err(unreadable)?;
-        let read = |checkpoint: serde_json::Value| {
-            read_stored(sink, "walcast.progress", checkpoint.to_string().as_bytes())
-        };
-        let checkpoint = checkpoint.map(read).transpose()?;
-        let intent = row.try_get::<_, Option<serde_json::Value>>(1).map_err(unreadable)?;
-        let intent = intent.map(serde_json::from_value).transpose().map_err(|error| {
-            Error::new(Code::Protocol, format!("the intent of {sink} has another shape")).because(error)
-        })?;
-        Ok((checkpoint, intent))
+        let read =
+            |checkpoint: serde_json::Value| read_stored(sink, place, checkpoint.to_string().as_bytes());
+        let checkpoint = stored(0)?.map(read).transpose()?;
+        let intent = stored(1)?.map(serde_json::from_value).transpose();
+        Ok((checkpoint, intent.map_err(|error| unreadable(sink, place, error))?))
     }
 }
 

@@ -329,7 +329,7 @@ fn a_table_without_a_column_that_we_need_stops_the_stream() {
     assert!(
         error
             .advice()
-            .contains(r#"ALTER TABLE "public"."engagement_events" ADD COLUMN "duration_ms" integer;"#),
+            .contains(r#"ALTER TABLE "public"."engagement_events" ADD COLUMN "duration_ms" bigint;"#),
         "{}",
         error.advice()
     );
@@ -340,7 +340,7 @@ fn a_table_without_a_column_that_we_need_stops_the_stream() {
     assert!(error.chain().contains("column id"), "{}", error.chain());
     assert_eq!(
         error.advice(),
-        r#"ALTER TABLE "public"."engagement_events" ALTER COLUMN "id" TYPE integer USING "id"::integer;"#
+        r#"ALTER TABLE "public"."engagement_events" ALTER COLUMN "id" TYPE bigint USING "id"::bigint;"#
     );
 
     let [mut content, ..] = relations();

@@ -1,5 +1,7 @@
 //! The table as it must be, and how one that is there differs.
 
+use std::fmt;
+
 use gcp_bigquery_client::model::clustering::Clustering;
 use gcp_bigquery_client::model::field_type::FieldType;
 use gcp_bigquery_client::model::range_partitioning::RangePartitioning;
@@ -68,7 +70,7 @@ pub fn verify(config: &BigQueryConfig, table: &Table) -> Result<()> {
 
 /// What the operator is told of a table that is as it must be.
 pub fn describe(table: &Table) -> String {
-    format!("has walcast's columns, is partitioned by {}", partitioning(table))
+    format!("has walcast's columns, is partitioned by {}", Partitions::of(table))
 }
 
 /// A warning when the table will be full one day: BigQuery keeps 10,000 partitions at most.
@@ -112,7 +114,8 @@ fn verify_column(config: &BigQueryConfig, column: &Field, found: Option<&TableFi
 }
 
 fn verify_partitioning(config: &BigQueryConfig, table: &Table) -> Result<()> {
-    let (has, wants) = (partitioning(table), partitioning(&wanted(config)));
+    let wanted = wanted(config);
+    let (has, wants) = (Partitions::of(table), Partitions::of(&wanted));
     if has != wants {
         return Err(differs(config, &format!("it is partitioned by {has}, not by {wants}"))
             .hint(format!("set bigquery.partitioning to what it has, or {}", another_table(config))));
@@ -147,14 +150,38 @@ fn another_table(config: &BigQueryConfig) -> String {
     )
 }
 
-fn partitioning(table: &Table) -> String {
-    if let Some(RangePartitioning { field, range: Some(range) }) = &table.range_partitioning {
-        let field = field.as_deref().unwrap_or_default();
-        return format!("{field} from {} to {} in steps of {}", range.start, range.end, range.interval);
+/// How a table is cut into partitions, as far as walcast depends on it.
+#[derive(PartialEq)]
+enum Partitions<'a> {
+    Range(&'a str, [&'a str; 3]),
+    Time(&'a str, &'a str),
+    None,
+}
+
+impl<'a> Partitions<'a> {
+    fn of(table: &'a Table) -> Self {
+        match (&table.range_partitioning, &table.time_partitioning) {
+            (Some(RangePartitioning { field, range: Some(range) }), _) => {
+                let range = [&range.start, &range.end, &range.interval].map(String::as_str);
+                Partitions::Range(field.as_deref().unwrap_or_default(), range)
+            }
+            (_, Some(time)) => {
+                Partitions::Time(&time.r#type, time.field.as_deref().unwrap_or("_PARTITIONTIME"))
+            }
+            (_, None) => Partitions::None,
+        }
     }
-    match &table.time_partitioning {
-        Some(time) => format!("{} of {}", time.r#type, time.field.as_deref().unwrap_or("_PARTITIONTIME")),
-        None => "nothing".to_owned(),
+}
+
+impl fmt::Display for Partitions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Partitions::Range(field, [start, end, step]) => {
+                write!(f, "{field} from {start} to {end} in steps of {step}")
+            }
+            Partitions::Time(every, field) => write!(f, "{every} of {field}"),
+            Partitions::None => f.write_str("nothing"),
+        }
     }
 }
 

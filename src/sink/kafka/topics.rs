@@ -144,9 +144,11 @@ impl Cluster {
         }
         let message = format!(
             "{brokers} at {addresses}; with replication_factor = {replication_factor} and min_insync_replicas = \
-             {min_insync_replicas} one lost disk loses events: it takes three brokers"
+             {min_insync_replicas} one lost disk loses events"
         );
-        Ok((Finding::warn(id, subject, message, safer(brokers)), any))
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let replicas = partitions.map(|partition| partition.replicas().len()).min();
+        Ok((Finding::warn(id, subject, message, safer(brokers, replicas)), any))
     }
 
     /// What a broker allows of transactions. What the ACLs allow this user shows only when a producer begins, and that
@@ -285,12 +287,21 @@ fn cannot_create(topic: &str, code: Code) -> Error {
     }
 }
 
-/// What loses no event with one disk, as far as that many brokers allow it.
-fn safer(brokers: usize) -> &'static str {
-    match brokers {
-        0 | 1 => "add brokers: one alone keeps every event on one disk",
-        2 => "export KAFKA_REPLICATION_FACTOR=2 KAFKA_MIN_INSYNC_REPLICAS=2",
-        _ => "export KAFKA_REPLICATION_FACTOR=3 KAFKA_MIN_INSYNC_REPLICAS=2",
+/// What loses no event with one disk, as far as that many brokers allow it. Topics that are there already, with so many
+/// replicas, come first: a start refuses topics with fewer than it is told.
+fn safer(brokers: usize, replicas: Option<usize>) -> String {
+    let wanted = match brokers {
+        0 | 1 => return "add brokers: one alone keeps every event on one disk".into(),
+        2 => 2,
+        _ => 3,
+    };
+    let export = format!("export KAFKA_REPLICATION_FACTOR={wanted} KAFKA_MIN_INSYNC_REPLICAS=2");
+    match replicas {
+        Some(few) if few < wanted => format!(
+            "give walcast's topics {wanted} replicas (kafka-reassign-partitions.sh) and min.insync.replicas=2 \
+             (kafka-configs.sh), then {export}"
+        ),
+        _ => export,
     }
 }
 
@@ -439,10 +450,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn topics_that_are_there_get_their_replicas_before_walcast_asks_for_them() {
+        let advice = safer(3, Some(1));
+        let (topics, setting) = (advice.find("kafka-reassign-partitions"), advice.find("export KAFKA_"));
+        assert!(topics.is_some() && topics < setting, "{advice}");
+        assert!(safer(3, Some(3)).starts_with("export KAFKA_"));
+    }
+
+    #[test]
     fn no_more_replicas_are_advised_than_there_are_brokers() {
         for brokers in 0..9 {
-            let advised = (2..=9).find(|factor| safer(brokers).contains(&format!("FACTOR={factor} ")));
-            assert_eq!(advised, (brokers > 1).then(|| brokers.min(3)), "{brokers}: {}", safer(brokers));
+            let advice = safer(brokers, None);
+            let advised = (2..=9).find(|factor| advice.contains(&format!("FACTOR={factor} ")));
+            assert_eq!(advised, (brokers > 1).then(|| brokers.min(3)), "{brokers}: {advice}");
         }
     }
 }

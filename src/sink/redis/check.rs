@@ -110,7 +110,7 @@ fn version(config: &RedisConfig, info: &Info) -> Finding {
             config,
             Verdict::Warn,
             "answers, but INFO is not allowed to this user: nothing is known of its settings".into(),
-            Some(&acl("<user>")),
+            Some(&acl(user(config))),
         ),
     }
 }
@@ -127,10 +127,12 @@ fn mode(config: &RedisConfig, info: &Info) -> Option<Finding> {
             "is a sentinel, not a server".into(),
             "put its address into redis.sentinel_addrs and name the master in redis.sentinel_master",
         ),
+        // for a moment also while it fails over
         (_, Some("slave")) => fail(
             "is a replica: it takes no writes".into(),
             "connect to the master, or name the sentinels in redis.sentinel_addrs",
-        ),
+        )
+        .map(|finding| Finding { code: Some(Code::RedisReplica), ..finding }),
         _ => None,
     }
 }
@@ -250,13 +252,17 @@ async fn clock(connection: &mut Connection, config: &RedisConfig) -> Result<Find
     })
 }
 
+fn user(config: &RedisConfig) -> &str {
+    if config.username.is_empty() { "default" } else { &config.username }
+}
+
 async fn rights(connection: &mut Connection, config: &RedisConfig) -> Result<Finding> {
     let id = "redis.rights";
     let refused = connection.forbidden(COMMANDS).await?;
     let Some(first) = refused.first() else {
         return Ok(finding(id, config, Verdict::Ok, "allows this user all that walcast does".into(), None));
     };
-    let user = if config.username.is_empty() { "default" } else { &config.username };
+    let user = user(config);
     let message =
         format!("forbids user {user} {} of {} commands, such as {first}", refused.len(), COMMANDS.len());
     Ok(finding(id, config, Verdict::Fail, message, Some(&acl(user))))

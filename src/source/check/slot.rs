@@ -39,14 +39,14 @@ impl Slot {
         let Some(row) = row else { return Ok(None) };
         Ok(Some(Slot {
             name: config.slot.clone(),
-            active_pid: get(&row, 1)?,
-            reader: get(&row, 2)?,
-            wal_status: get(&row, 3)?,
-            safe_bytes: get(&row, 4)?,
-            retained_bytes: get(&row, 5)?,
-            failover: get(&row, 6)?,
-            two_phase: get(&row, 7)?,
-            spill_bytes: get(&row, 8)?,
+            active_pid: get(&row, 0)?,
+            reader: get(&row, 1)?,
+            wal_status: get(&row, 2)?,
+            safe_bytes: get(&row, 3)?,
+            retained_bytes: get(&row, 4)?,
+            failover: get(&row, 5)?,
+            two_phase: get(&row, 6)?,
+            spill_bytes: get(&row, 7)?,
             replication_place: format!(
                 "host={} port={} dbname={} user={} replication=database",
                 config.host, config.port, config.db, config.user

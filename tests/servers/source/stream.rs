@@ -129,9 +129,7 @@ async fn the_snapshot_is_what_was_there_before_the_stream() {
         let seen = client.query_one("SELECT array_agg(id) FROM t", &[]).await.unwrap();
         assert_eq!(seen.get::<_, Vec<i64>>(0), [1]);
         run(&client, "COMMIT").await;
-        let identity = connection.identify_system().await.unwrap();
-        assert_eq!(identity.db.as_deref(), Some(config.db.as_str()));
-        assert!(identity.wal_flush >= created.consistent_point && identity.timeline >= 1);
+        assert!(connection.identify_system().await.unwrap().timeline >= 1);
         assert!(client.batch_execute(&take).await.is_err(), "the next command ends the snapshot");
     })
     .await;
