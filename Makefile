@@ -2,6 +2,7 @@
 # make test   everything that is checked
 # make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble
 # make bench  how fast it is: the inner parts in memory, a whole slot drained, steady rates, beside pg_recvlogical and Debezium
+# make upgrade-test   an installation of release 0.1 goes on with this one
 # make docs   write the reference pages from the code, and build the site of docs/
 # They install and start what they need: see scripts/services.
 
@@ -26,7 +27,7 @@ test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run cargo test --locked --features failpoints --lib --bins --examples --test unit --test allocations
 	@scripts/services run cargo test --locked --features failpoints --test servers -- --test-threads $(SERVERS_THREADS) $(addprefix --skip ,$(OBJECTIVES))
-	@scripts/services run cargo test --locked --features failpoints --test servers -- $(OBJECTIVES)
+	@scripts/services run cargo test --locked --features failpoints --test servers -- --test-threads 1 $(OBJECTIVES)
 	@scripts/services run cargo test --locked --features failpoints --test chaos
 	@$(MAKE) --no-print-directory instructions
 
@@ -69,7 +70,7 @@ fmt:
 	@cargo fmt
 
 lint:
-	@for f in scripts/services scripts/compose scripts/promtool scripts/engine scripts/images scripts/record-wire scripts/services.d/*.sh docker/standins/*/*.sh; do bash -n $$f || exit; done
+	@for f in scripts/services scripts/compose scripts/promtool scripts/engine scripts/images scripts/record-wire scripts/services.d/*.sh docker/standins/*/*.sh scripts/bq findings/*.sh; do bash -n $$f || exit; done
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --features failpoints --quiet -- -D warnings
 

@@ -10,7 +10,7 @@
 # What follows for users of any reader: never rename a publication that a slot reads, and take a walsender's warning that
 # comes from the output plugin for a loss. walcast does (tests/servers/server_words.rs) and ends with exit code 4.
 #
-# Needs Maven, unzip and tar; installs pinned packages into a temporary folder, which it deletes. Exit code 0: as described.
+# Needs Maven, psql, unzip, tar and xz; installs pinned packages into a temporary folder, which it deletes. Exit code 0: as described.
 set -euo pipefail
 
 home=$(mktemp -d)
@@ -33,7 +33,8 @@ install() {
 
 start() {
   bin=$home/$1/bin data=$home/data-$1
-  mkdir "$data" && [ "$EUID" != 0 ] || chown nobody:nogroup "$data"
+  mkdir "$data"
+  [ "$EUID" != 0 ] || chown nobody:nogroup "$data"
   as_server "$bin/initdb" -D "$data" -U postgres -A trust --no-sync >/dev/null
   printf '%s\n' 'wal_level = logical' 'fsync = off' "listen_addresses = ''" "unix_socket_directories = '$data'" >>"$data/postgresql.conf"
   as_server "$bin/pg_ctl" -D "$data" -w -l "$data/log" start >/dev/null

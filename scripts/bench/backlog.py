@@ -9,7 +9,7 @@ from clients import PgRecvlogical, Walcast
 from drain import drain
 
 BASE = "pg_recvlogical"
-FIGURES = ("start_seconds", "seconds", "events_per_s", "cpu_us_per_event", "rss_peak_mb", "machine_busy", "load_average")
+FIGURES = ("start_seconds", "seconds", "events_per_s", "cpu_us_per_event", "rss_peak_mib", "machine_busy", "load_average")
 
 
 def clients(binary, folder, sinks, class_path):

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 
-from processes import Child, busy_share, cpu_of_children, cpu_seconds, machine_ticks, peak_rss_mb
+from processes import Child, busy_share, cpu_of_children, cpu_seconds, machine_ticks, peak_rss_mib
 
 POLL_SECONDS = 0.02
 START_SECONDS_MAX = 120
@@ -25,7 +25,7 @@ class Result:
     cpu_us_per_event: float
     servers_us_per_event: dict  # by server
     machine_busy: float  # share of all cores, from the start of streaming to the client's end
-    rss_peak_mb: float
+    rss_peak_mib: float
     load_average: float
 
 
@@ -58,7 +58,7 @@ def drain(client, slot, fresh, servers, log):
         start_seconds=(seen.first or seen.ended) - started, seconds=seconds, events_per_s=slot.events / seconds,
         cpu_us_per_event=cpu * 1e6 / slot.events,
         servers_us_per_event={name: seconds * 1e6 / slot.events for name, seconds in seen.servers_cpu().items()},
-        machine_busy=busy_share(seen.ticks_before, machine_ticks()), rss_peak_mb=seen.rss, load_average=load)
+        machine_busy=busy_share(seen.ticks_before, machine_ticks()), rss_peak_mib=seen.rss, load_average=load)
 
 
 class Watch:
@@ -93,7 +93,7 @@ class Watch:
             self.first = self.first or now
         if look.confirmed and self.streaming:
             self.ended = self.ended or now
-        self.rss = peak_rss_mb(self.child.pid) or self.rss
+        self.rss = peak_rss_mib(self.child.pid) or self.rss
         if not self.asked_to_end and self.client.has_all(look, self.slot, self.environment):
             self.child.ask_to_end()
             self.asked_to_end = True

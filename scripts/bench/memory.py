@@ -8,7 +8,7 @@ import time
 import report
 from clients import Walcast
 from live import generating, streaming, wait_until
-from processes import peak_rss_mb
+from processes import peak_rss_mib
 from restarts import holds
 
 RATE = 10_000
@@ -24,11 +24,11 @@ HUGE = """
 def measure(settings, source, targets, folder, _):
     """What goes to the report's file."""
     client = Walcast(source.binary, settings.sinks)
-    found = {"huge_rows": settings.huge_rows, "huge_transaction_mb": huge(client, settings.huge_rows, source, targets, folder)}
-    report.say(f"  one transaction of {settings.huge_rows:,} rows: {found['huge_transaction_mb']} MB")
+    found = {"huge_rows": settings.huge_rows, "huge_transaction_mib": huge(client, settings.huge_rows, source, targets, folder)}
+    report.say(f"  one transaction of {settings.huge_rows:,} rows: {found['huge_transaction_mib']} MiB")
     if targets.stand_in and "bigquery" in client.sinks:
-        found |= {"standstill_s": STANDSTILL_SECONDS, "standstill_rate": RATE, "standstill_mb": standstill(client, source, targets, folder)}
-        report.say(f"  BigQuery stands still for {STANDSTILL_SECONDS} s at {RATE:,} events/s: {found['standstill_mb']} MB")
+        found |= {"standstill_s": STANDSTILL_SECONDS, "standstill_rate": RATE, "standstill_mib": standstill(client, source, targets, folder)}
+        report.say(f"  BigQuery stands still for {STANDSTILL_SECONDS} s at {RATE:,} events/s: {found['standstill_mib']} MiB")
     return found
 
 
@@ -36,7 +36,7 @@ def huge(client, rows, source, targets, folder):
     with streaming(source, targets, client, "huge", folder) as (slot, child, environment):
         source.connection.execute(HUGE, [rows])
         until_all_hold(client, slot, child, environment)
-        return round(peak_rss_mb(child.pid))
+        return round(peak_rss_mib(child.pid))
 
 
 def standstill(client, source, targets, folder):
@@ -47,7 +47,7 @@ def standstill(client, source, targets, folder):
                 wait_until(lambda: is_full(client.status(environment)), child, "filled its queue")
                 time.sleep(STANDSTILL_SECONDS)
         until_all_hold(client, slot, child, environment)
-        return round(peak_rss_mb(child.pid))
+        return round(peak_rss_mib(child.pid))
 
 
 def is_full(status):

@@ -106,12 +106,12 @@ def listener(port):
     return None
 
 
-def peak_rss_mb(pid):
+def peak_rss_mib(pid):
     """Not ru_maxrss: that of a child begins with what its parent had."""
-    return status_mb(pid, "VmHWM")
+    return status_mib(pid, "VmHWM")
 
 
-def status_mb(pid, name):
+def status_mib(pid, name):
     """None once the process is gone."""
     try:
         status = pathlib.Path(f"/proc/{pid}/status").read_text()

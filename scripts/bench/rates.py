@@ -8,7 +8,7 @@ import report
 from clients import Walcast, newest_event
 from live import generating, streaming
 from probes import Probes
-from processes import cpu_seconds, peak_rss_mb
+from processes import cpu_seconds, peak_rss_mib
 
 WARM_SECONDS = 20  # a JVM is slow at first
 
@@ -55,4 +55,4 @@ def probed(probes, source, children, seconds):
     events, taken = newest_event(source.connection) - first, time.monotonic() - begun
     cpu = (cpu_seconds(children[0].pid) or 0) - cpu_before
     return {"events_per_s": round(events / taken), "cpu_us_per_event": round(cpu / events * 1e6, 1),
-            "rss_peak_mb": round(peak_rss_mb(children[0].pid) or 0), "latencies": probes.latencies()}
+            "rss_peak_mib": round(peak_rss_mib(children[0].pid) or 0), "latencies": probes.latencies()}

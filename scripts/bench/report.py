@@ -23,7 +23,7 @@ def head():
 
 def line(name, result):
     say(f"{name:<17}{result.start_seconds:>8.2f}{result.seconds:>9.1f}{result.events_per_s:>10,.0f}{result.cpu_us_per_event:>14.2f}"
-        f"{result.machine_busy:>14.0%}{result.rss_peak_mb:>7.0f} MB{result.load_average:>7.1f}")
+        f"{result.machine_busy:>14.0%}{result.rss_peak_mib:>7.0f} MiB{result.load_average:>7.1f}")
 
 
 def write(path, found):

@@ -8,7 +8,7 @@ import time
 import report
 from clients import Walcast, newest_event
 from live import generating, streaming
-from processes import end_with_parent, status_mb
+from processes import end_with_parent, status_mib
 
 RATE = 3_333
 EVERY_SECONDS = 10
@@ -26,20 +26,20 @@ def measure(settings, source, targets, folder, _):
         readable = [sink for sink in sinks if sink != "bigquery" or settings.emulator]  # what stands in for it keeps no rows
         code = verify(source.binary, environment | {"PIPELINE_SINKS": ",".join(readable)}, folder)
     found = {"minutes": minutes, "rate": RATE, "events": events, "events_per_s": round(events / seconds),
-             "rss_mb": quarters([rss for _, rss, _ in samples]), "retained_wal_mb": quarters([wal for _, _, wal in samples]),
+             "rss_mib": quarters([rss for _, rss, _ in samples]), "retained_wal_mib": quarters([wal for _, _, wal in samples]),
              "verify_exit_code": code, "verified": readable, "samples": samples}
-    report.say(f"  RSS {found['rss_mb']}, retained WAL {found['retained_wal_mb']}, walcast verify: exit code {code}")
+    report.say(f"  RSS {found['rss_mib']}, retained WAL {found['retained_wal_mib']}, walcast verify: exit code {code}")
     return found
 
 
 def sampled(slot, child, generator, seconds):
-    """Seconds since the beginning, resident MB, MB of WAL that the slot retains."""
+    """Seconds since the beginning, resident MiB, MiB of WAL that the slot retains."""
     begun = time.monotonic()
     for number in itertools.count():
         for process in (child, generator):
             if not process.runs():
                 process.give_up("ended")
-        yield [round(time.monotonic() - begun), round(status_mb(child.pid, "VmRSS"), 1), round(slot.retained_bytes() / 2**20, 1)]
+        yield [round(time.monotonic() - begun), round(status_mib(child.pid, "VmRSS"), 1), round(slot.retained_bytes() / 2**20, 1)]
         if (number + 1) * EVERY_SECONDS > seconds:
             break
         time.sleep(max(0, begun + (number + 1) * EVERY_SECONDS - time.monotonic()))

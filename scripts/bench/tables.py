@@ -31,7 +31,7 @@ def backlog(found):
              f"from copies of one slot; medians, rounds: {found['rounds']}\n")
     columns = ["", "events/s", "spread", "of pg_recvlogical", "µs CPU/event", "the servers'", "machine busy", "peak RSS", "start to first event"]
     rows = [[run["name"], f"{run['events_per_s']:,.0f}", f"{run['spread']:.0%}" if found["rounds"] > 1 else "", share(found, run["name"]),
-             f"{run['cpu_us_per_event']:.1f}", servers(run), f"{run['machine_busy']:.0%}", f"{run['rss_peak_mb']:,.0f} MB",
+             f"{run['cpu_us_per_event']:.1f}", servers(run), f"{run['machine_busy']:.0%}", f"{run['rss_peak_mib']:,.0f} MiB",
              f"{run['start_seconds']:.2f} s"] for run in found["runs"]]
     return title + "\n" + table(columns, rows)
 
@@ -54,7 +54,7 @@ def rates(found):
     columns = ["", "events/s", "read from", "p50", "p95", "p99", "max", "not found", "µs CPU/event", "peak RSS"]
     rows = [[run["client"], f"{run['events_per_s']:,}", PLACES[place],
              *(f"{figures[name]:,.0f}" if name in figures else "–" for name in QUANTILES),
-             f"{figures['not_found']} of {figures['probes']}", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mb']} MB"]
+             f"{figures['not_found']} of {figures['probes']}", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mib']} MiB"]
             for run in found["runs"] for place, figures in run["latencies"].items()]
     handed = [f"{run['handed_p99_s_max'] * 1000:g} ms at {run['events_per_s']:,} events/s" for run in found["runs"] if run.get("handed_p99_s_max")]
     told = f"\nFrom the receipt of a batch's first row until a sink that is ready is given it, p99 at most: {', '.join(handed)}\n" if handed else ""
@@ -73,9 +73,9 @@ def restarts(found):
 
 
 def memory(found):
-    rows = [[f"one transaction of {found['huge_rows']:,} rows", f"{found['huge_transaction_mb']} MB"]]
-    if "standstill_mb" in found:
-        rows.append([f"a sink stands still for {found['standstill_s']} s at {found['standstill_rate']:,} events/s", f"{found['standstill_mb']} MB"])
+    rows = [[f"one transaction of {found['huge_rows']:,} rows", f"{found['huge_transaction_mib']} MiB"]]
+    if "standstill_mib" in found:
+        rows.append([f"a sink stands still for {found['standstill_s']} s at {found['standstill_rate']:,} events/s", f"{found['standstill_mib']} MiB"])
     return "With all sinks\n\n" + table(["", "peak RSS"], rows)
 
 
@@ -83,8 +83,8 @@ def soak(found):
     result = "clean" if found["verify_exit_code"] == 0 else f"exit code {found['verify_exit_code']}"
     title = (f"{found['minutes']:g} minutes at {found['events_per_s']:,} events/s, {found['events']:,} events; then `walcast verify` "
              f"({', '.join(found['verified'])}): {result}\n")
-    rows = [[name, *(f"{found[figure][part]:,.0f} MB" for part in ("first", "last", "max"))]
-            for name, figure in (("RSS", "rss_mb"), ("retained WAL", "retained_wal_mb"))]
+    rows = [[name, *(f"{found[figure][part]:,.0f} MiB" for part in ("first", "last", "max"))]
+            for name, figure in (("RSS", "rss_mib"), ("retained WAL", "retained_wal_mib"))]
     return title + "\n" + table(["", "first quarter", "last quarter", "max"], rows)
 
 

@@ -38,10 +38,11 @@ T
 # Debian's own PostgreSQL speaks other languages, and `locales` has what a locale is made of. The package would start a
 # server of its own; this keeps it from that.
 install_debian_postgres() {
-  local settings=/etc/postgresql-common/createcluster.d
+  local settings=/etc/postgresql-common/createcluster.d sudo=()
   [ -z "$(debian_postgres)" ] || [ ! -e /usr/share/i18n/locales/de_DE ] || return 0
   say "installing: postgresql locales"
-  if [ "$EUID" = 0 ]; then mkdir -p $settings && echo 'create_main_cluster = false' >$settings/walcast.conf; fi
+  [ "$EUID" = 0 ] || sudo=(sudo -n)
+  if "${sudo[@]}" mkdir -p $settings; then echo 'create_main_cluster = false' | "${sudo[@]}" tee $settings/walcast.conf >/dev/null; fi
   apt_install 'postgresql locales' || die "these packages are missing; install them, then run this again: apt-get install postgresql locales"
 }
 

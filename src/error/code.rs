@@ -77,7 +77,7 @@ codes! {
     }
     TokenMissing = 103 {
         title: "The page would be open to everybody.",
-        why: "`web.listen` is an address that other machines can reach, and `web.token` is empty or too short.",
+        why: "`web.listen` is an address that other machines can reach, and `web.token` is empty.",
         look: "`walcast config show | grep web`",
         fix: "Set WEB_TOKEN (web.token) to what `openssl rand -hex 16` prints, or WEB_LISTEN (web.listen) to 127.0.0.1:8080.",
         over: "`walcast run` starts, and says where the dashboard is.",
@@ -204,14 +204,14 @@ codes! {
     KafkaTopicUnfit = 221 {
         title: "A Kafka topic has another shape than walcast needs.",
         why: "The topic has another number of partitions, is not compacted where it must be, or its size limits are too small.",
-        look: "`kafka-topics.sh --describe --topic TOPIC`",
+        look: "`kafka-topics.sh --bootstrap-server \"$KAFKA_BROKERS\" --describe --topic TOPIC`",
         fix: "Run the command that `walcast check` prints, or set KAFKA_TOPIC_PREFIX (kafka.topic_prefix) to another name.",
         over: "`walcast check` says that the topic is as it should be.",
     }
     KafkaTransactionHung = 222 {
         title: "An open transaction holds up Kafka's readers.",
         why: "A producer, perhaps not walcast, has begun a transaction that neither commits nor ends. Readers of committed records wait behind it.",
-        look: "`kafka-transactions.sh find-hanging --broker-id ID`",
+        look: "`kafka-transactions.sh --bootstrap-server \"$KAFKA_BROKERS\" find-hanging --broker-id ID`",
         fix: "Run the `kafka-transactions.sh abort` line that walcast prints.",
         over: "`walcast status` no longer names the partition.",
     }
@@ -316,7 +316,7 @@ codes! {
     KafkaUnreachable = 310 {
         title: "Kafka cannot be reached, or cannot write now.",
         why: "A broker is down, a partition has no leader or too few replicas in sync, or the network is in the way. walcast tries again by itself.",
-        look: "`kafka-topics.sh --describe --under-min-isr-partitions`; `walcast status`",
+        look: "`kafka-topics.sh --bootstrap-server \"$KAFKA_BROKERS\" --describe --under-min-isr-partitions`; `walcast status`",
         fix: "Start the broker, or set KAFKA_BROKERS (kafka.brokers).",
         over: "`walcast status` shows kafka as ok.",
     }
@@ -478,7 +478,7 @@ codes! {
         title: "PostgreSQL no longer knows this slot's history.",
         why: "Somebody deleted its row from walcast's tables, or the schema walcast was dropped, while walcast ran.",
         look: "SELECT * FROM walcast.slot;",
-        fix: "See whether that was meant. Then `walcast init`.",
+        fix: "See whether that was meant. Then make a new slot: docs/operate/resync.md has the steps.",
         over: "`walcast check` says whose the slot is.",
     }
     RebuildUnfinished = 417 {
