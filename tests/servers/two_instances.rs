@@ -238,10 +238,13 @@ async fn a_lone_instance_goes_on_when_its_transaction_timed_out() {
     hold.reached().await;
     let open = async || world.kafka_end("read_uncommitted").await > world.kafka_end("read_committed").await;
     assert!(open().await, "it is in a transaction with events");
+    // on a busy machine the first of them may have gone in a transaction before
+    let committed = world.kafka_events().await.len();
+    assert!(committed < 100);
     running.send("STOP");
     hold.release();
     wait_until("it has timed out", async || !open().await).await;
-    assert!(world.kafka_events().await.is_empty(), "nothing of it counts");
+    assert_eq!(world.kafka_events().await.len(), committed, "nothing of it counts");
     running.send("CONT");
     wait_until("all is there", async || world.kafka_events().await.len() >= 100).await;
     world.insert_events(100).await;

@@ -216,7 +216,7 @@ async fn a_cluster_a_replica_and_a_sentinel_are_refused() {
         "Redis Cluster",
     );
     let replica = Server::start(&[&format!("replicaof 127.0.0.1 {}", cluster.config.port)]).await;
-    refused(RedisSink::new(replica.config.clone()).prepare().await, Code::RedisUnfit, "replica");
+    refused(RedisSink::new(replica.config.clone()).prepare().await, Code::RedisReplica, "replica");
     refused(RedisSink::new(replica.config.clone()).recover(&session(1)).await, Code::RedisReplica, "replica");
     let sentinel = Server::start(&["sentinel monitor mymaster 127.0.0.1 1 1"]).await;
     refused(RedisSink::new(sentinel.config.clone()).prepare().await, Code::RedisUnfit, "sentinel");
