@@ -63,21 +63,26 @@ pub fn validate(config: &Config) -> Result<()> {
 /// The sinks that the configuration asks for, after the content versions that joins need.
 pub fn build(config: &Config) -> Result<Vec<Box<dyn Sink>>> {
     let content: Box<dyn Sink> = Box::new(ContentSink::new(&config.postgres));
-    std::iter::once(Ok(content)).chain(wanted(config).map(|entry| (entry.sink)(config))).collect()
+    std::iter::once(Ok(content)).chain(named(config).map(|entry| (entry.sink)(config))).collect()
 }
 
 /// Their targets, as an operator sees them; in the same order.
 pub fn admins(config: &Config) -> Result<Vec<Box<dyn SinkAdmin>>> {
     let content: Box<dyn SinkAdmin> = Box::new(ContentSink::new(&config.postgres));
-    std::iter::once(Ok(content)).chain(wanted(config).map(|entry| (entry.admin)(config))).collect()
+    std::iter::once(Ok(content)).chain(named(config).map(|entry| (entry.admin)(config))).collect()
 }
 
 /// The leaderboards for people to look at, where a sink keeps some.
 pub fn leaderboards(config: &Config) -> Option<Leaderboards> {
-    wanted(config).any(|entry| entry.name == redis::NAME).then(|| Leaderboards::new(config.redis.clone()))
+    named(config).any(|entry| entry.name == redis::NAME).then(|| Leaderboards::new(config.redis.clone()))
 }
 
-fn wanted(config: &Config) -> impl Iterator<Item = &'static Entry> {
+/// The targets that the configuration names.
+pub fn wanted(config: &Config) -> Result<Vec<Box<dyn SinkAdmin>>> {
+    named(config).map(|entry| (entry.admin)(config)).collect()
+}
+
+fn named(config: &Config) -> impl Iterator<Item = &'static Entry> {
     SINKS.iter().filter(|entry| config.pipeline.sinks.iter().any(|name| name == entry.name))
 }
 

@@ -15,6 +15,7 @@ use crate::batch::{Batch, ContentChange, DeadLetter, Row};
 use crate::error::Result;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
+use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, slot, sql};
 use crate::state::{State, store_progress};
@@ -159,6 +160,10 @@ impl SinkAdmin for ContentSink {
 
     async fn prepare(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn read_back(&self) -> ReadBack {
+        ReadBack::Nothing
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

@@ -5,6 +5,7 @@
 //! [`driver`]. A new sink is one folder, one `mod` line here and one entry in [`crate::sinks`], which lists them.
 
 pub mod queue;
+pub mod read_back;
 pub mod retry;
 pub mod driver;
 pub mod content;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::read_back::ReadBack;
 pub use self::redis::reader::Reader as Leaderboards;
 use crate::batch::Batch;
 use crate::error::Result;
@@ -131,6 +133,9 @@ pub trait SinkAdmin: SinkIdentity {
     /// Creates what is missing at the target (topics, tables) and refuses what is there in another
     /// shape (kind `Setup`). Run again it does nothing.
     async fn prepare(&mut self) -> Result<()>;
+
+    /// What `walcast verify` compares with PostgreSQL.
+    fn read_back(&self) -> ReadBack;
 
     /// How far the target reaches now, asked without shutting anybody out and without changing anything: a running
     /// instance may be further in a moment. `None` when it holds no checkpoint.

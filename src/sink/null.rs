@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 
 /// The name in configuration and metrics.
@@ -61,6 +62,10 @@ impl SinkAdmin for NullSink {
 
     async fn prepare(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn read_back(&self) -> ReadBack {
+        ReadBack::Nothing
     }
 
     async fn peek(&mut self, _session: &Session) -> Result<Option<StoredCheckpoint>> {

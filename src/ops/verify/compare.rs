@@ -17,10 +17,10 @@ pub struct Side {
 /// What is known of the sinks as wholes.
 #[derive(Default)]
 pub struct Context {
-    /// Kafka's partitions that have lost their beginning, with the first place left.
-    pub kafka_begins: BTreeMap<u16, Position>,
-    /// Whether dead letters of all sinks are in Kafka, which is compared here.
-    pub letters_in_kafka: bool,
+    /// By sink, partitions that have lost their beginning, with the first place left.
+    pub begins: BTreeMap<&'static str, BTreeMap<u16, Position>>,
+    /// Whether a sink that is compared tells the dead letters of all.
+    pub tells_letters: bool,
     /// Whether any sink tells the events' places.
     pub tells_places: bool,
     /// Contents, by hash, that have changed after one of their events.
@@ -85,11 +85,11 @@ impl Event<'_> {
     ) {
         let counters = report.counters(sink, Some(source.half_hour));
         let letter_elsewhere = self.all().any(|record| record.has(flag::LETTER_FOR_ALL));
-        let refused = source.has(flag::REFUSED) && !context.letters_in_kafka;
+        let refused = source.has(flag::REFUSED) && !context.tells_letters;
         if source.has(flag::BEFORE) {
         } else if !letters.is_empty() || letter_elsewhere || refused {
             counters.dead_letters += 1;
-        } else if sink == crate::sink::kafka::NAME && self.expired(source, context) {
+        } else if self.expired(sink, source, context) {
             counters.expired += 1;
         } else {
             let what = || (format!("event {}", source.id), Vec::new());
@@ -97,12 +97,13 @@ impl Event<'_> {
         }
     }
 
-    /// Whether Kafka's retention has deleted the event. Where no other sink tells the event's place, it is taken
+    /// Whether the sink's retention has deleted the event. Where no other sink tells the event's place, it is taken
     /// for deleted when its partition has lost anything.
-    fn expired(&self, source: &Record, context: &Context) -> bool {
+    fn expired(&self, sink: &str, source: &Record, context: &Context) -> bool {
+        let Some(begins) = context.begins.get(sink) else { return false };
         let begin = match source.partition {
-            ANY_PARTITION => context.kafka_begins.values().max(),
-            partition => context.kafka_begins.get(&partition),
+            ANY_PARTITION => begins.values().max(),
+            partition => begins.get(&partition),
         };
         let position = self.all().find(|record| !record.has(flag::LETTER)).map(|record| record.position);
         begin.is_some_and(|begin| position.is_none_or(|position| position < *begin))
@@ -176,7 +177,6 @@ mod tests {
     use super::*;
     use crate::event::schema::Value;
     use crate::lsn::Lsn;
-    use crate::sink;
 
     fn at(commit_lsn: u64) -> Position {
         Position { commit_lsn: Lsn(commit_lsn), ordinal: 0 }
@@ -205,12 +205,11 @@ mod tests {
         mut context: Context,
     ) -> [super::super::report::Counters; 2] {
         let side = |sink, records: &[Record]| Side { sink, records: records.to_vec() };
-        let sides = [side(sink::kafka::NAME, kafka), side(sink::bigquery::NAME, bigquery)];
+        let sides = [side("kafka", kafka), side("bigquery", bigquery)];
         let mut report = Report::default();
         compare(source, &sides, &mut context, &mut report);
         let total = report.total();
-        [sink::kafka::NAME, sink::bigquery::NAME]
-            .map(|sink| total.sinks.get(sink).copied().unwrap_or_default())
+        ["kafka", "bigquery"].map(|sink| total.sinks.get(sink).copied().unwrap_or_default())
     }
 
     #[test]
@@ -227,7 +226,7 @@ mod tests {
     fn a_letter_stands_for_its_own_sink_or_for_all() {
         let source = [record(1, 0), record(2, 0), flagged(record(3, 0), flag::REFUSED)];
         let kafka = [letter(1, flag::LETTER | flag::LETTER_FOR_ALL), letter(2, flag::LETTER)];
-        let context = || Context { letters_in_kafka: true, ..Context::default() };
+        let context = || Context { tells_letters: true, ..Context::default() };
         let [kafka, bigquery] = compared(&source, &kafka, &[], context());
         assert_eq!((kafka.dead_letters, kafka.missing), (2, 1), "a refused row must be in Kafka's topic");
         assert_eq!((bigquery.dead_letters, bigquery.missing), (1, 2));
@@ -240,7 +239,10 @@ mod tests {
         let mut source: Vec<Record> = (1..=3).map(|id| record(id, 0)).collect();
         source.iter_mut().for_each(|record| record.partition = record.id as u16 % 2);
         let bigquery = [record(1, 10), record(2, 11), record(3, 12)];
-        let context = || Context { kafka_begins: BTreeMap::from([(1, at(12))]), ..Context::default() };
+        let context = || Context {
+            begins: BTreeMap::from([("kafka", BTreeMap::from([(1, at(12))]))]),
+            ..Context::default()
+        };
         let [kafka, _] = compared(&source, &[], &bigquery, context());
         assert_eq!((kafka.expired, kafka.missing), (1, 2), "only what lay before the first record left");
         let [kafka, _] = compared(&source, &[], &[], context());

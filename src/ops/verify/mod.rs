@@ -6,37 +6,40 @@
 //! pipeline under load is no hindrance.
 
 pub(super) mod pre_existing;
-mod bigquery;
 mod compare;
-mod kafka;
+mod events;
 mod record;
-mod redis;
 mod report;
 mod spill;
+mod sums;
 mod truth;
 mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::lsn::{HistoryId, Lsn};
-use crate::sink;
-use crate::sink::redis::audit::Expected;
+use crate::sink::read_back::{Found, ReadBack, ReadEvents};
+use crate::sinks;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
 use crate::state::history;
 use compare::{Context, Side};
+use events::Events;
 use pre_existing::PreExisting;
-use report::{Difference, Report};
+use report::Report;
 use spill::Spill;
-use truth::Versions;
+use sums::{Later, Sums};
+use truth::{Known, Versions};
 
 /// How to verify.
 #[derive(Debug, Clone)]
@@ -58,12 +61,19 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;
     waiting.set_message(format!("waiting until every sink holds all up to {end}"));
-    wait::until_held(config, &client, &history_id, end, options.wait).await?;
+    let (mut written, mut read_back) = (Vec::new(), Vec::new());
+    for sink in sinks::wanted(config)? {
+        if sink.guarantee().keeps_checkpoint() {
+            written.push(sink.name());
+        }
+        read_back.push((sink.name(), sink.read_back()));
+    }
+    wait::until_held(&written, &client, &history_id, end, options.wait).await?;
     waiting.finish_and_clear();
     tracing::info!(%end, "every sink holds what is compared");
     let mut verifying =
         Verifying { config, options, history_id: &history_id, end, progress, report: Report::default() };
-    verifying.compare_all(snapshot, &client).await?;
+    verifying.compare_all(read_back, snapshot, &client).await?;
     let report = verifying.report;
     match options.json {
         true => println!("{}", report.json(&history_id, end)),
@@ -82,85 +92,74 @@ struct Verifying<'a> {
 }
 
 impl Verifying<'_> {
-    async fn compare_all(&mut self, snapshot: Snapshot, client: &Client) -> Result<()> {
+    async fn compare_all(
+        &mut self,
+        read_back: Vec<(&'static str, ReadBack)>,
+        snapshot: Snapshot,
+        client: &Client,
+    ) -> Result<()> {
         let Verifying { config, history_id, end, options, .. } = *self;
         let versions = Versions::load(client, history_id).await?;
-        let mut redis = match self.has("redis") {
-            true => Some(redis::read(config, history_id).await?),
-            false => None,
-        };
-        let (reader, stream) = snapshot.follow(&config.postgres.publication).await?;
-        if let Some(redis) = &mut redis {
-            redis.follow(config, stream, end, &versions, options.wait).await?;
-            tracing::info!("redis read");
+        let (mut sums, mut readers) = (Vec::new(), Vec::new());
+        for (sink, read_back) in read_back {
+            match read_back {
+                ReadBack::Events(reader) => readers.push((sink, reader)),
+                ReadBack::Sums(reader) => sums.push(sums::read(sink, reader, history_id).await?),
+                ReadBack::Nothing => {}
+            }
         }
-        let expected = redis.as_mut().map(|redis| &mut redis.expected);
-        let context = self.events(&reader, client, &versions, expected).await?;
-        if let Some(redis) = redis {
-            // where no sink tells the events' places, any content that has changed may have changed after them
-            let first_lsn = if context.tells_places { end } else { Lsn(1) };
+        let (reader, stream) = snapshot.follow(&config.postgres.publication).await?;
+        let later = match sums.is_empty() {
+            true => Later::default(),
+            false => Later::follow(&mut sums, config, stream, end, &versions, options.wait).await?,
+        };
+        let context = self.events(&reader, client, &versions, readers, &mut sums).await?;
+        // where no sink tells the events' places, any content that has changed may have changed after them
+        let first_lsn = if context.tells_places { end } else { Lsn(1) };
+        for sums in sums {
             let unsure = |id: &Uuid| {
-                context.changed.contains(&record::content_hash(id))
+                later.has_changed(id)
+                    || context.changed.contains(&record::content_hash(id))
                     || versions.position(id).is_some_and(|position| position.commit_lsn >= first_lsn)
             };
-            redis.compare(unsure, &mut self.report);
+            sums.compare(unsure, &mut self.report);
         }
         Ok(())
     }
 
-    /// Compares the events of Kafka and BigQuery with those of the snapshot, and adds these up in `expected`.
+    /// Compares each sink's events with those of the snapshot, and adds these up in `sums`.
     async fn events(
         &mut self,
         reader: &Client,
         client: &Client,
         versions: &Versions,
-        expected: Option<&mut Expected>,
+        readers: Vec<(&'static str, Box<dyn ReadEvents>)>,
+        sums: &mut [Sums],
     ) -> Result<Context> {
         let Verifying { config, history_id, end, .. } = *self;
         let count = truth::count(reader, &config.postgres).await?;
         let pre_existing = PreExisting::load(reader, history_id).await?;
-        let spills = (self.spill(count)?, self.spill(count)?, self.spill(count)?);
-        let bars = ["postgres", "kafka", "bigquery"].map(|side| self.progress.bar(side, count));
-        let [of_source, of_kafka, of_bigquery] = bars;
-        let source = truth::read(config, reader, &pre_existing, versions, spills.0, expected, &of_source);
-        let kafka = async {
-            match self.has(sink::kafka::NAME) {
-                true => kafka::read_apart(&config.kafka, end, spills.1, of_kafka).await.map(Some),
-                false => Ok(None),
-            }
-        };
-        let bigquery = async {
-            if !self.has(sink::bigquery::NAME) {
-                return Ok(None);
-            }
-            let mut spill = bigquery::read(&config.bigquery, end, spills.2, &of_bigquery).await?;
-            truth::dead_letters(client, history_id, sink::bigquery::NAME, end, &mut spill).await?;
-            Ok(Some(spill))
-        };
-        let (source, kafka, bigquery) = tokio::try_join!(source, kafka, bigquery)?;
-        tracing::info!("all events read");
-        let mut context = Context { letters_in_kafka: kafka.is_some(), ..Context::default() };
-        let mut sides = Vec::new();
-        if let Some((spill, topic)) = kafka {
-            self.topic(topic, &mut context);
-            sides.push((sink::kafka::NAME, spill));
+        let (spill, bar) = (self.spill(count)?, self.progress.bar("postgres", count));
+        let partition_of = readers.iter().find_map(|(_, reader)| reader.partition_of());
+        let tells_letters = readers.iter().any(|(_, reader)| reader.tells_letters());
+        let mut reading = Vec::new();
+        for (sink, reader) in readers {
+            let events = Events::new(end, self.spill(count)?, self.progress.bar(sink, count));
+            reading.push(read_events(sink, reader, events, end, client, history_id));
         }
-        sides.extend(bigquery.map(|spill| (sink::bigquery::NAME, spill)));
-        context.tells_places = !sides.is_empty();
+        let known = Known { pre_existing: &pre_existing, versions, partition_of: partition_of.as_deref() };
+        let source = truth::read(config, reader, &known, spill, sums, &bar);
+        let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
+        tracing::info!("all events read");
+        let mut context = Context { tells_letters, tells_places: !read.is_empty(), ..Context::default() };
+        let mut sides = Vec::new();
+        for (sink, events) in read {
+            let (spill, begins) = events.finish(sink, &mut self.report);
+            context.begins.insert(sink, begins);
+            sides.push((sink, spill));
+        }
         self.compare(source, sides, &mut context)?;
         Ok(context)
-    }
-
-    fn topic(&mut self, topic: kafka::Topic, context: &mut Context) {
-        for record in &topic.out_of_order {
-            let what = || (format!("event {} at {}", record.id, record.position), Vec::new());
-            self.report.differs(sink::kafka::NAME, Some(record.half_hour), Difference::OutOfOrder, what);
-        }
-        for _ in 0..topic.unreadable {
-            let what = || ("a record that is not walcast's".to_owned(), Vec::new());
-            self.report.differs(sink::kafka::NAME, None, Difference::Unexpected, what);
-        }
-        context.kafka_begins = topic.begins;
     }
 
     fn compare(
@@ -184,10 +183,28 @@ impl Verifying<'_> {
         let folder = self.options.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
         truth::spill(&folder, count)
     }
+}
 
-    fn has(&self, sink: &str) -> bool {
-        self.config.pipeline.sinks.iter().any(|name| name == sink)
-    }
+/// Reads what a sink has, and what it alone has refused.
+async fn read_events(
+    sink: &'static str,
+    reader: Box<dyn ReadEvents>,
+    events: Events,
+    end: Lsn,
+    client: &Client,
+    history_id: &HistoryId,
+) -> Result<(&'static str, Events)> {
+    // a reader that blocks has a thread of its own; nobody else takes the lock meanwhile
+    let events = Arc::new(Mutex::new(events));
+    let taking = Arc::clone(&events);
+    let take = move |found: Found<'_>| taking.lock().unwrap_or_else(PoisonError::into_inner).take(found);
+    reader.read(end, Box::new(take)).await?;
+    let events =
+        Arc::into_inner(events).map(|events| events.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let mut events =
+        events.ok_or_else(|| Error::new(Code::WalcastBroke, format!("{sink} is still being read")))?;
+    truth::dead_letters(client, history_id, sink, end, events.spill()).await?;
+    Ok((sink, events))
 }
 
 /// What a terminal shows meanwhile; nothing elsewhere.

@@ -11,15 +11,15 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::pre_existing::{PreExisting, Xid};
-use super::record::{Record, flag};
+use super::record::{ANY_PARTITION, Record, flag};
 use super::spill::Spill;
+use super::sums::Sums;
 use crate::config::Config;
 use crate::error::Result;
 use crate::event::schema::{ENGAGEMENT_EVENTS, EventRecord, EventValues, FieldKind, Origin};
 use crate::event::{Content, Event, Texts, intern};
 use crate::lsn::{HistoryId, Lsn, Position};
-use crate::sink::kafka;
-use crate::sink::redis::audit::Expected;
+use crate::sink::read_back::PartitionOf;
 use crate::source::{PostgresConfig, rows, sql};
 use crate::transform::content_cache::ContentCache;
 
@@ -32,14 +32,23 @@ pub async fn count(client: &Client, config: &PostgresConfig) -> Result<u64> {
     Ok(row.try_get::<_, i64>(0).map_err(sql::error)?.unsigned_abs())
 }
 
-/// Reads all events of the snapshot that `client` is in. `versions` are the newest of the contents.
+/// What is known of events beside their rows.
+pub struct Known<'a> {
+    /// Which of them were there before walcast.
+    pub pre_existing: &'a PreExisting,
+    /// The newest versions of the contents.
+    pub versions: &'a Versions,
+    /// Where a sink puts them.
+    pub partition_of: Option<&'a PartitionOf>,
+}
+
+/// Reads all events of the snapshot that `client` is in.
 pub async fn read(
     config: &Config,
     client: &Client,
-    pre_existing: &PreExisting,
-    versions: &Versions,
+    known: &Known<'_>,
     mut spill: Spill,
-    mut expected: Option<&mut Expected>,
+    sums: &mut [Sums],
     progress: &ProgressBar,
 ) -> Result<Spill> {
     let query = rows::select(&ENGAGEMENT_EVENTS, &config.postgres.schema, &["xmin"]);
@@ -49,19 +58,20 @@ pub async fn read(
     while let Some(row) = rows.try_next().await.map_err(sql::error)? {
         texts.clear();
         let (source, keeps_rules) = rows::engagement(&row, 1).map_err(sql::error)?.as_it_is();
-        let content = source.content_id.and_then(|id| versions.content(&id)).cloned();
+        let content = source.content_id.and_then(|id| known.versions.content(&id)).cloned();
         let event = Event::of(&source, (BEFORE_ALL, 0), content, true, |text| intern(&mut texts, text));
         let event = EventRecord { event: &event, texts: Texts(&texts) };
-        let mut record = record(config, versions, &event, source.text_bytes());
-        if pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
+        let mut record = record(config, known, &event, source.text_bytes());
+        if known.pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
             record.flags |= flag::BEFORE;
         }
         if !keeps_rules {
             record.flags |= flag::REFUSED;
         }
         spill.add(&record)?;
-        if let Some(expected) = expected.as_mut().filter(|_| !record.has(flag::BEFORE | flag::REFUSED)) {
-            expected.add(event.event, event.event.event_type.map(|span| event.texts.get(span)));
+        if !record.has(flag::BEFORE | flag::REFUSED) {
+            let event_type = event.event.event_type.map(|span| event.texts.get(span));
+            sums.iter_mut().for_each(|sums| sums.add(event.event, event_type));
         }
         progress.inc(1);
     }
@@ -70,9 +80,9 @@ pub async fn read(
 
 /// What the source tells of an event: its row, and its content if it has seen the newest version. A row whose texts are
 /// too large goes on without its payload.
-fn record(config: &Config, versions: &Versions, event: &EventRecord<'_>, text_bytes: usize) -> Record {
+fn record(config: &Config, known: &Known<'_>, event: &EventRecord<'_>, text_bytes: usize) -> Record {
     let content_id = event.event.content_id;
-    let seen = content_id.map(|id| versions.position(&id));
+    let seen = content_id.map(|id| known.versions.position(&id));
     let mut values = EventValues::of(event);
     values.forget(|field| field.origin == Origin::Stream);
     if seen == Some(None) {
@@ -84,7 +94,8 @@ fn record(config: &Config, versions: &Versions, event: &EventRecord<'_>, text_by
     let mut record = Record::new(event.event.id, seen.flatten().unwrap_or(BEFORE_ALL), event.event.event_ts);
     record.take(&values);
     if let Some(id) = content_id {
-        record.partition = kafka::scan::partition(&config.kafka, &id.to_string());
+        record.partition =
+            known.partition_of.map_or(ANY_PARTITION, |partition_of| partition_of(&id.to_string()));
     }
     record
 }

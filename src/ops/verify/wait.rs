@@ -4,17 +4,16 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{HistoryId, Lsn};
 use crate::source::{heartbeat, slot, sql};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Returns once every sink holds all below `end`: the slot's confirmed LSN is the lowest of what they hold.
+/// Returns once each of `sinks` holds all below `end`: the slot's confirmed LSN is the lowest of what they hold.
 /// Nothing is compared before: what is on its way would look as if it were missing.
 pub async fn until_held(
-    config: &Config,
+    sinks: &[&'static str],
     client: &Client,
     history_id: &HistoryId,
     end: Lsn,
@@ -28,7 +27,7 @@ pub async fn until_held(
     loop {
         let facts = slot::facts(client, &history_id.slot).await?;
         let confirmed = facts.as_ref().and_then(|facts| facts.confirmed_flush_lsn).unwrap_or_default();
-        let unwritten = unwritten(config, client, history_id).await?;
+        let unwritten = unwritten(sinks, client, history_id).await?;
         if confirmed >= end && unwritten.is_none() {
             return Ok(());
         }
@@ -36,23 +35,22 @@ pub async fn until_held(
             if let Some(sink) = unwritten {
                 return Err(never_written(sink, history_id));
             }
-            return Err(late(config, confirmed, end, within, facts.is_some_and(|facts| facts.active)));
+            return Err(late(history_id, confirmed, end, within, facts.is_some_and(|facts| facts.active)));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
 /// A sink that is configured here and was never written by this slot: it would be empty for a reason.
-async fn unwritten<'a>(
-    config: &'a Config,
+async fn unwritten(
+    sinks: &[&'static str],
     client: &Client,
     history_id: &HistoryId,
-) -> Result<Option<&'a str>> {
+) -> Result<Option<&'static str>> {
     let query = "SELECT name FROM walcast.sink WHERE history_id = $1";
     let rows = client.query(query, &[&history_id.uuid]).await.map_err(sql::error)?;
-    let known: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
-    let mut sinks = config.pipeline.sinks.iter().filter(|sink| *sink != "null");
-    Ok(sinks.find(|sink| !known.contains(sink)).map(String::as_str))
+    let known: Vec<String> = rows.iter().map(|row| sql::get(row, 0)).collect::<Result<_>>()?;
+    Ok(sinks.iter().copied().find(|sink| known.iter().all(|known| known != sink)))
 }
 
 fn never_written(sink: &str, history_id: &HistoryId) -> Error {
@@ -63,8 +61,8 @@ fn never_written(sink: &str, history_id: &HistoryId) -> Error {
         .hint("start `walcast run` with these sinks, or name those that run in pipeline.sinks")
 }
 
-fn late(config: &Config, confirmed: Lsn, end: Lsn, within: Duration, active: bool) -> Error {
-    let slot = &config.postgres.slot;
+fn late(history_id: &HistoryId, confirmed: Lsn, end: Lsn, within: Duration, active: bool) -> Error {
+    let slot = &history_id.slot;
     let (state, hint) = match active {
         true => ("is read", "`walcast status` says which sink is behind; give more time with --wait-seconds"),
         false => ("is read by nobody", "start `walcast run`, and verify again while it runs"),

@@ -28,7 +28,7 @@ mod progress;
 mod refusal;
 mod rest;
 pub mod row;
-pub mod scan;
+mod read_back;
 mod table;
 mod write;
 
@@ -46,6 +46,7 @@ use write::WriteClient;
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::PostgresConfig;
 use crate::state::State;
@@ -162,6 +163,10 @@ impl SinkAdmin for BigQuerySink {
         table::verify(&self.config, &table.ok_or_else(missing)?)?;
         rest.create_function().await;
         Ok(())
+    }
+
+    fn read_back(&self) -> ReadBack {
+        ReadBack::Events(Box::new(read_back::ReadTable(self.config.clone())))
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

@@ -4,6 +4,8 @@
 //! that came or changed, `d` for its tombstone. A dead letter has Kafka Connect's `__connect.errors.*`
 //! instead of `op`, so that tools made for those work.
 
+use std::fmt;
+
 use rdkafka::message::{Header, OwnedHeaders};
 use uuid::Uuid;
 
@@ -18,7 +20,7 @@ use crate::telemetry::metrics;
 
 /// How much of a dead letter's sentence goes into a header.
 const MESSAGE_CHARS_MAX: usize = 1_000;
-const TOO_LARGE: &str = "record_too_large";
+pub(super) const TOO_LARGE: &str = "record_too_large";
 
 /// One record for Kafka.
 pub struct Message<'a> {
@@ -163,12 +165,14 @@ impl Encoder {
 
     fn too_large(&mut self, row: &Row) -> Message<'_> {
         let bytes = self.value.len();
-        let (table, commit_ts, row_json) = match row {
-            Row::Event(event) => {
-                (ENGAGEMENT_EVENTS.name, event.commit_ts, format!(r#"{{"id":"{}"}}"#, event.id))
+        let id_alone = |id: &dyn fmt::Display| format!(r#"{{"id":"{id}"}}"#);
+        let (table, commit_ts, reason, row_json) = match row {
+            Row::Event(event) => (ENGAGEMENT_EVENTS.name, event.commit_ts, TOO_LARGE, id_alone(&event.id)),
+            Row::Content(change) => (CONTENT.name, change.commit_ts, TOO_LARGE, id_alone(&change.id)),
+            // it stays what it is: refused before the sinks, for a reason of its own
+            Row::DeadLetter(letter) => {
+                (&*letter.table, letter.commit_ts, letter.reason, id_of(&letter.row_json))
             }
-            Row::Content(change) => (CONTENT.name, change.commit_ts, format!(r#"{{"id":"{}"}}"#, change.id)),
-            Row::DeadLetter(letter) => (&*letter.table, letter.commit_ts, "{}".to_owned()),
         };
         let message = format!(
             "the record of {bytes} bytes is above the {} that a Kafka record may have: the row's values are left out",
@@ -181,7 +185,7 @@ impl Encoder {
         }
         self.value.clear();
         self.value.extend_from_slice(row_json.as_bytes());
-        let (position, table, reason) = (row.position(), table.to_owned(), TOO_LARGE);
+        let (position, table) = (row.position(), table.to_owned());
         self.dead_letter(&DeadLetter { position, commit_ts, table, reason, message, row_json })
     }
 
@@ -202,4 +206,11 @@ fn shortened(message: &str) -> &str {
 fn keyed(id: Uuid, buffer: &mut [u8; 36], partitions: u16) -> (i32, Option<&str>) {
     let key: &str = id.hyphenated().encode_lower(buffer);
     (partition_of(key.as_bytes(), partitions), Some(key))
+}
+
+/// Of a row as JSON, its id alone.
+fn id_of(row_json: &str) -> String {
+    let row: Option<serde_json::Value> = serde_json::from_str(row_json).ok();
+    let id = row.as_ref().and_then(|row| row.get("id"));
+    id.map_or_else(|| "{}".to_owned(), |id| format!(r#"{{"id":{id}}}"#))
 }

@@ -11,7 +11,8 @@ mod error;
 pub mod message;
 mod murmur;
 mod progress;
-pub mod scan;
+mod read_back;
+mod scan;
 mod hung_transactions;
 mod thread;
 mod topics;
@@ -30,6 +31,7 @@ use crate::batch::Batch;
 use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::state::State;
 
@@ -155,6 +157,10 @@ impl SinkAdmin for KafkaSink {
 
     async fn prepare(&mut self) -> Result<()> {
         topics::prepare(&self.config, self.row_bytes_max).await
+    }
+
+    fn read_back(&self) -> ReadBack {
+        ReadBack::Events(Box::new(read_back::ReadTopics(self.config.clone())))
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

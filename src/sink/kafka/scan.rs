@@ -12,7 +12,6 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::config::KafkaConfig;
 use super::error::{Reports, bad_settings, classify};
 use super::hung_transactions::{OpenTransaction, bounds, reader};
-use super::murmur::partition_of;
 use crate::error::{Error, Kind, Result};
 
 /// How much is read ahead of what is looked at.
@@ -156,9 +155,4 @@ impl Scan {
     fn failed(&self, error: KafkaError) -> Error {
         classify(&format!("read the topic {}", self.topic), error, self.consumer.client().context())
     }
-}
-
-/// The partition that walcast puts a key into.
-pub fn partition(config: &KafkaConfig, key: &str) -> u16 {
-    partition_of(key.as_bytes(), config.partitions) as u16
 }

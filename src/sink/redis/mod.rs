@@ -47,6 +47,7 @@ pub use rebuild::Rebuild;
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
 
 /// The name in configuration, metrics and state.
@@ -166,6 +167,10 @@ impl SinkAdmin for RedisSink {
             }
         }
         Ok(())
+    }
+
+    fn read_back(&self) -> ReadBack {
+        ReadBack::Sums(Box::new(audit::ReadRedis::new(self.config.clone())))
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

@@ -107,13 +107,30 @@ async fn a_row_too_large_for_kafka_is_a_dead_letter_and_holds_nothing_up() {
         after: Some(Arc::new(content(5, &title))),
     };
     builder.push(Row::Content(change));
+    // refused before, and too large besides: it keeps its own reason, by which verify knows whom it is for
+    builder.push(Row::DeadLetter(Box::new(DeadLetter {
+        position: position(100, 4),
+        commit_ts: *COMMIT_TS,
+        table: "public.engagement_events".into(),
+        reason: "negative_duration",
+        message: "duration_ms is negative".into(),
+        row_json: format!(
+            r#"{{"id":{{"$base64":"AAAABw=="}},"raw_payload":"{}"}}"#,
+            "z".repeat(2 * ROW_BYTES_MAX)
+        ),
+    })));
     sink.write(&[Arc::new(builder.finish(false))]).await.unwrap();
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)), [0, 2]);
     let letters = fixture.committed(&fixture.topics.dlq);
     assert_eq!(
         letters.iter().map(|letter| json(letter)["id"].clone()).collect::<Vec<_>>(),
-        ["1", &*Uuid::from_u128(5).to_string()]
+        [
+            serde_json::json!("1"),
+            serde_json::json!(Uuid::from_u128(5)),
+            serde_json::json!({ "$base64": "AAAABw==" })
+        ]
     );
+    assert_eq!(header(&letters[2], "__connect.errors.exception.class.name").unwrap(), "negative_duration");
     assert_eq!(header(&letters[0], "__connect.errors.exception.class.name").unwrap(), "record_too_large");
 }
 

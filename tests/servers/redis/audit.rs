@@ -4,7 +4,8 @@ use futures_util::future::join_all;
 use redis::Script;
 use walcast::batch::Row;
 use walcast::lsn::Checkpoint;
-use walcast::sink::redis::audit::{self, Expected, Found, Reading, Verdict};
+use walcast::sink::read_back::{KeyFound, KeyState};
+use walcast::sink::redis::audit::{self, Expected, Reading};
 
 use super::told;
 use crate::support::redis_server::{connect, fresh_database, run};
@@ -19,7 +20,7 @@ else
   redis.call('HSET', KEYS[1], ARGV[1], '1000')
 end";
 
-fn not_as_expected(story: &Story, reading: &Reading) -> Vec<Found> {
+fn not_as_expected(story: &Story, reading: &Reading) -> Vec<KeyFound> {
     let mut expected = Expected::new(reading.at);
     for batch in story.beyond(Checkpoint::default(), 100) {
         for row in batch.rows() {
@@ -28,8 +29,8 @@ fn not_as_expected(story: &Story, reading: &Reading) -> Vec<Found> {
         }
     }
     let mut differing = Vec::new();
-    audit::differences(expected, &[], reading, |_| false, &mut |found| {
-        if found.verdict != Verdict::Same && !found.key.starts_with("top_engagement:") {
+    audit::differences(expected, &[], reading, &|_| false, &mut |found| {
+        if found.state != KeyState::Same && !found.key.starts_with("top_engagement:") {
             differing.push(found);
         }
     });

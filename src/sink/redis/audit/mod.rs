@@ -8,6 +8,7 @@
 mod expected;
 mod reading;
 
+use async_trait::async_trait;
 use uuid::Uuid;
 
 pub use expected::{Expected, Later};
@@ -15,8 +16,12 @@ pub use reading::{Reading, is_ours, read};
 
 use super::board::SIZE;
 use super::counters::Day;
-use super::keys;
 use super::window::{Sums, WINDOWS};
+use super::{RedisConfig, keys};
+use crate::error::Result;
+use crate::event::Event;
+use crate::lsn::{Checkpoint, HistoryId};
+use crate::sink::read_back::{KeyFound, KeyState, ReadSums};
 
 /// Keys that expire this soon after the reading are left out: clocks differ.
 const EXPIRY_SLACK_SECONDS: i64 = 60;
@@ -24,28 +29,44 @@ const EXPIRY_SLACK_SECONDS: i64 = 60;
 /// How far walcast's clock may be from ours.
 const CLOCK_SLACK_MICROS: i64 = 3_000_000;
 
-/// What a key is found to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// As expected.
-    Same,
-    /// It is not there.
-    Missing,
-    /// It holds something else.
-    Different,
-    /// It should not be there.
-    Unexpected,
+/// Reads Redis, and sums up what it should hold.
+pub struct ReadRedis {
+    config: RedisConfig,
+    read: Option<(Reading, Expected)>,
+    later: Vec<Later>,
 }
 
-/// A key, or a member or field of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// What it is.
-    pub verdict: Verdict,
-    /// The key; with its member, where it is about one.
-    pub key: String,
-    /// The fields that differ.
-    pub fields: Vec<&'static str>,
+impl ReadRedis {
+    /// A reader that connects when it reads.
+    pub fn new(config: RedisConfig) -> Self {
+        ReadRedis { config, read: None, later: Vec::new() }
+    }
+}
+
+#[async_trait]
+impl ReadSums for ReadRedis {
+    async fn read(&mut self, history_id: &HistoryId) -> Result<Checkpoint> {
+        let reading = read(&self.config, history_id).await?;
+        let (checkpoint, expected) = (reading.checkpoint(), Expected::new(reading.at));
+        self.read = Some((reading, expected));
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, event: &Event, event_type: Option<&str>) {
+        if let Some((_, expected)) = &mut self.read {
+            expected.add(event, event_type);
+        }
+    }
+
+    fn add_later(&mut self, event: &Event, event_type: Option<&str>) {
+        self.later.push(Later::new(event, event_type));
+    }
+
+    fn compare(self: Box<Self>, unsure: &dyn Fn(&Uuid) -> bool, found: &mut dyn FnMut(KeyFound)) {
+        if let Some((reading, expected)) = self.read {
+            differences(expected, &self.later, &reading, unsure, found);
+        }
+    }
 }
 
 /// Compares all that can be compared. `expected` is of the snapshot, `later` what came after it, up to the reading's
@@ -54,11 +75,11 @@ pub fn differences(
     mut expected: Expected,
     later: &[Later],
     reading: &Reading,
-    unsure: impl Fn(&Uuid) -> bool,
-    found: &mut impl FnMut(Found),
+    unsure: &dyn Fn(&Uuid) -> bool,
+    found: &mut dyn FnMut(KeyFound),
 ) {
     for key in &reading.unreadable {
-        found(Found { verdict: Verdict::Different, key: key.clone(), fields: Vec::new() });
+        found(KeyFound { state: KeyState::Different, key: key.clone(), fields: Vec::new() });
     }
     boards(&expected, later, reading, found);
     for event in later {
@@ -73,8 +94,8 @@ pub fn differences(
 fn days(
     expected: &Expected,
     reading: &Reading,
-    unsure: impl Fn(&Uuid) -> bool,
-    found: &mut impl FnMut(Found),
+    unsure: &dyn Fn(&Uuid) -> bool,
+    found: &mut dyn FnMut(KeyFound),
 ) {
     let alive = |day: i32| keys::day_expires_at(day) > reading.seconds() + EXPIRY_SLACK_SECONDS;
     for ((id, day), wanted) in expected.days.iter().filter(|((_, day), _)| alive(*day)) {
@@ -83,32 +104,32 @@ fn days(
         if unsure(id) {
             fields.retain(|field| !Day::is_percent(field));
         }
-        let verdict = judge(held.is_some(), !fields.is_empty());
-        found(Found { verdict, key: keys::engagement(id, *day), fields });
+        let state = judge(held.is_some(), !fields.is_empty());
+        found(KeyFound { state, key: keys::engagement(id, *day), fields });
     }
     for (id, day) in reading.days.keys().filter(|key| alive(key.1) && !expected.days.contains_key(key)) {
         found(unexpected(keys::engagement(id, *day)));
     }
 }
 
-fn minutes(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)) {
+fn minutes(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFound)) {
     let alive = |minute: i64| keys::minute_expires_at(minute) > reading.seconds() + EXPIRY_SLACK_SECONDS;
     for (minute, wanted) in expected.minutes.iter().filter(|(minute, _)| alive(**minute)) {
         let held = reading.minutes.get(minute).map(|(held, _)| held);
-        let verdict = judge(held.is_some(), held != Some(wanted));
-        found(Found { verdict, key: keys::minute(*minute), fields: Vec::new() });
+        let state = judge(held.is_some(), held != Some(wanted));
+        found(KeyFound { state, key: keys::minute(*minute), fields: Vec::new() });
     }
     for minute in reading.minutes.keys().filter(|at| alive(**at) && !expected.minutes.contains_key(at)) {
         found(unexpected(keys::minute(*minute)));
     }
 }
 
-fn totals(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)) {
+fn totals(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFound)) {
     let key = |id: &Uuid| format!("{} {id}", keys::TOTALS);
     for (id, wanted) in &expected.totals {
         let held = reading.totals.get(id).map(|(held, _)| held);
-        found(Found {
-            verdict: judge(held.is_some(), held != Some(wanted)),
+        found(KeyFound {
+            state: judge(held.is_some(), held != Some(wanted)),
             key: key(id),
             fields: Vec::new(),
         });
@@ -119,7 +140,7 @@ fn totals(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found))
 }
 
 /// Only buckets of the window: a late event leaves the others as they are.
-fn buckets(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)) {
+fn buckets(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFound)) {
     let none = Sums::new();
     for ((window, wanted), held) in WINDOWS.iter().zip(&expected.buckets).zip(&reading.buckets) {
         for bucket in window.buckets_at(reading.at + CLOCK_SLACK_MICROS) {
@@ -128,17 +149,17 @@ fn buckets(expected: &Expected, reading: &Reading, found: &mut impl FnMut(Found)
             if wanted.is_empty() && held.is_empty() {
                 continue;
             }
-            let verdict = match (held.is_empty(), wanted.is_empty()) {
-                (true, _) => Verdict::Missing,
-                (_, true) => Verdict::Unexpected,
+            let state = match (held.is_empty(), wanted.is_empty()) {
+                (true, _) => KeyState::Missing,
+                (_, true) => KeyState::Unexpected,
                 _ => judge(true, held != wanted),
             };
-            found(Found { verdict, key: keys::bucket(window, bucket), fields: Vec::new() });
+            found(KeyFound { state, key: keys::bucket(window, bucket), fields: Vec::new() });
         }
     }
 }
 
-fn boards(expected: &Expected, later: &[Later], reading: &Reading, found: &mut impl FnMut(Found)) {
+fn boards(expected: &Expected, later: &[Later], reading: &Reading, found: &mut dyn FnMut(KeyFound)) {
     let mut more = Sums::new();
     for (id, ms) in later.iter().filter_map(Later::engagement) {
         *more.entry(id).or_default() += ms;
@@ -168,35 +189,35 @@ struct Board<'a> {
 
 impl Board<'_> {
     /// `whole`: every content belongs to it.
-    fn compare(&self, reading: &Reading, whole: bool, found: &mut impl FnMut(Found)) {
+    fn compare(&self, reading: &Reading, whole: bool, found: &mut dyn FnMut(KeyFound)) {
         let none = Sums::new();
         let shown = reading.boards.get(self.key).unwrap_or(&none);
         let of = |sums: &Sums, id: &Uuid| sums.get(id).copied().unwrap_or_default();
-        let mut tell = |verdict, id: &Uuid| {
-            found(Found { verdict, key: format!("{} {id}", self.key), fields: Vec::new() });
+        let mut tell = |state, id: &Uuid| {
+            found(KeyFound { state, key: format!("{} {id}", self.key), fields: Vec::new() });
         };
         for (id, ms) in shown {
             let right = (of(self.at_least, id)..=of(self.at_most, id) + of(self.more, id)).contains(ms);
-            tell(if right { Verdict::Same } else { Verdict::Different }, id);
+            tell(if right { KeyState::Same } else { KeyState::Different }, id);
         }
         if !whole {
             return;
         }
         let lowest = if shown.len() < SIZE { 0 } else { shown.values().min().copied().unwrap_or_default() };
         for (id, _) in self.at_least.iter().filter(|(id, ms)| **ms > lowest && !shown.contains_key(*id)) {
-            tell(Verdict::Missing, id);
+            tell(KeyState::Missing, id);
         }
     }
 }
 
-fn judge(there: bool, differs: bool) -> Verdict {
+fn judge(there: bool, differs: bool) -> KeyState {
     match (there, differs) {
-        (false, _) => Verdict::Missing,
-        (true, true) => Verdict::Different,
-        (true, false) => Verdict::Same,
+        (false, _) => KeyState::Missing,
+        (true, true) => KeyState::Different,
+        (true, false) => KeyState::Same,
     }
 }
 
-fn unexpected(key: String) -> Found {
-    Found { verdict: Verdict::Unexpected, key, fields: Vec::new() }
+fn unexpected(key: String) -> KeyFound {
+    KeyFound { state: KeyState::Unexpected, key, fields: Vec::new() }
 }

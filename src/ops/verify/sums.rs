@@ -1,6 +1,6 @@
-//! What Redis holds, against what the events amount to.
+//! What a sink that keeps sums holds, against what the events amount to.
 //!
-//! Redis is read at a checkpoint of its own, some way beyond the snapshot. The events in between come from the snapshot's own
+//! It is read at a checkpoint of its own, some way beyond the snapshot. The events in between come from the snapshot's own
 //! slot: PostgreSQL itself tells them, with their places.
 
 use std::collections::HashSet;
@@ -13,49 +13,55 @@ use super::truth::Versions;
 use crate::batch::{Batch, Row};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
+use crate::event::Event;
 use crate::lsn::{Checkpoint, HistoryId, Lsn};
-use crate::sink::redis::audit::{self, Expected, Found, Later, Reading, Verdict};
+use crate::sink::read_back::{KeyFound, KeyState, ReadSums};
 use crate::source::connection::ReplicationStream;
 use crate::source::frame::Frame;
 use crate::transform::Transform;
 
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Redis as it was read, and what is needed to judge it.
-pub struct Redis {
-    reading: Reading,
-    /// What the events of the snapshot amount to; filled by who reads them.
-    pub expected: Expected,
-    later: Vec<Later>,
-    /// Contents that have changed after the snapshot.
+/// The sums of one sink, and what is needed to judge them.
+pub struct Sums {
+    sink: &'static str,
+    reader: Box<dyn ReadSums>,
+    /// How far they reach.
+    checkpoint: Checkpoint,
+}
+
+/// Reads them.
+pub async fn read(sink: &'static str, mut reader: Box<dyn ReadSums>, history_id: &HistoryId) -> Result<Sums> {
+    let checkpoint = reader.read(history_id).await?;
+    Ok(Sums { sink, reader, checkpoint })
+}
+
+/// What came after the snapshot, up to where all sums reach.
+#[derive(Default)]
+pub struct Later {
+    /// Contents that have changed.
     changed: HashSet<Uuid>,
 }
 
-/// Reads Redis.
-pub async fn read(config: &Config, history_id: &HistoryId) -> Result<Redis> {
-    let reading = audit::read(&config.redis, history_id).await?;
-    let expected = Expected::new(reading.at);
-    Ok(Redis { reading, expected, later: Vec::new(), changed: HashSet::new() })
-}
-
-impl Redis {
-    /// Takes from the stream, which begins at the snapshot, all that Redis holds beyond it.
+impl Later {
+    /// Takes from the stream, which begins at the snapshot, all that the sums have beyond it.
     pub async fn follow(
-        &mut self,
+        sums: &mut [Sums],
         config: &Config,
         mut stream: ReplicationStream,
         start: Lsn,
         versions: &Versions,
         within: Duration,
-    ) -> Result<()> {
-        let target = self.reading.checkpoint();
+    ) -> Result<Later> {
+        let mut later = Later::default();
+        let target = sums.iter().fold(Checkpoint::at(start), |target, sums| target.advanced(sums.checkpoint));
         let bounds = config.pipeline.bounds();
         let mut transform = Transform::new(&config.postgres.schema, start, versions.cache(), bounds);
         let (mut checkpoint, began) = (Checkpoint::at(start), Instant::now());
         while !checkpoint.covers(&target) {
             if began.elapsed() > within {
                 let message =
-                    format!("the stream from the snapshot did not reach {target}, where Redis stands");
+                    format!("the stream from the snapshot did not reach {target}, where the sinks stand");
                 return Err(Error::new(Code::Unavailable, message));
             }
             // a keepalive tells the end of an idle stream
@@ -76,17 +82,18 @@ impl Redis {
             }
             if let Some(batch) = transform.take_rest() {
                 checkpoint = batch.checkpoint();
-                self.keep(&batch);
+                later.keep(sums, &batch);
             }
         }
-        Ok(())
+        Ok(later)
     }
 
-    fn keep(&mut self, batch: &Batch) {
+    fn keep(&mut self, sums: &mut [Sums], batch: &Batch) {
         for row in batch.rows() {
             match row {
                 Row::Event(event) => {
-                    self.later.push(Later::new(event, event.event_type.map(|span| batch.text(span))));
+                    let event_type = event.event_type.map(|span| batch.text(span));
+                    sums.iter_mut().for_each(|sums| sums.reader.add_later(event, event_type));
                 }
                 Row::Content(change) => drop(self.changed.insert(change.id)),
                 Row::DeadLetter(_) => {}
@@ -94,28 +101,37 @@ impl Redis {
         }
     }
 
-    /// Compares. `unsure` tells the contents whose length may have been another one.
-    pub fn compare(self, unsure: impl Fn(&Uuid) -> bool, report: &mut Report) {
-        let Redis { reading, expected, later, changed } = self;
-        let unsure = |id: &Uuid| changed.contains(id) || unsure(id);
-        let checkpoint = reading.checkpoint();
-        report
-            .notes
-            .push(format!("redis was compared as of its checkpoint {checkpoint}, by keys and members"));
-        audit::differences(expected, &later, &reading, unsure, &mut |found| tell(found, report));
+    /// Whether a content's row has changed.
+    pub fn has_changed(&self, content_id: &Uuid) -> bool {
+        self.changed.contains(content_id)
     }
 }
 
-fn tell(found: Found, report: &mut Report) {
-    const NAME: &str = "redis";
-    let difference = match found.verdict {
-        Verdict::Same => {
-            report.counters(NAME, None).held += 1;
+impl Sums {
+    /// Counts an event of the snapshot.
+    pub fn add(&mut self, event: &Event, event_type: Option<&str>) {
+        self.reader.add(event, event_type);
+    }
+
+    /// Compares. `unsure` tells the contents whose length may have been another one.
+    pub fn compare(self, unsure: impl Fn(&Uuid) -> bool, report: &mut Report) {
+        let Sums { sink, reader, checkpoint } = self;
+        report
+            .notes
+            .push(format!("{sink} was compared as of its checkpoint {checkpoint}, by keys and members"));
+        reader.compare(&unsure, &mut |found| tell(sink, found, report));
+    }
+}
+
+fn tell(sink: &'static str, found: KeyFound, report: &mut Report) {
+    let difference = match found.state {
+        KeyState::Same => {
+            report.counters(sink, None).held += 1;
             return;
         }
-        Verdict::Missing => Difference::Missing,
-        Verdict::Different => Difference::Different,
-        Verdict::Unexpected => Difference::Unexpected,
+        KeyState::Missing => Difference::Missing,
+        KeyState::Different => Difference::Different,
+        KeyState::Unexpected => Difference::Unexpected,
     };
-    report.differs(NAME, None, difference, || (found.key, found.fields));
+    report.differs(sink, None, difference, || (found.key, found.fields));
 }

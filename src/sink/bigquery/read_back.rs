@@ -1,35 +1,46 @@
-//! The events as BigQuery has them.
+//! The events as the table has them.
 
-use indicatif::ProgressBar;
+use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::record::Record;
-use super::spill::Spill;
+use super::auth::Credentials;
+use super::column::ColumnType;
+use super::config::BigQueryConfig;
+use super::rest::Rest;
 use crate::error::{Code, Error, Result};
 use crate::event::schema::{EVENT_FIELDS, EventValues, Field, FieldKind, Value};
 use crate::lsn::Lsn;
-use crate::sink::bigquery::column::ColumnType;
-use crate::sink::bigquery::{BigQueryConfig, scan};
+use crate::sink::read_back::{Found, PartitionOf, ReadEvents, Take};
 
-/// Reads the events below `end`.
-pub async fn read(
-    config: &BigQueryConfig,
-    end: Lsn,
-    mut spill: Spill,
-    progress: &ProgressBar,
-) -> Result<Spill> {
-    scan::rows(config, &expressions(), end, |page| {
-        for row in page {
-            let record = decode(row).as_ref().and_then(Record::of).ok_or_else(|| {
-                Error::new(Code::Protocol, format!("{} gave a row in another shape", config.address()))
-            })?;
-            spill.add(&record)?;
-        }
-        progress.inc(page.len() as u64);
-        Ok(())
-    })
-    .await?;
-    Ok(spill)
+/// Reads the table.
+pub struct ReadTable(pub BigQueryConfig);
+
+#[async_trait]
+impl ReadEvents for ReadTable {
+    async fn read(self: Box<Self>, end: Lsn, mut take: Take) -> Result<()> {
+        let config = &self.0;
+        let credentials = match config.rest_url.starts_with("http://") {
+            true => Credentials::None,
+            false => Credentials::load(&config.credentials_file).await?,
+        };
+        let rest = Rest::new(config, credentials).await?;
+        let (columns, table) = (expressions().join(", "), config.sql_table());
+        let query = format!("SELECT {columns} FROM {table} WHERE commit_lsn < {}", end.0);
+        let another_shape =
+            || Error::new(Code::Protocol, format!("{} gave a row in another shape", config.address()));
+        rest.pages(&query, |page| {
+            page.iter().try_for_each(|row| take(Found::Event(&decode(row).ok_or_else(another_shape)?, None)))
+        })
+        .await
+    }
+
+    fn tells_letters(&self) -> bool {
+        false
+    }
+
+    fn partition_of(&self) -> Option<Box<PartitionOf>> {
+        None
+    }
 }
 
 /// What is asked of each row, for every field. JSON's SQL NULL would come as the text `null`, which is JSON's own.

@@ -1,0 +1,91 @@
+//! The events as Kafka has them.
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
+
+use super::config::KafkaConfig;
+use super::message::TOO_LARGE;
+use super::murmur::partition_of;
+use super::scan::{self, Scan};
+use crate::error::{Code, Error, Result};
+use crate::event::schema::ENGAGEMENT_EVENTS;
+use crate::lsn::{Lsn, Position};
+use crate::sink::read_back::{Found, PartitionOf, ReadEvents, Take};
+
+/// Reads the topics of events and dead letters.
+pub struct ReadTopics(pub KafkaConfig);
+
+#[async_trait]
+impl ReadEvents for ReadTopics {
+    async fn read(self: Box<Self>, _: Lsn, take: Take) -> Result<()> {
+        tokio::task::spawn_blocking(move || read(&self.0, take))
+            .await
+            .map_err(|error| Error::new(Code::WalcastBroke, "reading Kafka broke down").because(error))?
+    }
+
+    fn tells_letters(&self) -> bool {
+        true
+    }
+
+    fn partition_of(&self) -> Option<Box<PartitionOf>> {
+        let partitions = self.0.partitions;
+        Some(Box::new(move |key| partition_of(key.as_bytes(), partitions) as u16))
+    }
+}
+
+fn read(config: &KafkaConfig, mut take: Take) -> Result<()> {
+    let topics = config.topics();
+    let events = Scan::open(config, &topics.events, config.partitions)?;
+    let letters = Scan::open(config, &topics.dlq, 1)?;
+    take(Found::Expected(events.offsets() + letters.offsets()))?;
+    for (partition, _) in events.begins().filter(|(_, begin)| *begin > 0) {
+        take(Found::Trimmed(partition as u16))?;
+    }
+    let encoding = config.encoding();
+    events.read(|message| match encoding.read_event(message.value()) {
+        Some(values) => take(Found::Event(&values, Some(message.partition() as u16))),
+        None => take(Found::Unreadable),
+    })?;
+    letters.read(|message| letter(&message).map_or(Ok(()), &mut take))
+}
+
+/// A dead letter of an event.
+fn letter(message: &scan::Record<'_>) -> Option<Found<'static>> {
+    if message.header("__connect.errors.topic")?.rsplit('.').next() != Some(ENGAGEMENT_EVENTS.name) {
+        return None;
+    }
+    let (commit_lsn, ordinal) = message.header("lsn")?.split_once('#')?;
+    let position = Position { commit_lsn: commit_lsn.parse().ok()?, ordinal: ordinal.parse().ok()? };
+    let only_here = message.header("__connect.errors.exception.class.name") == Some(TOO_LARGE);
+    Some(Found::Letter { id: letter_id(message.value())?, position, for_all: !only_here })
+}
+
+/// The row's id: text, or bytes as PostgreSQL sends an integer.
+fn letter_id(row: &[u8]) -> Option<i64> {
+    let row: serde_json::Value = serde_json::from_slice(row).ok()?;
+    let id = row.get("id")?;
+    if let Some(text) = id.as_str() {
+        return text.parse().ok();
+    }
+    let bytes = BASE64.decode(id.get("$base64")?.as_str()?).ok()?;
+    match bytes.len() {
+        2 => Some(i16::from_be_bytes(bytes.try_into().ok()?).into()),
+        4 => Some(i32::from_be_bytes(bytes.try_into().ok()?).into()),
+        _ => Some(i64::from_be_bytes(bytes.try_into().ok()?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_letters_id_is_found_as_text_and_as_bytes() {
+        assert_eq!(letter_id(br#"{"id":"42"}"#), Some(42));
+        assert_eq!(letter_id(br#"{"id":{"$base64":"AAAAAAAAACo="}}"#), Some(42));
+        assert_eq!(letter_id(br#"{"id":{"$base64":"AAAAKg=="}}"#), Some(42));
+        assert_eq!(letter_id(b"{}"), None);
+        assert_eq!(letter_id(b"x"), None);
+    }
+}
