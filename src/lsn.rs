@@ -249,6 +249,8 @@ pub struct Session {
     pub fencing_token: i64,
     /// The timelines before `history_id.timeline`.
     pub timelines: Timelines,
+    /// The timeline on which all sinks have last been recovered: until they are after a failover, an earlier one.
+    pub settled_timeline: u32,
     /// The slot's confirmed LSN at start: where a sink that holds no checkpoint yet begins. A checkpoint inside a
     /// transaction needs it for its `held` before the first commit is whole.
     pub start: Lsn,

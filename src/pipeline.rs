@@ -160,6 +160,7 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
         tracing::info!(sink = name, %checkpoint, "sink recovered");
         recovered.push((sink, checkpoint, registered));
     }
+    state.settle(session).await?;
     Ok(recovered)
 }
 

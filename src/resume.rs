@@ -98,16 +98,23 @@ fn judge_history(stored: &StoredCheckpoint, session: &Session) -> Result<(), Ref
     Err(Refusal::LostInFailover { has: stored.checkpoint.to_string(), timeline: theirs.timeline, left_at })
 }
 
+/// Where the timeline was left that rows beyond a sink's checkpoint may be of: its number and that place; `None` where
+/// no failover lies between. Without a checkpoint they are of the timeline before a failover that is not settled: it may
+/// have lost the first checkpoint too.
+pub fn left_behind(stored: Option<&StoredCheckpoint>, session: &Session) -> Option<(u32, Lsn)> {
+    let timeline = stored.map_or(session.settled_timeline, |stored| stored.history_id.timeline);
+    Some((timeline, session.timelines.left_at(timeline)?))
+}
+
 /// Holds rows that a sink has beyond its checkpoint against the server's history. `last` is the last of them, `None`
 /// where there are none.
 pub fn judge_beyond(
-    stored: &StoredCheckpoint,
+    stored: Option<&StoredCheckpoint>,
     last: Option<Position>,
     session: &Session,
 ) -> Result<(), Refusal> {
-    let timeline = stored.history_id.timeline;
-    match (last, session.timelines.left_at(timeline)) {
-        (Some(last), Some(left_at)) if last.commit_lsn >= left_at => {
+    match (last, left_behind(stored, session)) {
+        (Some(last), Some((timeline, left_at))) if last.commit_lsn >= left_at => {
             Err(Refusal::LostInFailover { has: format!("events up to {last}"), timeline, left_at })
         }
         _ => Ok(()),
@@ -276,7 +283,7 @@ mod tests {
             HistoryId { uuid: Uuid::nil(), system_id: "7".into(), timeline: 3, slot: "walcast".into() };
         let timelines =
             Timelines::parse("1\t0/100\tno recovery target specified\n\n2\t0/200\tx y\n").unwrap();
-        Session { history_id, fencing_token: 1, timelines, start: START }
+        Session { history_id, fencing_token: 1, timelines, start: START, settled_timeline: 2 }
     }
 
     fn stored(timeline: u32, last: Option<u64>, held: u64) -> StoredCheckpoint {
@@ -393,8 +400,14 @@ mod tests {
     #[test]
     fn rows_beyond_a_checkpoint_count_only_below_the_place_where_their_timeline_was_left() {
         let judged = |timeline, last: Option<u64>| {
-            judge_beyond(&stored(timeline, None, 0x90), last.map(position), &session()).is_ok()
+            judge_beyond(Some(&stored(timeline, None, 0x90)), last.map(position), &session()).is_ok()
         };
+        let without_checkpoint = |settled_timeline, last: u64| {
+            let session = Session { settled_timeline, ..session() };
+            judge_beyond(None, Some(position(last)), &session).is_ok()
+        };
+        assert!(without_checkpoint(2, 0x1FF) && without_checkpoint(3, 0x300), "no failover lies between");
+        assert!(!without_checkpoint(2, 0x200) && !without_checkpoint(1, 0x100));
         assert!(judged(2, None) && judged(2, Some(0x1FF)) && judged(3, Some(0x300)));
         assert!(!judged(2, Some(0x200)) && !judged(1, Some(0x100)));
     }

@@ -97,7 +97,7 @@ async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Findin
     if State::new(config.postgres.clone()).wal_end().await.is_err() {
         return Vec::new();
     }
-    let session = Session { history_id, fencing_token: 0, timelines, start };
+    let session = Session { history_id, fencing_token: 0, timelines, start, settled_timeline: 0 };
     join_all(
         sinks
             .into_iter()

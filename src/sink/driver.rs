@@ -301,7 +301,13 @@ mod tests {
         let driver = Driver {
             sink: Box::new(SlowSink(Arc::clone(&writes))),
             queue,
-            session: Session { history_id, fencing_token: 1, timelines: Timelines::default(), start: Lsn(1) },
+            session: Session {
+                history_id,
+                fencing_token: 1,
+                timelines: Timelines::default(),
+                start: Lsn(1),
+                settled_timeline: 1,
+            },
             durable,
             checkpoints: watch::channel(vec![durable]).0,
             index: 0,

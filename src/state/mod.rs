@@ -80,14 +80,32 @@ impl State {
             .client()
             .await?
             .query_one(
-                "UPDATE walcast.slot SET timeline = $3,
-                   fencing_token = fencing_token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END
-                 WHERE slot = $1 AND history_id = $2 RETURNING fencing_token",
+                "UPDATE walcast.slot
+                 SET fencing_token = fencing_token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END
+                 WHERE slot = $1 AND history_id = $2 RETURNING fencing_token, timeline",
                 &[&history_id.slot, &history_id.uuid, &(history_id.timeline as i32)],
             )
             .await
             .map_err(sql::error)?;
-        Ok(Session { fencing_token: sql::get(&row, 0)?, history_id, timelines, start })
+        let settled_timeline = sql::get::<i32>(&row, 1)?.cast_unsigned();
+        Ok(Session { fencing_token: sql::get(&row, 0)?, history_id, timelines, settled_timeline, start })
+    }
+
+    /// Remembers that all sinks have been recovered on the server's timeline.
+    pub async fn settle(&mut self, session: &Session) -> Result<()> {
+        if session.settled_timeline == session.history_id.timeline {
+            return Ok(());
+        }
+        let transaction = self.guarded(session).await?;
+        let timeline = session.history_id.timeline.cast_signed();
+        transaction
+            .execute(
+                "UPDATE walcast.slot SET timeline = $2 WHERE slot = $1",
+                &[&session.history_id.slot, &timeline],
+            )
+            .await
+            .map_err(sql::error)?;
+        transaction.commit().await.map_err(sql::error)
     }
 
     /// The end of the WAL that is safe on the server's disk; all that was ever sent to us lies below.

@@ -251,16 +251,21 @@ async fn a_standby_promoted_while_behind_a_sink_is_a_gap() {
     let pair = Pair::new("behind").await;
     let kafka = world_of(pair.primary.clone(), "kafka").await;
     let bigquery = world_of(pair.primary.clone(), "bigquery").await;
-    let running = [streaming_to_kafka(&kafka).await, bigquery.start().await];
+    // its first checkpoint is one of those that the standby never hears of
+    let fresh = world_of(pair.primary.clone(), "bigquery").await;
+    let running = [streaming_to_kafka(&kafka).await, bigquery.start().await, fresh.start().await];
     bigquery.insert_events(10).await;
-    pair.synced(&kafka).await;
-    pair.synced(&bigquery).await;
+    for world in [&kafka, &bigquery, &fresh] {
+        pair.synced(world).await;
+    }
     // stopped: one that only pauses replays before its promotion what it has received
     services::command(&["postgres", &pair.labels[1], "down"]);
     kafka.insert_events(10).await;
     bigquery.insert_events(10).await;
+    fresh.insert_events(10).await;
     kafka_has(&kafka, 20).await;
     wait_until("BigQuery has all", async || bigquery.bigquery_ids().await.len() == 20).await;
+    wait_until("BigQuery has all", async || fresh.bigquery_ids().await.len() == 10).await;
     for running in running {
         running.kill().await;
     }
@@ -272,9 +277,10 @@ async fn a_standby_promoted_while_behind_a_sink_is_a_gap() {
         start_ends_in_a_resync(&pair.after(&kafka), &words).await;
         let words = ["bigquery holds events up to", "on timeline 2, left at", "DELETE FROM"];
         start_ends_in_a_resync(&pair.after(&bigquery), &words).await;
+        start_ends_in_a_resync(&pair.after(&fresh), &words).await;
         assert!(again || pair.after(&kafka).has_slot().await);
     }
-    drop((kafka, bigquery));
+    drop((kafka, bigquery, fresh));
     pair.wipe();
 }
 

@@ -246,7 +246,7 @@ fn push(builder: &mut BatchBuilder, told: &Told) {
 pub fn session(fencing_token: i64) -> Session {
     let history_id =
         HistoryId { uuid: Uuid::from_u128(7), system_id: "7".into(), timeline: 1, slot: "walcast".into() };
-    Session { history_id, fencing_token, timelines: Timelines::default(), start: START }
+    Session { history_id, fencing_token, timelines: Timelines::default(), start: START, settled_timeline: 1 }
 }
 
 /// Random numbers from the seed in `WALCAST_SEED`, or from one that is printed.

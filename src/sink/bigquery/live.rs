@@ -81,9 +81,7 @@ impl Live {
             progress::store(state, session, stored.as_ref(), None, &[]).await?;
             failpoint!("bigquery_recover_after_checkpoint");
         }
-        if let Some(stored) = &stored {
-            refuse_lost_future(&rest, stored, session).await?;
-        }
+        refuse_lost_future(&rest, stored.as_ref(), session).await?;
         let checkpoint = stored.as_ref().map(|stored| stored.checkpoint);
         let live = Live {
             config: config.clone(),
@@ -290,10 +288,10 @@ async fn was_committed(
     }
 }
 
-/// After a failover the checkpoint in PostgreSQL is as old as the new primary. Rows of the old one's last moments, which
+/// After a failover the checkpoint in PostgreSQL is as old as the new primary, or was not there yet. Rows of the old one's last moments, which
 /// the new one has lost, would pass for rows that are yet to come.
-async fn refuse_lost_future(rest: &Rest, stored: &StoredCheckpoint, session: &Session) -> Result<()> {
-    let Some(left_at) = session.timelines.left_at(stored.history_id.timeline) else { return Ok(()) };
+async fn refuse_lost_future(rest: &Rest, stored: Option<&StoredCheckpoint>, session: &Session) -> Result<()> {
+    let Some((_, left_at)) = resume::left_behind(stored, session) else { return Ok(()) };
     let from = Position { commit_lsn: left_at, ordinal: 0 };
     let Some(last) = rest.last_position(session.history_id.uuid, &Footprint::whole(), from).await? else {
         return Ok(());

@@ -77,6 +77,7 @@ impl Fixture {
             fencing_token,
             timelines: Timelines::default(),
             start: Lsn(0),
+            settled_timeline: 1,
         }
     }
 

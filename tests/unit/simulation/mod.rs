@@ -139,7 +139,13 @@ impl World {
             wal,
             targets: NAMES.map(|name| Arc::new(Mutex::new(target(name)))).into(),
             confirmed: START,
-            session: Session { history_id, fencing_token: 0, timelines: Timelines::default(), start: START },
+            session: Session {
+                history_id,
+                fencing_token: 0,
+                timelines: Timelines::default(),
+                start: START,
+                settled_timeline: 1,
+            },
             trace: 0,
         }
     }
