@@ -8,6 +8,7 @@ use crate::support::pair::Pair;
 use crate::support::world::{Running, World};
 use crate::support::{self, fresh_database, run, wait_until};
 use tokio_postgres::Client;
+use walcast::lsn::{Checkpoint, Lsn, ORDINAL_RULE, Position, StoredCheckpoint};
 use walcast::source::{PostgresConfig, sql};
 
 /// How soon a fault that can be noticed must have ended the process.
@@ -18,7 +19,6 @@ async fn ends_in_a_resync(mut running: Running, words: &[&str]) {
     let begun = Instant::now();
     let code = running.ended().await;
     let took = begun.elapsed();
-    wait_until("all is said", async || running.log.lock().await.contains("what to do: ")).await;
     let log = running.log.lock().await;
     assert_eq!(code, Some(4), "{log}");
     for word in words {
@@ -157,7 +157,8 @@ async fn outrun(client: &Client) {
 async fn a_slot_that_lost_its_wal_is_a_gap() {
     let settings = ["max_slot_wal_keep_size=32MB", "max_wal_size=64MB", "min_wal_size=32MB"];
     let server = services::postgres("18:outrun", &settings);
-    let words = ["wal_removed", "raise max_slot_wal_keep_size", "pg_drop_replication_slot", "walcast init"];
+    let words =
+        ["WC-411", "wal_removed", "raise max_slot_wal_keep_size", "pg_drop_replication_slot", "walcast init"];
 
     let world = world_of(server.clone(), "redis").await;
     let client = sql::connect(&world.postgres).await.unwrap();
@@ -196,9 +197,10 @@ async fn a_server_restored_from_an_older_state_is_told() {
         streaming_to_redis(&redis).await.stop().await;
     }
     copy("18:restored", "18:backup");
-    start_ends_in_a_resync(&kafka, &["kafka holds everything up to", "WAL ends at", "older state"]).await;
+    start_ends_in_a_resync(&kafka, &["WC-405", "kafka holds everything up to", "WAL ends at", "older state"])
+        .await;
     // its fence remembers an instance that PostgreSQL has forgotten
-    start_ends_in_a_resync(&redis, &["older state", "token 3"]).await;
+    start_ends_in_a_resync(&redis, &["WC-408", "older state", "token 3"]).await;
     // Once other rows lie where the lost ones were, and beyond, the stream shows it.
     kafka.insert_events(10).await;
     let client = sql::connect(&kafka.postgres).await.unwrap();
@@ -207,8 +209,7 @@ async fn a_server_restored_from_an_older_state_is_told() {
     kafka.insert_events(10).await;
     let events = kafka.kafka_events().await.len();
     for _ in 0..2 {
-        start_ends_in_a_resync(&kafka, &["kafka holds a last row at", "WAL has none there", "older state"])
-            .await;
+        start_ends_in_a_resync(&kafka, &["WC-405", "kafka holds a last row at", "WAL has none there"]).await;
     }
     assert_eq!(kafka.kafka_events().await.len(), events, "nothing follows what was lost");
     drop((kafka, redis));
@@ -273,9 +274,10 @@ async fn a_standby_promoted_while_behind_a_sink_is_a_gap() {
     services::postgres(&pair.labels[1], &[]);
     pair.promote().await;
     for again in [false, true] {
-        let words = ["kafka holds", "of timeline 1", "on timeline 2, left at", "lost in the failover"];
+        let words =
+            ["WC-404", "kafka holds", "of timeline 1", "on timeline 2, left at", "lost in the failover"];
         start_ends_in_a_resync(&pair.after(&kafka), &words).await;
-        let words = ["bigquery holds events up to", "on timeline 2, left at", "DELETE FROM"];
+        let words = ["WC-404", "bigquery holds events up to", "on timeline 2, left at", "DELETE FROM"];
         start_ends_in_a_resync(&pair.after(&bigquery), &words).await;
         start_ends_in_a_resync(&pair.after(&fresh), &words).await;
         assert!(again || pair.after(&kafka).has_slot().await);
@@ -347,7 +349,7 @@ async fn a_redis_emptied_while_running_or_down_is_a_gap() {
         let mut redis = world.redis().await;
         redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.unwrap();
     };
-    let words = ["redis held a checkpoint once and holds none now", "confirmed LSN"];
+    let words = ["WC-402", "redis held a checkpoint once and holds none now", "confirmed LSN"];
     empty().await;
     ends_in_a_resync(running, &words).await;
     empty().await;
@@ -360,7 +362,7 @@ async fn a_progress_topic_deleted_while_down_is_a_gap() {
     let world = world_of(support::postgres(), "kafka").await;
     streaming_to_kafka(&world).await.stop().await;
     world.delete_topic("progress").await;
-    start_ends_in_a_resync(&world, &["kafka held a checkpoint once and holds none now"]).await;
+    start_ends_in_a_resync(&world, &["WC-402", "kafka held a checkpoint once and holds none now"]).await;
 }
 
 #[tokio::test]
@@ -369,7 +371,80 @@ async fn a_progress_topic_deleted_while_running_is_a_gap() {
     let running = streaming_to_kafka(&world).await;
     world.delete_topic("progress").await;
     world.insert_events(10).await;
-    ends_in_a_resync(running, &["kafka held a checkpoint once and holds none now", "progress"]).await;
+    ends_in_a_resync(running, &["WC-402", "kafka held a checkpoint once and holds none now", "progress"])
+        .await;
     assert_eq!(world.kafka_events().await.len(), 10, "no event without its checkpoint");
-    start_ends_in_a_resync(&world, &["kafka held a checkpoint once and holds none now"]).await;
+    start_ends_in_a_resync(&world, &["WC-402", "kafka held a checkpoint once and holds none now"]).await;
+}
+
+/// The slot was made again, and the sink is of the one before.
+#[tokio::test]
+async fn a_sink_of_another_history_is_refused() {
+    let world = world_of(support::postgres(), "redis").await;
+    streaming_to_redis(&world).await.stop().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let slot = &world.postgres.slot;
+    run(&client, &format!("SELECT pg_drop_replication_slot('{slot}'); DELETE FROM walcast.slot")).await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    start_ends_in_a_resync(&world, &["WC-403", "of another history", "walcast rebuild redis"]).await;
+    assert_eq!(world.redis_plays().await, 10, "nothing is added to it");
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_cannot_be_read_is_a_gap() {
+    let world = world_of(support::postgres(), "kafka").await;
+    streaming_to_kafka(&world).await.stop().await;
+    world.produce("progress", &world.postgres.slot, b"{}").await;
+    start_ends_in_a_resync(
+        &world,
+        &["WC-407", "progress holds a checkpoint that cannot be read", "a newer walcast"],
+    )
+    .await;
+}
+
+/// As a version that counts in another way leaves it when it is killed.
+#[tokio::test]
+async fn a_checkpoint_inside_a_transaction_under_another_rule_is_refused_and_at_a_commit_is_none() {
+    let world = world_of(support::postgres(), "redis").await;
+    streaming_to_redis(&world).await.stop().await;
+    let mut redis = world.redis().await;
+    let key = format!("walcast:checkpoint:{}", world.postgres.slot);
+    let json: String = redis::cmd("HGET").arg(&key).arg("checkpoint").query_async(&mut redis).await.unwrap();
+    let stored = StoredCheckpoint::from_json(json.as_bytes()).unwrap();
+    let durable_lsn = stored.checkpoint.durable_lsn;
+    let mut leave = async |commit_lsn| {
+        let position = Some(Position { commit_lsn, ordinal: 0 });
+        let checkpoint = Checkpoint { position, durable_lsn };
+        let ordinal_rule = ORDINAL_RULE + 1;
+        let other = StoredCheckpoint { ordinal_rule, checkpoint, ..stored.clone() };
+        let mut set = redis::cmd("HSET");
+        set.arg(&key).arg("checkpoint").arg(other.to_json());
+        set.query_async::<i64>(&mut redis).await.unwrap();
+    };
+    leave(durable_lsn).await;
+    let words = ["WC-406", "inside a transaction", "ordinal rule", "run the former version"];
+    start_ends_in_a_resync(&world, &words).await;
+    leave(Lsn(durable_lsn.0 - 1)).await;
+    streaming_to_redis(&world).await.stop().await;
+}
+
+/// As one that was left behind by a failover looks to a walcast that has followed it.
+#[tokio::test]
+async fn a_server_that_did_not_grow_out_of_what_was_read_is_refused() {
+    let world = world_of(support::postgres(), "redis").await;
+    streaming_to_redis(&world).await.stop().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "UPDATE walcast.slot SET timeline = 9").await;
+    let words = ["WC-415", "of timeline 9", "did not grow out of", "set postgres.host"];
+    start_ends_in_a_resync(&world, &words).await;
+}
+
+#[tokio::test]
+async fn a_history_that_is_forgotten_while_running_is_a_gap() {
+    let world = world_of(support::postgres(), "redis").await;
+    let running = streaming_to_redis(&world).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "DELETE FROM walcast.slot").await;
+    world.insert_events(10).await;
+    ends_in_a_resync(running, &["WC-416", "no longer knows slot", "walcast init"]).await;
 }
