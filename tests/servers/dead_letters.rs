@@ -2,6 +2,7 @@
 
 use walcast::source::sql;
 
+use crate::support::hold::Hold;
 use crate::support::world::World;
 use crate::support::{run, wait_until};
 
@@ -14,15 +15,33 @@ const BAD: &str = "INSERT INTO engagement_events (content_id, event_type, event_
 async fn a_row_that_is_refused_before_the_sinks_is_stored_before_it_is_confirmed() {
     let world = World::initialised().await.with("PIPELINE_SINKS", "redis");
     let client = sql::connect(&world.postgres).await.unwrap();
-    let running = world.start().await;
+    let hold = Hold::open();
+    let running = world.with("FAILPOINTS", &hold.at("redis_before_flush")).start().await;
     world.insert_events(3).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 3).await;
+    hold.close();
     run(&client, &format!("{GOOD}; {BAD}; {GOOD}")).await;
     let end = world.wal_end().await;
-    wait_until("the slot is confirmed beyond the row", async || world.confirmed_lsn().await >= end).await;
+    let letters = async || -> i64 {
+        client.query_one("SELECT count(*) FROM walcast.dead_letter", &[]).await.unwrap().get(0)
+    };
+    wait_until("the letter is stored", async || letters().await == 1).await;
+    hold.reached().await;
+    assert!(world.confirmed_lsn().await < end, "Redis does not have the transaction");
     running.kill().await;
-    // what is read again is the same letter
+    // read again, at first by who knows that it has the letter
+    let hold = Hold::closed();
+    let again = world.with("FAILPOINTS", &hold.at("redis_before_flush")).start().await;
+    hold.reached().await;
+    again.kill().await;
+    // and then by who has forgotten it: the same letter, not another
+    run(&client, "DELETE FROM walcast.progress WHERE sink = 'content'; DELETE FROM walcast.sink WHERE name = 'content'")
+        .await;
+    assert!(world.confirmed_lsn().await < end, "all of it is to be read again");
     let again = world.start().await;
+    wait_until("the slot is confirmed beyond the row", async || world.confirmed_lsn().await >= end).await;
     again.stop().await;
+    assert_eq!(world.redis_plays().await, 5);
 
     let query = "SELECT sink, source_table, reason, state, attempts, commit_ts > now() - interval '1 hour',
                    record::jsonb ? 'duration_ms', ordinal

@@ -144,7 +144,7 @@ impl World {
         command
     }
 
-    /// Runs a command to its end, which must come within 30 s.
+    /// Runs a command to its end, which must come within 60 s.
     pub async fn walcast<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Ended {
         let output = self.command(arguments).output();
         let output = tokio::time::timeout(Duration::from_secs(60), output).await;
