@@ -4,6 +4,7 @@
 use crate::support::services;
 use crate::support::world::World;
 use crate::support::{self, fresh_database, run, wait_until};
+use walcast::source::connection::Connection;
 use walcast::source::sql;
 
 #[tokio::test]
@@ -83,6 +84,67 @@ async fn a_slot_that_waits_for_a_transaction_says_for_which() {
     run(&client, "COMMIT").await;
     assert_eq!(init.ended().await, Some(0));
     services::command(&["postgres", "18:writing", "wipe"]);
+}
+
+#[tokio::test]
+async fn a_server_without_a_slot_or_a_connection_to_spare_is_told() {
+    let server = services::postgres("18:full", &["max_replication_slots=1", "max_wal_senders=1"]);
+    let world = World::new(fresh_database(server).await).await.with("PIPELINE_SINKS", "redis");
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let taken = Connection::connect(&world.postgres).await.unwrap();
+    world.walcast(["init"]).await.expect(1, &["WC-305", "raise max_wal_senders"]);
+    world.walcast(["check"]).await.expect(2, &["WC-305", "ALTER SYSTEM SET max_wal_senders = 6;"]);
+    taken.close().await.unwrap();
+    run(&client, "SELECT pg_create_physical_replication_slot('theirs')").await;
+    world.walcast(["init"]).await.expect(2, &["WC-209", "max_replication_slots"]);
+    assert!(!world.has_slot().await);
+    run(&client, "SELECT pg_drop_replication_slot('theirs')").await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    drop(world);
+    services::command(&["postgres", "18:full", "wipe"]);
+}
+
+#[tokio::test]
+async fn a_bigquery_that_cannot_be_reached_or_believes_nothing_is_told() {
+    let world = World::new(fresh_database(support::postgres()).await).await;
+    let world = world.with("PIPELINE_SINKS", "bigquery");
+    let away = world.with("BIGQUERY_REST_URL", "http://127.0.0.1:1");
+    away.walcast(["init"]).await.expect(1, &["WC-330"]);
+    let key = world.file("{\"type\": \"no kind of key\"}");
+    let google = world.with_all(
+        [("BIGQUERY_REST_URL", ""), ("BIGQUERY_GRPC_URL", ""), ("BIGQUERY_CREDENTIALS_FILE", &key)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    google.walcast(["init"]).await.expect(2, &["WC-240", "bigquery.credentials_file"]);
+    assert!(!world.has_slot().await, "a slot would keep WAL for nobody");
+}
+
+/// What else may listen there.
+#[tokio::test]
+async fn what_answers_in_place_of_walcast_is_told() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let site = axum::Router::new().fallback(async || "another program");
+        axum::serve(listener, site).await.unwrap();
+    });
+    let world = World::new(fresh_database(support::postgres()).await).await.with("WEB_LISTEN", &address);
+    world.walcast(["status"]).await.expect(1, &["WC-900", "is not this walcast"]);
+}
+
+/// As a defect of ours would: nothing is lost, and the next start goes on.
+#[tokio::test]
+async fn a_sink_that_breaks_down_ends_walcast_and_loses_nothing() {
+    let world = World::new(fresh_database(support::postgres()).await).await.with("PIPELINE_SINKS", "redis");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let mut running = world.with("FAILPOINTS", "redis_before_flush=panic").spawn();
+    world.insert_events(10).await;
+    let code = running.ended().await;
+    let log = running.log.lock().await.clone();
+    assert!(code == Some(1) && log.contains("WC-901"), "{code:?} {log}");
+    let running = world.start().await;
+    wait_until("Redis has all", async || world.redis_plays().await == 10).await;
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -191,6 +191,34 @@ async fn a_full_server_refuses_the_whole_flush_and_takes_it_later() {
 }
 
 #[tokio::test]
+async fn a_server_that_cannot_write_to_its_disk_takes_the_flush_when_it_can() {
+    // a save point, since only with one a failed snapshot stops the writes
+    let server = Server::start(&["save 3600 1000000"]).await;
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    let (mut sink, checkpoint) = recovered(&server.config, &story.time, 1).await;
+    let mut admin = connect(&server.config).await;
+    let folder: Vec<String> = run(&mut admin, &["CONFIG", "GET", "dir"]).await;
+    let snapshot = std::path::Path::new(&folder[1]).join("dump.rdb");
+    let snapshot_ends = async |status: &str| {
+        run::<String>(&mut connect(&server.config).await, &["BGSAVE"]).await;
+        wait_until("the snapshot has ended", async || {
+            let told: String = run(&mut connect(&server.config).await, &["INFO", "persistence"]).await;
+            told.contains(&format!("rdb_last_bgsave_status:{status}"))
+        })
+        .await;
+    };
+    std::fs::create_dir(&snapshot).unwrap();
+    snapshot_ends("err").await;
+    refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisCannotWrite, "disk");
+    assert!(public(&server.config).await.is_empty());
+    std::fs::remove_dir(&snapshot).unwrap();
+    snapshot_ends("ok").await;
+    assert_eq!(sink.recover(&session(1)).await.unwrap(), None);
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
+}
+
+#[tokio::test]
 async fn eviction_is_warned_about() {
     let server = Server::start(&[
         "maxmemory-policy allkeys-lru",

@@ -91,6 +91,44 @@ async fn a_server_that_does_not_answer_is_unavailable() {
     expect(log_in(&config).await, Code::PostgresUnreachable, &["cannot reach PostgreSQL at 127.0.0.1"]);
 }
 
+/// A server that answers every startup message with these bytes, and nothing more.
+async fn answering(answer: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let length = client.read_u32().await.unwrap() as usize;
+                client.read_exact(&mut vec![0; length - 4]).await.unwrap();
+                client.write_all(&answer).await.unwrap();
+                while client.read_u8().await.is_ok() {}
+            });
+        }
+    });
+    port
+}
+
+/// A message of PostgreSQL's protocol.
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    [&[tag], &(body.len() as u32 + 4).to_be_bytes()[..], body].concat()
+}
+
+/// PgBouncer's own words, and the version that a server of long ago tells.
+#[tokio::test]
+async fn a_pooler_and_a_server_that_is_too_old_are_told_as_what_they_are() {
+    let refusal = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: replication\0\0";
+    let old = [message(b'R', &[0; 4]), message(b'S', b"server_version\09.6.24\0"), message(b'Z', b"I")];
+    for (answer, code, words) in [
+        (message(b'E', refusal), Code::Pooler, ["connection pooler", "PostgreSQL itself"]),
+        (old.concat(), Code::PostgresVersion, ["9.6.24 is too old", "14 or newer"]),
+    ] {
+        let port = answering(answer).await;
+        let config = PostgresConfig { port, ..with(&postgres(), SslMode::Disable, None) };
+        expect(Connection::connect(&config).await, code, &words);
+    }
+}
+
 /// Every step changes the certificate of one server, so they are one test.
 #[tokio::test]
 async fn each_sslmode_asks_for_its_proof() {
