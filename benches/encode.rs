@@ -1,4 +1,4 @@
-//! What one event costs to encode.
+//! What one event costs to encode, for Kafka and for BigQuery's Storage Write service.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use walcast::event::encoding::json::Json;
 use walcast::event::schema::EventRecord;
 use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::model::content::Content;
+use walcast::sink::bigquery::column::Record;
+use walcast::sink::bigquery::row::Encoder;
 
 const EVENTS: u64 = 1_000;
 
@@ -59,6 +61,17 @@ fn encode(criterion: &mut Criterion) {
                 out.clear();
                 Json.event(&EventRecord { event, texts: batch.texts() }, &mut out);
                 black_box(&out);
+            }
+        });
+    });
+    let history_id = Uuid::from_u128(7).to_string();
+    let mut encoder = Encoder::default();
+    group.bench_function("bigquery_row", |bencher| {
+        bencher.iter(|| {
+            for event in batch.events() {
+                let record =
+                    Record { event, batch: &batch, epoch: &history_id, ingested_at: 1_767_323_046_000_000 };
+                black_box(encoder.encode(&record));
             }
         });
     });
