@@ -7,10 +7,10 @@ use rand::seq::SliceRandom;
 use tokio::process::Child;
 
 use crate::plan::seeded;
-use crate::support::fresh_database;
 use crate::support::services::Servers;
 use crate::support::wire::{Weather, Wire};
 use crate::support::world::{Running, World};
+use crate::support::{fresh_database, wait_until_within};
 use crate::{RATE_PER_MINUTE, is_long};
 use walcast::source::PostgresConfig;
 
@@ -65,19 +65,10 @@ impl Stage {
     }
 
     /// The slot passes what the WAL's end is now, and every sink with it.
-    async fn flows(&self, running: &Running, after: &str) {
+    async fn flows(&self, after: &str) {
         let end = self.world.wal_end().await;
-        let passed = async || self.world.confirmed_lsn().await >= end;
-        let waited = tokio::time::timeout(FLOWS_WITHIN, async {
-            while !passed().await {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        });
-        assert!(
-            waited.await.is_ok(),
-            "the slot does not pass {end} after {after}: {}",
-            running.log.lock().await
-        );
+        let passes = format!("the slot passes {end} after {after}");
+        wait_until_within(FLOWS_WITHIN, &passes, async || self.world.confirmed_lsn().await >= end).await;
     }
 }
 
@@ -94,7 +85,7 @@ async fn every_event_is_everywhere_once_after_each_server_died_and_each_wire_fai
         if load.try_wait().unwrap().is_some() {
             load = stage.load();
         }
-        stage.flows(&running, &format!("{fault:?}")).await;
+        stage.flows(&format!("{fault:?}")).await;
         still_runs(&mut running).await;
     }
     // the emulator, while it is written, reads a third as fast
@@ -106,7 +97,7 @@ async fn every_event_is_everywhere_once_after_each_server_died_and_each_wire_fai
 /// The gap is loud and soon, and rebuilding mends it while events go on arriving.
 async fn redis_comes_back_empty(stage: &Stage) -> Running {
     let mut running = stage.world.start().await;
-    stage.flows(&running, "start").await;
+    stage.flows("start").await;
     tokio::task::block_in_place(|| {
         stage.servers.command(&["kill", "redis", "KILL"]);
         stage.servers.command(&["wipe", "redis"]);

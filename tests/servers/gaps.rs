@@ -230,7 +230,7 @@ async fn after_a_failover_to_a_level_standby_walcast_goes_on() {
     pair.kill_primary();
     let world = pair.after(&world);
     let waiting = world.spawn();
-    wait_until("walcast waits for the promotion", async || waiting.log.lock().await.contains("WC-302")).await;
+    waiting.wait_until_told("WC-302").await;
     pair.promote().await;
     waiting.wait_until_streaming().await;
     world.insert_events(10).await;

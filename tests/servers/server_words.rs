@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::world::World;
+use crate::support::world::{World, send};
 use crate::support::{
     self, DEADLINE, fresh_database, fresh_name, in_fresh_database, run, services, wait_until,
 };
@@ -247,18 +247,30 @@ async fn a_publication_that_had_another_name_for_a_while_is_a_gap() {
 }
 
 /// The process on the server that serves the watch of the source, once it has nothing to do.
-async fn watching_process(client: &Client) -> i32 {
+async fn watching_process(client: &Client) -> u32 {
     let query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
         AND application_name = 'walcast' AND pid <> pg_backend_pid()
         AND (query LIKE '%pg_publication_tables%' OR query LIKE '%pg_logical_emit_message%')";
     let found = async || client.query(query, &[]).await.unwrap().first().map(|row| row.get::<_, i32>(0));
     wait_until("the watch is at work", async || found().await.is_some()).await;
-    found().await.unwrap()
+    found().await.unwrap().try_into().unwrap()
 }
 
-fn send(signal: &str, pid: i32) {
-    let sent = std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
-    assert!(sent.success());
+/// Returns when the server has sent all up to here, and walcast has reported since then, twice: one report may have
+/// been on its way.
+async fn has_been_given(client: &Client, world: &World, end: Lsn) {
+    let slot = &world.postgres.slot;
+    let query =
+        "SELECT reply_time::text FROM pg_stat_replication JOIN pg_replication_slots ON pid = active_pid
+                 WHERE slot_name = $1 AND sent_lsn >= $2::text::pg_lsn";
+    let reported = async || -> Option<String> {
+        client.query_opt(query, &[slot, &end.to_string()]).await.unwrap().map(|row| row.get(0))
+    };
+    wait_until("it is sent", async || reported().await.is_some()).await;
+    for _ in 0..2 {
+        let before = reported().await;
+        wait_until("walcast reports", async || reported().await != before).await;
+    }
 }
 
 /// However long the catalog takes to tell what a warning means.
@@ -275,16 +287,17 @@ async fn nothing_after_a_warning_is_handed_on_before_its_meaning_is_known() {
     let client = sql::connect(&PostgresConfig { db: world.postgres.db.clone(), ..server }).await.unwrap();
     run(&client, "SET application_name = 'test'").await;
     let watch = watching_process(&client).await;
-    send("-STOP", watch);
+    send("STOP", watch);
     let (publication, other) = (&world.postgres.publication, fresh_name("other"));
     run(&client, &format!("ALTER PUBLICATION {publication} RENAME TO {other}")).await;
     let before = world.wal_end().await;
     world.insert_events(1).await;
     run(&client, &format!("ALTER PUBLICATION {other} RENAME TO {publication}")).await;
     world.insert_events(1).await;
-    let ended = running.ends_within(Duration::from_secs(3)).await;
+    has_been_given(&client, &world, world.wal_end().await).await;
+    let ended = running.ends_within(Duration::ZERO).await;
     let (plays, confirmed) = (world.redis_plays().await, world.confirmed_lsn().await);
-    send("-CONT", watch);
+    send("CONT", watch);
     let code = running.ended().await;
     assert!(!ended && plays == 1 && confirmed <= before, "{plays} {confirmed} {}", running.log.lock().await);
     assert_eq!(code, Some(4), "{}", running.log.lock().await);

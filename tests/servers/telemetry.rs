@@ -3,7 +3,7 @@
 use crate::support::services;
 use std::time::Duration;
 
-use crate::support::{self, drop_database, fresh_database, run, wait_until};
+use crate::support::{self, DEADLINE, drop_database, fresh_database, run, wait_until};
 use tokio_postgres::Client;
 use walcast::source::connection::Connection;
 use walcast::source::{PostgresConfig, sql};
@@ -157,7 +157,7 @@ async fn a_lost_session_is_opened_again() {
         assert_eq!(ended, 1);
         run(client, "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
         wait_until("it is asked again", async || slot(registry).confirmed_lag_bytes > 1_000_000).await;
-        assert!(Duration::from_secs_f64(slot(registry).age_seconds) < Duration::from_secs(2));
+        assert!(Duration::from_secs_f64(slot(registry).age_seconds) < DEADLINE);
     })
     .await;
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio_postgres::Client;
 use uuid::Uuid;
+use walcast::lsn::HistoryId;
 use walcast::source::{PostgresConfig, sql};
 
 /// How long anything may take that a test waits for.
@@ -80,6 +81,16 @@ pub async fn in_fresh_database(server: PostgresConfig, test: impl AsyncFnOnce(&P
     if let Err(panic) = ended {
         resume_unwind(panic);
     }
+}
+
+/// Makes walcast believe that it has made this slot.
+pub async fn made_up_history(client: &Client, slot: &str) -> HistoryId {
+    let history_id =
+        HistoryId { uuid: Uuid::new_v4(), system_id: "7".into(), timeline: 1, slot: slot.to_owned() };
+    let insert = "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, state)
+                  VALUES ($1, $2, '7', 1, 'p', 1, 'ready')";
+    client.execute(insert, &[&history_id.slot, &history_id.uuid]).await.unwrap();
+    history_id
 }
 
 /// Runs statements; a failing one fails the test.

@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use walcast::lsn::Lsn;
+use walcast::sink::redis::RedisConfig;
 use walcast::source::{PostgresConfig, sql};
 
 use super::redis_server;
@@ -27,7 +28,7 @@ use super::{DEADLINE, drop_database, env, fresh_database, fresh_name, postgres, 
 pub struct World {
     pub postgres: PostgresConfig,
     pub topic_prefix: String,
-    pub redis_db: i64,
+    redis: RedisConfig,
     pub dataset: String,
     binary: String,
     more: Vec<(String, String)>,
@@ -71,7 +72,7 @@ impl World {
         let redis = redis_server::fresh_database().await;
         World {
             topic_prefix: fresh_name("t"),
-            redis_db: redis.db.into(),
+            redis: redis.clone(),
             dataset: dataset.clone(),
             binary: env!("CARGO_BIN_EXE_walcast").into(),
             more: vec![("WEB_LISTEN".into(), "127.0.0.1:0".into())],
@@ -129,10 +130,10 @@ impl World {
             .env("KAFKA_REPLICATION_FACTOR", "1")
             .env("KAFKA_MIN_INSYNC_REPLICAS", "1")
             .env("KAFKA_TOPIC_PREFIX", &self.topic_prefix)
-            .env("REDIS_HOST", env("REDIS_HOST", "127.0.0.1"))
-            .env("REDIS_PORT", env("REDIS_PORT", "26379"))
-            .env("REDIS_PASSWORD", env("REDIS_PASSWORD", "walcast"))
-            .env("REDIS_DB", self.redis_db.to_string())
+            .env("REDIS_HOST", &self.redis.host)
+            .env("REDIS_PORT", self.redis.port.to_string())
+            .env("REDIS_PASSWORD", self.redis.password.expose())
+            .env("REDIS_DB", self.redis.db.to_string())
             .env("BIGQUERY_PROJECT_ID", project())
             .env("BIGQUERY_DATASET", &self.dataset)
             .env("BIGQUERY_REST_URL", env("BIGQUERY_REST_URL", "http://127.0.0.1:29050"))
@@ -354,7 +355,7 @@ impl World {
 
     /// A connection to this world's Redis database.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
-        redis_connection(self.redis_db).await
+        redis_server::connect(&self.redis).await
     }
 
     /// The sum of all plays of all days.
@@ -373,19 +374,12 @@ impl World {
     /// Runs a query at the emulator; a row's values in order.
     pub async fn bigquery(&self, query: &str) -> Vec<Vec<Value>> {
         let answer = self.try_bigquery(query).await;
-        assert!(answer.get("error").is_none(), "{query}: {answer}");
-        let rows = answer["rows"].as_array().cloned().unwrap_or_default();
-        let values =
-            |row: Value| row["f"].as_array().unwrap().iter().map(|field| field["v"].clone()).collect();
-        rows.into_iter().map(values).collect()
+        rows_of(query, &answer)
     }
 
     /// Runs a query at the emulator; what it answers, which may be an error.
     pub async fn try_bigquery(&self, query: &str) -> Value {
-        let url = format!("{}/queries", bigquery_url());
-        let body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
-        let request = http().post(url).json(&body).timeout(Duration::from_secs(60));
-        request.send().await.unwrap().json().await.unwrap()
+        ask_bigquery(&bigquery_url(), query, None).await
     }
 
     pub async fn bigquery_ids(&self) -> Vec<i64> {
@@ -437,12 +431,27 @@ impl Running {
         }
     }
 
+    /// Returns when `/readyz` says these words of why it is not ready.
+    pub async fn wait_until_told(&self, words: &str) {
+        wait_until(words, async || {
+            self.checks()
+                .await
+                .iter()
+                .any(|check| check["why"].as_str().is_some_and(|why| why.contains(words)))
+        })
+        .await;
+    }
+
     async fn is_streaming(&self) -> bool {
-        let Some(port) = listening_port(self.pid()) else { return false };
-        let Ok(answer) = self.get(port, "/readyz").await else { return false };
-        let Ok(ready) = answer.json::<Value>().await else { return false };
-        let checks = ready["checks"].as_array().cloned().unwrap_or_default();
-        checks.iter().any(|check| check["name"] == "source" && check["ok"] == true)
+        self.checks().await.iter().any(|check| check["name"] == "source" && check["ok"] == true)
+    }
+
+    /// What `/readyz` says; nothing before it is served.
+    async fn checks(&self) -> Vec<Value> {
+        let Some(port) = listening_port(self.pid()) else { return Vec::new() };
+        let Ok(answer) = self.get(port, "/readyz").await else { return Vec::new() };
+        let Ok(ready) = answer.json::<Value>().await else { return Vec::new() };
+        ready["checks"].as_array().cloned().unwrap_or_default()
     }
 
     async fn get(&self, port: u16, path: &str) -> reqwest::Result<reqwest::Response> {
@@ -488,9 +497,7 @@ impl Running {
 
     /// Sends a signal, such as STOP or CONT.
     pub fn send(&self, signal: &str) {
-        let pid = self.pid().to_string();
-        let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap();
-        assert!(sent.success());
+        send(signal, self.pid());
     }
 
     /// Waits for its end and its last words; the exit code.
@@ -505,6 +512,12 @@ impl Running {
         }
         code
     }
+}
+
+/// Sends a signal to any process.
+pub fn send(signal: &str, pid: u32) {
+    let (signal, pid) = (format!("-{signal}"), pid.to_string());
+    assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
 }
 
 /// The port that a process listens on, as the kernel knows it.
@@ -539,6 +552,24 @@ fn brokers() -> String {
 fn bigquery_url() -> String {
     let url = env("BIGQUERY_REST_URL", "http://127.0.0.1:29050");
     format!("{url}/bigquery/v2/projects/{}", project())
+}
+
+/// What the emulator at the address of a project answers to a query, which may be an error.
+pub async fn ask_bigquery(project_url: &str, query: &str, dataset: Option<&str>) -> Value {
+    let mut body = serde_json::json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000 });
+    if let Some(dataset) = dataset {
+        body["defaultDataset"] = serde_json::json!({ "datasetId": dataset });
+    }
+    let request = http().post(format!("{project_url}/queries")).json(&body).timeout(Duration::from_secs(60));
+    request.send().await.unwrap().json().await.unwrap()
+}
+
+/// The rows of an answer, each its values in order.
+pub fn rows_of(query: &str, answer: &Value) -> Vec<Vec<Value>> {
+    assert!(answer.get("error").is_none(), "{query}: {answer}");
+    let rows = answer["rows"].as_array().cloned().unwrap_or_default();
+    let values = |row: Value| row["f"].as_array().unwrap().iter().map(|field| field["v"].clone()).collect();
+    rows.into_iter().map(values).collect()
 }
 
 fn project() -> String {
@@ -585,13 +616,4 @@ fn read_topic(topic: &str) -> Vec<Vec<u8>> {
         }
     }
     values.into_values().collect()
-}
-
-async fn redis_connection(db: i64) -> redis::aio::MultiplexedConnection {
-    let (host, port) = (env("REDIS_HOST", "127.0.0.1"), env("REDIS_PORT", "26379"));
-    let url = format!("redis://:{}@{host}:{port}/{db}", env("REDIS_PASSWORD", "walcast"));
-    // a test that looks has more patience than the client's half second
-    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
-    let client = redis::Client::open(url).unwrap();
-    client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
 }

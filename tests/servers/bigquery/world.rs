@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::Result;
@@ -16,7 +16,8 @@ use walcast::source::{PostgresConfig, sql};
 use walcast::state::State;
 
 use super::proxy::Proxy;
-use crate::support::{drop_database, env, fresh_database, fresh_name, postgres};
+use crate::support::world::{ask_bigquery, rows_of};
+use crate::support::{drop_database, env, fresh_database, fresh_name, made_up_history, postgres};
 
 pub const START: Lsn = Lsn(1);
 pub const EVENTS_A_COMMIT: u64 = 10;
@@ -44,10 +45,7 @@ impl World {
         let postgres = fresh_database(postgres()).await;
         let mut client = sql::connect(&postgres).await.unwrap();
         migrate(&mut client, &postgres).await.unwrap();
-        let (uuid, slot) = (Uuid::new_v4(), postgres.slot.clone());
-        let insert = "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, state)
-                      VALUES ($1, $2, '7', 1, 'p', 1, 'ready')";
-        client.execute(insert, &[&slot, &uuid]).await.unwrap();
+        let history_id = made_up_history(&client, &postgres.slot).await;
         let proxy = Proxy::start(&env("BIGQUERY_GRPC_URL", "http://127.0.0.1:29060")).await;
         let mut config = BigQueryConfig {
             project_id: env("BIGQUERY_PROJECT_ID", "walcast-local"),
@@ -57,12 +55,7 @@ impl World {
             ..Default::default()
         };
         change(&mut config);
-        World {
-            postgres,
-            config,
-            proxy,
-            history_id: HistoryId { uuid, system_id: "7".into(), timeline: 1, slot },
-        }
+        World { postgres, config, proxy, history_id }
     }
 
     /// A new process: the newest instance, recovered.
@@ -84,15 +77,8 @@ impl World {
 
     /// Runs a statement at the emulator; a row's values in order.
     pub async fn query(&self, query: &str) -> Vec<Vec<Value>> {
-        let url = format!("{}/bigquery/v2/projects/{}/queries", self.config.rest_url, self.config.project_id);
-        let body = json!({ "query": query, "useLegacySql": false, "timeoutMs": 30_000, "defaultDataset": { "datasetId": self.config.dataset } });
-        let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
-        let answer: Value = answer.json().await.unwrap();
-        assert!(answer.get("error").is_none(), "{query}: {answer}");
-        let rows = answer["rows"].as_array().cloned().unwrap_or_default();
-        let values =
-            |row: Value| row["f"].as_array().unwrap().iter().map(|field| field["v"].clone()).collect();
-        rows.into_iter().map(values).collect()
+        let project = format!("{}/bigquery/v2/projects/{}", self.config.rest_url, self.config.project_id);
+        rows_of(query, &ask_bigquery(&project, query, Some(&self.config.dataset)).await)
     }
 
     /// The table as the REST service shows it.

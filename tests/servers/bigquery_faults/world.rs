@@ -7,7 +7,6 @@ use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
-use uuid::Uuid;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::Result;
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
@@ -24,7 +23,7 @@ use walcast::telemetry::registry::StatusRegistry;
 use crate::support::bigquery_server::BigQueryServer;
 use crate::support::bigquery_server::Row as Seen;
 use crate::support::bigquery_server::fault::{Call, Fault};
-use crate::support::{DEADLINE, fresh_name, in_fresh_database, postgres};
+use crate::support::{DEADLINE, fresh_name, in_fresh_database, made_up_history, postgres};
 
 pub const START: Lsn = Lsn(1);
 pub const EVENTS_A_COMMIT: u64 = 5;
@@ -50,10 +49,7 @@ impl World {
         change: impl FnOnce(&mut BigQueryConfig),
     ) -> Arc<World> {
         let client = sql::connect(postgres).await.unwrap();
-        let (uuid, slot) = (Uuid::new_v4(), fresh_name("slot"));
-        let insert = "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, state)
-                      VALUES ($1, $2, '7', 1, 'p', 1, 'ready')";
-        client.execute(insert, &[&slot, &uuid]).await.unwrap();
+        let history_id = made_up_history(&client, &fresh_name("slot")).await;
         let server = BigQueryServer::start().await;
         let mut config = BigQueryConfig {
             project_id: "project".into(),
@@ -65,7 +61,6 @@ impl World {
         };
         change(&mut config);
         BigQuerySink::new(config.clone(), postgres).prepare().await.unwrap();
-        let history_id = HistoryId { uuid, system_id: "7".into(), timeline: 1, slot };
         Arc::new(World { server, postgres: postgres.clone(), config, history_id, stream })
     }
 

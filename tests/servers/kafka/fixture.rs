@@ -56,11 +56,7 @@ impl Fixture {
         admin.batch_execute(&format!("CREATE DATABASE {db}")).await.unwrap();
         let mut sql = sql::connect(&support::database(&db)).await.unwrap();
         migrate(&mut sql, &support::database(&db)).await.unwrap();
-        let history_id =
-            HistoryId { uuid: Uuid::new_v4(), system_id: "7".into(), timeline: 1, slot: format!("s_{run}") };
-        let insert = "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, state) \
-                      VALUES ($1, $2, '7', 1, 'walcast', 1, 'ready')";
-        sql.execute(insert, &[&history_id.slot, &history_id.uuid]).await.unwrap();
+        let history_id = support::made_up_history(&sql, &format!("s_{run}")).await;
         Fixture { topics: config.topics(), config, db, sql, history_id }
     }
 

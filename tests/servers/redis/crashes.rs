@@ -1,7 +1,7 @@
 //! Whatever is killed, cut or replaced: every row counts once.
 
 use rand::RngExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use walcast::error::{Class, Code};
 use walcast::sink::redis::{RedisConfig, RedisSink};
@@ -9,6 +9,7 @@ use walcast::sink::{Sink, SinkAdmin};
 
 use super::assert_shown;
 use super::{recovered, refused, told, write};
+use crate::support::DEADLINE;
 use crate::support::redis_server::{Server, connect, fresh_database, public, run};
 use crate::support::story::{MINUTE, SECOND, Story, Time, seeded, session};
 use crate::support::wire::Wire;
@@ -204,7 +205,7 @@ async fn a_server_that_is_gone_or_silent_is_told_in_bounded_time() {
     let begun = Instant::now();
     refused(sink.write(&story.beyond(checkpoint, 100)).await, Code::RedisUnreachable, "redis 127.0.0.1");
     refused(sink.recover(&session(1)).await, Code::RedisUnreachable, "see that the server runs");
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
 
     // a listener that never answers
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -212,7 +213,7 @@ async fn a_server_that_is_gone_or_silent_is_told_in_bounded_time() {
     config.port = silent.local_addr().unwrap().port();
     let begun = Instant::now();
     refused(RedisSink::new(config).prepare().await, Code::RedisUnreachable, "does not answer");
-    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
