@@ -70,6 +70,8 @@ pub struct Streaming<S = connect::Stream> {
     received: Lsn,
     /// When the server last said something, or was not listened to.
     heard: Instant,
+    /// Whether we listen to it: not while a batch waits for room or a warning for its meaning, nor at the end.
+    listens: bool,
     queues: Vec<(&'static str, QueueSender)>,
     checkpoints: watch::Receiver<Vec<Checkpoint>>,
     drivers: JoinSet<Result<()>>,
@@ -127,6 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
             continuity,
             received: from,
             heard: Instant::now(),
+            listens: true,
             watermark,
             queues,
             checkpoints: checkpoints_seen,
@@ -171,6 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         let mut status_due = status_interval();
         loop {
             self.take_frames(&mut doubts)?;
+            self.listens = self.outbox.is_none() && !doubts.is_pending();
             let due = self.outbox.is_none().then(|| self.transform.due_at()).flatten();
             tokio::select! {
                 biased;
@@ -185,9 +189,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
                     if let Some(repeated) = warnings.say(&meaning) {
                         tracing::warn!(repeated = (repeated > 0).then_some(repeated), "{meaning}");
                     }
-                    self.heard = Instant::now();
                 }
-                filled = self.stream.fill(), if self.outbox.is_none() && !doubts.is_pending() => {
+                filled = self.stream.fill(), if self.listens => {
                     filled?;
                     self.heard = Instant::now();
                 }
@@ -276,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     /// Whether it is time to ask the server for a sign of life; an error when it has given none for too long. TCP's
     /// own probes do not see a connection of which only the near half, up to some proxy, is alive.
     fn is_silent(&mut self) -> Result<bool> {
-        if self.outbox.is_some() {
+        if !self.listens {
             self.heard = Instant::now();
         }
         let silence = self.heard.elapsed();
@@ -298,6 +301,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     async fn drain(mut self, shutdown: &mut Shutdown) -> Result<()> {
         tracing::info!("draining");
         self.registry.draining();
+        self.listens = false;
         let deadline = Instant::now() + self.drain;
         let mut status_due = status_interval();
         loop {

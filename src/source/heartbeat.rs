@@ -32,13 +32,26 @@ pub struct Doubts {
     pending: bool,
 }
 
+/// The other end of the talk: who finds out what the warnings mean.
+#[derive(Debug)]
+pub struct Answers {
+    raised: mpsc::Receiver<ServerError>,
+    settled: mpsc::Sender<String>,
+}
+
+/// Both ends of a talk about warnings.
+pub fn doubts() -> (Doubts, Answers) {
+    // never more than one warning waits for its answer
+    let ((raise, raised), (settle, settled)) = (mpsc::channel(1), mpsc::channel(1));
+    (Doubts { raised: raise, settled, pending: false }, Answers { raised, settled: settle })
+}
+
 /// What looks after the source on a session of its own.
 #[derive(Debug)]
 pub struct Watch {
     /// What the slot was made for.
     publication: Publication,
-    raised: mpsc::Receiver<ServerError>,
-    settled: mpsc::Sender<String>,
+    answers: Answers,
 }
 
 impl Doubts {
@@ -65,13 +78,28 @@ impl Doubts {
     }
 }
 
+impl Answers {
+    /// The next warning. Cancel safe.
+    pub async fn raised(&mut self) -> ServerError {
+        match self.raised.recv().await {
+            Some(warning) => warning,
+            // a stream that has ended warns of nothing
+            None => std::future::pending().await,
+        }
+    }
+
+    /// No rows are left out; `meaning` is what the warning was about.
+    pub fn settle(&self, meaning: String) {
+        // a stream that has ended does not mind
+        let _ = self.settled.try_send(meaning);
+    }
+}
+
 impl Watch {
     /// A watch over a stream of this publication, and the stream's end of their talk.
     pub fn new(publication: Publication) -> (Watch, Doubts) {
-        // never more than one warning waits for its answer
-        let ((raise, raised), (settle, settled)) = (mpsc::channel(1), mpsc::channel(1));
-        let watch = Watch { publication, raised, settled: settle };
-        (watch, Doubts { raised: raise, settled, pending: false })
+        let (doubts, answers) = doubts();
+        (Watch { publication, answers }, doubts)
     }
 
     /// Runs until the session is lost or something is wrong with the source; gives the reason. The end of this
@@ -93,10 +121,9 @@ impl Watch {
         loop {
             tokio::select! {
                 ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Code::PostgresUnreachable, "the SQL session ended"))),
-                Some(warning) = self.raised.recv() => {
+                warning = self.answers.raised() => {
                     let meaning = self.judge(&client, config, &warning).await?;
-                    // a stream that has ended does not mind
-                    let _ = self.settled.try_send(meaning);
+                    self.answers.settle(meaning);
                 }
                 _ = heartbeat_due.tick() => beat(&client).await?,
                 _ = look_due.tick() => self.look(&client, config).await?,

@@ -25,8 +25,7 @@ use walcast::error::{Class, Code, Error, Result};
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
 use walcast::resume::judge;
 use walcast::shutdown::{Shutdown, Trigger};
-use walcast::source::heartbeat::Watch;
-use walcast::source::slot::Publication;
+use walcast::source::heartbeat::{Answers, doubts};
 use walcast::source::stream::ReplicationStream;
 use walcast::streaming::{Fed, Limits, Streaming};
 use walcast::telemetry::registry::StatusRegistry;
@@ -39,7 +38,8 @@ use self::wal::Wal;
 
 const NAMES: [&str; 3] = ["writes", "cuts", "accepts"];
 const START: Lsn = Lsn(1000);
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long a drain may take: less, or more, than a server may be silent.
+const DRAINS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(150)];
 const QUEUE_BYTES_MAX: usize = 30_000;
 const BATCH_BYTES_MAX: usize = 20_000;
 /// After so long a life that is to end by itself hangs.
@@ -58,6 +58,8 @@ enum Fate {
     StreamEnds,
     /// The source's own watch finds something wrong.
     SourceEnds,
+    /// The server warns, and what it means is known late; with `loss`, that rows are left out.
+    Warned { loss: bool },
     /// A sink hangs, and the process is killed.
     Hangs,
     /// A sink hangs, and the process is asked to end: once, or twice.
@@ -74,7 +76,7 @@ enum Fate {
 
 impl Fate {
     fn random(rng: &mut StdRng) -> Fate {
-        match rng.random_range(0..16) {
+        match rng.random_range(0..18) {
             0..6 => Fate::Killed(rng.random_range(0..1_000)),
             6..9 => Fate::Signalled,
             9 => Fate::Silence,
@@ -82,6 +84,8 @@ impl Fate {
             11 => Fate::SourceEnds,
             12..14 => Fate::Hangs,
             14 => Fate::HangsSignalled { twice: false },
+            15 => Fate::Warned { loss: false },
+            16 => Fate::Warned { loss: true },
             _ => Fate::HangsSignalled { twice: true },
         }
     }
@@ -111,6 +115,8 @@ struct End {
     received: Lsn,
     /// Since the first signal.
     signalled: Option<Duration>,
+    /// How long the drain might take.
+    drain: Duration,
     /// Who stops the reading.
     full: Option<String>,
 }
@@ -192,7 +198,8 @@ impl World {
             stops_after: matches!(fate, Fate::Silence | Fate::StreamEnds).then_some(some),
             ends: fate == Fate::StreamEnds,
             waits: fate == Fate::Awaited,
-            brisk: fate.hangs(),
+            brisk: fate.hangs() || matches!(fate, Fate::Warned { .. }),
+            warns: warns(fate),
         }
     }
 
@@ -234,7 +241,8 @@ impl World {
         let fed = self.fed(fate, faults);
         let transform = Transform::new("public", from, self.wal.contents(from), self.bounds(fate));
         let (client, server) = tokio::io::duplex(self.rng.random_range(100..4096));
-        let limits = Limits { queue_bytes_max: QUEUE_BYTES_MAX, drain: DRAIN };
+        let drain = DRAINS[self.rng.random_range(0..DRAINS.len())];
+        let limits = Limits { queue_bytes_max: QUEUE_BYTES_MAX, drain };
         let stream = ReplicationStream::over(client);
         let streaming = Streaming::spawn(limits, &registry, stream, transform, watermark, &self.session, fed);
 
@@ -243,14 +251,13 @@ impl World {
         let (habits, servers_rng, mut fates_rng) = (self.habits(fate), self.rng(), self.rng());
         let (trigger, mut shutdown) = Shutdown::manual();
         let signalled = Mutex::new(None);
-        let source_ended = source_ended(fate, fates_rng.random_range(0..2_000));
-        // this server warns of nothing
-        let (_watch, doubts) = Watch::new(Publication { oid: 1, entries: Vec::new() });
+        let (doubts, answers) = doubts();
+        let source_ended = source_ended(fate, self.rng(), answers, &witness);
         let ended = tokio::select! {
             biased;
             ended = turns(fate, streaming.run(source_ended, doubts, &mut shutdown)) => ended,
             never = server::serve(server, &self.wal, from, habits, servers_rng, &witness) => match never {},
-            () = befall(fate, &mut fates_rng, &trigger, &signalled, &witness, self.wal.end) => None,
+            () = befall(fate, &mut fates_rng, &trigger, &signalled, drain, &witness, self.wal.end) => None,
             () = sleep(STUCK) => panic!("{fate:?}: stuck"),
         };
         let heard = witness.heard();
@@ -267,7 +274,7 @@ impl World {
         }
         self.trace = self.trace.wrapping_mul(31).wrapping_add(heard.trace);
         let signalled = signalled.lock().unwrap().map(|at: Instant| at.elapsed());
-        End { ended, heard, calm: !rough, received: status.source.received_lsn, signalled, full }
+        End { ended, heard, calm: !rough, received: status.source.received_lsn, signalled, drain, full }
     }
 
     /// One life, and whether it ended as it should.
@@ -294,6 +301,10 @@ impl World {
             }
             Fate::SourceEnds => {
                 assert!(lost || failed(Code::PostgresUnreachable, "the SQL session"), "{ended:?}")
+            }
+            Fate::Warned { loss } => {
+                let told = loss && heard.doubts_raised > 0 && failed(Code::PublicationChanged, "left out");
+                assert!(told || ended.is_none() && heard.doubts_settled == heard.doubts_raised, "{ended:?}");
             }
             Fate::Restored => assert!(failed(Code::SinkAheadOfServer, "holds a last row at"), "{ended:?}"),
             Fate::Hangs => assert!(ended.is_none(), "{ended:?}"),
@@ -326,13 +337,13 @@ impl World {
 
     /// It left within its time, and told the server of all that the sinks hold.
     fn check_drained(&self, fate: Fate, end: &End) {
-        let (heard, took) = (end.heard, end.signalled.unwrap());
+        let (heard, took, drain) = (end.heard, end.signalled.unwrap(), end.drain);
         assert!(heard.left, "it said goodbye");
         let leaving = Duration::from_millis(20);
-        assert!(took <= DRAIN + leaving, "{took:?}");
+        assert!(took <= drain + leaving, "{took:?}");
         let at_once = fate == Fate::HangsSignalled { twice: true };
-        assert!(!at_once || took <= DRAIN / 2 + leaving, "{took:?}");
-        if took < DRAIN && !at_once {
+        assert!(!at_once || took <= drain / 2 + leaving, "{took:?}");
+        if took < drain && !at_once {
             assert_eq!(heard.confirmed, self.lowest(), "the last status is of all that the sinks hold");
             let whole = self.wal.commits.iter().rev().find(|commit| commit.end <= end.received);
             let whole = whole.map_or(START, |commit| commit.end);
@@ -387,12 +398,42 @@ async fn turns(fate: Fate, running: impl Future<Output = Result<()>>) -> Option<
     .await
 }
 
-async fn source_ended(fate: Fate, millis: u64) -> Error {
-    if fate != Fate::SourceEnds {
-        std::future::pending::<()>().await;
+/// How often the server warns.
+fn warns(fate: Fate) -> f64 {
+    match fate {
+        Fate::Warned { .. } => 0.05,
+        Fate::Killed(_) | Fate::Signalled | Fate::SourceEnds | Fate::StreamEnds => 0.01,
+        _ => 0.0,
     }
-    sleep(Duration::from_millis(millis)).await;
-    Error::new(Code::PostgresUnreachable, "the SQL session ended")
+}
+
+/// The source's own watch: it says what the warnings mean, mostly at once, and once later than any silence may last.
+async fn source_ended(fate: Fate, mut rng: StdRng, mut answers: Answers, witness: &Witness) -> Error {
+    let ends = Duration::from_millis(rng.random_range(0..2_000));
+    let ended = async {
+        match fate {
+            Fate::SourceEnds => sleep(ends).await,
+            _ => std::future::pending().await,
+        }
+        Error::new(Code::PostgresUnreachable, "the SQL session ended")
+    };
+    let mut late = matches!(fate, Fate::Warned { .. });
+    let answering = async {
+        loop {
+            answers.raised().await;
+            let millis = if std::mem::take(&mut late) { 100_000 } else { rng.random_range(0..20) };
+            sleep(Duration::from_millis(millis)).await;
+            if fate == (Fate::Warned { loss: true }) && rng.random_bool(0.5) {
+                return Error::new(Code::PublicationChanged, "rows are left out");
+            }
+            witness.settled();
+            answers.settle("harmless".into());
+        }
+    };
+    tokio::select! {
+        error = ended => error,
+        error = answering => error,
+    }
 }
 
 /// Lets happen what the process is fated to; returns when it is killed.
@@ -401,6 +442,7 @@ async fn befall(
     rng: &mut StdRng,
     trigger: &Trigger,
     signalled: &Mutex<Option<Instant>>,
+    drain: Duration,
     witness: &Witness,
     end: Lsn,
 ) {
@@ -420,7 +462,7 @@ async fn befall(
             sleep(some_time).await;
             signal();
             if twice {
-                sleep(DRAIN / 2).await;
+                sleep(drain / 2).await;
                 signal();
             }
         }
@@ -437,6 +479,8 @@ async fn befall(
             }
             return;
         }
+        // beyond any wait of this server, however late it is answered
+        Fate::Warned { .. } => return sleep(Duration::from_secs(300)).await,
         Fate::Silence | Fate::StreamEnds | Fate::SourceEnds | Fate::Restored => {}
     }
     std::future::pending().await

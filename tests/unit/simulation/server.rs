@@ -1,7 +1,8 @@
 //! A walsender: it sends the WAL as one does, answers as one does or does not, and holds every status against what
 //! is really at the targets.
 
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -9,7 +10,7 @@ use rand::rngs::StdRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
-use walcast::lsn::Lsn;
+use walcast::lsn::{Lsn, Position};
 
 use super::target::Target;
 use super::wal::{Seen, Wal};
@@ -31,6 +32,8 @@ pub struct Habits {
     pub waits: bool,
     /// It is never quiet for long.
     pub brisk: bool,
+    /// How often it warns before a message.
+    pub warns: f64,
 }
 
 /// What the server knows of its client.
@@ -42,6 +45,8 @@ pub struct Witness {
     /// No sink fails: what is durable is known to be.
     pub calm: bool,
     heard: Mutex<Heard>,
+    /// Where the server has warned, and it is not known yet why.
+    doubtful: Mutex<VecDeque<Position>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +63,9 @@ pub struct Heard {
     pub all_sent_at: Option<Instant>,
     /// The client has said goodbye.
     pub left: bool,
+    /// Warnings, and how many of them are known to be harmless.
+    pub doubts_raised: usize,
+    pub doubts_settled: usize,
     /// Tells one run from another.
     pub trace: u64,
 }
@@ -73,16 +81,43 @@ impl Witness {
             new_bytes: 0,
             all_sent_at: None,
             left: false,
+            doubts_raised: 0,
+            doubts_settled: 0,
             trace: 0,
         };
         let durable =
             |target: &Arc<Mutex<Target>>| target.lock().unwrap().checkpoint.unwrap_or_default().durable_lsn;
         let furthest = targets.iter().map(durable).max().unwrap_or_default();
-        Witness { targets: targets.to_vec(), rows, furthest, calm, heard: Mutex::new(heard) }
+        targets.iter().for_each(|target| target.lock().unwrap().doubtful_from = None);
+        let (targets, heard) = (targets.to_vec(), Mutex::new(heard));
+        Witness { targets, rows, furthest, calm, heard, doubtful: Mutex::default() }
     }
 
     pub fn heard(&self) -> Heard {
         *self.heard.lock().unwrap()
+    }
+
+    /// The server warns before this place: until it is known why, nothing from there on may reach a target.
+    fn doubted(&self, from: Position) {
+        self.heard.lock().unwrap().doubts_raised += 1;
+        self.doubtful().push_back(from);
+        self.hold_back();
+    }
+
+    /// The first of the warnings is harmless.
+    pub fn settled(&self) {
+        self.heard.lock().unwrap().doubts_settled += 1;
+        self.doubtful().pop_front();
+        self.hold_back();
+    }
+
+    fn hold_back(&self) {
+        let from = self.doubtful().front().copied();
+        self.targets.iter().for_each(|target| target.lock().unwrap().doubtful_from = from);
+    }
+
+    fn doubtful(&self) -> MutexGuard<'_, VecDeque<Position>> {
+        self.doubtful.lock().unwrap()
     }
 
     /// The client would be late by now with a status.
@@ -181,8 +216,15 @@ impl Walsender<'_> {
             if self.habits.stops_after.is_some_and(|stops_after| index - first >= stops_after) {
                 break;
             }
+            let mut next = Position { commit_lsn: commit.lsn, ordinal: 0 };
             for message in commit.messages(index == first) {
+                if self.rng.random_bool(self.habits.warns) {
+                    self.witness.doubted(next);
+                    let fields = b"SWARNING\0VWARNING\0C55000\0Msomething is strange\0\0";
+                    self.say(&packet(b'N', fields)).await?;
+                }
                 let ends = matches!(message, Sent::Commit { .. });
+                next.ordinal += u64::from(matches!(message, Sent::Insert { .. }));
                 self.data(if ends { commit.end } else { commit.lsn }, &message.encode()).await?;
                 if !ends && self.rng.random_bool(0.02) {
                     // inside a transaction this says nothing of it

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 use walcast::batch::Batch;
 use walcast::error::{Code, Error, Result};
-use walcast::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
+use walcast::lsn::{Checkpoint, Lsn, Position, Session, StoredCheckpoint};
 use walcast::sink::{BatchPolicy, Guarantee, Sink, SinkIdentity, Written};
 
 use super::wal::Seen;
@@ -22,6 +22,8 @@ pub struct Target {
     pub checkpoint: Option<Checkpoint>,
     /// What it is to have in the end; `None` when that is open.
     pub wanted: Option<Arc<Vec<Seen>>>,
+    /// The server has warned before this place, and it is not known yet why.
+    pub doubtful_from: Option<Position>,
     /// When it came to hold what, in this life.
     pub held_since: Vec<(Lsn, Instant)>,
 }
@@ -35,6 +37,11 @@ impl Target {
                 "{} has a gap, a double, another order or another join",
                 self.name
             );
+        }
+        if let Some(from) = self.doubtful_from {
+            let passed = rows.last().is_some_and(|row| row.position >= from)
+                || checkpoint.durable_lsn > from.commit_lsn;
+            assert!(!passed, "{} was fed beyond a warning that is not settled", self.name);
         }
         self.rows.extend_from_slice(rows);
         let checkpoint = self.checkpoint.unwrap_or_default().advanced(checkpoint);
