@@ -2,4 +2,5 @@
 SELECT name
 FROM (SELECT trim(BOTH ' "' FROM word) AS name
       FROM string_to_table(current_setting('synchronized_standby_slots', true), ',') AS word) AS wanted
-WHERE name <> '' AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = name AND active)
+WHERE name <> ''
+  AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = name AND active AND slot_type = 'physical')

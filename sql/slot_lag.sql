@@ -24,6 +24,8 @@ SELECT slot.active,
        (SELECT max(extract(epoch FROM clock_timestamp() - since))::float8
         FROM (SELECT xact_start AS since FROM pg_stat_activity WHERE backend_xid IS NOT NULL
               UNION ALL SELECT prepared FROM pg_prepared_xacts) AS writing) AS oldest_transaction_seconds,
+       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_sessions,
+       quote_ident(current_user) AS role,
        spilled.spill_txns,
        spilled.spill_bytes
 FROM pg_replication_slots AS slot

@@ -191,8 +191,18 @@ fn slot_line(slot: &SlotStatus) -> String {
         format!("inactive for {}", seconds(slot.inactive_seconds))
     };
     let left = slot.safe_wal_bytes.map(|left| format!(", {} left before it is lost", size(left)));
+    let waits = match slot.missing_standbys.as_slice() {
+        [] => String::new(),
+        names => {
+            format!(
+                ", waits for the standby of {} for {}",
+                names.join(", "),
+                seconds(slot.standby_wait_seconds)
+            )
+        }
+    };
     format!(
-        "{}: {active}, {}, {} of WAL kept{}",
+        "{}: {active}, {}, {} of WAL kept{}{waits}",
         slot.name,
         slot.wal_status,
         size(slot.retained_bytes),
@@ -344,6 +354,19 @@ mod tests {
         bigquery  exactly once, in batches
         ");
         assert_eq!(guarantees(&[sink("kafka", SinkState::Ok)]), "");
+    }
+
+    #[test]
+    fn a_slot_whose_standby_is_missing_says_so() {
+        let waits = SlotStatus {
+            name: "walcast".into(),
+            active: true,
+            wal_status: "reserved".into(),
+            missing_standbys: vec!["a".into(), "b".into()],
+            standby_wait_seconds: 42.0,
+            ..SlotStatus::default()
+        };
+        insta::assert_snapshot!(slot_line(&waits), @"walcast: active, reserved, 0 B of WAL kept, waits for the standby of a, b for 42 s");
     }
 
     fn sink(name: &str, state: SinkState) -> SinkLine {

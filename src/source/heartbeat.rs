@@ -118,6 +118,7 @@ impl Watch {
         let mut look_due = tokio::time::interval(LOOK_EVERY);
         heartbeat_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beating = true;
         loop {
             tokio::select! {
                 ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Code::PostgresUnreachable, "the SQL session ended"))),
@@ -125,10 +126,24 @@ impl Watch {
                     let meaning = self.judge(&client, config, &warning).await?;
                     self.answers.settle(meaning);
                 }
-                _ = heartbeat_due.tick() => beat(&client).await?,
+                _ = heartbeat_due.tick() => beating = self.tend(&client, beating).await?,
                 _ = look_due.tick() => self.look(&client, config).await?,
             }
         }
+    }
+
+    /// Sends a heartbeat if our role may; says so once if it may not, and goes on without. A grant mends it at the next.
+    async fn tend(&self, client: &Client, beating: bool) -> Result<bool> {
+        let allowed = may_beat(client).await?;
+        if allowed {
+            beat(client).await?;
+        } else if beating {
+            tracing::warn!(
+                "the role may not write heartbeats, so walcast goes on without them: it cannot tell how old what it \
+                 has received is; `walcast check` has the statement that allows them"
+            );
+        }
+        Ok(allowed)
     }
 
     async fn look(&self, client: &Client, config: &PostgresConfig) -> Result<()> {
@@ -178,6 +193,12 @@ fn dropped(config: &PostgresConfig) -> Error {
     Error::new(Code::PublicationChanged, message).hint(
         "the next `walcast run` refuses to start, and says what mends it: the slot cannot read past that place",
     )
+}
+
+/// Whether our role may write a heartbeat, as `check` asks it. PostgreSQL 17 has given the function one more argument.
+async fn may_beat(client: &Client) -> Result<bool> {
+    let row = client.query_one(include_str!("../../sql/may_beat.sql"), &[]).await.map_err(sql::error)?;
+    sql::get(&row, 0)
 }
 
 /// Sends one heartbeat through the WAL. On a standby nothing can be written; there the keepalives' WAL end moves

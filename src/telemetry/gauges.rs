@@ -32,6 +32,7 @@ fn set_slot(slot: &SlotStatus) {
         gauge!(names::SLOT_WAL_STATUS, "status" => status).set(f64::from(slot.wal_status == status));
     }
     gauge!(names::SLOT_FAILOVER).set(f64::from(slot.failover == Some(true)));
+    gauge!(names::SLOT_STANDBY_WAIT_SECONDS).set(slot.standby_wait_seconds);
     gauge!(names::SLOT_REPLY_AGE_SECONDS).set(slot.reply_age_seconds.unwrap_or_default());
     let catalog_age = slot.catalog_xmin_age_transactions.unwrap_or_default();
     gauge!(names::SLOT_CATALOG_XMIN_AGE_TRANSACTIONS).set(catalog_age as f64);

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::source::{PostgresConfig, sql};
+use crate::source::{PostgresConfig, slot, sql};
 use crate::telemetry::herald::Herald;
 use crate::telemetry::registry::StatusRegistry;
 use crate::telemetry::status::SlotStatus;
@@ -22,22 +22,45 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Puts on the registry what the server says of the slot, until it is dropped.
 pub async fn watch(postgres: PostgresConfig, registry: StatusRegistry) {
-    let mut seen_active = Instant::now();
-    let mut herald = Herald::default();
+    let mut seen = Seen { active: Instant::now(), waits_since: None, herald: Herald::default() };
     loop {
-        if let Err(error) = sample_while_connected(&postgres, &registry, &mut seen_active, &mut herald).await
-        {
+        if let Err(error) = sample_while_connected(&postgres, &registry, &mut seen).await {
             tracing::debug!(error = error.chain(), "the slot cannot be watched");
         }
         tokio::time::sleep(RECONNECT_AFTER).await;
     }
 }
 
+/// What the samples have shown so far.
+struct Seen {
+    /// When somebody last read the slot.
+    active: Instant,
+    /// Since when PostgreSQL waits for a standby.
+    waits_since: Option<Instant>,
+    herald: Herald,
+}
+
+impl Seen {
+    /// Adds what the server does not know by itself: for how long.
+    fn complete(&mut self, slot: &mut SlotStatus) {
+        if slot.active {
+            self.active = Instant::now();
+        } else if slot.inactive_seconds == 0.0 {
+            slot.inactive_seconds = self.active.elapsed().as_secs_f64();
+        }
+        self.waits_since = match slot.missing_standbys.is_empty() {
+            true => None,
+            false => Some(self.waits_since.unwrap_or_else(Instant::now)),
+        };
+        slot.standby_wait_seconds = self.waits_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        self.herald.see(slot);
+    }
+}
+
 async fn sample_while_connected(
     postgres: &PostgresConfig,
     registry: &StatusRegistry,
-    seen_active: &mut Instant,
-    herald: &mut Herald,
+    seen: &mut Seen,
 ) -> Result<()> {
     let client = sql::connect(postgres).await?;
     let statement = client.prepare(include_str!("../../sql/slot_lag.sql")).await.map_err(sql::error)?;
@@ -48,22 +71,21 @@ async fn sample_while_connected(
         let asked = tokio::time::timeout(ANSWER_WITHIN, sample(&client, &statement, &postgres.slot));
         let Ok(slot) = asked.await else { return Ok(()) };
         let mut slot = slot?;
-        if slot.active {
-            *seen_active = Instant::now();
-        } else if slot.inactive_seconds == 0.0 {
-            slot.inactive_seconds = seen_active.elapsed().as_secs_f64();
-        }
-        herald.see(&slot);
+        seen.complete(&mut slot);
         registry.slot(slot);
     }
 }
 
 /// Asks once. Before PostgreSQL 17 the server does not know for how long a slot has been inactive: 0 then.
-async fn sample(client: &Client, statement: &Statement, slot: &str) -> Result<SlotStatus> {
-    let row = client.query_opt(statement, &[&slot]).await.map_err(sql::error)?;
+async fn sample(client: &Client, statement: &Statement, name: &str) -> Result<SlotStatus> {
+    let row = client.query_opt(statement, &[&name]).await.map_err(sql::error)?;
     let missing =
-        SlotStatus { name: slot.to_owned(), wal_status: "missing".to_owned(), ..Default::default() };
-    row.map_or(Ok(missing), |row| read(slot, &row)).map_err(sql::error)
+        SlotStatus { name: name.to_owned(), wal_status: "missing".to_owned(), ..Default::default() };
+    let mut status = row.map_or(Ok(missing), |row| read(name, &row)).map_err(sql::error)?;
+    if status.failover == Some(true) {
+        status.missing_standbys = slot::missing_standbys(client).await?;
+    }
+    Ok(status)
 }
 
 fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
@@ -98,6 +120,10 @@ fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
         keep_bytes_max: count("keep_bytes_max")?,
         catalog_xmin_age_transactions: count("catalog_xmin_age")?,
         oldest_transaction_seconds: seconds("oldest_transaction_seconds")?,
+        sees_sessions: row.try_get("sees_sessions")?,
+        role: row.try_get("role")?,
+        missing_standbys: Vec::new(),
+        standby_wait_seconds: 0.0,
         spill_transactions_total: count("spill_txns")?.unwrap_or_default(),
         spill_bytes_total: count("spill_bytes")?.unwrap_or_default(),
         two_phase: row.try_get("two_phase")?,

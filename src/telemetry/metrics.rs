@@ -37,6 +37,7 @@ metrics! {
     Gauge SLOT_SAMPLE_AGE_SECONDS = "walcast_slot_sample_age_seconds", Seconds, "Age of the walcast_slot_ figures. It grows while PostgreSQL does not answer.";
     Gauge SLOT_KEEP_MAX_BYTES = "walcast_slot_keep_max_bytes", Bytes, "The server's max_slot_wal_keep_size. Infinite when it is not set.";
     Gauge SLOT_FAILOVER = "walcast_slot_failover", Count, "1 if PostgreSQL keeps the slot on standbys too (PostgreSQL 17 and newer), else 0.";
+    Gauge SLOT_STANDBY_WAIT_SECONDS = "walcast_slot_standby_wait_seconds", Seconds, "For how long PostgreSQL has held the stream back for a standby that synchronized_standby_slots names and that is not connected. 0 while it does not.";
     Gauge SLOT_REPLY_AGE_SECONDS = "walcast_slot_reply_age_seconds", Seconds, "Time since PostgreSQL last received a status update from walcast. 0 while nobody reads the slot, or without the right pg_read_all_stats.";
     Gauge SLOT_CATALOG_XMIN_AGE_TRANSACTIONS = "walcast_slot_catalog_xmin_age_transactions", Count, "Age, in transactions, of the oldest catalog rows that vacuum keeps for the slot.";
     Counter SLOT_SPILLED_TRANSACTIONS_TOTAL = "walcast_slot_spilled_transactions_total", Count, "Transactions larger than logical_decoding_work_mem, which PostgreSQL wrote to its disk while decoding.";

@@ -105,8 +105,17 @@ pub struct SlotStatus {
     /// How many transactions old the catalog rows are that vacuum keeps for the slot.
     pub catalog_xmin_age_transactions: Option<u64>,
     /// For how long the oldest transaction that has written is open, of all databases, prepared ones included; `None`
-    /// where there is none, or where our role may not see it.
+    /// where there is none, or where our role may not see it (`sees_sessions`).
     pub oldest_transaction_seconds: Option<f64>,
+    /// Whether our role sees the sessions of other roles (`pg_read_all_stats`).
+    pub sees_sessions: bool,
+    /// Our role, as SQL writes it.
+    pub role: String,
+    /// The slots of `synchronized_standby_slots` that no standby reads: PostgreSQL sends us nothing beyond what these
+    /// standbys have. Empty when this slot is not kept on standbys.
+    pub missing_standbys: Vec<String>,
+    /// For how long there have been any; 0 when there are none.
+    pub standby_wait_seconds: f64,
     /// Transactions that outgrew `logical_decoding_work_mem` and went through the server's disk while decoding.
     pub spill_transactions_total: u64,
     /// Their bytes; a transaction read again counts again.

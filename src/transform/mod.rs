@@ -91,7 +91,10 @@ impl Transform {
             }
             Message::Relation(relation) => self.tables.describe(relation)?,
             Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
-            Message::Logical { prefix, .. } if prefix == crate::source::heartbeat::PREFIX => {
+            // Ours is of a transaction: one that is not comes whenever anybody likes, and no commit follows it.
+            Message::Logical { transactional: true, prefix, .. }
+                if prefix == crate::source::heartbeat::PREFIX =>
+            {
                 metrics::heartbeat_received();
                 self.heartbeat_seen = true;
                 self.beating = true;

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use crate::support::world::{World, send};
+use crate::support::world::{Running, World, send};
 use crate::support::{
     self, DEADLINE, fresh_database, fresh_name, in_fresh_database, run, services, wait_until,
 };
+use serde_json::{Value, json};
 use tokio_postgres::Client;
 use walcast::error::Error;
 use walcast::lsn::Lsn;
@@ -200,16 +201,41 @@ async fn a_stream_that_waits_for_a_standby_goes_on_when_it_is_there() {
         let said = running.log.lock().await.matches(words).count();
         assert_eq!(said, 1, "it is said once, not at each warning");
         assert_eq!((world.redis_plays().await, world.confirmed_lsn().await), before);
+        waits_are_shown(&world, &running, true).await;
         let none = "ALTER SYSTEM SET synchronized_standby_slots = ''";
         run(&client, none).await;
         run(&client, "SELECT pg_reload_conf()").await;
         wait_until("Redis has all", async || world.redis_plays().await == before.0 + 10).await;
+        waits_are_shown(&world, &running, false).await;
         running.stop().await;
         run(&client, "ALTER SYSTEM RESET synchronized_standby_slots").await;
         run(&client, "SELECT pg_reload_conf()").await;
     }
     drop(world);
     services::command(&["postgres", "18:awaited", "wipe"]);
+}
+
+/// What waits is told by the status in both forms and by the metric, and no longer once it is over.
+async fn waits_are_shown(world: &World, running: &Running, waits: bool) {
+    let asked = world.with("WEB_LISTEN", running.address().await.trim_start_matches("http://"));
+    wait_until("the status is as it is", async || {
+        let status = asked.walcast(["status", "--json"]).await.output;
+        let status: Value = serde_json::from_str(&status).unwrap();
+        let slot = &status["source"]["slot"];
+        let told = slot["missing_standbys"] == json!(["standby"])
+            && slot["standby_wait_seconds"].as_f64() > Some(0.0);
+        let over = slot["missing_standbys"] == json!([]) && slot["standby_wait_seconds"] == 0.0;
+        let problem = status["problem"]
+            .as_str()
+            .is_some_and(|problem| problem.contains("for the standby of slot standby"));
+        if waits { told && problem } else { over && !problem }
+    })
+    .await;
+    let text = asked.walcast(["status"]).await.output;
+    assert_eq!(text.contains("waits for the standby of standby"), waits, "{text}");
+    let metrics = running.metrics().await;
+    let seconds = metrics.lines().find_map(|line| line.strip_prefix("walcast_slot_standby_wait_seconds "));
+    assert_eq!(seconds.and_then(|seconds| seconds.parse().ok()) > Some(0.0), waits, "{seconds:?}");
 }
 
 /// A database's wish for read-only transactions has the SQLSTATE of a standby, and is nothing that walcast must wait for.

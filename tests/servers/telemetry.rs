@@ -3,7 +3,7 @@
 use crate::support::services;
 use std::time::Duration;
 
-use crate::support::{self, DEADLINE, drop_database, fresh_database, run, wait_until};
+use crate::support::{self, DEADLINE, drop_database, fresh_database, fresh_name, run, wait_until};
 use tokio_postgres::Client;
 use walcast::source::connection::Connection;
 use walcast::source::{PostgresConfig, sql};
@@ -30,6 +30,32 @@ async fn with_watched_slot(
 
 fn slot(registry: &StatusRegistry) -> SlotStatus {
     registry.status().source.slot.unwrap_or_default()
+}
+
+/// A role without the right sees no session of others, and the status says that this is why.
+#[tokio::test]
+async fn what_the_role_may_not_see_is_told() {
+    with_watched_slot(support::postgres(), async |postgres, client, registry| {
+        wait_until("the slot is seen", async || slot(registry).sees_sessions).await;
+        let role = fresh_name("role");
+        run(client, &format!("CREATE ROLE {role} LOGIN PASSWORD 'x'")).await;
+        let other =
+            PostgresConfig { user: role.clone(), password: "x".to_owned().into(), ..postgres.clone() };
+        let blind = StatusRegistry::new();
+        let watch = tokio::spawn(lag::watch(other, blind.clone()));
+        run(client, "BEGIN; CREATE TABLE left_open_too (id int)").await;
+        wait_until("those who may see it do", async || slot(registry).oldest_transaction_seconds.is_some())
+            .await;
+        wait_until("the slot is seen", async || slot(&blind).wal_status == "reserved").await;
+        let facts = slot(&blind);
+        assert_eq!((facts.sees_sessions, facts.oldest_transaction_seconds), (false, None));
+        assert_eq!(facts.role, role);
+        run(client, &format!("ROLLBACK; GRANT pg_read_all_stats TO {role}")).await;
+        wait_until("the grant is seen", async || slot(&blind).sees_sessions).await;
+        watch.abort();
+        run(client, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    })
+    .await;
 }
 
 /// A prepared transaction, or one that a session has open.

@@ -405,6 +405,19 @@ fn inside_a_transaction_a_keepalive_moves_nothing() {
     assert!(stream.transform.take_rest().is_none());
 }
 
+/// Anybody may write messages outside of transactions, with any prefix and at any time.
+#[test]
+fn a_message_outside_of_transactions_is_no_heartbeat() {
+    let mut stream = Stream::new(BOUNDS, []);
+    let message =
+        Sent::Logical { transactional: false, lsn: Lsn(9), prefix: "walcast".into(), content: vec![] };
+    stream.transform.apply(&message.encode()).unwrap();
+    stream.transaction([]);
+    assert!(stream.transform.take_batch(Instant::now()).is_none(), "nothing is told at once");
+    let rest = stream.transform.take_rest().expect("a commit moves the checkpoint");
+    assert!(rest.heartbeat().is_none());
+}
+
 #[test]
 fn a_heartbeat_goes_at_once_and_so_does_a_server_that_waits() {
     let mut stream = Stream::new(BOUNDS, []);

@@ -71,6 +71,7 @@ function further(slot) {
     ["Last reply", slot.reply_age_seconds === null ? null : `${span(slot.reply_age_seconds)} ago`],
     ["Bound", slot.keep_bytes_max && `${bytes(slot.keep_bytes_max)} (max_slot_wal_keep_size)`],
     ["On standbys too", slot.failover === null ? null : slot.failover ? "yes" : "no (failover is off)"],
+    ["Waits for standby", slot.missing_standbys.length && `${slot.missing_standbys.join(", ")}, for ${span(slot.standby_wait_seconds)}`],
     ["Catalog rows kept", slot.catalog_xmin_age_transactions && `for ${count(slot.catalog_xmin_age_transactions)} transactions`],
     ["Spilled to disk", slot.spill_bytes_total && `${bytes(slot.spill_bytes_total)}, ${count(slot.spill_transactions_total)} transactions`],
   ];

@@ -141,3 +141,34 @@ async fn a_role_is_told_what_it_lacks_and_gets_it() {
     assert_eq!((code, failed(&lines)), (Some(0), vec![]), "{lines:#?}");
     run(&owner, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
+
+/// `check` only warns of it, so `run` goes on too; and has them as soon as it may.
+#[tokio::test]
+async fn a_role_that_may_not_write_heartbeats_gets_the_events_all_the_same() {
+    let world = World::initialised().await.with("PIPELINE_SINKS", "redis");
+    let owner = sql::connect(&world.postgres).await.unwrap();
+    let role = fresh_name("role");
+    let emit = "pg_logical_emit_message(boolean, text, text, boolean)";
+    let make = format!(
+        "CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'x';
+         GRANT ALL ON SCHEMA walcast TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA walcast TO {role};
+         GRANT ALL ON ALL SEQUENCES IN SCHEMA walcast TO {role};
+         GRANT SELECT ON content, engagement_events TO {role};
+         REVOKE EXECUTE ON FUNCTION {emit} FROM PUBLIC"
+    );
+    run(&owner, &make).await;
+    let running = world.with("POSTGRES_USER", &role).with("POSTGRES_PASSWORD", "x").start().await;
+    let words = "may not write heartbeats";
+    wait_until("it says so", async || running.log.lock().await.contains(words)).await;
+    world.insert_events(10).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 10).await;
+    assert!(!running.metrics().await.contains("walcast_heartbeat_age_seconds "));
+    run(&owner, &format!("GRANT EXECUTE ON FUNCTION {emit} TO {role}")).await;
+    wait_until("a heartbeat comes", async || {
+        running.metrics().await.contains("walcast_heartbeat_age_seconds ")
+    })
+    .await;
+    assert_eq!(running.log.lock().await.matches(words).count(), 1, "it is said once");
+    running.stop().await;
+    run(&owner, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
