@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::schema::{ContentColumn, EngagementColumn};
+use super::time::{MICROS_MAX, MICROS_MIN};
 use crate::pgoutput::{DecodeError, Timestamp};
 
 /// A row of `engagement_events`, as slices of what it was read from. Every `None` is an SQL NULL.
@@ -187,13 +188,10 @@ impl UncheckedContent {
     }
 }
 
-/// 0001-01-01 and 10000-01-01 in microseconds since 1970: what RFC 3339 and BigQuery can write.
-const TIMES: std::ops::Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
-
 /// Microseconds since 1970 of a time that every sink can write; `None` for infinities and far years.
 fn writable(time: Timestamp) -> Option<i64> {
     match time {
-        Timestamp::At(micros) if TIMES.contains(&micros) => Some(micros),
+        Timestamp::At(micros) if (MICROS_MIN..=MICROS_MAX).contains(&micros) => Some(micros),
         _ => None,
     }
 }

@@ -1,7 +1,9 @@
-//! Times as text.
+//! Which times there are, and how they are cut and written.
 
 const DAY_MICROS: i64 = 86_400_000_000;
-/// 0001-01-01, in microseconds since 1970.
+/// Half an hour: BigQuery's partitions and verify's report are cut by it.
+pub const HALF_HOUR_MICROS: i64 = 1_800_000_000;
+/// 0001-01-01, in microseconds since 1970: the first time that RFC 3339 and BigQuery can write.
 pub const MICROS_MIN: i64 = -719_162 * DAY_MICROS;
 /// The last microsecond of 9999-12-31, in microseconds since 1970.
 pub const MICROS_MAX: i64 = 2_932_897 * DAY_MICROS - 1;

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use uuid::Uuid;
 
 use crate::event::schema::{EVENT_FIELD_COUNT, EVENT_FIELDS, EventValues, Origin, Value, event_field};
+use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::{Lsn, Position};
 
 /// Fields, as bits by their places in [`EVENT_FIELDS`].
@@ -28,8 +29,6 @@ pub const OF_CONTENT: Fields = {
 };
 
 const CONTENT_ID: usize = event_field("content_id");
-
-const HALF_HOUR_MICROS: i64 = 1_800_000_000;
 
 /// What else is known of a record.
 pub mod flag {

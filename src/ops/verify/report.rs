@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::event::time::time_text;
+use crate::event::time::{HALF_HOUR_MICROS, time_text};
 use crate::lsn::{HistoryId, Lsn};
 
 /// How many examples of each kind of difference are kept.
@@ -253,7 +253,7 @@ fn write_line(text: &mut String, name: &str, line: &Line) {
 }
 
 fn half_hour_text(half_hour: i32) -> String {
-    let text = time_text(i64::from(half_hour) * 1_800_000_000).map(Vec::from).unwrap_or_default();
+    let text = time_text(i64::from(half_hour) * HALF_HOUR_MICROS).map(Vec::from).unwrap_or_default();
     let minutes = text.get(..16).unwrap_or_default().to_vec();
     String::from_utf8(minutes).unwrap_or_default()
 }

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Event};
 use crate::event::schema::{EVENT_FIELDS, EventRecord, Field, FieldKind, Visit, fields, visit_event};
-
-const HALF_HOUR_MICROS: i64 = 1_800 * 1_000_000;
+use crate::event::time::{HALF_HOUR_MICROS, MICROS_MAX, MICROS_MIN};
 
 /// How many half hours the ring of partitions has: 200 days.
 pub const BUCKETS: i64 = 9_600;
@@ -124,11 +123,7 @@ impl Default for Footprint {
 impl Footprint {
     /// The whole table, years 1 to 9999.
     pub fn whole() -> Self {
-        Footprint {
-            buckets: (0..BUCKETS).collect(),
-            event_ts_min: -62_135_596_800_000_000,
-            event_ts_max: 253_402_300_799_999_999,
-        }
+        Footprint { buckets: (0..BUCKETS).collect(), event_ts_min: MICROS_MIN, event_ts_max: MICROS_MAX }
     }
 
     /// Adds an event's place.
