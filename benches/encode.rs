@@ -12,7 +12,7 @@ use walcast::event::schema::EventRecord;
 use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::model::content::Content;
 use walcast::sink::bigquery::column::Record;
-use walcast::sink::bigquery::row::Encoder;
+use walcast::sink::bigquery::encode::Encoder;
 
 const EVENTS: u64 = 1_000;
 

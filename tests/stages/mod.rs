@@ -18,8 +18,9 @@ use walcast::model::content::Content;
 use walcast::model::{Table, Tables};
 use walcast::pgoutput::{Message, Transaction};
 use walcast::sink::bigquery::column::Record;
-use walcast::sink::bigquery::row;
-use walcast::sink::kafka::{KafkaConfig, message};
+use walcast::sink::bigquery::encode::Encoder as BigQueryEncoder;
+use walcast::sink::kafka::KafkaConfig;
+use walcast::sink::kafka::encode::Encoder as KafkaEncoder;
 use walcast::sink::redis::connection::{Call, FLUSH};
 use walcast::sink::redis::flush::Flushes;
 use walcast::sink::redis::memory::{Memory, Wanted};
@@ -34,9 +35,9 @@ const NOW: i64 = 946_684_800_000_000 + 802_000_000_000_000 + 60_000_000;
 pub struct Stages {
     pub decoder: Decoder,
     pub transform: Transform,
-    pub kafka: message::Encoder,
+    pub kafka: KafkaEncoder,
     pub redis: Redis,
-    pub bigquery: row::Encoder,
+    pub bigquery: BigQueryEncoder,
 }
 
 /// What the decoding of a session keeps.
@@ -61,9 +62,9 @@ impl Stages {
         Stages {
             decoder: Decoder { transaction: Transaction::default(), tables: Tables::new("public") },
             transform: Transform::new("public", Lsn(50), cache, config.bounds()),
-            kafka: message::Encoder::new(&KafkaConfig::default(), config.row_bytes_max),
+            kafka: KafkaEncoder::new(&KafkaConfig::default(), config.row_bytes_max),
             redis: Redis::new(),
-            bigquery: row::Encoder::default(),
+            bigquery: BigQueryEncoder::default(),
         }
     }
 }
@@ -105,7 +106,7 @@ pub fn enrich(transform: &mut Transform, payloads: &[Vec<u8>]) -> Vec<Arc<Batch>
 
 /// From batches to Kafka's messages: JSON, key, partition, headers.
 #[inline(never)]
-pub fn kafka(encoder: &mut message::Encoder, batches: &[Arc<Batch>]) {
+pub fn kafka(encoder: &mut KafkaEncoder, batches: &[Arc<Batch>]) {
     for batch in batches {
         for row in batch.rows() {
             black_box(encoder.row(batch, row));
@@ -124,7 +125,7 @@ pub fn redis(redis: &mut Redis, batches: &[Arc<Batch>]) {
 
 /// From batches to the rows of BigQuery's Storage Write service.
 #[inline(never)]
-pub fn bigquery(encoder: &mut row::Encoder, batches: &[Arc<Batch>]) {
+pub fn bigquery(encoder: &mut BigQueryEncoder, batches: &[Arc<Batch>]) {
     const HISTORY_ID: &str = "00000000-0000-0000-0000-000000000007";
     for batch in batches {
         for event in batch.events() {

@@ -21,8 +21,8 @@ use tonic::{Code, Response, Status, Streaming};
 
 use super::column::Record;
 use super::config::APPEND_BYTES_LIMIT;
+use super::encode::{Encoder, schema};
 use super::refusal::Refusal;
-use super::row::{Encoder, schema};
 use super::write::{RETRY_FOR, WriteClient};
 use crate::batch::{Batch, Event};
 use crate::error::{self, Error, Result};

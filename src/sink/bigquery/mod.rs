@@ -21,14 +21,15 @@
 
 mod append;
 mod auth;
+mod check;
 pub mod column;
 mod config;
+pub mod encode;
 mod live;
 mod progress;
+mod read_back;
 mod refusal;
 mod rest;
-pub mod row;
-mod read_back;
 mod table;
 mod write;
 
@@ -144,7 +145,7 @@ impl Sink for BigQuerySink {
 #[async_trait]
 impl SinkAdmin for BigQuerySink {
     async fn check(&mut self) -> Vec<Finding> {
-        check(&self.config)
+        check::inspect(&self.config)
             .await
             .unwrap_or_else(|error| vec![Finding::failed("bigquery.service", self.config.address(), &error)])
     }
@@ -196,38 +197,6 @@ impl Target {
             rest: Rest::new(config, for_url(&config.rest_url)).await?,
             client: WriteClient::new(config, for_url(&config.grpc_url))?,
         })
-    }
-}
-
-/// Looks at the table, and whether both services let us in.
-async fn check(config: &BigQueryConfig) -> Result<Vec<Finding>> {
-    let Target { rest, client } = Target::new(config).await?;
-    let dataset = format!("bigquery {}.{}", config.project_id, config.dataset);
-    let missing = |id, subject| Finding::warn(id, subject, "does not exist yet", "walcast init");
-    let mut findings = vec![match rest.dataset().await? {
-        Some(location) => Finding::ok("bigquery.dataset", dataset, location),
-        None => missing("bigquery.dataset", dataset),
-    }];
-    let Some(found) = rest.table().await? else {
-        findings.push(missing("bigquery.table", config.address()));
-        return Ok(findings);
-    };
-    findings.push(match table::verify(config, &found) {
-        Ok(()) => Finding::ok("bigquery.table", config.address(), table::describe(&found)),
-        Err(error) => Finding::failed("bigquery.table", config.address(), &error),
-    });
-    findings.extend(table::lifetime(config, &found));
-    findings.push(answers("bigquery.queries", "bigquery queries", rest.probe().await));
-    let wrote =
-        client.probe().await.map_err(|refusal| refusal.into_error("no write stream can be looked at"));
-    findings.push(answers("bigquery.write", "bigquery write service", wrote));
-    Ok(findings)
-}
-
-fn answers(id: &'static str, subject: &str, answer: Result<()>) -> Finding {
-    match answer {
-        Ok(()) => Finding::ok(id, subject, "answers"),
-        Err(error) => Finding::failed(id, subject, &error),
     }
 }
 

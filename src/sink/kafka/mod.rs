@@ -7,16 +7,16 @@
 //! the newest fencing token only lost a transaction to its time-out, and begins again.
 
 mod config;
+pub mod encode;
 mod error;
-pub mod message;
 mod murmur;
-mod progress;
 mod read_back;
+mod recover;
 mod scan;
 mod hung_transactions;
 mod thread;
 mod topics;
-mod writer;
+mod write;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +25,8 @@ use async_trait::async_trait;
 
 pub use self::config::{KafkaConfig, Properties, Topics};
 use self::hung_transactions::Watch;
-use self::progress::Fence;
-use self::writer::Writer;
+use self::recover::Fence;
+use self::write::Writer;
 use crate::batch::Batch;
 use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
@@ -100,7 +100,7 @@ impl Sink for KafkaSink {
         let writer = Writer::start(&self.config, self.row_bytes_max, &fence).await?;
         self.require_fencing_token(session).await?;
         failpoint!("kafka_recover_before_read");
-        let stored = progress::read(&self.config, &fence).await?;
+        let stored = recover::read(&self.config, &fence).await?;
         let ours = stored.as_ref().filter(|stored| stored.history_id.uuid == session.history_id.uuid);
         let durable = ours.map_or_else(Checkpoint::default, |stored| stored.checkpoint);
         self.open = Some(Open { writer, session: session.clone(), durable });
@@ -164,6 +164,6 @@ impl SinkAdmin for KafkaSink {
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
-        progress::peek(&self.config, &session.history_id.slot).await
+        recover::peek(&self.config, &session.history_id.slot).await
     }
 }

@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 
 use super::config::KafkaConfig;
-use super::message::TOO_LARGE;
+use super::encode::TOO_LARGE;
 use super::murmur::partition_of;
 use super::scan::{self, Scan};
 use crate::error::{Code, Error, Result};

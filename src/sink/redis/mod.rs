@@ -17,7 +17,6 @@
 //!
 //! Every key is named in [`keys`].
 
-pub mod audit;
 mod board;
 mod boards;
 mod check;
@@ -28,6 +27,7 @@ mod keys;
 mod live;
 pub mod memory;
 mod packed;
+pub mod read_back;
 pub mod reader;
 mod rebuild;
 mod recent;
@@ -170,7 +170,7 @@ impl SinkAdmin for RedisSink {
     }
 
     fn read_back(&self) -> ReadBack {
-        ReadBack::Sums(Box::new(audit::ReadRedis::new(self.config.clone())))
+        ReadBack::Sums(Box::new(read_back::ReadRedis::new(self.config.clone())))
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

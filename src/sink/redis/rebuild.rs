@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use super::audit::is_ours;
 use super::connection::{self, Call, Connection};
 use super::live::Live;
+use super::read_back::is_ours;
 use super::{RedisConfig, keys, system_micros};
 use crate::batch::{BatchBuilder, Event, Row};
 use crate::error::{Code, Error, Result};

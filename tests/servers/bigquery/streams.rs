@@ -12,7 +12,7 @@ use walcast::batch::Batch;
 use walcast::error::{self, Class};
 use walcast::sink::Sink;
 use walcast::sink::bigquery::column::Record;
-use walcast::sink::bigquery::row::{Encoder, schema};
+use walcast::sink::bigquery::encode::{Encoder, schema};
 use walcast::source::sql;
 
 use super::proxy::Fault;

@@ -2,7 +2,7 @@
 
 mod model;
 
-mod audit;
+mod read_back;
 mod boards;
 mod contents;
 mod crashes;

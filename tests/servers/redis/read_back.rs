@@ -5,7 +5,7 @@ use redis::Script;
 use walcast::batch::Row;
 use walcast::lsn::Checkpoint;
 use walcast::sink::read_back::{KeyFound, KeyState};
-use walcast::sink::redis::audit::{self, Expected, Reading};
+use walcast::sink::redis::read_back::{self, Expected, Reading};
 
 use super::told;
 use crate::support::redis_server::{connect, fresh_database, run};
@@ -29,7 +29,7 @@ fn not_as_expected(story: &Story, reading: &Reading) -> Vec<KeyFound> {
         }
     }
     let mut differing = Vec::new();
-    audit::differences(expected, &[], reading, &|_| false, &mut |found| {
+    read_back::differences(expected, &[], reading, &|_| false, &mut |found| {
         if found.state != KeyState::Same && !found.key.starts_with("top_engagement:") {
             differing.push(found);
         }
@@ -58,7 +58,7 @@ async fn a_bucket_that_is_packed_while_it_is_looked_for_is_found() {
         }
     });
     let history_id = session(1).history_id;
-    let readings = join_all((0..32).map(|_| audit::read(&config, &history_id))).await;
+    let readings = join_all((0..32).map(|_| read_back::read(&config, &history_id))).await;
     turning.abort();
     for reading in readings {
         assert_eq!(not_as_expected(&story, &reading.unwrap()), []);

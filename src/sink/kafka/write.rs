@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 
 use super::NAME;
 use super::config::KafkaConfig;
+use super::encode::{Encoder, Message};
 use super::error::{Reports, bad_settings, classify};
-use super::message::{Encoder, Message};
-use super::progress::Fence;
+use super::recover::Fence;
 use super::thread::spawn;
 use crate::batch::Batch;
 use crate::error::{self, Error, Result};
