@@ -10,8 +10,6 @@ SELECT (SELECT setting::int FROM pg_settings WHERE name = 'max_replication_slots
        (SELECT (wal_bytes / nullif(extract(epoch FROM clock_timestamp() - stats_reset), 0))::float8 FROM pg_stat_wal),
        extract(epoch FROM clock_timestamp())::float8,
        pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
-       (SELECT bool_or(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc WHERE proname = 'pg_logical_emit_message'
-          AND proargtypes[2] = 'text'::regtype),
        current_setting('synchronized_standby_slots', true),
        current_setting('server_version_num')::int,
        (SELECT array_agg(slot_name::text ORDER BY slot_name) FROM pg_replication_slots

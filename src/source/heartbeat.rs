@@ -195,8 +195,8 @@ fn dropped(config: &PostgresConfig) -> Error {
     )
 }
 
-/// Whether our role may write a heartbeat, as `check` asks it. PostgreSQL 17 has given the function one more argument.
-async fn may_beat(client: &Client) -> Result<bool> {
+/// Whether our role may write a heartbeat. PostgreSQL 17 has given the function one more argument.
+pub async fn may_beat(client: &Client) -> Result<bool> {
     let row = client.query_one(include_str!("../../sql/may_beat.sql"), &[]).await.map_err(sql::error)?;
     sql::get(&row, 0)
 }

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use crate::error::{Code, Result};
 use crate::finding::Finding;
 use crate::size::size;
+use crate::source::heartbeat;
 use crate::source::sql::{self, get};
 
 const GIB: i64 = 1 << 30;
@@ -39,7 +40,7 @@ pub(super) struct Server {
     /// How far its clock is ahead of ours, in seconds.
     clock_ahead_seconds: f64,
     sees_others: bool,
-    may_emit: bool,
+    may_beat: bool,
     pub(super) synchronized_standby_slots: Option<String>,
     pub(super) version_num: i32,
     /// Physical slots that a standby reads.
@@ -66,12 +67,12 @@ impl Server {
             wal_bytes_per_second: get(&row, 8)?,
             clock_ahead_seconds: get::<f64>(&row, 9)? - ours,
             sees_others: get(&row, 10)?,
-            may_emit: get::<Option<bool>>(&row, 11)?.unwrap_or_default(),
-            synchronized_standby_slots: get(&row, 12)?,
-            version_num: get(&row, 13)?,
-            standby_slots: get::<Option<_>>(&row, 14)?.unwrap_or_default(),
-            standbys: get(&row, 15)?,
-            idle_slots: get::<Option<_>>(&row, 16)?.unwrap_or_default(),
+            may_beat: heartbeat::may_beat(client).await?,
+            synchronized_standby_slots: get(&row, 11)?,
+            version_num: get(&row, 12)?,
+            standby_slots: get::<Option<_>>(&row, 13)?.unwrap_or_default(),
+            standbys: get(&row, 14)?,
+            idle_slots: get::<Option<_>>(&row, 15)?.unwrap_or_default(),
         })
     }
 
@@ -207,7 +208,7 @@ impl Server {
 
     fn heartbeat(&self, user: &str) -> Finding {
         let (id, subject) = ("postgres.heartbeat", "postgres heartbeat");
-        match self.may_emit {
+        match self.may_beat {
             true => Finding::ok(id, subject, "may be written to the WAL"),
             false => Finding::warn(
                 id,
