@@ -2,10 +2,12 @@
 //! what to tell the operator, how to exit. [`Kind::policy`] is the one table of that.
 
 mod code;
+mod code_text;
 
 use std::fmt;
 
-pub use code::{Code, Explanation, ParseCodeError};
+pub use code::{Code, Explanation};
+pub use code_text::ParseCodeError;
 
 /// `Result` with our [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -4,7 +4,8 @@
 //! `KILLS=200`, the long form of the crash tests, makes these as large as the promise is.
 
 use crate::support::run;
-use crate::support::world::{Running, World};
+use crate::support::running::Running;
+use crate::support::world::World;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::Client;

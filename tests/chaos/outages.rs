@@ -7,9 +7,10 @@ use rand::seq::SliceRandom;
 use tokio::process::Child;
 
 use crate::plan::seeded;
+use crate::support::running::Running;
 use crate::support::services::Servers;
 use crate::support::wire::{Weather, Wire};
-use crate::support::world::{Running, World};
+use crate::support::world::World;
 use crate::support::{fresh_database, wait_until_within};
 use crate::{RATE_PER_MINUTE, is_long};
 use walcast::source::PostgresConfig;

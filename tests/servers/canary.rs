@@ -1,6 +1,7 @@
 //! What a row says, and what opens a door, is in no log, no answer of the web server and no error.
 
-use crate::support::world::{Running, World};
+use crate::support::running::Running;
+use crate::support::world::World;
 use crate::support::{DEADLINE, fresh_database, postgres, run, wait_until};
 use redis::AsyncCommands;
 use tokio_postgres::Client;

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::browser::{ARROW_RIGHT, Browser, SPACE, TAB};
+use crate::support::running::Running;
 use crate::support::wire::{Weather, Wire};
-use crate::support::world::{Running, World};
+use crate::support::world::World;
 use crate::support::{env, wait_until};
 use serde_json::Value;
 use walcast::source::sql;

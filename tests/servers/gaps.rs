@@ -5,7 +5,8 @@ use crate::support::services;
 use std::time::{Duration, Instant};
 
 use crate::support::pair::Pair;
-use crate::support::world::{Running, World};
+use crate::support::running::Running;
+use crate::support::world::World;
 use crate::support::{self, fresh_database, run, wait_until};
 use tokio_postgres::Client;
 use walcast::lsn::{Checkpoint, Lsn, ORDINAL_RULE, Position, StoredCheckpoint};

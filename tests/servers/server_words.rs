@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use crate::support::world::{Running, World, send};
+use crate::support::running::{Running, send};
+use crate::support::world::World;
 use crate::support::{
     self, DEADLINE, fresh_database, fresh_name, in_fresh_database, run, services, wait_until,
 };

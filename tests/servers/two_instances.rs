@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::hold::Hold;
 use crate::support::wire::{Weather, Wire, Words};
-use crate::support::world::{Running, World};
+use crate::support::running::Running;
+use crate::support::world::World;
 use crate::support::{self, fresh_database, run, wait_until};
 use tokio_postgres::Client;
 use walcast::source::sql;

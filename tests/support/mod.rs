@@ -7,6 +7,7 @@ pub mod browser;
 pub mod hold;
 pub mod pair;
 pub mod redis_server;
+pub mod running;
 pub mod services;
 pub mod story;
 pub mod wire;

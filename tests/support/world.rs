@@ -12,16 +12,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
 use walcast::lsn::Lsn;
 use walcast::sink::redis::RedisConfig;
 use walcast::source::{PostgresConfig, sql};
 
 use super::redis_server;
-use super::{DEADLINE, drop_database, env, fresh_database, fresh_name, postgres, wait_until};
+use super::running::Running;
+use super::{drop_database, env, fresh_database, fresh_name, postgres, wait_until};
 
 /// A pipeline's surroundings.
 #[derive(Clone)]
@@ -177,20 +175,8 @@ impl World {
 
     /// Starts a command that runs until it is stopped.
     pub fn spawn_command(&self, name: &str) -> Running {
-        let mut child = self.command([name]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let kept = Arc::clone(&log);
-        let reader = tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                let mut kept = kept.lock().await;
-                kept.push_str(&line);
-                kept.push('\n');
-            }
-        });
-        let token =
-            self.more.iter().rev().find(|(name, _)| name == "WEB_TOKEN").map(|(_, token)| token.clone());
-        Running { child, log, reader: Some(reader), token: token.unwrap_or_default() }
+        let token = self.more.iter().rev().find(|(name, _)| name == "WEB_TOKEN");
+        Running::spawn(self.command([name]), token.map(|(_, token)| token.clone()).unwrap_or_default())
     }
 
     /// `walcast verify` finds every sink whole.
@@ -410,135 +396,8 @@ impl Ended {
     }
 }
 
-/// A `walcast run`; killed when dropped.
-pub struct Running {
-    child: Child,
-    pub log: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
-    token: String,
-}
-
-impl Running {
-    /// Returns when `/readyz` says that the stream is open, whatever the sinks do.
-    pub async fn wait_until_streaming(&self) {
-        let streaming = async {
-            while !self.is_streaming().await {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if tokio::time::timeout(DEADLINE, streaming).await.is_err() {
-            panic!("it does not stream within {DEADLINE:?}: {}", self.log.lock().await);
-        }
-    }
-
-    /// Returns when `/readyz` says these words of why it is not ready.
-    pub async fn wait_until_told(&self, words: &str) {
-        wait_until(words, async || {
-            self.checks()
-                .await
-                .iter()
-                .any(|check| check["why"].as_str().is_some_and(|why| why.contains(words)))
-        })
-        .await;
-    }
-
-    async fn is_streaming(&self) -> bool {
-        self.checks().await.iter().any(|check| check["name"] == "source" && check["ok"] == true)
-    }
-
-    /// What `/readyz` says; nothing before it is served.
-    async fn checks(&self) -> Vec<Value> {
-        let Some(port) = listening_port(self.pid()) else { return Vec::new() };
-        let Ok(answer) = self.get(port, "/readyz").await else { return Vec::new() };
-        let Ok(ready) = answer.json::<Value>().await else { return Vec::new() };
-        ready["checks"].as_array().cloned().unwrap_or_default()
-    }
-
-    async fn get(&self, port: u16, path: &str) -> reqwest::Result<reqwest::Response> {
-        http().get(format!("http://127.0.0.1:{port}{path}")).bearer_auth(&self.token).send().await
-    }
-
-    /// Where it is asked how it is: `http://127.0.0.1:…`.
-    pub async fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", listening_port(self.pid()).expect("it listens"))
-    }
-
-    /// What `/metrics` says now.
-    pub async fn metrics(&self) -> String {
-        let port = listening_port(self.pid()).expect("it listens");
-        self.get(port, "/metrics").await.unwrap().text().await.unwrap()
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id().expect("it runs")
-    }
-
-    /// SIGTERM; it must drain and end well.
-    pub async fn stop(self) {
-        let log = Arc::clone(&self.log);
-        let code = self.signal("TERM").await;
-        assert_eq!(code, Some(0), "{}", log.lock().await);
-    }
-
-    /// kill -9.
-    pub async fn kill(self) {
-        self.signal("KILL").await;
-    }
-
-    async fn signal(mut self, signal: &str) -> Option<i32> {
-        self.send(signal);
-        self.ended().await
-    }
-
-    /// Whether it ends by itself within this time.
-    pub async fn ends_within(&mut self, time: Duration) -> bool {
-        tokio::time::timeout(time, self.child.wait()).await.is_ok()
-    }
-
-    /// Sends a signal, such as STOP or CONT.
-    pub fn send(&self, signal: &str) {
-        send(signal, self.pid());
-    }
-
-    /// Waits for its end and its last words; the exit code.
-    pub async fn ended(&mut self) -> Option<i32> {
-        let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
-        let Ok(ended) = ended else {
-            panic!("it has not ended within 60 s: {}", self.log.lock().await);
-        };
-        let code = ended.unwrap().code();
-        if let Some(reader) = self.reader.take() {
-            reader.await.unwrap();
-        }
-        code
-    }
-}
-
-/// Sends a signal to any process.
-pub fn send(signal: &str, pid: u32) {
-    let (signal, pid) = (format!("-{signal}"), pid.to_string());
-    assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
-}
-
-/// The port that a process listens on, as the kernel knows it.
-fn listening_port(pid: u32) -> Option<u16> {
-    const LISTENING: &str = "0A";
-    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let sockets: BTreeSet<String> = files
-        .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
-        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
-        .collect();
-    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
-    table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, _, LISTENING, _, _, _, _, _, inode, ..] = fields[..] else { return None };
-        let (_, port) = local.split_once(':').filter(|_| sockets.contains(inode))?;
-        u16::from_str_radix(port, 16).ok()
-    })
-}
-
 /// A client for all tests. It keeps no connection, as each belongs to the runtime of one test.
-fn http() -> &'static reqwest::Client {
+pub(super) fn http() -> &'static reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> =
         LazyLock::new(|| reqwest::Client::builder().pool_max_idle_per_host(0).no_proxy().build().unwrap());
     &CLIENT
