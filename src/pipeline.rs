@@ -106,7 +106,10 @@ async fn start(
     }
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
     let (history_id, timelines) = history::open(&config.postgres, &mut state).await?;
-    slot::wait_until_free(state.client().await?, &config.postgres.slot).await?;
+    let waiting = || registry.waiting();
+    if slot::wait_until_free(state.client().await?, &config.postgres.slot, waiting).await? {
+        registry.streaming(false);
+    }
     let confirmed = history::confirmed(&config.postgres, state.client().await?).await?;
     let session = state.take_fencing_token(history_id, timelines, confirmed).await?;
     *former = Some(session.clone());

@@ -326,17 +326,19 @@ pub async fn missing_standbys(client: &Client) -> Result<Vec<String>> {
     client.query(statement, &[]).await.map_err(sql::error)?.iter().map(|row| get(row, 0)).collect()
 }
 
-/// Waits while another process reads the slot: this is how a standby instance waits for its turn.
-pub async fn wait_until_free(client: &Client, slot: &str) -> Result<()> {
-    let mut said = false;
-    while facts(client, slot).await?.is_some_and(|facts| facts.active) {
-        if !said {
-            tracing::info!(slot, "another process reads the slot; waiting for its end");
-            said = true;
-        }
+/// Waits while another process reads the slot: this is how a standby instance waits for its turn. `waiting` is called
+/// when there is something to wait for; whether there was.
+pub async fn wait_until_free(client: &Client, slot: &str, waiting: impl FnOnce()) -> Result<bool> {
+    let is_read = async || Ok::<_, Error>(facts(client, slot).await?.is_some_and(|facts| facts.active));
+    if !is_read().await? {
+        return Ok(false);
+    }
+    tracing::info!(slot, "another process reads the slot; waiting for its end");
+    waiting();
+    while is_read().await? {
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Where the slot begins; `None` when it is gone.

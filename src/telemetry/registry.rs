@@ -73,6 +73,11 @@ impl StatusRegistry {
         }
     }
 
+    /// Another instance reads the slot: this one waits for its turn.
+    pub fn waiting(&self) {
+        self.facts().enter(State::Waiting);
+    }
+
     /// The stream broke, or could not be opened; it is tried again.
     pub fn failed(&self, error: &Error) {
         let mut facts = self.facts();

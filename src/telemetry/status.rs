@@ -36,6 +36,8 @@ pub enum State {
     /// It asks the sinks where they stand and opens the stream.
     #[default]
     Starting,
+    /// Another instance reads the slot; it takes over when that one ends.
+    Waiting,
     /// It reads the slot.
     Streaming,
     /// It waits before it starts again.
@@ -230,6 +232,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             State::Starting => "starting",
+            State::Waiting => "waiting for the instance that reads the slot",
             State::Streaming => "streaming",
             State::Retrying => "retrying",
             State::Draining => "draining",

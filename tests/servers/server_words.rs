@@ -114,7 +114,7 @@ async fn slots(world: &World, refusals: &mut Refusals) {
     run(&client, &format!("ALTER PUBLICATION {} RENAME TO other", config.publication)).await;
     world.insert_events(1).await;
     assert_eq!(running.ended().await, Some(4), "{}", running.log.lock().await);
-    slot::wait_until_free(&client, &config.slot).await.unwrap();
+    slot::wait_until_free(&client, &config.slot, || {}).await.unwrap();
     let mut stream = start_stream(config).await.unwrap();
     let ended = async {
         loop {

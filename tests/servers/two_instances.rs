@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::hold::Hold;
-use crate::support::wire::{Weather, Wire, Words};
 use crate::support::running::Running;
+use crate::support::wire::{Weather, Wire, Words};
 use crate::support::world::World;
 use crate::support::{self, fresh_database, run, wait_until};
 use tokio_postgres::Client;
@@ -20,8 +20,7 @@ async fn a_second_instance_takes_over_within_two_seconds() {
     let world = World::initialised().await;
     let first = world.start().await;
     let second = world.spawn();
-    // `/readyz` only says that it starts
-    wait_until("it waits", async || second.log.lock().await.contains("waiting for its end")).await;
+    second.wait_until_told("waiting for the instance that reads the slot").await;
     world.insert_events(10).await;
     world.wait_until_all_hold(10).await;
     let killed = Instant::now();

@@ -114,12 +114,20 @@ export function showPipeline(state) {
   showSafety(status.source.slot, figures);
 }
 
+/** What nothing is wrong with while it does not stream: a word for it, and what is going on. */
+const IDLE = {
+  starting: ["Starting", "asking every sink where it stands"],
+  waiting: ["Waiting", "another instance reads the slot; this one takes over when that one ends"],
+  draining: ["Draining", "the sinks finish what was read"],
+};
+
 function showProblem(status) {
   const [first, ...others] = status.problems;
-  const starting = status.state === "starting";
-  problemBadge.show(first ? { level: "fail", word: "Problem" } : starting ? { level: "idle", word: "Starting" } : { level: "ok", word: "All is well" });
+  const [word, text] = IDLE[status.state] ?? ["All is well", "every event reaches every sink"];
+  const level = IDLE[status.state] ? "idle" : "ok";
+  problemBadge.show(first ? { level: "fail", word: "Problem" } : { level, word });
   const more = others.length > 0 ? ` (and ${others.length} more)` : "";
-  say(problemText, first ? `${first}${more}` : starting ? "asking every sink where it stands" : "every event reaches every sink");
+  say(problemText, first ? `${first}${more}` : text);
   mark(at("problem"), "data-level", first ? "fail" : "ok");
 }
 
