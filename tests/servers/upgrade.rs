@@ -27,43 +27,72 @@ const SCHEMA_OF_0_1: &str = "
     ALTER COLUMN record TYPE JSONB USING record::jsonb;
   DELETE FROM walcast.migration WHERE number > 5";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_installation_of_version_0_1_goes_on_where_it_stood() {
+/// An installation of version 0.1 that was killed, and 20 events that came after.
+struct Former {
+    world: World,
+    /// Version 0.1 itself, where there is one.
+    binary: Option<World>,
+}
+
+async fn former_installation() -> Former {
     let world = World::new(fresh_database(postgres()).await).await;
     let former = env("FORMER_WALCAST", "");
-    let earlier_is_real = !former.is_empty();
-    let earlier = if earlier_is_real { world.with_binary(&former) } else { world.clone() };
+    let binary = (!former.is_empty()).then(|| world.with_binary(&former));
+    let earlier = binary.as_ref().unwrap_or(&world);
     earlier.walcast(["init"]).await.expect(0, &[]);
     let running = earlier.start().await;
     world.insert_events(50).await;
     world.wait_until_all_hold(50).await;
     running.kill().await;
-    if !earlier_is_real {
+    if binary.is_none() {
         store_as_version_0_1_did(&world).await;
     }
-    world.insert_events(20).await; // while nobody runs
+    world.insert_events(20).await;
+    Former { world, binary }
+}
 
+/// An instance of version 0.1 that slept through the upgrade finds a newer one in the key that it knows.
+async fn expect_former_shut_out(world: &World) {
+    let mut redis = world.redis().await;
+    let [former, now] = checkpoint_keys(world);
+    let left: Vec<(String, i64)> = redis::cmd("HGETALL").arg(&former).query_async(&mut redis).await.unwrap();
+    let token: i64 = redis::cmd("HGET").arg(&now).arg("fencing_token").query_async(&mut redis).await.unwrap();
+    assert_eq!(left, [("token".to_owned(), token)]);
+}
+
+/// Of version 0.1 and of this one.
+fn checkpoint_keys(world: &World) -> [String; 2] {
+    ["mark", "checkpoint"].map(|word| format!("walcast:{word}:{}", world.postgres.slot))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_of_version_0_1_goes_on_where_it_stood() {
+    let Former { world, binary } = former_installation().await;
     world.walcast(["run"]).await.expect(2, &["WC-214", "walcast init"]);
     world.walcast(["init"]).await.expect(0, &[]);
-    if earlier_is_real {
+    if let Some(earlier) = binary {
         let ended = earlier.walcast(["run"]).await;
         assert_ne!(ended.code, Some(0), "there is no way back: {}", ended.output);
     }
+    let again = world.start().await;
+    expect_former_shut_out(&world).await;
+    world.insert_events(30).await;
+    world.wait_until_all_hold(100).await;
+    world.verify().await;
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_of_redis_may_come_before_the_first_run() {
+    let Former { world, .. } = former_installation().await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    world.walcast(["rebuild", "redis"]).await.expect(0, &[]);
+    expect_former_shut_out(&world).await;
     let again = world.start().await;
     world.insert_events(30).await;
     world.wait_until_all_hold(100).await;
     world.verify().await;
     again.stop().await;
-
-    // an instance of version 0.1 that slept through all this finds a newer one
-    let mut redis = world.redis().await;
-    let (former, now) = (
-        "walcast:mark:".to_owned() + &world.postgres.slot,
-        format!("walcast:checkpoint:{}", world.postgres.slot),
-    );
-    let left: Vec<(String, i64)> = redis::cmd("HGETALL").arg(&former).query_async(&mut redis).await.unwrap();
-    let token: i64 = redis::cmd("HGET").arg(&now).arg("fencing_token").query_async(&mut redis).await.unwrap();
-    assert_eq!(left, [("token".to_owned(), token)]);
 }
 
 async fn store_as_version_0_1_did(world: &World) {
@@ -72,10 +101,7 @@ async fn store_as_version_0_1_did(world: &World) {
     run(&client, SCHEMA_OF_0_1).await;
 
     let mut redis = world.redis().await;
-    let (former, now) = (
-        "walcast:mark:".to_owned() + &world.postgres.slot,
-        format!("walcast:checkpoint:{}", world.postgres.slot),
-    );
+    let [former, now] = checkpoint_keys(world);
     let (token, checkpoint): (i64, String) = redis::cmd("HMGET")
         .arg(&now)
         .arg(&["fencing_token", "checkpoint"])

@@ -212,9 +212,12 @@ async fn a_rebuild_is_refused_when_the_counters_are_anothers() {
     let world = World::initialised().await;
     let running = world.with("PIPELINE_SINKS", "kafka").start().await;
     let mut redis = world.redis().await;
-    let other = redis::cmd("HSET").arg("walcast:checkpoint:other").arg("fencing_token").arg(1).to_owned();
-    let _: i64 = other.query_async(&mut redis).await.unwrap();
-    world.walcast(["rebuild", "redis"]).await.expect(4, &["WC-418", "walcast:checkpoint:other", "redis.db"]);
+    // of this version, and of version 0.1
+    for (other, token) in [("walcast:checkpoint:other", "fencing_token"), ("walcast:mark:other", "token")] {
+        let _: i64 = redis::cmd("HSET").arg(other).arg(token).arg(1).query_async(&mut redis).await.unwrap();
+        world.walcast(["rebuild", "redis"]).await.expect(4, &["WC-418", other, "redis.db"]);
+        let _: i64 = redis::cmd("DEL").arg(other).query_async(&mut redis).await.unwrap();
+    }
     running.stop().await;
 }
 
