@@ -250,22 +250,25 @@ async fn a_standby_promoted_while_behind_a_sink_is_a_gap() {
     let pair = Pair::new("behind").await;
     let kafka = world_of(pair.primary.clone(), "kafka").await;
     let bigquery = world_of(pair.primary.clone(), "bigquery").await;
-    // its first checkpoint is one of those that the standby never hears of
+    // BigQuery comes to it when the standby hears no more, not of its first checkpoint either
     let fresh = world_of(pair.primary.clone(), "bigquery").await;
-    let running = [streaming_to_kafka(&kafka).await, bigquery.start().await, fresh.start().await];
+    let without = fresh.with("PIPELINE_SINKS", "null").start().await;
+    let running = [streaming_to_kafka(&kafka).await, bigquery.start().await];
     bigquery.insert_events(10).await;
     for world in [&kafka, &bigquery, &fresh] {
         pair.synced(world).await;
     }
+    without.stop().await;
     // stopped: one that only pauses replays before its promotion what it has received
     services::command(&["postgres", &pair.labels[1], "down"]);
     kafka.insert_events(10).await;
     bigquery.insert_events(10).await;
+    let fresh_running = fresh.start().await;
     fresh.insert_events(10).await;
     kafka_has(&kafka, 20).await;
     wait_until("BigQuery has all", async || bigquery.bigquery_ids().await.len() == 20).await;
     wait_until("BigQuery has all", async || fresh.bigquery_ids().await.len() == 10).await;
-    for running in running {
+    for running in running.into_iter().chain([fresh_running]) {
         running.kill().await;
     }
     pair.kill_primary();
