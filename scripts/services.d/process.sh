@@ -55,7 +55,11 @@ signal() { # NAME [SIGNAL]
   local pid signal=${2:-KILL}
   pid=$(pid_of "$1") || die "$1 does not run"
   kill -"$signal" "$pid"
-  case $signal in STOP | CONT) return ;; esac
+  case $signal in
+    CONT) return ;;
+    # the kernel stops the threads only when one of them has taken the signal
+    STOP) while grep -Eqv '\) [TZX] ' /proc/"$pid"/task/*/stat; do sleep 0.02; done && return ;;
+  esac
   while pid_of "$1" >/dev/null; do sleep 0.02; done
 }
 

@@ -22,13 +22,7 @@ impl Hold {
 
     /// What `FAILPOINTS` must have for walcast to wait here.
     pub fn at(&self, failpoint: &str) -> String {
-        self.after(0, failpoint)
-    }
-
-    /// The same, once so many passes have gone by.
-    pub fn after(&self, passes: u32, failpoint: &str) -> String {
-        let passed = if passes > 0 { format!("{passes}*off->") } else { String::new() };
-        format!("{failpoint}={passed}return({})", self.0.display())
+        format!("{failpoint}=return({})", self.0.display())
     }
 
     /// Holds whoever comes to it from now on.

@@ -134,10 +134,24 @@ impl Running {
     }
 }
 
-/// Sends a signal to any process.
+/// Sends a signal to any process. After STOP nothing of it runs any more: the kernel stops the threads only when one of
+/// them has taken the signal, and on a busy machine the others go on until then.
 pub fn send(signal: &str, pid: u32) {
-    let (signal, pid) = (format!("-{signal}"), pid.to_string());
-    assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
+    let arguments = [format!("-{signal}"), pid.to_string()];
+    assert!(std::process::Command::new("kill").args(arguments).status().unwrap().success());
+    while signal == "STOP" && !is_stopped(pid) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn is_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat"))).all(|stat| {
+        // the state comes after the name in parentheses: stopped, or dead
+        stat.is_ok_and(|stat| {
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z', 'X']))
+        })
+    })
 }
 
 /// The port that a process listens on, as the kernel knows it.
