@@ -14,7 +14,7 @@ pub mod wire;
 pub mod world;
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio_postgres::Client;
@@ -104,11 +104,14 @@ pub async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
     wait_until_within(DEADLINE, what, condition).await;
 }
 
-/// The same, for what takes its time.
+/// The same, for what takes its time. It asks less often the longer it waits: some questions cost a server more than the
+/// work that they wait for.
 pub async fn wait_until_within(within: Duration, what: &str, condition: impl AsyncFn() -> bool) {
+    let began = Instant::now();
     let asking = async {
         while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            let wait = (began.elapsed() / 8).clamp(Duration::from_millis(10), Duration::from_millis(500));
+            tokio::time::sleep(wait).await;
         }
     };
     assert!(tokio::time::timeout(within, asking).await.is_ok(), "not within {within:?}: {what}");
