@@ -7,14 +7,14 @@
 use crate::batch::{Batch, Row};
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, Lsn, Position};
-use crate::resume::fresh_start;
+use crate::resume::SinkName;
 
 /// The claims that the stream has not passed yet.
 #[derive(Default)]
 pub struct ContinuityCheck(Vec<Claim>);
 
 struct Claim {
-    sink: &'static str,
+    sink: SinkName,
     last: Position,
     /// There is no row between `last` and here.
     durable_lsn: Lsn,
@@ -26,8 +26,8 @@ struct Claim {
 
 impl ContinuityCheck {
     /// The claims of sinks that hold so much, for a stream from `from` on. A checkpoint without a row claims nothing.
-    pub fn new(from: Lsn, durable: impl IntoIterator<Item = (&'static str, Checkpoint)>) -> Self {
-        let claim = |(sink, checkpoint): (&'static str, Checkpoint)| {
+    pub fn new(from: Lsn, durable: impl IntoIterator<Item = (SinkName, Checkpoint)>) -> Self {
+        let claim = |(sink, checkpoint): (SinkName, Checkpoint)| {
             let last = checkpoint.position?;
             Some(Claim { met: last.commit_lsn < from, ..Claim::new(sink, last, checkpoint.durable_lsn) })
         };
@@ -35,7 +35,7 @@ impl ContinuityCheck {
     }
 
     /// One claim more: that the stream, from here on, comes by `last`, which the sink has.
-    pub fn claim(&mut self, sink: &'static str, last: Position) {
+    pub fn claim(&mut self, sink: SinkName, last: Position) {
         if self.0.iter().all(|claim| claim.last != last) {
             self.0.push(Claim::new(sink, last, Lsn::ZERO));
         }
@@ -58,7 +58,7 @@ impl ContinuityCheck {
 }
 
 impl Claim {
-    fn new(sink: &'static str, last: Position, durable_lsn: Lsn) -> Claim {
+    fn new(sink: SinkName, last: Position, durable_lsn: Lsn) -> Claim {
         Claim { sink, last, durable_lsn, met: false, passed: false }
     }
 
@@ -88,7 +88,7 @@ impl Claim {
             "{sink} holds a last row at {last}{upto}, and the server's WAL {how}: this server was restored from an \
              older state, and {sink} has events that it has lost"
         );
-        Error::new(Code::SinkAheadOfServer, message).hint(fresh_start(sink))
+        Error::new(Code::SinkAheadOfServer, message).hint(sink.fresh_start())
     }
 }
 
@@ -183,14 +183,14 @@ mod tests {
             let checkpoint = fed.iter().fold(Checkpoint::at(START), |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
             // read again, and restored: from a commit that both histories have
             let from = old[..begin.index(kept + 1)].last().map_or(START, |last| last.end).min(checkpoint.durable_lsn);
-            let mut same = ContinuityCheck::new(from, [("kafka", checkpoint)]);
+            let mut same = ContinuityCheck::new(from, [(SinkName::new("kafka"), checkpoint)]);
             prop_assert!(follow(&mut same, &batches(&old, from, &other_cuts)).is_ok());
             prop_assert!(same.0.is_empty(), "a claim is never settled");
 
             let restored: Vec<Commit> = old[..kept].iter().chain(&other).cloned().collect();
             let lost = old[kept..].iter().flat_map(Commit::positions).any(|row| checkpoint.holds(row));
             let skipped = other.iter().flat_map(Commit::positions).any(|row| checkpoint.holds(row));
-            let mut another = ContinuityCheck::new(from, [("kafka", checkpoint)]);
+            let mut another = ContinuityCheck::new(from, [(SinkName::new("kafka"), checkpoint)]);
             let noticed = follow(&mut another, &batches(&restored, from, &other_cuts));
             prop_assert_eq!(noticed.is_err(), checkpoint.position.is_some() && (lost || skipped));
         }
@@ -202,7 +202,8 @@ mod tests {
         let fed = batches(&[commit(1000), commit(1020)], START, &[false]);
         let checkpoint = Checkpoint { durable_lsn: Lsn(1030), ..fed[0].checkpoint() };
         let other = batches(&[commit(1000), commit(1022), commit(1040)], START, &[true]);
-        let mut continuity = ContinuityCheck::new(START, [("redis", checkpoint), ("kafka", checkpoint)]);
+        let mut continuity =
+            ContinuityCheck::new(START, ["redis", "kafka"].map(|sink| (SinkName::new(sink), checkpoint)));
         assert!(follow(&mut continuity, &other[..3]).is_ok());
         for batch in other[3..].iter().chain(&other[3..]) {
             let error = continuity.follow(batch).unwrap_err();

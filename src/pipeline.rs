@@ -159,7 +159,7 @@ async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State
         };
         let registered = state.is_registered(session, name).await?;
         let judged = resume::judge(stored.as_ref(), registered, session, state.wal_end().await?);
-        let checkpoint = judged.or_refuse(name, session)?;
+        let checkpoint = judged.or_refuse(sink.id(), session)?;
         tracing::info!(sink = name, %checkpoint, "sink recovered");
         recovered.push((sink, checkpoint, registered));
     }

@@ -1,8 +1,56 @@
 //! Where a sink goes on, and whether it may: one policy, without IO. A start, a driver after trouble, `walcast check`
 //! and the sinks themselves all ask here.
 
+use std::fmt;
+
 use crate::error::{Code, Error, Kind, Result};
 use crate::lsn::{Checkpoint, HistoryId, Lsn, ORDINAL_RULE, Position, Session, StoredCheckpoint};
+
+/// A sink's name, and how to make it whole where streaming cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SinkName {
+    name: &'static str,
+    rebuild_command: Option<&'static str>,
+}
+
+impl SinkName {
+    /// Of a sink that only the stream fills.
+    pub const fn new(name: &'static str) -> SinkName {
+        SinkName { name, rebuild_command: None }
+    }
+
+    /// A command fills it from PostgreSQL.
+    pub const fn rebuilt_by(self, command: &'static str) -> SinkName {
+        SinkName { rebuild_command: Some(command), ..self }
+    }
+
+    /// The name alone.
+    pub const fn as_str(self) -> &'static str {
+        self.name
+    }
+
+    /// The command that makes it whole, where there is one.
+    pub const fn rebuild_command(self) -> Option<&'static str> {
+        self.rebuild_command
+    }
+
+    /// What makes it whole.
+    pub fn fresh_start(self) -> String {
+        match self.rebuild_command {
+            Some(command) => format!("`{command}`, then start again"),
+            None => format!(
+                "bring {self} level with PostgreSQL, or give it fresh targets; \"Give a sink a new start\" in \
+                 docs/operate/resync.md has the commands"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for SinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 /// How a sink is to go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +172,7 @@ pub fn judge_beyond(
 /// How a driver goes on after trouble, with a sink that had taken `accepted`. An error of kind `Lost` when rows that
 /// left our memory are not there: only the slot can bring them again, and the start that reads it judges anew.
 pub fn judge_again(
-    sink: &str,
+    sink: SinkName,
     stored: Option<&StoredCheckpoint>,
     registered: bool,
     session: &Session,
@@ -148,7 +196,7 @@ pub fn judge_again(
 
 impl Resume {
     /// The checkpoint to go on from; the refusal as an error otherwise.
-    pub fn or_refuse(self, sink: &str, session: &Session) -> Result<Checkpoint> {
+    pub fn or_refuse(self, sink: SinkName, session: &Session) -> Result<Checkpoint> {
         match self {
             Resume::From(checkpoint) | Resume::Fresh(checkpoint) => Ok(checkpoint),
             Resume::Refused(refusal) => Err(refusal.into_error(sink, session)),
@@ -175,7 +223,7 @@ impl Refusal {
     }
 
     /// The refusal of `sink`, with both sides' positions and what mends it.
-    pub fn into_error(self, sink: &str, session: &Session) -> Error {
+    pub fn into_error(self, sink: SinkName, session: &Session) -> Error {
         let (start, ours) = (session.start, &session.history_id);
         let message = match &self {
             Refusal::LostItsData => format!(
@@ -206,7 +254,7 @@ impl Refusal {
             ),
         };
         let hint = match self.needs_fresh_start() {
-            true => fresh_start(sink),
+            true => sink.fresh_start(),
             false => "run the former version until it has stopped in good order, then this one".to_owned(),
         };
         Error::new(self.code(), message).hint(hint)
@@ -214,13 +262,13 @@ impl Refusal {
 }
 
 /// Reads a checkpoint as `place` at `sink` has it.
-pub fn read_stored(sink: &str, place: &str, json: &[u8]) -> Result<StoredCheckpoint> {
+pub fn read_stored(sink: SinkName, place: &str, json: &[u8]) -> Result<StoredCheckpoint> {
     StoredCheckpoint::from_json(json).map_err(|error| unreadable(sink, place, error))
 }
 
 /// What `place` at `sink` has is not what this build writes there.
 pub fn unreadable(
-    sink: &str,
+    sink: SinkName,
     place: &str,
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> Error {
@@ -228,7 +276,7 @@ pub fn unreadable(
         .because(error)
         .hint(format!(
             "if a newer walcast has written it, run that version; otherwise something else writes there: {}",
-            fresh_start(sink)
+            sink.fresh_start()
         ))
 }
 
@@ -244,25 +292,6 @@ pub fn forgotten_instance(fenced: Error) -> Error {
     .because(fenced)
 }
 
-/// The sinks that `walcast rebuild` fills.
-const REBUILT: [&str; 1] = ["redis"];
-
-/// The command that makes a sink whole, where there is one.
-pub fn rebuild_command(sink: &str) -> Option<String> {
-    REBUILT.contains(&sink).then(|| format!("walcast rebuild {sink}"))
-}
-
-/// What makes a sink whole that streaming cannot.
-pub fn fresh_start(sink: &str) -> String {
-    match rebuild_command(sink) {
-        Some(command) => format!("`{command}`, then start again"),
-        None => format!(
-            "bring {sink} level with PostgreSQL, or give it fresh targets; \"Give a sink a new start\" in \
-             docs/operate/resync.md has the commands"
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -270,6 +299,8 @@ mod tests {
     use super::*;
     use crate::lsn::Timelines;
 
+    const KAFKA: SinkName = SinkName::new("kafka");
+    const REDIS: SinkName = SinkName::new("redis").rebuilt_by("walcast rebuild redis");
     const START: Lsn = Lsn(0x80);
     const WAL_END: Lsn = Lsn(0x1000);
 
@@ -360,10 +391,10 @@ mod tests {
     #[test]
     fn a_checkpoint_that_cannot_be_read_is_refused_and_its_content_not_shown() {
         let whole = stored(3, Some(0x90), 0x80).to_json();
-        assert!(read_stored("kafka", "topic p", whole.as_bytes()).is_ok());
+        assert!(read_stored(KAFKA, "topic p", whole.as_bytes()).is_ok());
         let newer = whole.replace("durable_lsn", "canary");
         for json in ["", "null", "[]", "canary", newer.as_str(), whole.get(1..).unwrap()] {
-            let error = read_stored("kafka", "topic p", json.as_bytes()).unwrap_err();
+            let error = read_stored(KAFKA, "topic p", json.as_bytes()).unwrap_err();
             assert_eq!((error.code(), error.exit_code()), (Code::CheckpointUnreadable, 4), "{json}");
             assert!(error.to_string().contains("kafka: topic p"), "{error}");
         }
@@ -373,7 +404,7 @@ mod tests {
     fn a_sink_that_lost_what_it_had_taken_sends_back_to_the_slot() {
         let accepted = stored(3, Some(0xF0), 0x90).checkpoint;
         let again = |stored: Option<StoredCheckpoint>, registered| {
-            judge_again("redis", stored.as_ref(), registered, &session(), accepted)
+            judge_again(REDIS, stored.as_ref(), registered, &session(), accepted)
         };
         let as_it_was = stored(3, Some(0xF0), 0x90);
         assert_eq!(again(Some(as_it_was.clone()), true).ok(), Some(accepted));
@@ -393,7 +424,7 @@ mod tests {
             let error = again(lost.clone(), registered).unwrap_err();
             assert_eq!(error.code(), Code::Lost, "{lost:?}: {error:?}");
         }
-        let nothing_yet = judge_again("redis", None, false, &session(), Checkpoint::at(START));
+        let nothing_yet = judge_again(REDIS, None, false, &session(), Checkpoint::at(START));
         assert_eq!(nothing_yet.ok(), Some(Checkpoint::at(START)));
     }
 
@@ -425,13 +456,13 @@ mod tests {
             (Refusal::OtherOrdinalRule(9), Code::OtherOrdinalRule),
         ];
         for (refusal, code) in refusals {
-            let error = refusal.into_error("kafka", &session());
+            let error = refusal.into_error(KAFKA, &session());
             assert_eq!((error.code(), error.exit_code()), (code, 4));
             assert!(error.to_string().contains("kafka") && error.advice().len() > 20, "{error:?}");
         }
         let forgotten = forgotten_instance(Error::new(Code::Fenced, "a newer walcast has taken over"));
         assert_eq!((forgotten.code(), forgotten.exit_code()), (Code::ServerForgotInstance, 4));
-        assert_eq!(rebuild_command("redis").as_deref(), Some("walcast rebuild redis"));
-        assert_eq!(rebuild_command("kafka"), None);
+        assert!(REDIS.fresh_start().starts_with("`walcast rebuild redis`"));
+        assert!(KAFKA.fresh_start().contains("docs/operate/resync.md"));
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
+use crate::resume::SinkName;
 use crate::sink::bigquery::{self, BigQuerySink};
 use crate::sink::content::ContentSink;
 use crate::sink::kafka::{self, KafkaSink};
@@ -14,7 +15,7 @@ use crate::state::State;
 /// A sink that configuration can name.
 struct Entry {
     /// The name in `pipeline.sinks`.
-    name: &'static str,
+    name: SinkName,
     sink: fn(&Config) -> Result<Box<dyn Sink>>,
     admin: fn(&Config) -> Result<Box<dyn SinkAdmin>>,
 }
@@ -53,9 +54,9 @@ fn bigquery(config: &Config) -> Result<BigQuerySink> {
 
 /// Refuses a configuration that names a sink that there is not.
 pub fn validate(config: &Config) -> Result<()> {
-    let unknown = |name: &&String| SINKS.iter().all(|entry| entry.name != **name);
+    let unknown = |name: &&String| SINKS.iter().all(|entry| entry.name.as_str() != *name);
     let Some(unknown) = config.pipeline.sinks.iter().find(unknown) else { return Ok(()) };
-    let names = SINKS.map(|entry| entry.name).join(", ");
+    let names = SINKS.map(|entry| entry.name.as_str()).join(", ");
     Err(Error::new(Code::Configuration, format!("pipeline.sinks: there is no sink {unknown:?}"))
         .hint(format!("the sinks are {names}")))
 }
@@ -83,7 +84,7 @@ pub fn wanted(config: &Config) -> Result<Vec<Box<dyn SinkAdmin>>> {
 }
 
 fn named(config: &Config) -> impl Iterator<Item = &'static Entry> {
-    SINKS.iter().filter(|entry| config.pipeline.sinks.iter().any(|name| name == entry.name))
+    SINKS.iter().filter(|entry| config.pipeline.sinks.iter().any(|name| name == entry.name.as_str()))
 }
 
 #[cfg(test)]
@@ -93,7 +94,7 @@ mod tests {
     #[test]
     fn each_sink_has_its_own_name_and_a_guarantee() {
         let mut config = Config::default();
-        config.pipeline.sinks = SINKS.iter().map(|entry| entry.name.to_owned()).collect();
+        config.pipeline.sinks = SINKS.iter().map(|entry| entry.name.to_string()).collect();
         config.bigquery.project_id = "p".into();
         let (sinks, admins) = (build(&config).unwrap(), admins(&config).unwrap());
         assert_eq!(sinks.len(), 1 + SINKS.len());
@@ -101,7 +102,7 @@ mod tests {
             assert_eq!((sink.name(), sink.guarantee()), (admin.name(), admin.guarantee()));
         }
         for (entry, sink) in SINKS.iter().zip(&sinks[1..]) {
-            assert_eq!(entry.name, sink.name());
+            assert_eq!(entry.name, sink.id());
             assert_eq!(sink.guarantee().keeps_checkpoint(), entry.name != null::NAME);
         }
     }

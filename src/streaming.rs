@@ -100,7 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     ) -> Self {
         let from = watermark.confirmed();
         let fencing_token = session.fencing_token;
-        let continuity = ContinuityCheck::new(from, fed.iter().map(|fed| (fed.sink.name(), fed.durable)));
+        let continuity = ContinuityCheck::new(from, fed.iter().map(|fed| (fed.sink.id(), fed.durable)));
         let (checkpoints, checkpoints_seen) = watch::channel(fed.iter().map(|fed| fed.durable).collect());
         let mut drivers = JoinSet::new();
         let mut queues = Vec::new();

@@ -121,9 +121,9 @@ async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: &Sessi
             format!("nothing yet: it begins at the slot's confirmed LSN, {}", checkpoint.durable_lsn),
         ),
         Ok(Resume::Refused(refusal)) => {
-            let rebuild = refusal.needs_fresh_start().then(|| resume::rebuild_command(sink.name())).flatten();
-            let error = refusal.into_error(sink.name(), session);
-            let fix = rebuild.unwrap_or_else(|| error.advice().to_owned());
+            let rebuild = sink.id().rebuild_command().filter(|_| refusal.needs_fresh_start());
+            let error = refusal.into_error(sink.id(), session);
+            let fix = rebuild.unwrap_or(error.advice()).to_owned();
             Finding::fail(error.code(), id, subject, error.chain(), fix)
         }
         Err(error) => Finding::failed(id, subject, &error),

@@ -15,13 +15,14 @@ use crate::batch::{Batch, ContentChange, DeadLetter, Row};
 use crate::error::Result;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
+use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, slot, sql};
 use crate::state::{State, store_progress};
 use crate::transform::content_cache::ContentCache;
 
-const NAME: &str = "content";
+const NAME: SinkName = SinkName::new("content");
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("so that a replayed event is joined with the content row that it saw at first");
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -108,7 +109,7 @@ impl ContentSink {
 }
 
 impl SinkIdentity for ContentSink {
-    fn name(&self) -> &'static str {
+    fn id(&self) -> SinkName {
         NAME
     }
 

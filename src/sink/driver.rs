@@ -222,10 +222,10 @@ impl Work {
     }
 
     fn resume(&mut self, stored: Option<StoredCheckpoint>) -> Result<()> {
-        let name = self.driver.sink.name();
         let registered = self.driver.unregistered.is_none();
         let session = &self.driver.session;
-        let checkpoint = resume::judge_again(name, stored.as_ref(), registered, session, self.accepted)?;
+        let checkpoint =
+            resume::judge_again(self.driver.sink.id(), stored.as_ref(), registered, session, self.accepted)?;
         self.accepted = checkpoint;
         self.driver.publish(checkpoint);
         Ok(())
@@ -249,6 +249,7 @@ mod tests {
 
     use super::*;
     use crate::lsn::{HistoryId, Lsn, Timelines};
+    use crate::resume::SinkName;
     use crate::sink::queue::queue;
     use crate::sink::{BatchPolicy, Guarantee, SinkIdentity};
     use crate::telemetry::registry::StatusRegistry;
@@ -261,8 +262,8 @@ mod tests {
     struct SlowSink(Arc<Mutex<Vec<Instant>>>);
 
     impl SinkIdentity for SlowSink {
-        fn name(&self) -> &'static str {
-            "slow"
+        fn id(&self) -> SinkName {
+            SinkName::new("slow")
         }
 
         fn guarantee(&self) -> Guarantee {

@@ -26,6 +26,7 @@ use crate::batch::Batch;
 use crate::error::Result;
 pub use crate::finding::{Finding, Verdict};
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::resume::SinkName;
 use crate::telemetry::delivery::LATENCY_OBJECTIVE;
 
 /// What became of a write.
@@ -77,8 +78,13 @@ impl fmt::Display for Guarantee {
 
 /// What each view of a sink tells of it.
 pub trait SinkIdentity: Send {
+    /// Which sink it is.
+    fn id(&self) -> SinkName;
+
     /// The name in configuration, metrics and `walcast.sink`.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.id().as_str()
+    }
 
     /// What it promises.
     fn guarantee(&self) -> Guarantee;

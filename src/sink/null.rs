@@ -9,11 +9,12 @@ use async_trait::async_trait;
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 
 /// The name in configuration and metrics.
-pub const NAME: &str = "null";
+pub const NAME: SinkName = SinkName::new("null");
 const GUARANTEE: Guarantee = Guarantee::None;
 
 /// The sink.
@@ -23,7 +24,7 @@ pub struct NullSink {
 }
 
 impl SinkIdentity for NullSink {
-    fn name(&self) -> &'static str {
+    fn id(&self) -> SinkName {
         NAME
     }
 

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
-use crate::resume::{read_stored, unreadable};
+use crate::resume::{SinkName, read_stored, unreadable};
 use crate::source::{PostgresConfig, sql};
 
 /// One session to the state schema, opened again when it was lost. Each user has its own.
@@ -145,14 +145,14 @@ impl State {
     pub async fn progress<I: DeserializeOwned>(
         &mut self,
         session: &Session,
-        sink: &str,
+        sink: SinkName,
     ) -> Result<(Option<StoredCheckpoint>, Option<I>)> {
         let row = self
             .client()
             .await?
             .query_opt(
                 "SELECT checkpoint, intent FROM walcast.progress WHERE history_id = $1 AND sink = $2",
-                &[&session.history_id.uuid, &sink],
+                &[&session.history_id.uuid, &sink.as_str()],
             )
             .await
             .map_err(sql::error)?;
@@ -173,7 +173,7 @@ impl State {
 pub async fn store_progress<I: Serialize + std::fmt::Debug + Sync>(
     transaction: &Transaction<'_>,
     session: &Session,
-    sink: &str,
+    sink: SinkName,
     checkpoint: Option<&StoredCheckpoint>,
     intent: Option<&I>,
 ) -> Result<()> {
@@ -181,7 +181,7 @@ pub async fn store_progress<I: Serialize + std::fmt::Debug + Sync>(
         .execute(
             "INSERT INTO walcast.progress (history_id, sink, checkpoint, intent) VALUES ($1, $2, $3, $4)
              ON CONFLICT (history_id, sink) DO UPDATE SET checkpoint = $3, intent = $4, updated_at = now()",
-            &[&session.history_id.uuid, &sink, &checkpoint.map(Json), &intent.map(Json)],
+            &[&session.history_id.uuid, &sink.as_str(), &checkpoint.map(Json), &intent.map(Json)],
         )
         .await
         .map_err(sql::error)?;

@@ -151,9 +151,6 @@ fn only_the_list_knows_sinks_by_name() {
 /// What takes sinks from the list, whatever they are.
 const KNOWS_NO_SINK: [&str; 6] = ["web", "ops", "resume.rs", "streaming.rs", "pipeline.rs", "sink/driver.rs"];
 
-/// Where a sink's name still stands in them, until the sinks say themselves whether `walcast rebuild` mends them.
-const STILL_NAMED: (&str, &str) = ("resume.rs", "const REBUILT: [&str; 1] = [\"redis\"];");
-
 /// The sinks that a source file has by their names, as texts.
 fn named(text: &str) -> Vec<&'static str> {
     let code = without_tests(text);
@@ -173,12 +170,7 @@ fn no_sink_is_told_by_the_text_of_its_name() {
             continue;
         }
         seen += 1;
-        let mut text = fs::read_to_string(&file).unwrap();
-        if name == Path::new(STILL_NAMED.0) {
-            let without = text.replace(STILL_NAMED.1, "");
-            assert_ne!(text, without, "it is mended: take it out of this test");
-            text = without;
-        }
+        let text = fs::read_to_string(&file).unwrap();
         wrong.extend(named(&text).iter().map(|sink| format!("{} names {sink}", name.display())));
     }
     assert!(seen > 20, "the files were not read: {seen}");

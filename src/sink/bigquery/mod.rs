@@ -47,6 +47,7 @@ use write::WriteClient;
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::PostgresConfig;
@@ -54,7 +55,7 @@ use crate::state::State;
 use crate::telemetry::delivery::LATENCY_OBJECTIVE;
 
 /// The name in configuration, metrics and state.
-pub const NAME: &str = "bigquery";
+pub const NAME: SinkName = SinkName::new("bigquery");
 const GUARANTEE: Guarantee = Guarantee::ExactlyOnce("one row an event, visible in whole batches");
 const TICK_EVERY: Duration = Duration::from_millis(500);
 
@@ -73,7 +74,7 @@ impl BigQuerySink {
 }
 
 impl SinkIdentity for BigQuerySink {
-    fn name(&self) -> &'static str {
+    fn id(&self) -> SinkName {
         NAME
     }
 

@@ -53,7 +53,7 @@ async fn insert_dead_letter(
         .execute(
             include_str!("../../../sql/insert_dead_letter.sql"),
             &[
-                &NAME,
+                &NAME.as_str(),
                 &session.history_id.uuid,
                 &PgLsn::from(row.position.commit_lsn.0),
                 &(row.position.ordinal as i64),

@@ -31,12 +31,13 @@ use crate::batch::Batch;
 use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::state::State;
 
 /// The name in configuration and metrics.
-pub const NAME: &str = "kafka";
+pub const NAME: SinkName = SinkName::new("kafka");
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("for readers with isolation.level=read_committed; per content in commit order");
 
@@ -72,7 +73,7 @@ impl KafkaSink {
 }
 
 impl SinkIdentity for KafkaSink {
-    fn name(&self) -> &'static str {
+    fn id(&self) -> SinkName {
         NAME
     }
 

@@ -23,7 +23,6 @@ use super::thread::spawn;
 use crate::batch::Batch;
 use crate::error::{self, Error, Result};
 use crate::failpoint::failpoint;
-use crate::resume::fresh_start;
 
 /// How often an idle producer looks at what librdkafka has to say.
 const IDLE_POLL: Duration = Duration::from_secs(1);
@@ -205,7 +204,7 @@ impl Transactions {
 /// `prepare` has made the topic, or found it, at the start.
 fn checkpoint_gone(topic: &str) -> Error {
     let message = format!("kafka held a checkpoint once and holds none now: topic {topic} was deleted");
-    Error::new(error::Code::SinkLostItsData, message).hint(fresh_start(NAME))
+    Error::new(error::Code::SinkLostItsData, message).hint(NAME.fresh_start())
 }
 
 fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {

@@ -47,11 +47,12 @@ pub use rebuild::Rebuild;
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
 
 /// The name in configuration, metrics and state.
-pub const NAME: &str = "redis";
+pub const NAME: SinkName = SinkName::new("redis").rebuilt_by("walcast rebuild redis");
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("in effect: each event counts once in every counter and board");
 
@@ -91,7 +92,7 @@ impl RedisSink {
 }
 
 impl SinkIdentity for RedisSink {
-    fn name(&self) -> &'static str {
+    fn id(&self) -> SinkName {
         NAME
     }
 

@@ -10,7 +10,7 @@ use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
 use walcast::model::content::Content;
 use walcast::ops::init::migrate;
 use walcast::resume;
-use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink};
+use walcast::sink::bigquery::{self, BigQueryConfig, BigQuerySink};
 use walcast::sink::{Sink, SinkAdmin};
 use walcast::source::{PostgresConfig, sql};
 use walcast::state::State;
@@ -64,7 +64,7 @@ impl World {
         let mut sink = BigQuerySink::new(self.config.clone(), &self.postgres);
         let stored = sink.recover(&session).await.unwrap();
         let judged = resume::judge(stored.as_ref(), false, &session, Lsn(u64::MAX));
-        let checkpoint = judged.or_refuse("bigquery", &session).unwrap();
+        let checkpoint = judged.or_refuse(bigquery::NAME, &session).unwrap();
         (sink, stored.map(|_| checkpoint))
     }
 

@@ -12,7 +12,7 @@ use walcast::error::Result;
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
 use walcast::ops::init::migrate;
 use walcast::resume;
-use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink};
+use walcast::sink::bigquery::{self, BigQueryConfig, BigQuerySink};
 use walcast::sink::driver::Driver;
 use walcast::sink::queue::queue;
 use walcast::sink::{Sink, SinkAdmin};
@@ -79,8 +79,8 @@ impl World {
     pub async fn live_as(&self, session: Session) -> Result<()> {
         let mut sink = BigQuerySink::new(self.config.clone(), &self.postgres);
         let stored = sink.recover(&session).await?;
-        let durable =
-            resume::judge(stored.as_ref(), false, &session, Lsn(u64::MAX)).or_refuse("bigquery", &session)?;
+        let durable = resume::judge(stored.as_ref(), false, &session, Lsn(u64::MAX))
+            .or_refuse(bigquery::NAME, &session)?;
         self.drive(session, sink, durable).await
     }
 

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use walcast::error::{Class, Code, Error, Result};
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
-use walcast::resume::judge;
+use walcast::resume::{SinkName, judge};
 use walcast::shutdown::{Shutdown, Trigger};
 use walcast::source::heartbeat::{Answers, doubts};
 use walcast::source::stream::ReplicationStream;
@@ -171,7 +171,7 @@ impl World {
                 .checkpoint
                 .map(|checkpoint| StoredCheckpoint::new(&self.session.history_id, checkpoint));
             let judged = judge(stored.as_ref(), stored.is_some(), &self.session, self.wal.end);
-            judged.or_refuse(target.name, &self.session).expect("a sink can always go on")
+            judged.or_refuse(SinkName::new(target.name), &self.session).expect("a sink can always go on")
         };
         self.targets().map(go_on).collect()
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use walcast::batch::Batch;
 use walcast::error::{Code, Error, Result};
 use walcast::lsn::{Checkpoint, Lsn, Position, Session, StoredCheckpoint};
+use walcast::resume::SinkName;
 use walcast::sink::{BatchPolicy, Guarantee, Sink, SinkIdentity, Written};
 
 use super::wal::Seen;
@@ -112,8 +113,8 @@ impl FaultySink {
 }
 
 impl SinkIdentity for FaultySink {
-    fn name(&self) -> &'static str {
-        self.name
+    fn id(&self) -> SinkName {
+        SinkName::new(self.name)
     }
 
     fn guarantee(&self) -> Guarantee {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::CLOCK_SLACK_MICROS;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, HistoryId, Position};
-use crate::resume::{fresh_start, read_stored};
+use crate::resume::read_stored;
 use crate::sink::redis::connection::{Call, Connection};
 use crate::sink::redis::counters::Day;
 use crate::sink::redis::window::{Sums, WINDOWS};
@@ -240,7 +240,7 @@ impl Reader<'_> {
         let text: String = parse(checkpoint).unwrap_or_default();
         let address = &self.checkpoint_key;
         let refused = |code, what: &str| {
-            Error::new(code, format!("{NAME}: {address} holds {what}")).hint(fresh_start(NAME))
+            Error::new(code, format!("{NAME}: {address} holds {what}")).hint(NAME.fresh_start())
         };
         if text.is_empty() {
             return Err(refused(Code::SinkLostItsData, "no checkpoint: it has lost its data"));
