@@ -33,21 +33,24 @@ pub struct World {
     _cleanup: Arc<Cleanup>,
 }
 
-/// Drops database, slots and dataset when the last copy of a world goes, also when its test fails: a slot left
-/// behind would keep WAL for ever, and the emulator takes longer for every query with each dataset it has.
+/// Drops database, slots, topics and dataset when the last copy of a world goes, also when its test fails: a slot left
+/// behind would keep WAL for ever, and Kafka and the emulator have more to do with each topic and dataset they have.
 struct Cleanup {
     postgres: PostgresConfig,
+    topic_prefix: String,
     dataset: String,
     _redis: redis_server::Database,
 }
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        let (postgres, dataset) = (self.postgres.clone(), self.dataset.clone());
+        let (postgres, topic_prefix, dataset) =
+            (self.postgres.clone(), self.topic_prefix.clone(), self.dataset.clone());
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 drop_dataset(&dataset).await;
+                drop_topics(&topic_prefix).await;
                 drop_database(&postgres).await;
             });
         });
@@ -63,18 +66,33 @@ async fn drop_dataset(dataset: &str) {
     let _ = http().delete(url).timeout(Duration::from_secs(30)).send().await;
 }
 
+/// Where a test killed the broker, it ends without.
+async fn drop_topics(prefix: &str) {
+    let topics = ["events", "content", "progress", "dlq"].map(|topic| format!("{prefix}.{topic}"));
+    let admin: AdminClient<DefaultClientContext> = client_config().create().unwrap();
+    let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(30)));
+    let _ = admin.delete_topics(&topics.each_ref().map(String::as_str), &options).await;
+}
+
 impl World {
     /// Names for all targets; nothing is made yet.
     pub async fn new(postgres: PostgresConfig) -> World {
-        let dataset = fresh_name("d");
-        let redis = redis_server::fresh_database().await;
-        World {
-            topic_prefix: fresh_name("t"),
-            redis: redis.clone(),
+        let (topic_prefix, dataset) = (fresh_name("t"), fresh_name("d"));
+        let database = redis_server::fresh_database().await;
+        let redis: RedisConfig = database.clone();
+        let cleanup = Cleanup {
+            postgres: postgres.clone(),
+            topic_prefix: topic_prefix.clone(),
             dataset: dataset.clone(),
+            _redis: database,
+        };
+        World {
+            topic_prefix,
+            redis,
+            dataset,
             binary: env!("CARGO_BIN_EXE_walcast").into(),
             more: vec![("WEB_LISTEN".into(), "127.0.0.1:0".into())],
-            _cleanup: Arc::new(Cleanup { postgres: postgres.clone(), dataset, _redis: redis }),
+            _cleanup: Arc::new(cleanup),
             postgres,
         }
     }
