@@ -17,7 +17,7 @@ const RATE_PER_MINUTE: u32 = 200_000;
 
 /// How many kills a series has.
 fn kills() -> usize {
-    std::env::var("KILLS").map_or(20, |kills| kills.parse().expect("KILLS is a number"))
+    std::env::var("KILLS").map_or(10, |kills| kills.parse().expect("KILLS is a number"))
 }
 
 /// Whether there is time for everything.

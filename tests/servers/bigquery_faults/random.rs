@@ -15,7 +15,7 @@ use crate::support::bigquery_server::fault::Fault;
 async fn random_faults_and_crashes_leave_each_event_once() {
     let seeds = match std::env::var("WALCAST_SEED") {
         Ok(seed) => vec![seed.parse().expect("WALCAST_SEED is a number")],
-        Err(_) => (0..RUNS).map(|_| rand::random::<u32>().into()).collect::<Vec<u64>>(),
+        Err(_) => (0..runs()).map(|_| rand::random::<u32>().into()).collect::<Vec<u64>>(),
     };
     with_database(async |postgres| {
         each(seeds, async |seed| {
@@ -30,7 +30,10 @@ async fn random_faults_and_crashes_leave_each_event_once() {
     .await;
 }
 
-const RUNS: usize = 120;
+/// `make chaos` has more.
+fn runs() -> usize {
+    std::env::var("KILLS").map_or(60, |kills| 6 * kills.parse::<usize>().expect("KILLS is a number"))
+}
 
 async fn random_run(postgres: &PostgresConfig, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
