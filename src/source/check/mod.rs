@@ -85,7 +85,7 @@ async fn recovery(client: &Client) -> Result<Finding> {
 /// The replication connection, and what lies under it.
 async fn wire(config: &PostgresConfig) -> Finding {
     match Connection::connect(config).await {
-        Ok(connection) => tls(config, connection.is_encrypted()),
+        Ok(connection) => tls(config, connection.is_encrypted(), connection.is_channel_bound()),
         Err(error) => no_replication(&error),
     }
 }
@@ -94,7 +94,7 @@ fn no_replication(error: &Error) -> Finding {
     Finding::failed("postgres.replication", "postgres replication connection", error)
 }
 
-fn tls(config: &PostgresConfig, encrypted: bool) -> Finding {
+fn tls(config: &PostgresConfig, encrypted: bool, bound: bool) -> Finding {
     let (id, subject) = ("postgres.tls", "postgres connection");
     let proof = match config.sslmode {
         SslMode::VerifyFull => Some("the server's name is proved"),
@@ -108,7 +108,15 @@ fn tls(config: &PostgresConfig, encrypted: bool) -> Finding {
         (true, None, true) => Finding::ok(id, subject, "TLS, on this machine"),
         (false, _, true) => Finding::ok(id, subject, "without TLS, on this machine"),
         (true, None, false) => {
-            let message = "TLS, but nothing proves that it is the server: whoever stands between can read and change all";
+            let message = match bound {
+                true => {
+                    "TLS, and this login was bound to the server's certificate, but nothing asks that of the next one: \
+                     whoever stands between then can read and change all"
+                }
+                false => {
+                    "TLS, but nothing proves that it is the server: whoever stands between can read and change all"
+                }
+            };
             Finding::warn(id, subject, message, fix)
         }
         (false, _, false) => Finding::warn(id, subject, "without TLS: rows and state travel in clear", fix),
@@ -243,8 +251,10 @@ mod tests {
     #[test]
     fn a_server_that_proves_nothing_is_told_unless_it_is_this_machine() {
         let verdict = |host: &str, sslmode, encrypted| {
-            tls(&PostgresConfig { host: host.into(), sslmode, ..PostgresConfig::default() }, encrypted)
-                .verdict
+            let config = PostgresConfig { host: host.into(), sslmode, ..PostgresConfig::default() };
+            // that one login was bound says nothing of the next
+            assert_eq!(tls(&config, encrypted, true).verdict, tls(&config, encrypted, false).verdict);
+            tls(&config, encrypted, false).verdict
         };
         for host in ["127.0.0.1", "localhost", "::1", "127.1.2.3"] {
             assert_eq!(verdict(host, SslMode::Disable, false), Verdict::Ok, "{host}");
