@@ -1,5 +1,6 @@
 //! Says once, in the log, that the slot's state has changed.
 
+use crate::error::Code;
 use crate::size::size;
 use crate::telemetry::status::SlotStatus;
 
@@ -19,7 +20,7 @@ pub struct Herald {
 enum News {
     Good(String),
     Bad(String),
-    Worst(String),
+    Worst(Code, String),
 }
 
 impl Herald {
@@ -29,7 +30,7 @@ impl Herald {
             match news {
                 News::Good(said) => tracing::info!("{said}"),
                 News::Bad(said) => tracing::warn!("{said}"),
-                News::Worst(said) => tracing::error!("{said}"),
+                News::Worst(code, said) => tracing::error!(%code, "{said}"),
             }
         }
     }
@@ -42,10 +43,14 @@ impl Herald {
         }
         let why = slot.invalidation_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
         match wal_status.as_str() {
-            "lost" | "missing" => Some(News::Worst(format!(
-                "the replication slot {name} is {wal_status}{why}: what it had not delivered is gone from the stream; \
-                 `walcast check` says how to go on"
-            ))),
+            "lost" | "missing" => {
+                let code = if wal_status == "lost" { Code::SlotInvalidated } else { Code::SlotGone };
+                let said = format!(
+                    "the replication slot {name} is {wal_status}{why}: what it had not delivered is gone from the stream; \
+                     `walcast check` says how to go on"
+                );
+                Some(News::Worst(code, said))
+            }
             "unreserved" => Some(News::Bad(format!(
                 "the replication slot {name} is unreserved: PostgreSQL removes WAL that it needs at the next checkpoint; \
                  raise max_slot_wal_keep_size at once: `walcast check` has the statement"
@@ -120,7 +125,10 @@ mod tests {
     fn why_a_slot_is_lost_is_told_also_when_it_was_so_from_the_start() {
         let gone = SlotStatus { invalidation_reason: Some("idle_timeout".into()), ..slot("lost", 0) };
         let told = told(&mut Herald::default(), &gone);
-        assert!(matches!(&told[..], [News::Worst(said)] if said.contains("lost (idle_timeout)")), "{told:?}");
+        assert!(
+            matches!(&told[..], [News::Worst(Code::SlotInvalidated, said)] if said.contains("lost (idle_timeout)")),
+            "{told:?}"
+        );
     }
 
     #[test]
