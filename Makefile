@@ -14,8 +14,6 @@ SECONDS ?=
 unexport SECONDS
 # tests on real servers wait most of the time: more at once than a small machine has cores
 SERVERS_THREADS ?= 6
-# those that hold walcast to a time have the cores to themselves, two at once: they too wait most of the time
-OBJECTIVES := gaps:: within_two_seconds hung_transaction
 
 .PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test upgrade-test
 
@@ -25,11 +23,7 @@ demo: services
 
 test: services lint
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
-	@scripts/services run cargo test --locked --features failpoints --lib --bins --examples --test unit --test allocations
-	@scripts/services run cargo test --locked --features failpoints --test servers -- --test-threads $(SERVERS_THREADS) $(addprefix --skip ,$(OBJECTIVES))
-	@scripts/services run cargo test --locked --features failpoints --test servers -- --test-threads 2 $(OBJECTIVES)
-	@scripts/services run cargo test --locked --features failpoints --test chaos
-	@$(MAKE) --no-print-directory instructions
+	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/run_tests.py $(SERVERS_THREADS)
 
 # what an event costs, by callgrind, against benches/instructions.baseline
 instructions:

@@ -1,0 +1,68 @@
+"""Builds all tests once and runs them, part after part; ends at the first part that fails.
+
+    python scripts/run_tests.py SERVERS_THREADS
+
+While those on servers run, which wait most of the time, `make instructions` goes on beside them at the lowest
+priority: it compiles walcast once more, as a release has it, for minutes on one core.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PARTS = ["--lib", "--bins", "--examples", "--test", "unit", "--test", "allocations", "--test", "servers", "--test", "chaos"]
+ON_SERVERS = ["servers", "chaos"]
+# these hold walcast to a time: two at once, not as many as the others
+OBJECTIVES = ["gaps::", "within_two_seconds", "hung_transaction"]
+
+
+def main(servers_threads):
+    built = build()
+    for name, program in built.items():
+        if name not in ON_SERVERS:
+            run(name, program)
+    beside = subprocess.Popen(["nice", "-n", "19", sys.executable, ROOT / "scripts/instructions.py"],
+                              cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        skipped = [word for part in OBJECTIVES for word in ("--skip", part)]
+        run("servers", built["servers"], "--test-threads", servers_threads, *skipped)
+        run("servers, held to a time", built["servers"], "--test-threads", "2", *OBJECTIVES)
+        run("chaos", built["chaos"])
+        print(beside.communicate()[0], end="", flush=True)
+    finally:
+        if beside.poll() is None:
+            os.killpg(beside.pid, signal.SIGKILL)
+    return beside.returncode
+
+
+def build():
+    """Name to program, in the order of PARTS."""
+    command = ["cargo", "test", "--locked", "--features", "failpoints", "--no-run", "--message-format", "json", *PARTS]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    for message in messages:
+        if message["reason"] == "compiler-message":
+            print(message["message"]["rendered"], file=sys.stderr, end="")
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    made = {}
+    for message in messages:
+        if message.get("profile", {}).get("test") and message.get("executable"):
+            target = message["target"]
+            made[f"{target['kind'][0]} {target['name']}" if target["kind"] != ["test"] else target["name"]] = message["executable"]
+    return dict(sorted(made.items(), key=lambda item: item[0] in ON_SERVERS))
+
+
+def run(name, program, *arguments):
+    print(f"\n{name}", flush=True)
+    code = subprocess.run([program, *arguments], cwd=ROOT).returncode
+    if code != 0:
+        sys.exit(f"the tests of this part have failed: {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
