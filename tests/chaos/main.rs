@@ -6,11 +6,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-// the longest comes first, by its name: one that is left alone at the end has a core idle
-mod failures;
 mod kills;
 mod named;
 mod odd;
+mod outages;
 mod plan;
 
 /// Events a minute under every series: 3,333 a second.
