@@ -253,8 +253,11 @@ mod tests {
         let verdict = |host: &str, sslmode, encrypted| {
             let config = PostgresConfig { host: host.into(), sslmode, ..PostgresConfig::default() };
             // that one login was bound says nothing of the next
-            assert_eq!(tls(&config, encrypted, true).verdict, tls(&config, encrypted, false).verdict);
-            tls(&config, encrypted, false).verdict
+            let [bound, unbound] = [true, false].map(|bound| tls(&config, encrypted, bound));
+            assert_eq!(bound.verdict, unbound.verdict, "{host}");
+            let told = bound.message != unbound.message;
+            assert_eq!(told, encrypted && unbound.verdict == Verdict::Warn, "{host}: {}", bound.message);
+            unbound.verdict
         };
         for host in ["127.0.0.1", "localhost", "::1", "127.1.2.3"] {
             assert_eq!(verdict(host, SslMode::Disable, false), Verdict::Ok, "{host}");
