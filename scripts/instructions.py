@@ -1,4 +1,4 @@
-"""How many instructions an event costs on its way through benches/instructions.rs, counted by callgrind, against
+"""How many instructions an event costs on its way through examples/instructions.rs, counted by callgrind, against
 benches/instructions.baseline.
 
     python scripts/instructions.py           fails when a stage has grown by more than 5 %, and names the functions
@@ -59,8 +59,8 @@ def measure():
 
 
 def build():
-    """The program's path."""
-    command = ["cargo", "build", "--locked", "--quiet", "--bench", "instructions", "--message-format", "json"]
+    """The program's path. An example: with a bench, cargo would also build walcast, where the tests have theirs with failpoints."""
+    command = ["cargo", "build", "--locked", "--quiet", "--example", "instructions", "--message-format", "json"]
     messages = map(json.loads, output(*command, "--config", "benches/instructions.toml").splitlines())
     made = {message["target"]["name"]: message["executable"] for message in messages if message.get("executable")}
     return made["instructions"]
