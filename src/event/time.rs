@@ -1,4 +1,6 @@
-//! Which times there are, and how they are cut and written.
+//! Which times there are, and how they are cut, written and read.
+
+use jiff::civil::DateTime;
 
 const DAY_MICROS: i64 = 86_400_000_000;
 /// Half an hour: BigQuery's partitions and verify's report are cut by it.
@@ -27,6 +29,14 @@ pub fn time_text(micros: i64) -> Option<[u8; 27]> {
     Some(text)
 }
 
+/// Reads [`time_text`] back. A calendar's date and time, and not its instants: those end before the last day does, so
+/// that every time zone has them.
+pub fn micros_of(text: &str) -> Option<i64> {
+    let time: DateTime = text.strip_suffix('Z')?.parse().ok()?;
+    let since_1970 = time.duration_since(DateTime::constant(1970, 1, 1, 0, 0, 0, 0));
+    i64::try_from(since_1970.as_micros()).ok().filter(|micros| (MICROS_MIN..=MICROS_MAX).contains(micros))
+}
+
 /// Year, month and day of a day since 1970, from the year 0 on. Our own, since a calendar that can do everything
 /// took five times as long, three times an event. Years begin in March here, so that the leap day is their last, and
 /// are counted in the 400 years (146,097 days) after which the calendar repeats.
@@ -52,7 +62,7 @@ fn digits<const N: usize>(mut number: u32) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
-    use jiff::civil::DateTime;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -64,6 +74,33 @@ mod tests {
             date = date.tomorrow().unwrap_or(date);
         }
         assert_eq!(date, DateTime::constant(9999, 12, 31, 0, 0, 0, 0).date());
+    }
+
+    #[test]
+    fn other_texts_are_no_times() {
+        for text in [
+            "",
+            "Z",
+            "2026-01-02",
+            "2026-01-02T03:04:05.678901",
+            "2026-01-02T03:04:05+01:00",
+            "0000-12-31T23:59:59Z",
+        ] {
+            assert_eq!(micros_of(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_time_that_is_written_is_read_back(micros in prop_oneof![
+            MICROS_MIN..=MICROS_MAX,
+            MICROS_MIN..=MICROS_MIN + 2 * DAY_MICROS,
+            MICROS_MAX - 2 * DAY_MICROS..=MICROS_MAX,
+            Just(MICROS_MIN), Just(-1), Just(0), Just(MICROS_MAX),
+        ]) {
+            let text = String::from_utf8(time_text(micros).unwrap().to_vec()).unwrap();
+            prop_assert_eq!(micros_of(&text), Some(micros), "{}", text);
+        }
     }
 
     #[test]

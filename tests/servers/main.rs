@@ -24,4 +24,5 @@ mod source;
 mod telemetry;
 mod two_instances;
 mod upgrade;
+mod values;
 mod verify;

@@ -17,7 +17,7 @@ use crate::event::schema::{
     ContentRecord, EVENT_FIELDS, EventRecord, EventValues, Field, FieldKind, Value, Visit, visit_content,
     visit_event,
 };
-use crate::event::time::time_text;
+use crate::event::time::{micros_of, time_text};
 use crate::lsn::Lsn;
 
 /// See the module.
@@ -276,8 +276,7 @@ impl<'de> DeserializeSeed<'de> for Member {
                 Uuid::parse_str(&text).map(Value::Id).map_err(D::Error::custom)
             }),
             FieldKind::Time => or_null(Option::deserialize(from)?, |Text(text)| {
-                let time = text.parse::<jiff::Timestamp>().map_err(D::Error::custom)?;
-                Ok(Value::Time(time.as_microsecond()))
+                micros_of(&text).map(Value::Time).ok_or_else(|| D::Error::custom("a time in another form"))
             }),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::event::Event;
+use crate::event::{Event, time};
 
 use super::keys;
 
@@ -93,7 +93,7 @@ impl Day {
             }
         }
         if let Some(text) = texts.get(7).and_then(Option::as_ref) {
-            day.last_event_ts = Some(keys::time_of(text).ok_or("last_event_ts")?);
+            day.last_event_ts = Some(time::micros_of(text).ok_or("last_event_ts")?);
         }
         Ok(day)
     }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::CLOCK_SLACK_MICROS;
 use crate::error::{Code, Error, Result};
+use crate::event::time;
 use crate::lsn::{Checkpoint, HistoryId, Position};
 use crate::resume::read_stored;
 use crate::sink::redis::connection::{Call, Connection};
@@ -276,10 +277,13 @@ fn first_key(name: &str) -> &str {
 fn name_of(name: &str) -> Option<Name> {
     if let Some(rest) = name.strip_prefix("engagement:") {
         let (id, date) = rest.split_once(':')?;
-        return Some(Name::Day(id.parse().ok()?, keys::day_of(keys::time_of(&format!("{date}T00:00:00Z"))?)));
+        return Some(Name::Day(
+            id.parse().ok()?,
+            keys::day_of(time::micros_of(&format!("{date}T00:00:00Z"))?),
+        ));
     }
     if let Some(minute) = name.strip_prefix("stats:events:") {
-        return Some(Name::Minute(keys::minute_of(keys::time_of(&format!("{minute}:00Z"))?)));
+        return Some(Name::Minute(keys::minute_of(time::micros_of(&format!("{minute}:00Z"))?)));
     }
     if name.starts_with("top_engagement:") {
         return Some(Name::Board);
