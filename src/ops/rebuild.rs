@@ -29,6 +29,8 @@ type Contents = HashMap<Uuid, Arc<Content>>;
 pub async fn redis(config: &Config) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let (history_id, timelines) = history::find(&config.postgres, state.client().await?).await?;
+    // what would end it later is found before anybody is shut out
+    rows::probe(state.client().await?, &config.postgres.schema).await?;
     Rebuild::check(&config.redis, &config.postgres.slot).await?;
     let confirmed = history::confirmed(&config.postgres, state.client().await?).await?;
     let session = state.take_fencing_token(history_id, timelines, confirmed).await?;

@@ -12,6 +12,7 @@ use crate::source::connect::{connect, in_time};
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text, take_u16};
 use crate::source::quote::{identifier, literal};
 use crate::source::server_error::{Asked, ServerError};
+use crate::source::session;
 use crate::source::wire::{Wire, nul, unexpected};
 
 pub use crate::source::connect::Stream;
@@ -54,7 +55,11 @@ impl Connection {
         in_time(config, async {
             let stream = connect(config).await?;
             let security = stream.security().clone();
-            Connection::over(stream, config, &security).await
+            let mut connection = Connection::over(stream, config, &security).await?;
+            if connection.server_version >= session::NEWER_VERSION {
+                connection.query(session::SET_NEWER, Asked::ReplicationSession).await?;
+            }
+            Ok(connection)
         })
         .await
     }
@@ -162,7 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let mut packet = self.wire.next().await?;
             match packet.tag {
                 b'S' if take_text(&mut packet.body)? == "server_version" => {
-                    self.server_version = major_version(&take_text(&mut packet.body)?)?;
+                    self.server_version = supported_version(&take_text(&mut packet.body)?)?;
                 }
                 b'Z' => return Ok(()),
                 b'E' => return Err(ServerError::parse(packet.body)?.into_error(Asked::ReplicationSession)),
@@ -197,34 +202,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// Settings that change what the stream says are pinned, whatever the role or database has of its own:
-/// the texts of values, and that PostgreSQL 18's warning about a missing publication gets through.
-fn startup_parameters(config: &PostgresConfig) -> [(&str, &str); 13] {
-    [
-        ("user", &config.user),
-        ("database", &config.db),
-        ("replication", "database"),
-        ("application_name", "walcast"),
-        ("client_encoding", "UTF8"),
-        ("client_min_messages", "warning"),
-        ("DateStyle", "ISO"),
-        ("IntervalStyle", "postgres"),
-        ("TimeZone", "UTC"),
-        ("extra_float_digits", "3"),
-        ("statement_timeout", "0"),
-        ("idle_in_transaction_session_timeout", "0"),
-        ("idle_session_timeout", "0"),
-    ]
+fn startup_parameters(config: &PostgresConfig) -> impl Iterator<Item = (&str, &str)> {
+    let ours: [(&str, &str); 3] =
+        [("user", &config.user), ("database", &config.db), ("replication", "database")];
+    ours.into_iter().chain(session::SETTINGS)
 }
 
-/// `18.6 (Debian 18.6-1)` → 18.
-fn major_version(text: &str) -> Result<u32> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).map_or(text, |end| &text[..end]);
-    match digits.parse() {
-        Ok(version) if version >= SERVER_VERSION_MIN => Ok(version),
-        Ok(_) => Err(Error::new(Code::PostgresVersion, format!("PostgreSQL {text} is too old"))
+fn supported_version(text: &str) -> Result<u32> {
+    match session::major_version(text) {
+        Some(version) if version >= SERVER_VERSION_MIN => Ok(version),
+        Some(_) => Err(Error::new(Code::PostgresVersion, format!("PostgreSQL {text} is too old"))
             .hint(format!("walcast needs PostgreSQL {SERVER_VERSION_MIN} or newer"))),
-        Err(_) => Err(malformed("a version that is no number")),
+        None => Err(malformed("a version that is no number")),
     }
 }
 

@@ -7,6 +7,7 @@ mod wire;
 pub mod auth;
 pub mod connect;
 pub mod connection;
+pub mod session;
 pub mod stream;
 pub use crate::quote;
 pub mod sql;

@@ -1,14 +1,16 @@
 //! The rows of the source tables, and of the content versions that walcast keeps, by SQL. Statements have their columns
 //! from the lists in [`crate::event::schema`].
 
-use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql};
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use crate::error::Result;
 use crate::event::Content;
 use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
-use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn, SourceTable};
+use crate::event::schema::{
+    CONTENT, ContentColumn, EngagementColumn, Reads, SOURCE_TABLES, SourceColumn, SourceTable,
+};
 use crate::pgoutput::Timestamp;
 use crate::quote::identifier;
 
@@ -20,6 +22,16 @@ pub fn select(table: &SourceTable, schema: &str, before: &[&str]) -> String {
     let columns = table.columns.iter().map(SourceColumn::read_as);
     let columns: Vec<String> = before.iter().map(|name| (*name).to_owned()).chain(columns).collect();
     format!("SELECT {} FROM {}", columns.join(", "), table.place(schema))
+}
+
+/// Reads nothing of the source tables, and fails where reading them would: a column that is not there, a right that our
+/// role lacks, a policy that would hide rows from it.
+pub async fn probe(client: &Client, schema: &str) -> Result<()> {
+    for table in SOURCE_TABLES {
+        let nothing = format!("{} LIMIT 0", select(table, schema, &[]));
+        client.execute(&nothing, &[]).await.map_err(super::sql::error)?;
+    }
+    Ok(())
 }
 
 impl SourceColumn {

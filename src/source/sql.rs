@@ -22,6 +22,7 @@ use crate::source::auth::{LoginRules, Security, asked_next};
 use crate::source::connect::{self, Stream, in_time};
 use crate::source::frame::Packet;
 use crate::source::server_error::{Asked, ServerError};
+use crate::source::session;
 
 /// Opens a session for ordinary SQL. The session ends when the client is dropped.
 pub async fn connect(config: &PostgresConfig) -> Result<Client> {
@@ -31,6 +32,7 @@ pub async fn connect(config: &PostgresConfig) -> Result<Client> {
 /// As [`connect`], with a receiver that gives the reason when the session ends.
 pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot::Receiver<Error>)> {
     let (client, connection) = in_time(config, log_in(config)).await?;
+    let version = connection.parameter("server_version").and_then(session::major_version).unwrap_or_default();
     let (ended, watched) = oneshot::channel();
     tokio::spawn(async move {
         let reason = match connection.await {
@@ -40,6 +42,9 @@ pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot
         // Most sessions are not watched: their users see the next statement fail.
         let _ = ended.send(reason);
     });
+    if version >= session::NEWER_VERSION {
+        in_time(config, async { client.batch_execute(session::SET_NEWER).await.map_err(error) }).await?;
+    }
     Ok((client, watched))
 }
 
@@ -71,18 +76,12 @@ pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
 
 type Session = tokio_postgres::Connection<Stream, LoginGuard>;
 
-/// The role's own deadlines must not end a long statement, and walcast with it; nor may its own wish for read-only
-/// transactions look like a standby's.
-const SESSION: &str =
-    "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c default_transaction_read_only=off";
-
 async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
     let stream = connect::connect(config).await?;
     let guard = GuardLogin(LoginRules::new(config, stream.security()));
     let mut options = tokio_postgres::Config::new();
     options.host(&config.host).port(config.port).dbname(&config.db).user(&config.user);
-    options.password(config.password.expose()).application_name("walcast");
-    options.options(SESSION);
+    options.password(config.password.expose()).options(session::options());
     // "TLS, and no need to ask for it": `connect` has done all that, the guard takes its place
     options.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
     options.connect_raw(stream, guard).await.map_err(|error| error_to(Asked::Session, error))

@@ -334,6 +334,7 @@ async fn create(
 ) -> Result<HistoryId> {
     let publication = publication.ok_or_else(|| no_publication(config))?;
     let client = state.client().await?;
+    rows::probe(client, &config.schema).await?;
     let history_id = HistoryId {
         uuid: Uuid::new_v4(),
         system_id: identity.system_id.clone(),

@@ -20,6 +20,7 @@ mod generate;
 mod kafka;
 mod redis;
 mod server_words;
+mod sessions;
 mod source;
 mod telemetry;
 mod two_instances;

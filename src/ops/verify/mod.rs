@@ -31,7 +31,7 @@ use crate::lsn::{HistoryId, Lsn};
 use crate::sink::read_back::{Found, ReadBack, ReadEvents};
 use crate::sinks;
 use crate::source::snapshot::Snapshot;
-use crate::source::sql;
+use crate::source::{rows, sql};
 use crate::state::history;
 use compare::{Context, Side};
 use events::Events;
@@ -57,6 +57,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new();
     let client = sql::connect(&config.postgres).await?;
     let (history_id, _) = history::find(&config.postgres, &client).await?;
+    rows::probe(&client, &config.postgres.schema).await?;
     let waiting = progress.line("waiting for the transactions that write now");
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;

@@ -20,17 +20,22 @@ struct Table {
     identity_columns: Vec<String>,
     generated: Vec<String>,
     may_read: bool,
+    /// Policies of row-level security hold for our role.
+    filtered: bool,
 }
 
 /// What is so of the tables that are there.
 pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut readable = 0;
-    let mut unreadable = Vec::new();
+    let (mut unreadable, mut filtered) = (Vec::new(), Vec::new());
     for source in SOURCE_TABLES {
         let Some(table) = ask(client, config, source).await? else { continue };
         findings.push(table.identity());
         findings.extend(table.generated(source, config));
+        if table.filtered {
+            filtered.push(table.place.clone());
+        }
         match table.may_read {
             true => readable += 1,
             false => unreadable.push(table.place),
@@ -38,6 +43,9 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     }
     if readable + unreadable.len() > 0 {
         findings.push(rights(config, &unreadable));
+    }
+    if !filtered.is_empty() {
+        findings.push(row_security(config, &filtered));
     }
     findings.extend(unreadable_content(client, config).await);
     findings.extend(published_besides(client, config).await?);
@@ -100,6 +108,7 @@ async fn ask(client: &Client, config: &PostgresConfig, source: &SourceTable) -> 
         identity_columns: get(&row, 2)?,
         generated: get(&row, 3)?,
         may_read: get(&row, 4)?,
+        filtered: get(&row, 5)?,
     }))
 }
 
@@ -171,6 +180,17 @@ impl Table {
             format!("ALTER TABLE {place} ALTER COLUMN {} DROP EXPRESSION;", identifier(column)),
         ))
     }
+}
+
+/// The stream brings all rows, whatever a policy says; what is read with SQL would be without those that it hides.
+fn row_security(config: &PostgresConfig, filtered: &[String]) -> Finding {
+    let message = format!(
+        "filters {} for this role: PostgreSQL refuses it what a new slot, a start, `walcast verify` and `walcast rebuild` \
+         must read",
+        filtered.join(", ")
+    );
+    let fix = format!("ALTER ROLE {} BYPASSRLS;", identifier(&config.user));
+    Finding::fail(Code::PostgresRights, "postgres.row_security", "row-level security", message, fix)
 }
 
 fn rights(config: &PostgresConfig, unreadable: &[String]) -> Finding {
