@@ -13,6 +13,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use stages::engagement;
 use tokio::time::Instant;
 use walcast::config::PipelineConfig;
+use walcast::event::place::Places;
 use walcast::lsn::Lsn;
 use walcast::model::content::Content;
 use walcast::telemetry::metrics;
@@ -49,7 +50,7 @@ fn batches(mut transform: Transform, payloads: &[Vec<u8>]) -> Transform {
 
 fn transform() -> Transform {
     let cache = engagement::content_ids().map(content).collect::<ContentCache>();
-    Transform::new("public", Lsn(50), cache, PipelineConfig::default().bounds())
+    Transform::new(&Places::usual("public"), Lsn(50), cache, PipelineConfig::default().bounds())
 }
 
 fn content(id: uuid::Uuid) -> Content {

@@ -168,6 +168,7 @@ impl Config {
                     .hint("give it a number above 0"));
             }
         }
+        self.postgres.check_names()?;
         Access::new(&self.web.token)?;
         Ok(())
     }

@@ -81,7 +81,7 @@ async fn stream_once(
     );
     registry.streaming(true);
     let began = Instant::now();
-    let (watch, doubts) = Watch::new(publication);
+    let (watch, doubts) = Watch::new(publication.identity);
     let ended = streaming.run(watch.run(&config.postgres), doubts, shutdown).await;
     backoff.worked_for(began.elapsed());
     ended
@@ -124,7 +124,8 @@ async fn start(
     let from = watermark.confirmed();
     let cache = sink::content::load(state.client().await?, &session, from).await?;
     tracing::debug!(rows = cache.len(), "content loaded");
-    let transform = Transform::new(&config.postgres.schema, from, cache, config.pipeline.bounds());
+    let places = history::publication(&config.postgres, state.client().await?).await?.places;
+    let transform = Transform::new(&places, from, cache, config.pipeline.bounds());
     let connection = Connection::connect(&config.postgres).await?;
     let opened =
         connection.start_replication(&config.postgres.slot, &config.postgres.publication, from).await;

@@ -130,15 +130,15 @@ codes! {
     }
     PublicationUnfit = 206 {
         title: "The publication is missing, or leaves something out.",
-        why: "It lacks one of the two tables, a column that walcast reads, or one of the four operations, or it filters rows.",
+        why: "It lacks one of the two tables, a column that they are nothing without, or one of the four operations, or it has partitions in place of their table.",
         look: "`walcast check` says what is left out.",
         fix: "`walcast init` makes a missing publication. Otherwise run the statement that `walcast check` prints.",
         over: "`walcast check` says that the publication has both tables and all operations.",
     }
     SourceTableUnfit = 207 {
         title: "A source table is missing, lacks a column, or has one of another type.",
-        why: "walcast reads fixed columns of two tables. A table or a column was never made, was dropped, renamed, or has a type that cannot be read as what it should be.",
-        look: "The message names the column. docs/reference/record.md has the columns and the types accepted.",
+        why: "A table or a column that walcast reads was never made, was dropped, renamed, or has a type that cannot be read as what it should be; or the table is a view, unlogged, or has children by INHERITS, whose rows would not come.",
+        look: "The message names the column. docs/reference/tables.md has the columns, the types accepted, and what is refused.",
         fix: "Add the column, or give it a type that is accepted; a publication with a column list must have it too.",
         over: "`walcast check` has no line that says FAIL.",
     }
@@ -498,6 +498,13 @@ codes! {
         look: "SELECT active_pid, confirmed_flush_lsn FROM pg_replication_slots;",
         fix: "Stop the other walcast, and run `walcast rebuild redis` again.",
         over: "The rebuild ends with exit code 0.",
+    }
+    TableWasUnfit = 420 {
+        title: "A source table had other columns when rows of it were written.",
+        why: "A column was renamed, dropped or given another type, and rows were written meanwhile. A slot reads what was written with the columns of then: to put the column back later changes nothing about these rows.",
+        look: "The message names the transaction, the table and its columns of then. `walcast check` says how the table is now.",
+        fix: "The rows are kept in the slot. Say in POSTGRES_EVENTS_COLUMNS or POSTGRES_CONTENT_COLUMNS (postgres.events_columns, postgres.content_columns) what the column was called besides, as the message shows, and start again. docs/reference/tables.md has the steps.",
+        over: "`walcast run` goes on.",
     }
     Fenced = 500 {
         title: "A newer walcast has taken over.",

@@ -6,6 +6,7 @@ pub mod row;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod schema;
+pub mod place;
 pub mod time;
 
 use std::sync::Arc;

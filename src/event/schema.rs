@@ -388,6 +388,8 @@ pub struct SourceColumn {
     pub name: &'static str,
     /// What its values are read as.
     pub reads: Reads,
+    /// Whether a row is nothing without it.
+    pub required: bool,
     /// What it holds.
     pub description: &'static str,
 }
@@ -413,7 +415,7 @@ pub enum Reads {
 macro_rules! source_table {
     (
         $table:ident $table_name:literal $table_description:literal, columns $columns:ident;
-        $($name:literal $column:ident: $reads:ident $description:literal,)+
+        $($name:literal $column:ident: $reads:ident $need:ident $description:literal,)+
     ) => {
         #[doc = concat!("A column of `", $table_name, "`.")]
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -430,33 +432,40 @@ macro_rules! source_table {
         pub static $table: SourceTable = SourceTable {
             name: $table_name,
             description: $table_description,
-            columns: &[$(SourceColumn { name: $name, reads: Reads::$reads, description: $description }),+],
+            columns: &[$(SourceColumn {
+                name: $name,
+                reads: Reads::$reads,
+                required: source_table!(@ $need),
+                description: $description,
+            }),+],
         };
     };
+    (@ required) => { true };
+    (@ optional) => { false };
 }
 
 source_table! {
     CONTENT "content" "What people engage with. An event shows the row as it was when the event was written.",
     columns ContentColumn;
-    "id" Id: Uuid "Which content it is",
-    "slug" Slug: Text "Its name in addresses",
-    "title" Title: Text "Its title",
-    "content_type" ContentType: Text "podcast, newsletter or video",
-    "length_seconds" LengthSeconds: Int4 "How long it is; percentages need it",
-    "publish_ts" PublishTs: Time "When it was published",
+    "id" Id: Uuid required "Which content it is",
+    "slug" Slug: Text required "Its name in addresses",
+    "title" Title: Text required "Its title",
+    "content_type" ContentType: Text optional "podcast, newsletter or video",
+    "length_seconds" LengthSeconds: Int4 optional "How long it is; percentages need it",
+    "publish_ts" PublishTs: Time optional "When it was published",
 }
 
 source_table! {
     ENGAGEMENT_EVENTS "engagement_events" "The events. Each insert is one; updates and deletes mean nothing.",
     columns EngagementColumn;
-    "id" Id: Int8 "Which event it is",
-    "content_id" ContentId: Uuid "The content engaged with",
-    "user_id" UserId: Uuid "Who did it",
-    "event_type" EventType: Text "play, pause, finish or click",
-    "event_ts" EventTs: Time "When it happened: within the years 1 to 9999, or the row is a dead letter",
-    "duration_ms" DurationMs: Int8 "How long, in milliseconds: not negative, or the row is a dead letter",
-    "device" Device: Text "With what",
-    "raw_payload" RawPayload: Json "Whatever else is known",
+    "id" Id: Int8 required "Which event it is",
+    "content_id" ContentId: Uuid optional "The content engaged with",
+    "user_id" UserId: Uuid optional "Who did it",
+    "event_type" EventType: Text optional "play, pause, finish or click",
+    "event_ts" EventTs: Time required "When it happened: within the years 1 to 9999, or the row is a dead letter",
+    "duration_ms" DurationMs: Int8 optional "How long, in milliseconds: not negative, or the row is a dead letter",
+    "device" Device: Text optional "With what",
+    "raw_payload" RawPayload: Json optional "Whatever else is known",
 }
 
 /// The tables that walcast reads.
@@ -488,7 +497,7 @@ impl SourceColumn {
             Reads::Int8 => "smallint, integer, bigint",
             Reads::Int4 => "smallint, integer, bigint within 32 bits",
             Reads::Uuid => "uuid",
-            Reads::Text => "text, varchar, char, name, an enum",
+            Reads::Text => "text, varchar, char(n), name, an enum",
             Reads::Time => "timestamptz",
             Reads::Json => "json, jsonb",
         }
@@ -528,17 +537,22 @@ pub fn reference_markdown() -> String {
             );
         }
     }
+    out
+}
+
+/// The reference of the source tables' columns, as Markdown.
+pub fn tables_markdown() -> String {
+    let mut out = String::new();
     for table in SOURCE_TABLES {
         section(
             &mut out,
             &format!("The table `{}`", table.name),
-            ["Column", "Types accepted", "Best", "What it holds"],
+            ["Column", "Types accepted, and the best", "Needed", "What it holds"],
         );
         for column in table.columns {
-            row(
-                &mut out,
-                [&format!("`{}`", column.name), column.accepts(), column.sql_type(), column.description],
-            );
+            let types = format!("{}; best {}", column.accepts(), column.sql_type());
+            let needed = if column.required { "yes" } else { "" };
+            row(&mut out, [&format!("`{}`", column.name), &types, needed, column.description]);
         }
     }
     out
@@ -562,7 +576,7 @@ mod tests {
 
     #[test]
     fn the_reference_has_every_field_and_column() {
-        let reference = reference_markdown();
+        let reference = reference_markdown() + &tables_markdown();
         let fields = EVENT_FIELDS.iter().chain(&CONTENT_FIELDS).map(|field| field.name);
         let columns = SOURCE_TABLES.iter().flat_map(|table| table.column_names());
         for name in fields.chain(columns) {

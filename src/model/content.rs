@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::{RowError, TableColumns};
-use crate::error::Result;
+use super::{RowError, TableColumns, UnfitTable};
+use crate::event::place::Place;
 pub use crate::event::row::Content;
 use crate::event::row::{UncheckedContent, missing};
-use crate::event::schema::{CONTENT, ContentColumn};
+use crate::event::schema::ContentColumn;
 use crate::pgoutput::{Relation, Tuple, Value};
 
 /// The columns of `content`, whatever their order and whatever others there are.
@@ -15,8 +15,8 @@ pub struct ContentTable {
 }
 
 impl ContentTable {
-    pub(super) fn new(relation: Relation) -> Result<Self> {
-        Ok(ContentTable { columns: TableColumns::new(relation, &CONTENT, ContentColumn::ALL)? })
+    pub(super) fn new(relation: Relation, place: &Place) -> Result<Self, UnfitTable> {
+        Ok(ContentTable { columns: TableColumns::new(relation, place, ContentColumn::ALL)? })
     }
 
     /// Reads a row. A large value that an update did not touch is not in the stream: it is taken from

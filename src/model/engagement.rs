@@ -1,10 +1,10 @@
 //! The `engagement_events` table.
 
-use super::{RowError, TableColumns};
-use crate::error::Result;
+use super::{RowError, TableColumns, UnfitTable};
+use crate::event::place::Place;
 pub use crate::event::row::Engagement;
-use crate::event::row::UncheckedEngagement;
-use crate::event::schema::{ENGAGEMENT_EVENTS, EngagementColumn};
+use crate::event::row::{UncheckedEngagement, missing};
+use crate::event::schema::EngagementColumn;
 use crate::pgoutput::{Relation, Tuple};
 
 /// The columns of `engagement_events`, whatever their order and whatever others there are.
@@ -13,10 +13,8 @@ pub struct EngagementTable {
 }
 
 impl EngagementTable {
-    pub(super) fn new(relation: Relation) -> Result<Self> {
-        Ok(EngagementTable {
-            columns: TableColumns::new(relation, &ENGAGEMENT_EVENTS, EngagementColumn::ALL)?,
-        })
+    pub(super) fn new(relation: Relation, place: &Place) -> Result<Self, UnfitTable> {
+        Ok(EngagementTable { columns: TableColumns::new(relation, place, EngagementColumn::ALL)? })
     }
 
     /// Reads a row and holds it against the rules.
@@ -27,6 +25,16 @@ impl EngagementTable {
             row.put(field, (column, value))?;
         }
         row.checked()
+    }
+
+    /// The id alone: of an old row other columns may be missing.
+    pub fn id(&self, tuple: &Tuple<'_>) -> Result<i64, RowError> {
+        for value in self.columns.values(tuple)? {
+            if let (EngagementColumn::Id, column, value) = value? {
+                return value.int8(column)?.ok_or_else(|| missing("id"));
+            }
+        }
+        Err(missing("id"))
     }
 
     /// A row that [`Self::read`] refused, for the dead letter: error, table, row as JSON.

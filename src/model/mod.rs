@@ -7,10 +7,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error};
+use crate::event::place::{Place, Places};
 use crate::event::row::Cell;
 pub use crate::event::row::RowError;
-use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, SourceColumn, SourceTable};
+use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, Reads, SourceColumn};
+use crate::lsn::Lsn;
 use crate::pgoutput::{Column, DecodeError, Relation, Relations, Timestamp, Tuple, Value};
 use crate::quote::identifier;
 use content::ContentTable;
@@ -39,28 +41,27 @@ impl Table {
 
 /// The tables of one replication session.
 pub struct Tables {
-    schema: String,
+    places: Places,
     relations: Relations,
     tables: Vec<(u32, Table)>,
 }
 
 impl Tables {
-    /// No tables yet; ours live in `schema`.
-    pub fn new(schema: &str) -> Self {
-        Tables { schema: schema.to_owned(), relations: Relations::default(), tables: Vec::new() }
+    /// No tables yet; ours are at `places`.
+    pub fn new(places: &Places) -> Self {
+        Tables { places: places.clone(), relations: Relations::default(), tables: Vec::new() }
     }
 
-    /// Takes a Relation message. Kind `Setup` when one of our tables lacks a column or has another type.
-    pub fn describe(&mut self, relation: Relation) -> Result<()> {
+    /// Takes a Relation message.
+    pub fn describe(&mut self, relation: Relation) -> Result<(), UnfitTable> {
         let id = relation.id;
         self.relations.insert(relation);
         let Ok(relation) = self.relations.get(id) else { return Ok(()) };
-        let table = match relation.name.as_str() {
-            _ if relation.namespace != self.schema => Table::Other,
-            name if name == CONTENT.name => Table::Content(ContentTable::new(relation.clone())?),
-            name if name == ENGAGEMENT_EVENTS.name => {
-                Table::Engagement(EngagementTable::new(relation.clone())?)
-            }
+        let Places { content, events } = &self.places;
+        let is = |place: &Place| place.is(&relation.namespace, &relation.name);
+        let table = match (is(content), is(events)) {
+            (true, _) => Table::Content(ContentTable::new(relation.clone(), content)?),
+            (_, true) => Table::Engagement(EngagementTable::new(relation.clone(), events)?),
             _ => Table::Other,
         };
         self.tables.retain(|(known, _)| *known != id);
@@ -80,29 +81,93 @@ impl Tables {
     }
 }
 
-impl SourceTable {
-    /// Where it is, as SQL, when our tables live in `schema`.
-    pub fn place(&self, schema: &str) -> String {
-        format!("{}.{}", identifier(schema), identifier(self.name))
-    }
-}
-
 impl SourceColumn {
-    /// Why a column of this type cannot be read; `type_oid` is the base type where it is a domain.
-    pub fn misfit(&self, type_oid: u32) -> Option<String> {
-        let column = Column { name: self.name.to_owned(), type_oid, type_modifier: -1, key: false };
+    /// Why a column of this type, called so, cannot be read; `type_oid` is the base type where it is a domain.
+    pub fn misfit(&self, called: &str, type_oid: u32) -> Option<String> {
+        let column = Column { name: called.to_owned(), type_oid, type_modifier: -1, key: false };
         self.fits(&column).err().map(|error| error.to_string())
     }
 
-    /// The statement that adds it to the table at `place`.
-    pub fn add_to(&self, place: &str) -> String {
-        format!("ALTER TABLE {place} ADD COLUMN {} {};", identifier(self.name), self.sql_type())
+    /// The statement that adds it to the table at `place`, called so.
+    pub fn add_to(&self, place: &Place, called: &str) -> String {
+        format!("ALTER TABLE {} ADD COLUMN {} {};", place.sql(), identifier(called), self.sql_type())
     }
 
-    /// The statement that gives it a type that can be read.
-    pub fn retype_in(&self, place: &str) -> String {
-        let (column, sql_type) = (identifier(self.name), self.sql_type());
-        format!("ALTER TABLE {place} ALTER COLUMN {column} TYPE {sql_type} USING {column}::{sql_type};")
+    /// The statement that gives it a type that can be read. A time without a zone is one only where a zone is named: the
+    /// session's own would be a guess.
+    pub fn retype_in(&self, place: &Place, called: &str) -> String {
+        let (column, sql_type) = (identifier(called), self.sql_type());
+        let value = match self.reads {
+            Reads::Time => format!("{column}::timestamp AT TIME ZONE 'UTC'"),
+            _ => format!("{column}::{sql_type}"),
+        };
+        format!("ALTER TABLE {} ALTER COLUMN {column} TYPE {sql_type} USING {value};", place.sql())
+    }
+}
+
+/// A table whose rows, as they stand in the WAL, are not what they should be. What it is like now is another matter: a
+/// slot reads what was written with the columns of then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfitTable {
+    what: String,
+    advice: String,
+}
+
+impl UnfitTable {
+    #[cold]
+    fn lacks(relation: &Relation, place: &Place, missing: &[(&SourceColumn, &str)]) -> Self {
+        let there: Vec<&str> = relation.columns.iter().map(|column| &*column.name).collect();
+        let names: Vec<&str> = missing.iter().map(|(_, called)| *called).collect();
+        let what = format!(
+            "rows of {}.{} without the column {} (with {})",
+            relation.namespace,
+            relation.name,
+            names.join(", "),
+            there.join(", ")
+        );
+        let setting = |value: String| format!("{}='{value}'", place.names_variable());
+        let renamed = |(column, called): &(&SourceColumn, &str)| {
+            let mut others = relation
+                .columns
+                .iter()
+                .filter(|other| place.position(&other.name).is_none() && column.fits(other).is_ok());
+            let other = others.next().filter(|_| others.next().is_none());
+            let other = other.map_or("<its name then>", |other| &*other.name);
+            format!("\"{}\": \"{called},{other}\"", column.name)
+        };
+        let absent = |(column, called): &(&SourceColumn, &str)| format!("\"{}\": \"{called},\"", column.name);
+        let renamed = setting(format!("{{{}}}", missing.iter().map(renamed).collect::<Vec<_>>().join(", ")));
+        let mut advice =
+            format!("they are kept in the slot. If a column was renamed, say both names: export {renamed}");
+        if missing.iter().all(|(column, _)| !column.required) {
+            let absent =
+                setting(format!("{{{}}}", missing.iter().map(absent).collect::<Vec<_>>().join(", ")));
+            advice += &format!("; if it was dropped, let it be null where it is not: export {absent}");
+        }
+        UnfitTable { what, advice }
+    }
+
+    #[cold]
+    fn misfits(relation: &Relation, place: &Place, column: &SourceColumn, error: &DecodeError) -> Self {
+        let what = format!("rows of {}.{} of another type: {error}", relation.namespace, relation.name);
+        let resync = "bring the sinks level with PostgreSQL, and make a new slot: docs/operate/resync.md";
+        let advice = match column.required {
+            true => resync.to_owned(),
+            false => format!(
+                "they are kept in the slot. Let the column be null until they are through: export {}='{{\"{}\": \"\"}}'; or \
+                 {resync}",
+                place.names_variable(),
+                column.name
+            ),
+        };
+        UnfitTable { what, advice }
+    }
+
+    /// What is told of it, of a transaction that committed there.
+    pub fn told(self, xid: u32, commit_lsn: Lsn) -> Error {
+        let UnfitTable { what, advice } = self;
+        let message = format!("transaction {xid}, which committed at {commit_lsn}, brings {what}");
+        Error::new(Code::TableWasUnfit, message).hint(advice)
     }
 }
 
@@ -110,36 +175,32 @@ impl SourceColumn {
 pub struct TableColumns<F> {
     relation: Relation,
     fields: Vec<Option<F>>,
+    /// Our names of the columns, theirs where they are not ours.
+    names: Vec<String>,
 }
 
 impl<F: Copy> TableColumns<F> {
     /// `fields` are the table's columns, in the order of its list.
-    fn new(relation: Relation, table: &SourceTable, fields: &[F]) -> Result<Self> {
-        let wanted = |column: &Column| table.columns.iter().position(|wanted| wanted.name == column.name);
-        let has = |wanted: &&SourceColumn| relation.columns.iter().any(|column| column.name == wanted.name);
-        let name = format!("{}.{}", relation.namespace, relation.name);
-        let place = table.place(&relation.namespace);
-        let missing: Vec<&SourceColumn> = table.columns.iter().filter(|wanted| !has(wanted)).collect();
+    fn new(relation: Relation, place: &Place, fields: &[F]) -> Result<Self, UnfitTable> {
+        let has = |called: &str| relation.columns.iter().any(|column| column.name == called);
+        let missing = place.missing(has);
         if !missing.is_empty() {
-            let names: Vec<&str> = missing.iter().map(|column| column.name).collect();
-            let statements: Vec<String> = missing.iter().map(|column| column.add_to(&place)).collect();
-            let message = format!("table {name} as published lacks the column(s) {}", names.join(", "));
-            return Err(Error::new(Code::SourceTableUnfit, message).hint(format!(
-                "{} If the table has them, the publication leaves them out, and `walcast check` says how to mend that",
-                statements.join(" ")
-            )));
+            return Err(UnfitTable::lacks(&relation, place, &missing));
         }
-        let places: Vec<Option<usize>> = relation.columns.iter().map(wanted).collect();
+        let place = place.now(has);
+        let places: Vec<Option<usize>> =
+            relation.columns.iter().map(|column| place.position(&column.name)).collect();
+        let wanted = |at: &Option<usize>| at.and_then(|at| place.table.columns.get(at));
         for (column, at) in relation.columns.iter().zip(&places) {
-            let Some(wanted) = at.and_then(|at| table.columns.get(at)) else { continue };
-            wanted.fits(column).map_err(|error| {
-                Error::new(Code::SourceTableUnfit, format!("table {name} has a column of another type"))
-                    .because(error)
-                    .hint(wanted.retype_in(&place))
-            })?;
+            let Some(wanted) = wanted(at) else { continue };
+            wanted.fits(column).map_err(|error| UnfitTable::misfits(&relation, &place, wanted, &error))?;
         }
-        let fields = places.into_iter().map(|at| fields.get(at?).copied()).collect();
-        Ok(TableColumns { relation, fields })
+        let ours = |(column, at): (&Column, &Option<usize>)| {
+            wanted(at).map_or_else(|| column.name.clone(), |wanted| wanted.name.to_owned())
+        };
+        let names = relation.columns.iter().zip(&places).map(ours).collect();
+        let fields = places.iter().map(|at| fields.get((*at)?).copied()).collect();
+        Ok(TableColumns { relation, fields, names })
     }
 
     /// The values of our fields.
@@ -158,15 +219,14 @@ impl<F: Copy> TableColumns<F> {
         }))
     }
 
-    /// A row that cannot go on: the error, the table's name, and the row as a JSON object of column name to
-    /// text, or to `{"$base64": …}` for values that came in binary form.
+    /// A row that cannot go on: the error, the table's name, and the row as a JSON object of column name (ours, where
+    /// the column is) to text, or to `{"$base64": …}` for values that came in binary form.
     pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> (RowError, String, String) {
         let row: serde_json::Map<String, serde_json::Value> = self
-            .relation
-            .columns
+            .names
             .iter()
             .zip(tuple.columns())
-            .map(|(column, value)| (column.name.clone(), value.map_or(serde_json::Value::Null, value_json)))
+            .map(|(name, value)| (name.clone(), value.map_or(serde_json::Value::Null, value_json)))
             .collect();
         let table = format!("{}.{}", self.relation.namespace, self.relation.name);
         (error, table, serde_json::Value::Object(row).to_string())

@@ -6,10 +6,9 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error::{Class, Code, Error, Result};
-use crate::event::schema::SOURCE_TABLES;
 use crate::finding;
 use crate::sinks;
-use crate::source::migrations::MIGRATIONS;
+use crate::source::migrations::{self, MIGRATIONS};
 use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, history};
 
@@ -18,7 +17,10 @@ pub async fn init(config: &Config) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let client = state.client().await?;
     finding::refuse(&check::check_server(client, &config.postgres).await?)?;
+    // before anything is made
+    finding::refuse(&check::check_tables(client, &config.postgres).await?)?;
     migrate(client, &config.postgres).await?;
+    finding::refuse(&check::check(client, &config.postgres).await?)?;
     publish(client, &config.postgres).await?;
     for mut sink in sinks::admins(config)? {
         sink.prepare().await?;
@@ -50,18 +52,24 @@ pub async fn migrate(client: &mut Client, config: &PostgresConfig) -> Result<()>
             .await
             .map_err(sql::error)?;
         if fresh == 1 {
-            transaction.batch_execute(statements).await.map_err(sql::error).map_err(|error| {
-                match error.class() {
-                    Class::Definite => Error::new(
-                        Code::MigrationFailed,
-                        format!("migration {number:04}_{name} failed"),
-                    )
-                    .because(error)
-                    .hint("mend the cause and run `walcast init` again: nothing of the migration was kept"),
-                    // a connection that was lost, a lock that took too long
-                    _ => error,
-                }
-            })?;
+            transaction
+                .batch_execute(&migrations::for_places(statements, &config.places()))
+                .await
+                .map_err(sql::error)
+                .map_err(|error| {
+                    match error.class() {
+                        Class::Definite => Error::new(
+                            Code::MigrationFailed,
+                            format!("migration {number:04}_{name} failed"),
+                        )
+                        .because(error)
+                        .hint(
+                            "mend the cause and run `walcast init` again: nothing of the migration was kept",
+                        ),
+                        // a connection that was lost, a lock that took too long
+                        _ => error,
+                    }
+                })?;
             tracing::info!("migration {number:04}_{name} applied");
         }
     }
@@ -70,13 +78,16 @@ pub async fn migrate(client: &mut Client, config: &PostgresConfig) -> Result<()>
 
 /// Makes the publication when there is none.
 async fn publish(client: &Client, config: &PostgresConfig) -> Result<()> {
-    if slot::publication(client, config).await?.is_some() {
-        return Ok(());
+    if let Some(publication) = slot::publication(client, config).await? {
+        return publication.require_fit().map(drop);
     }
     let name = quote::identifier(&config.publication);
-    let tables = SOURCE_TABLES.map(|table| table.place(&config.schema)).join(", ");
+    let tables = config.places().all().map(|place| place.sql()).join(", ");
+    // a table that is partitioned, or will be one day, comes under its own name
     client
-        .batch_execute(&format!("CREATE PUBLICATION {name} FOR TABLE {tables}"))
+        .batch_execute(&format!(
+            "CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true)"
+        ))
         .await
         .map_err(sql::error)?;
     tracing::info!(publication = config.publication, "publication made");

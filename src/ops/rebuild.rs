@@ -14,13 +14,13 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
-use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
+use crate::event::place::{Place, Places};
 use crate::failpoint::failpoint;
 use crate::lsn::Lsn;
 use crate::ops::verify::pre_existing::{PreExisting, Xid};
 use crate::sink::redis::Rebuild;
 use crate::source::snapshot::Snapshot;
-use crate::source::{PostgresConfig, rows, sql};
+use crate::source::{PostgresConfig, check, rows, sql};
 use crate::state::{State, history};
 
 type Contents = HashMap<Uuid, Arc<Content>>;
@@ -30,7 +30,7 @@ pub async fn redis(config: &Config) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let (history_id, timelines) = history::find(&config.postgres, state.client().await?).await?;
     // what would end it later is found before anybody is shut out
-    rows::probe(state.client().await?, &config.postgres.schema).await?;
+    let places = readable(&config.postgres, state.client().await?).await?;
     Rebuild::check(&config.redis, &config.postgres.slot).await?;
     let confirmed = history::confirmed(&config.postgres, state.client().await?).await?;
     let session = state.take_fencing_token(history_id, timelines, confirmed).await?;
@@ -40,8 +40,8 @@ pub async fn redis(config: &Config) -> Result<()> {
     let end = snapshot.consistent_point;
     require_not_ahead(&mut state, config, end).await?;
     let pre_existing = PreExisting::load(&snapshot.client, &session.history_id).await?;
-    let contents = contents(&snapshot.client, &config.postgres).await?;
-    fill(&mut rebuild, &snapshot.client, &config.postgres, &pre_existing, &contents).await?;
+    let contents = contents(&snapshot.client, &places.content).await?;
+    fill(&mut rebuild, &snapshot.client, &places.events, &pre_existing, &contents).await?;
     let events = rebuild.events();
     failpoint!("redis_rebuild_before_check");
     require_not_ahead(&mut state, config, end).await?;
@@ -67,9 +67,14 @@ async fn require_not_ahead(state: &mut State, config: &Config, end: Lsn) -> Resu
     .hint("a walcast without the redis sink reads the slot: stop it, and run `walcast rebuild redis` again"))
 }
 
-async fn contents(client: &Client, config: &PostgresConfig) -> Result<Contents> {
-    let all = rows::select(&CONTENT, &config.schema, &[]);
-    let query = format!("{all} WHERE {}", rows::content_is_readable());
+/// The tables as they are now, as far as they are published.
+pub(super) async fn readable(config: &PostgresConfig, client: &Client) -> Result<Places> {
+    let places = history::publication(config, client).await?.places;
+    check::readable(client, config, &places).await
+}
+
+async fn contents(client: &Client, content: &Place) -> Result<Contents> {
+    let query = rows::select(content, &[], Some(&rows::content_is_readable(content)));
     let found = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut found = std::pin::pin!(found);
     let mut contents = Contents::new();
@@ -84,11 +89,11 @@ async fn contents(client: &Client, config: &PostgresConfig) -> Result<Contents> 
 async fn fill(
     rebuild: &mut Rebuild,
     client: &Client,
-    config: &PostgresConfig,
+    events: &Place,
     pre_existing: &PreExisting,
     contents: &Contents,
 ) -> Result<()> {
-    let query = rows::select(&ENGAGEMENT_EVENTS, &config.schema, &["xmin"]);
+    let query = rows::select(events, &["xmin"], None);
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{pos} events {per_sec}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),

@@ -41,7 +41,7 @@ impl<'a> Value<'a> {
         self.read_as(column, "uuid", |oid| oid == oid::UUID, uuid)
     }
 
-    /// Reads a `text`, `varchar`, `char(n)` or `name` column, or one of a type that is not built in: an enum
+    /// Reads a `text`, `varchar`, `char(n)` (without the blanks at its end) or `name` column, or one of a type that is not built in: an enum
     /// gives its label.
     pub fn text(self, column: &Column) -> Result<Option<&'a str>, DecodeError> {
         match column.type_oid {
@@ -49,6 +49,11 @@ impl<'a> Value<'a> {
                 Value::Text(bytes) => utf8(bytes).map(Some).map_err(|found| wrong_value(column, TEXT, found)),
                 _ => self.read_as(column, TEXT, |_| true, label),
             },
+            // the blanks at the end of char(n) say nothing: PostgreSQL compares it without them, and casts them away
+            oid::BPCHAR => {
+                let text = self.read_as(column, TEXT, |_| true, utf8)?;
+                Ok(text.map(|text| text.trim_end_matches(' ')))
+            }
             _ => self.read_as(column, TEXT, is_text, utf8),
         }
     }
@@ -152,7 +157,7 @@ fn is_integer(oid: u32) -> bool {
 }
 
 fn is_text(oid: u32) -> bool {
-    matches!(oid, oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME)
+    matches!(oid, oid::TEXT | oid::VARCHAR | oid::NAME)
 }
 
 fn integer(bytes: &[u8]) -> Result<i64, Found> {

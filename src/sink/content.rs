@@ -195,7 +195,7 @@ async fn insert_versions(
     let arrays = arrays.iter().map(|array| &**array as &(dyn ToSql + Sync));
     let parameters: Vec<&(dyn ToSql + Sync)> = ours.iter().copied().chain(arrays).collect();
     let template = include_str!("../../sql/insert_content_versions.sql");
-    let statement = rows::content_statement(template, "", ours.len() + 1);
+    let statement = rows::content_statement(template, ours.len() + 1);
     transaction.execute(&statement, &parameters).await.map_err(sql::error)?;
     Ok(())
 }
@@ -248,7 +248,7 @@ async fn prune(transaction: &Transaction<'_>, session: &Session, pruned: Lsn) ->
 
 /// The content rows as the stream saw them at `start`, the end of a commit.
 pub async fn load(client: &Client, session: &Session, start: Lsn) -> Result<ContentCache> {
-    let statement = rows::content_statement(include_str!("../../sql/load_content.sql"), "", 0);
+    let statement = rows::content_statement(include_str!("../../sql/load_content.sql"), 0);
     let found = client
         .query(&statement, &[&session.history_id.uuid, &PgLsn::from(start.0)])
         .await

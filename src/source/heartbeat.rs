@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
-use crate::error::{Code, Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::source::server_error::ServerError;
-use crate::source::slot::Publication;
+use crate::source::slot::{Publication, PublicationIdentity};
 use crate::source::{PostgresConfig, slot, sql};
 
 /// Prefix of our logical messages.
@@ -50,7 +50,7 @@ pub fn doubts() -> (Doubts, Answers) {
 #[derive(Debug)]
 pub struct Watch {
     /// What the slot was made for.
-    publication: Publication,
+    publication: PublicationIdentity,
     answers: Answers,
 }
 
@@ -97,7 +97,7 @@ impl Answers {
 
 impl Watch {
     /// A watch over a stream of this publication, and the stream's end of their talk.
-    pub fn new(publication: Publication) -> (Watch, Doubts) {
+    pub fn new(publication: PublicationIdentity) -> (Watch, Doubts) {
         let (doubts, answers) = doubts();
         (Watch { publication, answers }, doubts)
     }
@@ -147,7 +147,8 @@ impl Watch {
     }
 
     async fn look(&self, client: &Client, config: &PostgresConfig) -> Result<()> {
-        match published(client, config).await? == self.publication {
+        let published = published(client, config).await?;
+        match published.identity == self.publication {
             true => Ok(()),
             false => Err(dropped(config)),
         }
@@ -175,12 +176,12 @@ impl Watch {
 /// The publication; kind `Resync` when it is not as it must be, since rows may have been left out by now.
 async fn published(client: &Client, config: &PostgresConfig) -> Result<Publication> {
     match slot::publication(client, config).await {
+        Ok(Some(Publication { fault: Some(fault), .. })) => {
+            Err(Error::new(Code::PublicationChanged, format!("{fault}: rows may be missing from the sinks"))
+                .hint(format!("{}; then bring the sinks level with PostgreSQL", fault.advice())))
+        }
         Ok(Some(publication)) => Ok(publication),
         Ok(None) => Err(dropped(config)),
-        Err(error) if error.kind() == Kind::Setup => {
-            Err(Error::new(Code::PublicationChanged, format!("{error}: rows may be missing from the sinks"))
-                .hint(format!("{}; then bring the sinks level with PostgreSQL", error.advice())))
-        }
         Err(error) => Err(error),
     }
 }

@@ -23,6 +23,10 @@ mod script;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
+use crate::event::place::{ColumnNames, Place, Places};
+use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
+
 /// `[postgres]`: where events come from, and where walcast keeps its state.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -44,8 +48,17 @@ pub struct PostgresConfig {
     pub sslrootcert: Option<String>,
     /// Whether to answer a server that asks for an MD5 password.
     pub allow_md5: bool,
-    /// Schema of the tables `content` and `engagement_events`.
+    /// Schema of the two tables, where their names have none.
     pub schema: String,
+    /// The table of events: `name` or `schema.name`. `walcast init` makes it only under its usual name.
+    pub events_table: String,
+    /// The table of contents: `name` or `schema.name`.
+    pub content_table: String,
+    /// What the columns of the events table are called, where not as here: `duration_ms = "watched_ms"`. Several names
+    /// with commas are those that it had one after the other; an empty one is for a column that is not there, and null.
+    pub events_columns: ColumnNames,
+    /// What the columns of the contents table are called.
+    pub content_columns: ColumnNames,
     /// Name of the replication slot.
     pub slot: String,
     /// Name of the publication.
@@ -80,8 +93,28 @@ impl Default for PostgresConfig {
             sslrootcert: None,
             allow_md5: false,
             schema: "public".into(),
+            events_table: ENGAGEMENT_EVENTS.name.into(),
+            content_table: CONTENT.name.into(),
+            events_columns: ColumnNames::new(),
+            content_columns: ColumnNames::new(),
             slot: "walcast".into(),
             publication: "walcast".into(),
         }
+    }
+}
+
+impl PostgresConfig {
+    /// The two tables, as they are said to be.
+    pub fn places(&self) -> Places {
+        Places {
+            content: Place::new(&CONTENT, &self.schema, &self.content_table, &self.content_columns),
+            events: Place::new(&ENGAGEMENT_EVENTS, &self.schema, &self.events_table, &self.events_columns),
+        }
+    }
+
+    /// Refuses columns' names that mean nothing.
+    pub fn check_names(&self) -> Result<()> {
+        Place::check(&CONTENT, &self.content_columns, "postgres.content_columns")?;
+        Place::check(&ENGAGEMENT_EVENTS, &self.events_columns, "postgres.events_columns")
     }
 }

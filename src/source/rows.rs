@@ -7,28 +7,38 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::event::Content;
+use crate::event::place::{Place, Places};
 use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
-use crate::event::schema::{
-    CONTENT, ContentColumn, EngagementColumn, Reads, SOURCE_TABLES, SourceColumn, SourceTable,
-};
+use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn};
 use crate::pgoutput::Timestamp;
 use crate::quote::identifier;
 
 /// A column read as [`Reads::Int4`] may be a bigint.
 const INT4: &str = "BETWEEN -2147483648 AND 2147483647";
 
-/// A statement that reads all rows of a table: first what `before` names, then the table's columns as they are read.
-pub fn select(table: &SourceTable, schema: &str, before: &[&str]) -> String {
-    let columns = table.columns.iter().map(SourceColumn::read_as);
+/// A statement that reads all rows of a table that are published and meet a condition: first what `before` names, then
+/// the table's columns as they are read.
+pub fn select(place: &Place, before: &[&str], condition: Option<&str>) -> String {
+    let columns = place.columns().map(|(column, called)| column.read_as(called));
     let columns: Vec<String> = before.iter().map(|name| (*name).to_owned()).chain(columns).collect();
-    format!("SELECT {} FROM {}", columns.join(", "), table.place(schema))
+    format!("SELECT {} FROM {}{}", columns.join(", "), place.sql(), only(place, condition))
+}
+
+/// The rows that are published, and meet a condition.
+pub fn only(place: &Place, condition: Option<&str>) -> String {
+    let conditions: Vec<String> =
+        place.row_filter.as_deref().into_iter().chain(condition).map(|one| format!("({one})")).collect();
+    match conditions.is_empty() {
+        true => String::new(),
+        false => format!(" WHERE {}", conditions.join(" AND ")),
+    }
 }
 
 /// Reads nothing of the source tables, and fails where reading them would: a column that is not there, a right that our
 /// role lacks, a policy that would hide rows from it.
-pub async fn probe(client: &Client, schema: &str) -> Result<()> {
-    for table in SOURCE_TABLES {
-        let nothing = format!("{} LIMIT 0", select(table, schema, &[]));
+pub async fn probe(client: &Client, places: &Places) -> Result<()> {
+    for place in places.all() {
+        let nothing = format!("{} LIMIT 0", select(place, &[], None));
         client.execute(&nothing, &[]).await.map_err(super::sql::error)?;
     }
     Ok(())
@@ -36,9 +46,9 @@ pub async fn probe(client: &Client, schema: &str) -> Result<()> {
 
 impl SourceColumn {
     /// Its values in the one type that they are read as. Times are microseconds since 1970; NULL outside the years
-    /// 1 to 9999.
-    fn read_as(&self) -> String {
-        let name = identifier(self.name);
+    /// 1 to 9999. All are NULL of a column that is not there.
+    fn read_as(&self, called: Option<&str>) -> String {
+        let Some(name) = called.map(identifier) else { return format!("NULL::{}", self.stored_type()) };
         match self.reads {
             Reads::Int8 => format!("{name}::bigint"),
             Reads::Int4 => format!("CASE WHEN {name} {INT4} THEN {name}::integer END"),
@@ -91,20 +101,16 @@ pub fn content(row: &Row, first: usize) -> Result<Option<Content>> {
 
 /// Holds for the rows of `content` that the stream would not refuse: they keep the rules of
 /// [`UncheckedContent::checked`], and their numbers can be read.
-pub fn content_is_readable() -> String {
-    let condition = |(column, source): (&ContentColumn, &SourceColumn)| {
-        let name = identifier(source.name);
-        match (column, source.reads) {
-            (ContentColumn::Id | ContentColumn::Slug | ContentColumn::Title, _) => {
-                Some(format!("{name} IS NOT NULL"))
-            }
-            (_, Reads::Int4) => Some(format!("coalesce({name} {INT4}, true)")),
+pub fn content_is_readable(content: &Place) -> String {
+    let condition = |(source, called): (&SourceColumn, &str)| {
+        let name = identifier(called);
+        match source.reads {
+            _ if source.required => Some(format!("{name} IS NOT NULL")),
+            Reads::Int4 => Some(format!("coalesce({name} {INT4}, true)")),
             _ => None,
         }
     };
-    let conditions: Vec<String> =
-        ContentColumn::ALL.iter().zip(CONTENT.columns).filter_map(condition).collect();
-    conditions.join(" AND ")
+    content.present().filter_map(condition).collect::<Vec<_>>().join(" AND ")
 }
 
 /// The columns of `walcast.content_version` that a content row is kept in, without its id.
@@ -113,24 +119,29 @@ fn kept() -> impl Iterator<Item = (ContentColumn, &'static SourceColumn)> {
 }
 
 /// A statement on `walcast.content_version` with the columns of a content row in its place: `{stored}` are their names
-/// there, `{read}` what fills them from the table, `{arrays}` arrays of their values as parameters from number
-/// `first` on, `{table}` the table, `{readable}` what holds for its rows that can be content.
-pub fn content_statement(template: &str, schema: &str, first: usize) -> String {
+/// there, `{arrays}` arrays of their values as parameters from number `first` on.
+pub fn content_statement(template: &str, first: usize) -> String {
     let list = |columns: Vec<String>| columns.join(", ");
-    template
-        .replace("{stored}", &list(kept().map(|(_, column)| column.stored_name()).collect()))
-        .replace("{read}", &list(kept().map(|(_, column)| column.read_as()).collect()))
-        .replace(
-            "{arrays}",
-            &list(
-                kept()
-                    .zip(first..)
-                    .map(|((_, column), at)| format!("${at}::{}[]", column.stored_type()))
-                    .collect(),
-            ),
-        )
-        .replace("{table}", &CONTENT.place(schema))
-        .replace("{readable}", &content_is_readable())
+    template.replace("{stored}", &list(kept().map(|(_, column)| column.stored_name()).collect())).replace(
+        "{arrays}",
+        &list(
+            kept()
+                .zip(first..)
+                .map(|((_, column), at)| format!("${at}::{}[]", column.stored_type()))
+                .collect(),
+        ),
+    )
+}
+
+/// The statement that keeps what the slot's snapshot has of the contents.
+pub fn content_snapshot(content: &Place) -> String {
+    let columns = content.columns().filter(|(column, _)| column.name != "id");
+    let columns: Vec<String> = columns.map(|(column, called)| column.read_as(called)).collect();
+    content_statement(include_str!("../../sql/snapshot_content.sql"), 0)
+        .replace("{id}", &identifier(content.called("id")))
+        .replace("{read}", &columns.join(", "))
+        .replace("{table}", &content.sql())
+        .replace("{only}", &only(content, Some(&content_is_readable(content))))
 }
 
 /// The values of `{arrays}`: of each column, those of all rows; NULL for a row that is gone.
@@ -200,24 +211,28 @@ impl<'a> Cell<'a> for SqlCell<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::schema::ENGAGEMENT_EVENTS;
 
     #[test]
     fn a_condition_keeps_every_rule_that_the_stream_keeps() {
         insta::assert_snapshot!(
-            content_is_readable(),
+            content_is_readable(&Places::usual("public").content),
             @r#""id" IS NOT NULL AND "slug" IS NOT NULL AND "title" IS NOT NULL AND coalesce("length_seconds" BETWEEN -2147483648 AND 2147483647, true)"#
         );
     }
 
     #[test]
     fn statements_have_their_columns_from_the_lists() {
-        let statement = select(&ENGAGEMENT_EVENTS, "my \"shop\"", &["xmin"]);
+        let events = Places::usual("my \"shop\"").events;
+        let statement = select(&events, &["xmin"], None);
         assert!(statement.starts_with(r#"SELECT xmin, "id"::bigint, "content_id"::uuid, "#), "{statement}");
         assert!(statement.ends_with(r#" FROM "my ""shop"""."engagement_events""#), "{statement}");
+        let some = ["id", "event_ts"].map(str::to_owned);
+        let published = select(&events.published(Some(&some), Some("id > 7")), &[], Some("true"));
+        assert!(published.contains("NULL::uuid, NULL::uuid, NULL::text, CASE"), "{published}");
+        assert!(published.ends_with(r#""engagement_events" WHERE (id > 7) AND (true)"#), "{published}");
         insta::assert_snapshot!(
-            content_statement("{stored} / {arrays} / {table}", "public", 6),
-            @r#""slug", "title", "content_type", "length_seconds", "publish_ts_us" / $6::text[], $7::text[], $8::text[], $9::integer[], $10::bigint[] / "public"."content""#
+            content_statement("{stored} / {arrays}", 6),
+            @r#""slug", "title", "content_type", "length_seconds", "publish_ts_us" / $6::text[], $7::text[], $8::text[], $9::integer[], $10::bigint[]"#
         );
     }
 }

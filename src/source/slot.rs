@@ -7,7 +7,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use crate::error::{Code, Error, Result};
-use crate::event::schema::{SOURCE_TABLES, SourceTable};
+use crate::event::place::{Place, Places};
 use crate::lsn::Lsn;
 use crate::source::PostgresConfig;
 use crate::source::quote::{identifier, literal};
@@ -58,8 +58,12 @@ pub struct PublicationFacts {
     pub operations: Operations,
     /// Whether changes of partitions are published as changes of the partitioned table.
     pub via_root: bool,
+    /// Whether all tables are published, whatever there is.
+    pub all_tables: bool,
     /// Its tables, partitions in place of their partitioned table unless `via_root`.
     pub tables: Vec<PublishedTable>,
+    /// The partitioned tables, `schema.name`, whose partitions are published as tables of their own.
+    pub roots: Vec<String>,
 }
 
 /// What a publication publishes of each table.
@@ -82,7 +86,7 @@ pub struct PublishedTable {
     pub schema: String,
     /// Its name.
     pub table: String,
-    /// The columns published; from version 15.
+    /// The columns published, where they are listed; from version 15.
     pub columns: Option<Vec<String>>,
     /// The condition that rows must meet, as SQL; from version 15.
     pub row_filter: Option<String>,
@@ -90,14 +94,24 @@ pub struct PublishedTable {
     pub entry: Option<u32>,
 }
 
-/// A publication that is as walcast needs it.
+/// Which publication it is: another one with the same name may have left out changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publication {
+pub struct PublicationIdentity {
     /// Its OID: another one for the same name means that it was made again.
     pub oid: u32,
-    /// OIDs of its entries for our tables, in the order of [`SOURCE_TABLES`]: another one means that the table was out of it for a
-    /// while.
+    /// OIDs of its entries for our tables, content first: another one means that the table was out of it for a while.
     pub entries: Vec<Option<u32>>,
+}
+
+/// What a publication publishes of our tables.
+#[derive(Debug)]
+pub struct Publication {
+    /// Which it is.
+    pub identity: PublicationIdentity,
+    /// Our tables, with what is published of them.
+    pub places: Places,
+    /// What it lacks for walcast.
+    pub fault: Option<Error>,
 }
 
 /// Asks the server of itself.
@@ -220,6 +234,8 @@ pub async fn publication_facts(client: &Client, publication: &str) -> Result<Opt
             truncate: get(first, 4)?,
         },
         via_root: get(first, 5)?,
+        all_tables: get(first, 11)?,
+        roots: get(first, 12)?,
         tables: rows.iter().filter_map(|row| published(row).transpose()).collect::<Result<_>>()?,
     }))
 }
@@ -235,19 +251,65 @@ fn published(row: &Row) -> Result<Option<PublishedTable>> {
     }))
 }
 
-/// The publication, if there is one of that name; kind `Setup` when it is not as walcast needs it.
+/// The publication, if there is one of that name, whether or not it is as walcast needs it.
 pub async fn publication(client: &Client, config: &PostgresConfig) -> Result<Option<Publication>> {
     let Some(facts) = publication_facts(client, &config.publication).await? else { return Ok(None) };
-    facts.check_usable(config)?;
-    let entry = |table: &SourceTable| facts.table(&config.schema, table.name).and_then(|table| table.entry);
-    Ok(Some(Publication { oid: facts.oid, entries: SOURCE_TABLES.map(entry).to_vec() }))
+    let ours = config.places();
+    let entries = ours.all().map(|place| facts.table(place).and_then(|table| table.entry)).to_vec();
+    let places = Places { content: facts.published(&ours.content), events: facts.published(&ours.events) };
+    let identity = PublicationIdentity { oid: facts.oid, entries };
+    Ok(Some(Publication { identity, places, fault: facts.check_usable(config).err() }))
+}
+
+/// The tables as they are now, by the columns that they have now: what SQL reads.
+pub async fn now(client: &Client, places: &Places) -> Result<Places> {
+    Ok(Places {
+        content: now_of(client, &places.content).await?,
+        events: now_of(client, &places.events).await?,
+    })
+}
+
+async fn now_of(client: &Client, place: &Place) -> Result<Place> {
+    let columns = columns(client, place).await?;
+    Ok(place.now(|name| columns.iter().any(|column| column.name == name)))
+}
+
+/// A column of a table.
+#[derive(Debug)]
+pub struct ColumnFacts {
+    /// Its name.
+    pub name: String,
+    /// Its type, of a domain the type that it is made of.
+    pub type_oid: u32,
+    /// Whether our role may read it.
+    pub may_read: bool,
+}
+
+/// The columns of a table; none of one that does not exist.
+pub async fn columns(client: &Client, place: &Place) -> Result<Vec<ColumnFacts>> {
+    let statement = include_str!("../../sql/check_columns.sql");
+    let rows = client.query(statement, &[&place.schema, &place.name]).await.map_err(sql::error)?;
+    let column =
+        |row: &Row| Ok(ColumnFacts { name: get(row, 0)?, type_oid: get(row, 1)?, may_read: get(row, 2)? });
+    rows.iter().map(column).collect()
+}
+
+impl Publication {
+    /// Kind `Setup` when it is not as walcast needs it.
+    pub fn require_fit(self) -> Result<Publication> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None => Ok(self),
+        }
+    }
 }
 
 impl PublicationFacts {
-    /// Refuses a publication that lacks one of our tables, or leaves out some of their changes.
+    /// Refuses a publication that lacks one of our tables, or a column that they are nothing without, or some of their
+    /// changes.
     pub fn check_usable(&self, config: &PostgresConfig) -> Result<()> {
         let name = &config.publication;
-        SOURCE_TABLES.iter().try_for_each(|table| self.check_table(config, table))?;
+        config.places().all().into_iter().try_for_each(|place| self.check_table(name, place))?;
         if self.operations != (Operations { insert: true, update: true, delete: true, truncate: true }) {
             return Err(Error::new(
                 Code::PublicationUnfit,
@@ -261,38 +323,54 @@ impl PublicationFacts {
         Ok(())
     }
 
-    fn table(&self, schema: &str, table: &str) -> Option<&PublishedTable> {
-        self.tables.iter().find(|one| one.schema == schema && one.table == table)
+    /// What is published of one of our tables.
+    pub fn table(&self, place: &Place) -> Option<&PublishedTable> {
+        self.tables.iter().find(|one| place.is(&one.schema, &one.table))
     }
 
-    fn check_table(&self, config: &PostgresConfig, table: &SourceTable) -> Result<()> {
-        let (name, schema, place) = (&config.publication, &config.schema, table.place(&config.schema));
-        let (table, mut columns) = (table.name, table.column_names());
-        let Some(published) = self.table(schema, table) else {
-            let message = format!(
-                "publication {name} does not have the table {schema}.{table} (a partitioned one that it has needs ALTER \
-                 PUBLICATION {} SET (publish_via_partition_root = true) instead)",
-                identifier(name)
+    fn published(&self, place: &Place) -> Place {
+        let table = self.table(place);
+        let columns = table.and_then(|table| table.columns.as_deref());
+        place.published(columns, table.and_then(|table| table.row_filter.as_deref()))
+    }
+
+    fn check_table(&self, name: &str, place: &Place) -> Result<()> {
+        let (quoted, table) = (identifier(name), format!("{}.{}", place.schema, place.name));
+        let unfit =
+            |message: String, mend: String| Err(Error::new(Code::PublicationUnfit, message).hint(mend));
+        if self.roots.contains(&table) {
+            return unfit(
+                format!("publication {name} has the partitions of {table} as tables of their own"),
+                format!("ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);"),
             );
-            let mend = format!("ALTER PUBLICATION {} ADD TABLE {place};", identifier(name));
-            return Err(Error::new(Code::PublicationUnfit, message).hint(mend));
+        }
+        let Some(published) = self.table(place) else {
+            let mend = match self.all_tables {
+                true => format!("see that {table} exists, is a table, and is logged: `walcast check`"),
+                false => format!("ALTER PUBLICATION {quoted} ADD TABLE {};", place.sql()),
+            };
+            return unfit(format!("publication {name} does not have the table {table}"), mend);
         };
-        let left_out =
-            columns.find(|wanted| published.columns.as_ref().is_some_and(|list| lacks(list, wanted)));
-        let what = match (&published.row_filter, left_out) {
-            (Some(_), _) => "some rows".to_owned(),
-            (None, Some(column)) => format!("the column {column}"),
-            (None, None) => return Ok(()),
-        };
-        Err(Error::new(Code::PublicationUnfit, format!("publication {name} leaves out {what} of {schema}.{table}")).hint(format!(
-            "BEGIN; ALTER PUBLICATION {0} DROP TABLE {place}; ALTER PUBLICATION {0} ADD TABLE {place}; COMMIT;",
-            identifier(name)
-        )))
+        let Some(listed) = &published.columns else { return Ok(()) };
+        let lacking = place.present().find(|(column, _)| {
+            column.required
+                && !listed.iter().any(|name| {
+                    place.position(name).is_some_and(|at| {
+                        place.table.columns.get(at).is_some_and(|one| one.name == column.name)
+                    })
+                })
+        });
+        match lacking {
+            None => Ok(()),
+            Some((_, column)) => unfit(
+                format!("publication {name} leaves out the column {column} of {table}"),
+                format!(
+                    "BEGIN; ALTER PUBLICATION {quoted} DROP TABLE {0}; ALTER PUBLICATION {quoted} ADD TABLE {0}; COMMIT;",
+                    place.sql()
+                ),
+            ),
+        }
     }
-}
-
-fn lacks(columns: &[String], wanted: &str) -> bool {
-    !columns.iter().any(|column| column == wanted)
 }
 
 /// Waits for a slot that is being made, and says what it waits for when that takes long.

@@ -5,13 +5,14 @@ use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
 use crate::error::{Class, Code, Error, Result};
+use crate::event::place::Places;
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
 use crate::lsn::{HistoryId, Lsn, Timelines};
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::slot::Publication;
-use crate::source::{quote, rows, slot, sql};
+use crate::source::{check, quote, rows, slot, sql};
 use crate::state::State;
 
 struct Known {
@@ -83,7 +84,7 @@ pub async fn publication(config: &PostgresConfig, client: &tokio_postgres::Clien
     let publication = slot::publication(client, config).await?;
     let known = known(client, &config.slot).await?.ok_or_else(|| forgotten(&config.slot))?;
     check_publication(&known, publication.as_ref(), config)?;
-    publication.ok_or_else(|| no_publication(config))
+    publication.ok_or_else(|| no_publication(config))?.require_fit()
 }
 
 /// Why the server does not open the stream, in the catalog's words where it knows more than the refusal says: a slot
@@ -135,15 +136,15 @@ pub async fn find(
 
 /// What `walcast check` says of publication and slot; changes nothing.
 pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Vec<Finding>> {
-    let publication = slot::publication(client, config).await;
+    let publication = slot::publication(client, config).await?;
     let mut findings = Vec::new();
     let (id, subject) = ("postgres.publication", format!("publication {}", config.publication));
-    findings.push(match &publication {
-        Ok(Some(_)) => Finding::ok(id, subject, "has both tables and all operations"),
-        Ok(None) => Finding::fail(Code::PublicationUnfit, id, subject, "does not exist", "walcast init"),
-        Err(error) => Finding::failed(id, subject, error),
+    let fault = publication.as_ref().map(|publication| publication.fault.as_ref());
+    findings.push(match fault {
+        Some(None) => Finding::ok(id, subject, "has both tables and all operations"),
+        None => Finding::fail(Code::PublicationUnfit, id, subject, "does not exist", "walcast init"),
+        Some(Some(fault)) => Finding::failed(id, subject, fault),
     });
-    let publication = publication.ok().flatten();
     let (_, identity, timelines) = server(config).await?;
     let (id, subject) = ("postgres.slot", format!("slot {}", config.slot));
     findings.push(match judge(client, config, &identity, &timelines, publication.as_ref()).await {
@@ -271,8 +272,8 @@ fn check_publication(
     config: &PostgresConfig,
 ) -> Result<()> {
     let is_same = |publication: &Publication| {
-        publication.oid == known.publication_oid
-            && known.published_entries.as_ref().is_none_or(|entries| *entries == publication.entries)
+        publication.identity.oid == known.publication_oid
+            && known.published_entries.as_ref().is_none_or(|entries| *entries == publication.identity.entries)
     };
     if publication.is_some_and(is_same) {
         return Ok(());
@@ -332,9 +333,9 @@ async fn create(
     identity: &SystemIdentity,
     publication: Option<Publication>,
 ) -> Result<HistoryId> {
-    let publication = publication.ok_or_else(|| no_publication(config))?;
+    let publication = publication.ok_or_else(|| no_publication(config))?.require_fit()?;
     let client = state.client().await?;
-    rows::probe(client, &config.schema).await?;
+    let places = check::readable(client, config, &publication.places).await?;
     let history_id = HistoryId {
         uuid: Uuid::new_v4(),
         system_id: identity.system_id.clone(),
@@ -355,8 +356,8 @@ async fn create(
                 &history_id.system_id,
                 &(history_id.timeline as i32),
                 &config.publication,
-                &publication.oid,
-                &publication.entries,
+                &publication.identity.oid,
+                &publication.identity.entries,
             ],
         )
         .await
@@ -364,13 +365,13 @@ async fn create(
     failpoint!("history_id_before_slot");
     let created = slot::made(client, replication.create_slot(&config.slot, true)).await?;
     failpoint!("history_id_after_slot");
-    fill(config, state, &history_id, &created.snapshot, created.consistent_point).await?;
+    fill(&places, state, &history_id, &created.snapshot, created.consistent_point).await?;
     tracing::info!(slot = config.slot, consistent_point = %created.consistent_point, "slot made");
     Ok(history_id)
 }
 
 async fn fill(
-    config: &PostgresConfig,
+    places: &Places,
     state: &mut State,
     history_id: &HistoryId,
     snapshot: &str,
@@ -388,8 +389,10 @@ async fn fill(
         .batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote::literal(snapshot)))
         .await
         .map_err(sql::error)?;
-    let fill = rows::content_statement(include_str!("../../sql/snapshot_content.sql"), &config.schema, 0);
-    let content = transaction.execute(&fill, &[&history_id.uuid]).await.map_err(sql::error)?;
+    let content = transaction
+        .execute(&rows::content_snapshot(&places.content), &[&history_id.uuid])
+        .await
+        .map_err(sql::error)?;
     tracing::info!(content, "content rows kept as the stream begins");
     transaction
         .execute(

@@ -3,6 +3,7 @@
 
 pub mod content_cache;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartbeat, Row};
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
+use crate::event::place::Places;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::model::{RowError, Table, Tables, engagement};
@@ -21,6 +23,10 @@ use content_cache::ContentCache;
 /// How often a server that waits is answered with a batch that moves nothing: sinks may still hold accepted
 /// rows back.
 const URGENT_EVERY: Duration = Duration::from_secs(1);
+
+/// A row that an update moves to another partition comes as a delete and, next or after what triggers wrote, an insert of
+/// the same id in the same transaction. So many deletes are remembered.
+const MOVED_ROWS_MAX: usize = 64;
 
 /// Bounds of a batch.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +49,10 @@ pub struct Transform {
     tables: Tables,
     transaction: Transaction,
     commit_ts: i64,
+    commit_lsn: Lsn,
+    xid: u32,
+    /// The ids of the events that the open transaction has deleted last.
+    deleted: VecDeque<i64>,
     cache: ContentCache,
     builder: BatchBuilder,
     sent: Checkpoint,
@@ -55,14 +65,16 @@ pub struct Transform {
 }
 
 impl Transform {
-    /// A transform for a stream that starts at `start`, with the content rows as of there. `schema` is
-    /// where `content` and `engagement_events` live.
-    pub fn new(schema: &str, start: Lsn, cache: ContentCache, bounds: Bounds) -> Self {
+    /// A transform for a stream that starts at `start`, with the content rows as of there. `places` are the two tables.
+    pub fn new(places: &Places, start: Lsn, cache: ContentCache, bounds: Bounds) -> Self {
         Transform {
             bounds,
-            tables: Tables::new(schema),
+            tables: Tables::new(places),
             transaction: Transaction::default(),
             commit_ts: 0,
+            commit_lsn: Lsn::ZERO,
+            xid: 0,
+            deleted: VecDeque::new(),
             cache,
             builder: BatchBuilder::new(Checkpoint::at(start)),
             sent: Checkpoint::at(start),
@@ -79,8 +91,10 @@ impl Transform {
         let message = Message::parse(payload).map_err(broken_stream)?;
         let position = self.transaction.advance(&message).map_err(broken_stream)?;
         match message {
-            Message::Begin { commit_ts, .. } => {
-                self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts)
+            Message::Begin { commit_ts, final_lsn, xid } => {
+                self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts);
+                (self.xid, self.commit_lsn) = (xid, final_lsn);
+                self.deleted.clear();
             }
             Message::Commit { end_lsn, .. } => {
                 metrics::commit_received(self.commit_ts);
@@ -89,7 +103,10 @@ impl Transform {
                     self.builder.beat(Heartbeat { end_lsn, commit_ts: self.commit_ts });
                 }
             }
-            Message::Relation(relation) => self.tables.describe(relation)?,
+            Message::Relation(relation) => {
+                let described = self.tables.describe(relation);
+                described.map_err(|unfit| unfit.told(self.xid, self.commit_lsn))?;
+            }
             Message::Type { id, namespace, name } => self.tables.describe_type(id, namespace, name),
             // Ours is of a transaction: one that is not comes whenever anybody likes, and no commit follows it.
             Message::Logical { transactional: true, prefix, .. }
@@ -174,6 +191,9 @@ impl Transform {
             Table::Engagement(table) => {
                 metrics::event_received(ENGAGEMENT_EVENTS.name, "insert");
                 match table.read(new) {
+                    Ok(row) if self.deleted.contains(&row.id) => {
+                        metrics::change_skipped(ENGAGEMENT_EVENTS.name, "update");
+                    }
                     Ok(row) => self.event(position, &row),
                     Err(error) => {
                         let letter = table.dead_letter(new, error);
@@ -251,6 +271,12 @@ impl Transform {
 
     fn delete(&mut self, position: Position, relation_id: u32, old: &OldTuple<'_>) -> Result<()> {
         let table = self.tables.get(relation_id).map_err(broken_stream)?;
+        if let Table::Engagement(table) = table {
+            // what cannot be read has no insert either that could be taken for a new event
+            let id = table.id(&old.tuple).ok();
+            self.deleted.truncate(MOVED_ROWS_MAX - 1);
+            id.into_iter().for_each(|id| self.deleted.push_front(id));
+        }
         let Table::Content(table) = table else {
             metrics::change_skipped(table.name(), "delete");
             return Ok(());

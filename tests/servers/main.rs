@@ -22,6 +22,7 @@ mod redis;
 mod server_words;
 mod sessions;
 mod source;
+mod tables;
 mod telemetry;
 mod two_instances;
 mod upgrade;

@@ -283,7 +283,7 @@ async fn a_publication_that_had_another_name_for_a_while_is_a_gap() {
 async fn watching_process(client: &Client) -> u32 {
     let query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
         AND application_name = 'walcast' AND pid <> pg_backend_pid()
-        AND (query LIKE '%pg_publication_tables%' OR query LIKE '%pg_logical_emit_message%')";
+        AND (query LIKE '-- $1 the publication%' OR query LIKE '%pg_logical_emit_message%')";
     let found = async || client.query(query, &[]).await.unwrap().first().map(|row| row.get::<_, i32>(0));
     wait_until("the watch is at work", async || found().await.is_some()).await;
     found().await.unwrap().try_into().unwrap()
@@ -346,7 +346,7 @@ async fn a_warning_is_a_loss_where_the_catalog_shows_one() {
         init::migrate(&mut client, config).await.unwrap();
         let publication = &config.publication;
         run(&client, &format!("CREATE PUBLICATION {publication} FOR TABLE content, engagement_events")).await;
-        let known = slot::publication(&client, config).await.unwrap().unwrap();
+        let known = slot::publication(&client, config).await.unwrap().unwrap().identity;
         let warning = ServerError {
             severity: "WARNING".into(),
             code: "55000".into(),

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use walcast::batch::Batch;
 use walcast::config::PipelineConfig;
+use walcast::event::place::Places;
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, StoredCheckpoint};
 use walcast::model::content::Content;
 use walcast::model::{Table, Tables};
@@ -60,8 +61,11 @@ impl Stages {
         let config = PipelineConfig { batch_rows_max, ..PipelineConfig::default() };
         let cache = engagement::content_ids().map(content).collect::<ContentCache>();
         Stages {
-            decoder: Decoder { transaction: Transaction::default(), tables: Tables::new("public") },
-            transform: Transform::new("public", Lsn(50), cache, config.bounds()),
+            decoder: Decoder {
+                transaction: Transaction::default(),
+                tables: Tables::new(&Places::usual("public")),
+            },
+            transform: Transform::new(&Places::usual("public"), Lsn(50), cache, config.bounds()),
             kafka: KafkaEncoder::new(&KafkaConfig::default(), config.row_bytes_max),
             redis: Redis::new(),
             bigquery: BigQueryEncoder::default(),

@@ -27,11 +27,13 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
+use crate::event::place::Places;
 use crate::lsn::{HistoryId, Lsn};
+use crate::ops::rebuild;
 use crate::sink::read_back::{Found, ReadBack, ReadEvents};
 use crate::sinks;
 use crate::source::snapshot::Snapshot;
-use crate::source::{rows, sql};
+use crate::source::sql;
 use crate::state::history;
 use compare::{Context, Side};
 use events::Events;
@@ -57,7 +59,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new();
     let client = sql::connect(&config.postgres).await?;
     let (history_id, _) = history::find(&config.postgres, &client).await?;
-    rows::probe(&client, &config.postgres.schema).await?;
+    let places = rebuild::readable(&config.postgres, &client).await?;
     let waiting = progress.line("waiting for the transactions that write now");
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;
@@ -72,8 +74,15 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     wait::until_held(&written, &client, &history_id, end, options.wait).await?;
     waiting.finish_and_clear();
     tracing::info!(%end, "every sink holds what is compared");
-    let mut verifying =
-        Verifying { config, options, history_id: &history_id, end, progress, report: Report::default() };
+    let mut verifying = Verifying {
+        config,
+        options,
+        places: &places,
+        history_id: &history_id,
+        end,
+        progress,
+        report: Report::default(),
+    };
     verifying.compare_all(read_back, snapshot, &client).await?;
     let report = verifying.report;
     match options.json {
@@ -86,6 +95,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
 struct Verifying<'a> {
     config: &'a Config,
     options: &'a Options,
+    places: &'a Places,
     history_id: &'a HistoryId,
     end: Lsn,
     progress: Progress,
@@ -112,7 +122,9 @@ impl Verifying<'_> {
         let (reader, stream) = snapshot.follow(&config.postgres.publication).await?;
         let later = match sums.is_empty() {
             true => Later::default(),
-            false => Later::follow(&mut sums, config, stream, end, &versions, options.wait).await?,
+            false => {
+                Later::follow(&mut sums, config, self.places, stream, end, &versions, options.wait).await?
+            }
         };
         let context = self.events(&reader, client, &versions, readers, &mut sums).await?;
         // where no sink tells the events' places, any content that has changed may have changed after them
@@ -137,8 +149,8 @@ impl Verifying<'_> {
         readers: Vec<(&'static str, Box<dyn ReadEvents>)>,
         sums: &mut [Sums],
     ) -> Result<Context> {
-        let Verifying { config, history_id, end, .. } = *self;
-        let count = truth::count(reader, &config.postgres).await?;
+        let Verifying { config, places, history_id, end, .. } = *self;
+        let count = truth::count(reader, &places.events).await?;
         let pre_existing = PreExisting::load(reader, history_id).await?;
         let (spill, bar) = (self.spill(count)?, self.progress.bar("postgres", count));
         let partition_of = readers.iter().find_map(|(_, reader)| reader.partition_of());
@@ -148,7 +160,12 @@ impl Verifying<'_> {
             let events = Events::new(end, self.spill(count)?, self.progress.bar(sink, count));
             reading.push(read_events(sink, reader, events, end, client, history_id));
         }
-        let known = Known { pre_existing: &pre_existing, versions, partition_of: partition_of.as_deref() };
+        let known = Known {
+            events: &places.events,
+            pre_existing: &pre_existing,
+            versions,
+            partition_of: partition_of.as_deref(),
+        };
         let source = truth::read(config, reader, &known, spill, sums, &bar);
         let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
         tracing::info!("all events read");

@@ -14,6 +14,7 @@ use crate::batch::{Batch, Row};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
+use crate::event::place::Places;
 use crate::lsn::{Checkpoint, HistoryId, Lsn};
 use crate::sink::read_back::{KeyFound, KeyState, ReadSums};
 use crate::source::connection::ReplicationStream;
@@ -48,6 +49,7 @@ impl Later {
     pub async fn follow(
         sums: &mut [Sums],
         config: &Config,
+        places: &Places,
         mut stream: ReplicationStream,
         start: Lsn,
         versions: &Versions,
@@ -56,7 +58,7 @@ impl Later {
         let mut later = Later::default();
         let target = sums.iter().fold(Checkpoint::at(start), |target, sums| target.advanced(sums.checkpoint));
         let bounds = config.pipeline.bounds();
-        let mut transform = Transform::new(&config.postgres.schema, start, versions.cache(), bounds);
+        let mut transform = Transform::new(places, start, versions.cache(), bounds);
         let (mut checkpoint, began) = (Checkpoint::at(start), Instant::now());
         while !checkpoint.covers(&target) {
             if began.elapsed() > within {

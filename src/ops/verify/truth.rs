@@ -16,24 +16,27 @@ use super::spill::Spill;
 use super::sums::Sums;
 use crate::config::Config;
 use crate::error::Result;
-use crate::event::schema::{ENGAGEMENT_EVENTS, EventRecord, EventValues, FieldKind, Origin};
+use crate::event::place::Place;
+use crate::event::schema::{EventRecord, EventValues, FieldKind, Origin};
 use crate::event::{Content, Event, Texts, intern};
 use crate::lsn::{HistoryId, Lsn, Position};
 use crate::sink::read_back::PartitionOf;
-use crate::source::{PostgresConfig, rows, sql};
+use crate::source::{rows, sql};
 use crate::transform::content_cache::ContentCache;
 
 const BEFORE_ALL: Position = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };
 
 /// How many events the snapshot has.
-pub async fn count(client: &Client, config: &PostgresConfig) -> Result<u64> {
-    let query = format!("SELECT count(*) FROM {}", ENGAGEMENT_EVENTS.place(&config.schema));
+pub async fn count(client: &Client, events: &Place) -> Result<u64> {
+    let query = format!("SELECT count(*) FROM {}{}", events.sql(), rows::only(events, None));
     let row = client.query_one(&query, &[]).await.map_err(sql::error)?;
     Ok(row.try_get::<_, i64>(0).map_err(sql::error)?.unsigned_abs())
 }
 
 /// What is known of events beside their rows.
 pub struct Known<'a> {
+    /// Their table.
+    pub events: &'a Place,
     /// Which of them were there before walcast.
     pub pre_existing: &'a PreExisting,
     /// The newest versions of the contents.
@@ -51,7 +54,7 @@ pub async fn read(
     sums: &mut [Sums],
     progress: &ProgressBar,
 ) -> Result<Spill> {
-    let query = rows::select(&ENGAGEMENT_EVENTS, &config.postgres.schema, &["xmin"]);
+    let query = rows::select(known.events, &["xmin"], None);
     let rows = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut rows = std::pin::pin!(rows);
     let mut texts = String::new();
@@ -113,7 +116,7 @@ impl Versions {
     /// Reads them. Not from the snapshot: the sink that keeps them may lag behind it, and was waited for.
     pub async fn load(client: &Client, history_id: &HistoryId) -> Result<Versions> {
         let template = include_str!("../../../sql/newest_content_versions.sql");
-        let query = rows::content_statement(template, "", 0);
+        let query = rows::content_statement(template, 0);
         let rows = client.query_raw(&query, [history_id.uuid]).await.map_err(sql::error)?;
         let mut rows = std::pin::pin!(rows);
         let mut versions = HashMap::new();

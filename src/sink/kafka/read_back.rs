@@ -9,7 +9,6 @@ use super::encode::TOO_LARGE;
 use super::murmur::partition_of;
 use super::scan::{self, Scan};
 use crate::error::{Code, Error, Result};
-use crate::event::schema::ENGAGEMENT_EVENTS;
 use crate::lsn::{Lsn, Position};
 use crate::sink::read_back::{Found, PartitionOf, ReadEvents, Take};
 
@@ -50,11 +49,8 @@ fn read(config: &KafkaConfig, mut take: Take) -> Result<()> {
     letters.read(|message| letter(&message).map_or(Ok(()), &mut take))
 }
 
-/// A dead letter of an event.
+/// A dead letter of an event: what the id of a content row is, no number is.
 fn letter(message: &scan::Record<'_>) -> Option<Found<'static>> {
-    if message.header("__connect.errors.topic")?.rsplit('.').next() != Some(ENGAGEMENT_EVENTS.name) {
-        return None;
-    }
     let (commit_lsn, ordinal) = message.header("lsn")?.split_once('#')?;
     let position = Position { commit_lsn: commit_lsn.parse().ok()?, ordinal: ordinal.parse().ok()? };
     let only_here = message.header("__connect.errors.exception.class.name") == Some(TOO_LARGE);

@@ -14,12 +14,12 @@ use tokio_postgres::Client;
 use self::server::Server;
 use self::slot::Slot;
 use crate::error::{Code, Error, Result};
-use crate::event::schema::{SOURCE_TABLES, SourceColumn, SourceTable};
-use crate::finding::Finding;
+use crate::event::place::Places;
+use crate::finding::{self, Finding};
 use crate::source::connection::Connection;
 use crate::source::migrations::MIGRATIONS;
 use crate::source::slot::{self as source_slot, ServerFacts};
-use crate::source::{PostgresConfig, SslMode, quote, sql};
+use crate::source::{PostgresConfig, SslMode, quote, rows, sql};
 
 const VERSION_MIN: i32 = 140_000;
 
@@ -130,11 +130,29 @@ fn is_loopback(host: &str) -> bool {
 /// Server, role, tables and state schema.
 pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let mut findings = check_server(client, config).await?;
-    for source in SOURCE_TABLES {
-        findings.push(table(client, config, source).await?);
-    }
+    findings.extend(table::streamable(client, config, &places(client, config).await?).await?);
     findings.push(state_schema(client, config).await?);
     Ok(findings)
+}
+
+/// Our tables, with what is published of them where that is known.
+async fn places(client: &Client, config: &PostgresConfig) -> Result<Places> {
+    let publication = source_slot::publication(client, config).await?;
+    Ok(publication.map_or_else(|| config.places(), |publication| publication.places))
+}
+
+/// Whether the tables that are there can be published and read.
+pub async fn check_tables(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
+    table::usable(client, config, &places(client, config).await?).await
+}
+
+/// The tables as they are now; refused when they, or the rights of our role, are not as they must be.
+pub async fn readable(client: &Client, config: &PostgresConfig, places: &Places) -> Result<Places> {
+    finding::refuse(&table::streamable(client, config, places).await?)?;
+    finding::refuse(&table::usable(client, config, places).await?)?;
+    let now = source_slot::now(client, places).await?;
+    rows::probe(client, &now).await?;
+    Ok(now)
 }
 
 /// The part that must hold before `walcast init` can make the rest.
@@ -184,36 +202,6 @@ fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
             Finding::fail(Code::PostgresRights, id, subject, "may not replicate", fix)
         }
     }
-}
-
-async fn table(client: &Client, config: &PostgresConfig, table: &SourceTable) -> Result<Finding> {
-    let (id, subject) = ("postgres.table", format!("table {}.{}", config.schema, table.name));
-    let statement = include_str!("../../../sql/check_columns.sql");
-    let rows = client.query(statement, &[&config.schema, &table.name]).await.map_err(sql::error)?;
-    let columns: Vec<(String, u32)> =
-        rows.iter().map(|row| Ok((sql::get(row, 0)?, sql::get(row, 1)?))).collect::<Result<_>>()?;
-    if columns.is_empty() {
-        let message =
-            "does not exist here; postgres.schema (POSTGRES_SCHEMA) says where it is if you have it";
-        return Ok(Finding::fail(Code::SourceTableUnfit, id, subject, message, "walcast init"));
-    }
-    let place = table.place(&config.schema);
-    let faults = table.columns.iter().filter_map(|wanted| fault(&place, wanted, &columns));
-    let (messages, fixes): (Vec<_>, Vec<_>) = faults.unzip();
-    Ok(match messages.is_empty() {
-        true => Finding::ok(id, subject, "has the columns that walcast needs"),
-        false => Finding::fail(Code::SourceTableUnfit, id, subject, messages.join("; "), fixes.join(" ")),
-    })
-}
-
-/// What is wrong with a column, and the statement that mends it.
-fn fault(place: &str, wanted: &SourceColumn, columns: &[(String, u32)]) -> Option<(String, String)> {
-    let Some((_, type_oid)) = columns.iter().find(|(name, _)| name == wanted.name) else {
-        let message = format!("lacks the column {} ({})", wanted.name, wanted.sql_type());
-        return Some((message, wanted.add_to(place)));
-    };
-    let misfit = wanted.misfit(*type_oid)?;
-    Some((format!("{misfit} (to change that, PostgreSQL writes the table anew)"), wanted.retype_in(place)))
 }
 
 async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Finding> {

@@ -3,68 +3,140 @@
 use tokio_postgres::Client;
 
 use crate::error::{Code, Result};
-use crate::event::schema::{CONTENT, SOURCE_TABLES, SourceTable};
+use crate::event::place::{Place, Places};
+use crate::event::schema::{CONTENT, Reads};
 use crate::finding::Finding;
 use crate::source::quote::identifier;
-use crate::source::slot::{self, PublishedTable};
+use crate::source::slot::{self, ColumnFacts, PublishedTable};
 use crate::source::sql::{self, get};
 use crate::source::{PostgresConfig, rows};
 
 /// A table, as `sql/check_table.sql` tells.
-struct Table {
-    name: &'static str,
-    /// As SQL, with its schema.
-    place: String,
+struct Table<'a> {
+    place: &'a Place,
+    columns: Vec<ColumnFacts>,
     replica_identity: String,
     primary_key: Vec<String>,
     identity_columns: Vec<String>,
     generated: Vec<String>,
+    may_use_schema: bool,
     may_read: bool,
     /// Policies of row-level security hold for our role.
     filtered: bool,
+    /// `relkind`.
+    kind: String,
+    unlogged: bool,
+    /// Tables that inherit from it and are no partitions, as SQL.
+    children: Vec<String>,
+    /// Partitions whose changes are not in the WAL, as SQL.
+    not_logged: Vec<String>,
+    /// Partitions whose old rows are known by nothing, as SQL.
+    without_identity: Vec<String>,
+    /// Our publication has it already.
+    published: bool,
 }
 
-/// What is so of the tables that are there.
+/// What must be so of the tables before they can be streamed.
+pub(super) async fn streamable(
+    client: &Client,
+    config: &PostgresConfig,
+    places: &Places,
+) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for place in places.all() {
+        match ask(client, config, place).await? {
+            Some(table) => findings.extend(table.streamable(config)),
+            None => findings.push(missing(place, config)),
+        }
+    }
+    Ok(findings)
+}
+
+/// What must be so of the tables that are there before they can be published and read.
+pub(super) async fn usable(
+    client: &Client,
+    config: &PostgresConfig,
+    places: &Places,
+) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for place in places.all() {
+        if let Some(table) = ask(client, config, place).await? {
+            findings.extend(table.streamable(config));
+            findings.extend(table.usable(config));
+        }
+    }
+    Ok(findings)
+}
+
+/// What an operator should know of the tables that are there.
 pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let mut readable = 0;
-    let (mut unreadable, mut filtered) = (Vec::new(), Vec::new());
-    for source in SOURCE_TABLES {
-        let Some(table) = ask(client, config, source).await? else { continue };
-        findings.push(table.identity());
-        findings.extend(table.generated(source, config));
-        if table.filtered {
-            filtered.push(table.place.clone());
-        }
-        match table.may_read {
-            true => readable += 1,
-            false => unreadable.push(table.place),
-        }
+    let publication = slot::publication(client, config).await?;
+    let places = publication.map_or_else(|| config.places(), |publication| publication.places);
+    for place in places.all() {
+        findings.extend(ask(client, config, place).await?.iter().flat_map(|table| table.usable(config)));
     }
-    if readable + unreadable.len() > 0 {
-        findings.push(rights(config, &unreadable));
-    }
-    if !filtered.is_empty() {
-        findings.push(row_security(config, &filtered));
-    }
-    findings.extend(unreadable_content(client, config).await);
+    let places = slot::now(client, &places).await?;
+    findings.extend(unreadable_content(client, &places.content).await);
+    findings.extend(places.all().into_iter().flat_map(|place| left_out(config, place)));
     findings.extend(published_besides(client, config).await?);
     Ok(findings)
 }
 
+/// What the publication is made to leave out.
+fn left_out(config: &PostgresConfig, place: &Place) -> Vec<Finding> {
+    let name = &config.publication;
+    let filter = place.row_filter.as_deref().map(|filter| {
+        let message = format!("brings the rows that meet {filter}; verify and rebuild read no others");
+        Finding::ok("postgres.row_filter", format!("row filter of {name} on {}", place.name), message)
+    });
+    let absent: Vec<&str> =
+        place.columns().filter(|(_, called)| called.is_none()).map(|(column, _)| column.name).collect();
+    let columns = (!absent.is_empty()).then(|| {
+        let message = "are not there to be read, by what is configured or published: always null";
+        Finding::ok("postgres.columns", format!("columns {} of {}", absent.join(", "), place.name), message)
+    });
+    filter.into_iter().chain(columns).collect()
+}
+
+fn missing(place: &Place, config: &PostgresConfig) -> Finding {
+    let (setting, schema) = (setting(place), &place.schema);
+    let message = format!(
+        "does not exist here; postgres.{setting} ({}) says what it is called, and postgres.schema where it is",
+        environment_name(setting)
+    );
+    let (id, subject) = ("postgres.table", format!("table {schema}.{}", place.name));
+    let usual = config.places().all().iter().all(|place| place.name == place.table.name);
+    let fix = if usual {
+        "walcast init".to_owned()
+    } else {
+        format!("export {}=schema.name", environment_name(setting))
+    };
+    Finding::fail(Code::SourceTableUnfit, id, subject, message, fix)
+}
+
+/// Which setting names the table.
+fn setting(place: &Place) -> &'static str {
+    if place.table.name == CONTENT.name { "content_table" } else { "events_table" }
+}
+
+fn environment_name(setting: &str) -> String {
+    format!("POSTGRES_{}", setting.to_uppercase())
+}
+
 /// Rows of `content` that walcast leaves out, where a look at them is possible: that a column is missing, or may not be
 /// read, has a finding of its own.
-async fn unreadable_content(client: &Client, config: &PostgresConfig) -> Option<Finding> {
-    let (place, readable) = (CONTENT.place(&config.schema), rows::content_is_readable());
-    let query = format!("SELECT count(*) FROM {place} WHERE NOT ({readable})");
+async fn unreadable_content(client: &Client, content: &Place) -> Option<Finding> {
+    let unreadable = rows::only(content, Some(&format!("NOT ({})", rows::content_is_readable(content))));
+    let query = format!("SELECT count(*) FROM {}{unreadable}", content.sql());
     let count: i64 = client.query_one(&query, &[]).await.ok()?.try_get(0).ok()?;
-    let (id, subject) = ("postgres.content_rows", format!("rows of {}", CONTENT.name));
+    let (id, subject) = ("postgres.content_rows", format!("rows of {}", content.name));
     Some(match count {
         0 => Finding::ok(id, subject, "can all be read"),
         _ => {
             let message =
                 format!("has {count} that walcast leaves out: their events have no title and no length");
-            Finding::warn(id, subject, message, format!("SELECT * FROM {place} WHERE NOT ({readable});"))
+            Finding::warn(id, subject, message, format!("SELECT * FROM {}{unreadable};", content.sql()))
         }
     })
 }
@@ -72,10 +144,10 @@ async fn unreadable_content(client: &Client, config: &PostgresConfig) -> Option<
 /// Other tables in the publication are decoded, sent and dropped: walcast's own state too, where all are published.
 async fn published_besides(client: &Client, config: &PostgresConfig) -> Result<Option<Finding>> {
     let Some(facts) = slot::publication_facts(client, &config.publication).await? else { return Ok(None) };
-    let ours = |table: &&PublishedTable| {
-        table.schema == config.schema && SOURCE_TABLES.iter().any(|ours| ours.name == table.table)
-    };
-    let (ours, others): (Vec<_>, Vec<_>) = facts.tables.iter().partition(ours);
+    let places = config.places();
+    let ours =
+        |table: &&PublishedTable| places.all().into_iter().any(|place| place.is(&table.schema, &table.table));
+    let others: Vec<&PublishedTable> = facts.tables.iter().filter(|table| !ours(table)).collect();
     let Some(first) = others.first() else { return Ok(None) };
     let message = format!(
         "has {} more tables, such as {}.{}: PostgreSQL sends their changes too, and walcast drops them",
@@ -84,35 +156,136 @@ async fn published_besides(client: &Client, config: &PostgresConfig) -> Result<O
         first.table
     );
     let name = identifier(&config.publication);
-    let both = format!("TABLE {}", SOURCE_TABLES.map(|table| table.place(&config.schema)).join(", "));
-    let (message, fix) = match ours.iter().all(|table| table.entry.is_some()) {
-        true => (message, format!("ALTER PUBLICATION {name} SET {both};")),
+    let place =
+        |table: &&PublishedTable| format!("{}.{}", identifier(&table.schema), identifier(&table.table));
+    let (message, fix) = match others.iter().all(|table| table.entry.is_some()) {
+        // ours stay as they are: to name them again would make new entries where rows are filtered
+        true => {
+            let others: Vec<String> = others.iter().map(place).collect();
+            (message, format!("ALTER PUBLICATION {name} DROP TABLE {};", others.join(", ")))
+        }
         false => (
             message + "; a new slot can read one of the two alone, named in postgres.publication",
-            format!("CREATE PUBLICATION walcast_alone FOR {both};"),
+            format!(
+                "CREATE PUBLICATION walcast_alone FOR TABLE {} WITH (publish_via_partition_root = true);",
+                places.all().map(|place| place.sql()).join(", ")
+            ),
         ),
     };
     let subject = format!("tables of publication {}", config.publication);
     Ok(Some(Finding::warn("postgres.publication_tables", subject, message, fix)))
 }
 
-async fn ask(client: &Client, config: &PostgresConfig, source: &SourceTable) -> Result<Option<Table>> {
-    let (statement, name) = (include_str!("../../../sql/check_table.sql"), source.name);
-    let row = client.query_opt(statement, &[&config.schema, &name]).await.map_err(sql::error)?;
+async fn ask<'a>(client: &Client, config: &PostgresConfig, place: &'a Place) -> Result<Option<Table<'a>>> {
+    let statement = include_str!("../../../sql/check_table.sql");
+    let row = client.query_opt(statement, &[&place.schema, &place.name]).await.map_err(sql::error)?;
     let Some(row) = row else { return Ok(None) };
+    let publication = slot::publication_facts(client, &config.publication).await?;
     Ok(Some(Table {
-        name,
-        place: source.place(&config.schema),
+        place,
+        columns: slot::columns(client, place).await?,
         replica_identity: get(&row, 0)?,
         primary_key: get(&row, 1)?,
         identity_columns: get(&row, 2)?,
         generated: get(&row, 3)?,
-        may_read: get(&row, 4)?,
-        filtered: get(&row, 5)?,
+        may_use_schema: get(&row, 4)?,
+        may_read: get(&row, 5)?,
+        filtered: get(&row, 6)?,
+        kind: get(&row, 7)?,
+        unlogged: get(&row, 8)?,
+        children: get(&row, 9)?,
+        not_logged: get(&row, 10)?,
+        without_identity: get(&row, 11)?,
+        published: publication.is_some_and(|facts| {
+            facts.table(place).is_some() || facts.roots.contains(&format!("{}.{}", place.schema, place.name))
+        }),
     }))
 }
 
-impl Table {
+impl Table<'_> {
+    fn streamable(&self, config: &PostgresConfig) -> Vec<Finding> {
+        [Some(self.shape()), self.kind(), self.generated(config)].into_iter().flatten().collect()
+    }
+
+    fn usable(&self, config: &PostgresConfig) -> Vec<Finding> {
+        let findings = [Some(self.identity()), self.rights(config), self.row_security(config)];
+        findings.into_iter().flatten().collect()
+    }
+
+    fn subject(&self) -> String {
+        format!("table {}.{}", self.place.schema, self.place.name)
+    }
+
+    fn fault(&self, id: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Finding {
+        Finding::fail(Code::SourceTableUnfit, id, self.subject(), message, fix)
+    }
+
+    /// Whether it has the columns that walcast needs, in types that it reads.
+    fn shape(&self) -> Finding {
+        let Table { place, columns, .. } = self;
+        let has = |name: &str| columns.iter().any(|column| column.name == name);
+        let lacks = place.missing(has).into_iter().map(|(column, called)| {
+            let what = match column.name == called {
+                true => called.to_owned(),
+                false => format!("{called}, which is to be {}", column.name),
+            };
+            let message = format!(
+                "lacks the column {what} ({}); if it has it under another name, {} says so",
+                column.sql_type(),
+                place.names_variable()
+            );
+            (message, column.add_to(place, called))
+        });
+        let other_types = columns.iter().filter_map(|column| {
+            let wanted = place.table.columns.get(place.position(&column.name)?)?;
+            let misfit = wanted.misfit(&column.name, column.type_oid)?;
+            let zone = match wanted.reads {
+                Reads::Time => "; in place of 'UTC' stands the zone whose clock it shows",
+                _ => "",
+            };
+            let message = format!("{misfit} (to change that, PostgreSQL writes the table anew{zone})");
+            Some((message, wanted.retype_in(place, &column.name)))
+        });
+        let (messages, fixes): (Vec<_>, Vec<_>) = lacks.chain(other_types).unzip();
+        match messages.is_empty() {
+            true => Finding::ok("postgres.table", self.subject(), "has the columns that walcast needs"),
+            false => self.fault("postgres.table", messages.join("; "), fixes.join(" ")),
+        }
+    }
+
+    /// What never comes into the WAL, or under a name that is not its own.
+    fn kind(&self) -> Option<Finding> {
+        let id = "postgres.table_kind";
+        let place = self.place.sql();
+        if !matches!(self.kind.as_str(), "r" | "p") {
+            let message = "is no table: a view and a foreign table have no changes in the WAL";
+            return Some(self.fault(
+                id,
+                message,
+                format!("export {}=schema.name", environment_name(setting(self.place))),
+            ));
+        }
+        if self.unlogged && self.kind == "r" {
+            return Some(self.fault(
+                id,
+                "is unlogged: its changes are not in the WAL",
+                format!("ALTER TABLE {place} SET LOGGED;"),
+            ));
+        }
+        if let Some(first) = self.not_logged.first() {
+            let message =
+                format!("has partitions whose changes are not in the WAL: {}", self.not_logged.join(", "));
+            return Some(self.fault(id, message, format!("ALTER TABLE {first} SET LOGGED;")));
+        }
+        let first = self.children.first()?;
+        let message = format!(
+            "has children by INHERITS ({}), whose rows come under their own names and would be lost; partitions \
+             (PARTITION OF) come as rows of the table",
+            self.children.join(", ")
+        );
+        Some(self.fault(id, message, format!("ALTER TABLE {first} NO INHERIT {place};")))
+    }
+
     /// The columns of an old row that are in the WAL; `None` for all of them.
     fn known_by(&self) -> Option<&[String]> {
         match self.replica_identity.as_str() {
@@ -125,82 +298,117 @@ impl Table {
 
     /// A published table without an identity refuses UPDATE and DELETE of whoever uses it.
     fn identity(&self) -> Finding {
-        let Table { name, place, .. } = self;
-        let (id, subject) = ("postgres.replica_identity", format!("replica identity of {name}"));
+        let Table { place, .. } = self;
+        let (id, subject) = ("postgres.replica_identity", format!("replica identity of {}", place.name));
+        if let Some(first) = self.without_identity.first() {
+            let message = format!(
+                "is nothing in the partitions {}: once published, PostgreSQL refuses every UPDATE and DELETE of them",
+                self.without_identity.join(", ")
+            );
+            return self.nothing(id, subject, message, format!("ALTER TABLE {first} REPLICA IDENTITY FULL;"));
+        }
         let Some(columns) = self.known_by() else {
             return Finding::ok(id, subject, "is the whole row");
         };
-        if columns.iter().any(|column| column == "id") {
+        let ours = place.called("id");
+        if columns.iter().any(|column| column == ours) || self.kind == "p" && columns.is_empty() {
             return Finding::ok(id, subject, format!("is {}", columns.join(", ")));
         }
+        let place = place.sql();
         let fix = match self.primary_key.as_slice() {
-            [] => format!("ALTER TABLE {place} ADD PRIMARY KEY (id);"),
-            [only] if only == "id" => format!("ALTER TABLE {place} REPLICA IDENTITY DEFAULT;"),
+            [] => format!("ALTER TABLE {place} ADD PRIMARY KEY ({});", identifier(ours)),
+            [only] if only == ours => format!("ALTER TABLE {place} REPLICA IDENTITY DEFAULT;"),
             _ => format!("ALTER TABLE {place} REPLICA IDENTITY FULL;"),
         };
-        match (columns, *name) {
-            ([], name) if name == CONTENT.name => Finding::fail(
+        match columns {
+            [] => {
+                let message = "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it";
+                self.nothing(id, subject, message.to_owned(), fix)
+            }
+            _ if self.is_content() => Finding::fail(
                 Code::SourceTableUnfit,
                 id,
                 subject,
-                "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it",
-                fix,
-            ),
-            ([], _) => Finding::warn(
-                id,
-                subject,
-                "is nothing: once published, PostgreSQL refuses every UPDATE and DELETE of it",
-                fix,
-            ),
-            (_, name) if name == CONTENT.name => Finding::fail(
-                Code::SourceTableUnfit,
-                id,
-                subject,
-                format!("is {} without id: a deleted content cannot be told", columns.join(", ")),
+                format!("is {} without {ours}: a deleted content cannot be told", columns.join(", ")),
                 fix,
             ),
             _ => Finding::ok(id, subject, format!("is {}", columns.join(", "))),
         }
     }
 
+    fn is_content(&self) -> bool {
+        self.place.table.name == CONTENT.name
+    }
+
+    /// To publish such a table would break whoever uses it; where that has been done, events come all the same.
+    fn nothing(&self, id: &'static str, subject: String, message: String, fix: String) -> Finding {
+        match self.published && !self.is_content() {
+            true => Finding::warn(id, subject, message, fix),
+            false => Finding::fail(Code::SourceTableUnfit, id, subject, message, fix),
+        }
+    }
+
     /// Generated columns are not in the WAL stream.
-    fn generated(&self, source: &SourceTable, config: &PostgresConfig) -> Option<Finding> {
-        let Table { name, place, generated, .. } = self;
-        let column =
-            generated.iter().find(|column| source.column_names().any(|wanted| wanted == **column))?;
+    fn generated(&self, config: &PostgresConfig) -> Option<Finding> {
+        let column = self.generated.iter().find(|column| self.place.position(column).is_some())?;
         let published = identifier(&config.publication);
         Some(Finding::fail(
             Code::SourceTableUnfit,
             "postgres.generated_columns",
-            format!("column {name}.{column}"),
+            format!("column {}.{column}", self.place.name),
             format!(
                 "is generated, and so not in the stream (from PostgreSQL 18 ALTER PUBLICATION {published} SET \
                  (publish_generated_columns = stored) puts it there)"
             ),
-            format!("ALTER TABLE {place} ALTER COLUMN {} DROP EXPRESSION;", identifier(column)),
+            format!("ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION;", self.place.sql(), identifier(column)),
         ))
     }
-}
 
-/// The stream brings all rows, whatever a policy says; what is read with SQL would be without those that it hides.
-fn row_security(config: &PostgresConfig, filtered: &[String]) -> Finding {
-    let message = format!(
-        "filters {} for this role: PostgreSQL refuses it what a new slot, a start, `walcast verify` and `walcast rebuild` \
-         must read",
-        filtered.join(", ")
-    );
-    let fix = format!("ALTER ROLE {} BYPASSRLS;", identifier(&config.user));
-    Finding::fail(Code::PostgresRights, "postgres.row_security", "row-level security", message, fix)
-}
-
-fn rights(config: &PostgresConfig, unreadable: &[String]) -> Finding {
-    let (id, subject) = ("postgres.rights", format!("rights of {}", config.user));
-    if unreadable.is_empty() {
-        return Finding::ok(id, subject, "may read the tables");
+    /// A new slot, `walcast verify` and `walcast rebuild` read it with SQL.
+    fn rights(&self, config: &PostgresConfig) -> Option<Finding> {
+        let (id, subject) = ("postgres.rights", format!("rights of {} on {}", config.user, self.place.name));
+        let (role, schema) = (identifier(&config.user), identifier(&self.place.schema));
+        let fail =
+            |message: &str, fix| Finding::fail(Code::PostgresRights, id, subject.clone(), message, fix);
+        if !self.may_use_schema {
+            return Some(fail(
+                "may not use its schema",
+                format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
+            ));
+        }
+        let unreadable =
+            |column: &&ColumnFacts| !column.may_read && self.place.position(&column.name).is_some();
+        let columns: Vec<String> =
+            self.columns.iter().filter(unreadable).map(|column| identifier(&column.name)).collect();
+        if self.may_read || columns.is_empty() {
+            return Some(Finding::ok(id, subject, "may read it"));
+        }
+        let all = columns.len() == self.place.present().count();
+        let what = if all { String::new() } else { format!(" ({})", columns.join(", ")) };
+        let message = match all {
+            true => "may not read it: a new slot, `walcast verify` and `walcast rebuild` must".to_owned(),
+            false => format!(
+                "may not read its columns {}: a new slot, `walcast verify` and `walcast rebuild` must",
+                columns.join(", ")
+            ),
+        };
+        Some(fail(&message, format!("GRANT SELECT{what} ON {} TO {role};", self.place.sql())))
     }
-    let (tables, role) = (unreadable.join(", "), identifier(&config.user));
-    let message = format!("may not read {tables}: a new slot, `walcast verify` and `walcast rebuild` must");
-    let schema = identifier(&config.schema);
-    let fix = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {tables} TO {role};");
-    Finding::fail(Code::PostgresRights, id, subject, message, fix)
+
+    /// The stream brings all rows, whatever a policy says; what is read with SQL would be without those that it hides.
+    fn row_security(&self, config: &PostgresConfig) -> Option<Finding> {
+        self.filtered.then(|| {
+            Finding::fail(
+                Code::PostgresRights,
+                "postgres.row_security",
+                format!("row-level security of {}", self.place.name),
+                format!(
+                    "hides rows from {}: PostgreSQL refuses it what a new slot, a start, `walcast verify` and `walcast \
+                     rebuild` must read",
+                    config.user
+                ),
+                format!("ALTER ROLE {} BYPASSRLS;", identifier(&config.user)),
+            )
+        })
+    }
 }

@@ -54,6 +54,12 @@ fn the_record_is_that_of_the_code() {
     compare("record.md", &format!("{intro}\n{fields}\n## BigQuery's columns\n\n{columns}"));
 }
 
+#[test]
+fn the_tables_are_those_of_the_code() {
+    let (intro, columns) = (include_str!("tables_intro.md"), schema::tables_markdown());
+    compare("tables.md", &format!("{intro}{columns}"));
+}
+
 /// What an operator pastes from the page is what `walcast check` asks for.
 #[test]
 fn the_rights_at_redis_are_those_of_the_code() {

@@ -22,6 +22,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use walcast::error::{Class, Code, Error, Result};
+use walcast::event::place::Places;
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
 use walcast::resume::{SinkName, judge};
 use walcast::shutdown::{Shutdown, Trigger};
@@ -239,7 +240,8 @@ impl World {
         let rough = fate.is_rough() && self.rng.random_bool(0.7);
         let faults = if rough { self.rng.random_range(0.01..0.3) } else { 0.0 };
         let fed = self.fed(fate, faults);
-        let transform = Transform::new("public", from, self.wal.contents(from), self.bounds(fate));
+        let transform =
+            Transform::new(&Places::usual("public"), from, self.wal.contents(from), self.bounds(fate));
         let (client, server) = tokio::io::duplex(self.rng.random_range(100..4096));
         let drain = DRAINS[self.rng.random_range(0..DRAINS.len())];
         let limits = Limits { queue_bytes_max: QUEUE_BYTES_MAX, drain };
