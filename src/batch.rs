@@ -2,6 +2,8 @@
 //! whoever holds the batch may claim.
 
 use std::sync::Arc;
+
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use crate::event::{ContentChange, Event, Span, Texts};
@@ -65,6 +67,15 @@ pub struct Batch {
     urgent: bool,
     created: Instant,
     heartbeat: Option<Heartbeat>,
+    foreign: Vec<Foreign>,
+}
+
+/// A transaction whose commit time is not this server's, in a batch that has rows of it.
+#[derive(Debug, Clone, Copy)]
+struct Foreign {
+    commit_lsn: Lsn,
+    /// Microseconds since 1970.
+    received_at: i64,
 }
 
 /// A heartbeat that came back through the WAL, to be timed until the sinks hold its place.
@@ -86,6 +97,7 @@ impl Batch {
             urgent,
             created: Instant::now(),
             heartbeat: None,
+            foreign: Vec::new(),
         }
     }
 
@@ -132,6 +144,18 @@ impl Batch {
         self.created
     }
 
+    /// Each row's place, and since when it is under way, microseconds since 1970: since its commit, or since it was received
+    /// where the commit's time is not this server's.
+    pub fn under_way(&self) -> impl Iterator<Item = (Position, i64)> {
+        self.rows.iter().map(|row| {
+            let position = row.position();
+            let foreign =
+                self.foreign.binary_search_by_key(&position.commit_lsn, |foreign| foreign.commit_lsn);
+            let foreign = foreign.ok().and_then(|at| self.foreign.get(at));
+            (position, foreign.map_or(row.commit_ts(), |foreign| foreign.received_at))
+        })
+    }
+
     /// About what the batch occupies in memory; never 0, so that it can be a queue's measure.
     pub fn bytes(&self) -> usize {
         512 + self.rows.len() * size_of::<Row>() + self.text.len()
@@ -154,6 +178,7 @@ impl Batch {
             urgent: self.urgent,
             created: self.created,
             heartbeat: self.heartbeat,
+            foreign: self.foreign.clone(),
         }))
     }
 }
@@ -166,6 +191,9 @@ pub struct BatchBuilder {
     checkpoint: Checkpoint,
     first_row_at: Option<Instant>,
     heartbeat: Option<Heartbeat>,
+    foreign: Vec<Foreign>,
+    /// The open transaction's commit time is not this server's.
+    foreign_open: bool,
 }
 
 impl BatchBuilder {
@@ -177,6 +205,8 @@ impl BatchBuilder {
             checkpoint,
             first_row_at: None,
             heartbeat: None,
+            foreign: Vec::new(),
+            foreign_open: false,
         }
     }
 
@@ -190,7 +220,22 @@ impl BatchBuilder {
         debug_assert!(self.checkpoint.position.is_none_or(|last| last <= row.position()));
         self.checkpoint.position = Some(row.position());
         self.first_row_at.get_or_insert_with(Instant::now);
+        if self.foreign_open {
+            self.push_foreign(row.position().commit_lsn);
+        }
         self.rows.push(row);
+    }
+
+    /// Rows that come now are of another transaction. `foreign`: its commit time is not this server's.
+    pub fn transaction(&mut self, foreign: bool) {
+        self.foreign_open = foreign;
+    }
+
+    #[cold]
+    fn push_foreign(&mut self, commit_lsn: Lsn) {
+        if self.foreign.last().is_none_or(|last| last.commit_lsn != commit_lsn) {
+            self.foreign.push(Foreign { commit_lsn, received_at: Timestamp::now().as_microsecond() });
+        }
     }
 
     /// Says that everything up to `end_lsn`, the end of a commit or the idle WAL end, is in.
@@ -242,6 +287,7 @@ impl BatchBuilder {
             urgent,
             created: self.first_row_at.take().unwrap_or_else(Instant::now),
             heartbeat: self.heartbeat.take(),
+            foreign: std::mem::take(&mut self.foreign),
         }
     }
 }

@@ -193,8 +193,8 @@ codes! {
     }
     KafkaRefused = 220 {
         title: "Kafka refuses what walcast does.",
-        why: "The user is not known or lacks a right, a setting of the broker is in the way, or the broker is too old.",
-        look: "The message has Kafka's reason. `walcast check` asks for each right.",
+        why: "The user is not known or lacks a right, a setting of the broker is in the way, its clock and walcast's differ by too much, or the broker is too old.",
+        look: "The message has Kafka's reason, and the topic where it is about one. `walcast check` asks for each right.",
         fix: "Do what `walcast check` prints: mostly a `kafka-acls.sh --add`, or kafka.properties with the right sasl.* settings.",
         over: "`walcast check` has no line on Kafka that says FAIL.",
     }

@@ -50,7 +50,7 @@ pub(crate) fn intern(arena: &mut String, text: &str) -> Span {
 pub struct Event {
     /// The event's name.
     pub position: Position,
-    /// When the transaction committed.
+    /// When the transaction committed, as the server that it was first committed at says.
     pub commit_ts: i64,
     /// `engagement_events.id`.
     pub id: i64,

@@ -10,6 +10,11 @@ pub const MICROS_MIN: i64 = -719_162 * DAY_MICROS;
 /// The last microsecond of 9999-12-31, in microseconds since 1970.
 pub const MICROS_MAX: i64 = 2_932_897 * DAY_MICROS - 1;
 
+/// The nearest time within the years 1 to 9999.
+pub fn nearest(micros: i64) -> i64 {
+    micros.clamp(MICROS_MIN, MICROS_MAX)
+}
+
 /// Microseconds since 1970 as `2026-01-02T03:04:05.678901Z`; `None` outside the years 1 to 9999.
 pub fn time_text(micros: i64) -> Option<[u8; 27]> {
     if !(MICROS_MIN..=MICROS_MAX).contains(&micros) {

@@ -142,13 +142,12 @@ impl Work {
             for heartbeat in batches.iter().filter_map(|batch| batch.heartbeat()) {
                 self.driver.status.awaits(heartbeat.end_lsn, heartbeat.commit_ts);
             }
-            if let Some(first) = batches.iter().find_map(|batch| batch.rows().first()) {
-                self.driver.status.takes(first.commit_ts());
+            if let Some((_, since)) = batches.iter().find_map(|batch| batch.under_way().next()) {
+                self.driver.status.takes(since);
             }
             let written = self.driver.sink.write(&batches).await?;
             self.accepted = end;
-            let rows = batches.iter().flat_map(|batch| batch.rows());
-            self.driver.status.wrote(rows.map(|row| (row.position(), row.commit_ts())));
+            self.driver.status.wrote(batches.iter().flat_map(|batch| batch.under_way()));
             if let Written::Durable(checkpoint) = written {
                 self.durable(Some(checkpoint)).await?;
             }

@@ -51,7 +51,7 @@ metrics! {
     Gauge RECEIVED_LSN = "walcast_received_lsn", Bytes, "How far walcast has received the stream.";
     Gauge SOURCE_LAG_BYTES = "walcast_source_lag_bytes", Bytes, "WAL that the server has written and walcast has not received.";
     Gauge HEARTBEAT_AGE_SECONDS = "walcast_heartbeat_age_seconds", Seconds, "Time since a heartbeat last came back through the WAL. Absent before the first one.";
-    Histogram SOURCE_COMMIT_TO_RECEIVE_SECONDS = "walcast_source_commit_to_receive_seconds", Seconds, "Time from a transaction's commit to its receipt. One sample for each transaction.";
+    Histogram SOURCE_COMMIT_TO_RECEIVE_SECONDS = "walcast_source_commit_to_receive_seconds", Seconds, "Time from a transaction's commit to its receipt. One sample for each transaction that was not replicated to the source from elsewhere: such a commit's time is another server's.";
     Counter EVENTS_TOTAL = "walcast_events_total", Count, "Row changes received, by table and operation.";
     Counter SKIPPED_CHANGES_TOTAL = "walcast_skipped_changes_total", Count, "Row changes that walcast does not deliver (updates and deletes of events, other tables), by table and operation.";
     Counter UNKNOWN_CONTENT_EVENTS_TOTAL = "walcast_unknown_content_events_total", Count, "Events whose content row does not exist. They are delivered with null content fields.";
@@ -62,7 +62,7 @@ metrics! {
     Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL that walcast has received and that is not durable in the sink, by sink.";
     Gauge SINK_QUEUE_LAG_BYTES = "walcast_sink_queue_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that waits in the sink's queue, by sink.";
     Gauge SINK_DELIVERY_LAG_BYTES = "walcast_sink_delivery_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that the sink is writing, by sink.";
-    Gauge SINK_LAG_SECONDS = "walcast_sink_lag_seconds", Seconds, "Age of the oldest committed row that the sink was given and that is not durable, by sink. 0 when there is none.";
+    Gauge SINK_LAG_SECONDS = "walcast_sink_lag_seconds", Seconds, "Age of the oldest committed row that the sink was given and that is not durable, by sink. 0 when there is none. What was replicated to the source from elsewhere ages from its receipt.";
     Gauge SINK_UP = "walcast_sink_up", Count, "1 while the sink takes rows, 0 while walcast retries it or it is blocked, by sink.";
     Gauge SINK_BLOCKED = "walcast_sink_blocked", Count, "1 while a retry cannot help the sink, by sink.";
     Gauge SINK_HEARTBEAT_AGE_SECONDS = "walcast_sink_heartbeat_age_seconds", Seconds, "Age of the newest heartbeat that lies below the sink's durable LSN, by sink. Absent before the first one.";
@@ -79,7 +79,7 @@ metrics! {
     Gauge KAFKA_HUNG_TRANSACTIONS = "walcast_kafka_hung_transactions", Count, "Transactions in walcast's topics that have been open for longer than their timeout allows.";
     Histogram SINK_QUEUE_SECONDS = "walcast_sink_queue_seconds", Seconds, "Time from the receipt of a batch's first row until the sink is given the batch, by sink. One sample for each batch.";
     Histogram SINK_DELIVERY_SECONDS = "walcast_sink_delivery_seconds", Seconds, "Time from then until the rows are durable in the sink, by sink. One sample for each write that becomes durable.";
-    Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "Time from a transaction's commit until its rows are durable in the sink, by sink. One sample for each write that becomes durable.";
+    Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "Time from a transaction's commit (its receipt, if it was replicated to the source from elsewhere) until its rows are durable in the sink, by sink. One sample for each write that becomes durable.";
 }
 
 /// Edges of the latency histograms, in seconds; 5 s is the promise.

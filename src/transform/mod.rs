@@ -6,6 +6,7 @@ pub mod content_cache;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartbeat, Row};
@@ -13,8 +14,10 @@ use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::place::Places;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
+use crate::event::time;
 use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::model::{RowError, Table, Tables, engagement};
+use crate::pgoutput::timestamp::unix_micros;
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
@@ -23,6 +26,8 @@ use content_cache::ContentCache;
 /// How often a server that waits is answered with a batch that moves nothing: sinks may still hold accepted
 /// rows back.
 const URGENT_EVERY: Duration = Duration::from_secs(1);
+/// By how much a server's clock may be moved, or differ from ours, for its times to be taken for its own.
+const CLOCKS_AGREE_MICROS: i64 = 60_000_000;
 
 /// A row that an update moves to another partition comes as a delete and, next or after what triggers wrote, an insert of
 /// the same id in the same transaction. So many deletes are remembered.
@@ -60,6 +65,10 @@ pub struct Transform {
     heartbeat_seen: bool,
     /// The open transaction is a heartbeat.
     beating: bool,
+    /// The open transaction's commit time is not this server's.
+    foreign: bool,
+    /// When the last heartbeat was committed: all that follows it in the WAL was committed after it.
+    beaten_at: i64,
     urgent: bool,
     throttle: LogThrottle,
 }
@@ -81,6 +90,8 @@ impl Transform {
             sent_at: Instant::now(),
             heartbeat_seen: false,
             beating: false,
+            foreign: false,
+            beaten_at: i64::MIN,
             urgent: false,
             throttle: LogThrottle::default(),
         }
@@ -92,17 +103,11 @@ impl Transform {
         let position = self.transaction.advance(&message).map_err(broken_stream)?;
         match message {
             Message::Begin { commit_ts, final_lsn, xid } => {
-                self.commit_ts = crate::pgoutput::timestamp::unix_micros(commit_ts);
+                self.begin(commit_ts);
                 (self.xid, self.commit_lsn) = (xid, final_lsn);
                 self.deleted.clear();
             }
-            Message::Commit { end_lsn, .. } => {
-                metrics::commit_received(self.commit_ts);
-                self.builder.hold(end_lsn);
-                if std::mem::take(&mut self.beating) {
-                    self.builder.beat(Heartbeat { end_lsn, commit_ts: self.commit_ts });
-                }
-            }
+            Message::Commit { end_lsn, .. } => self.commit(end_lsn),
             Message::Relation(relation) => {
                 let described = self.tables.describe(relation);
                 described.map_err(|unfit| unfit.told(self.xid, self.commit_lsn))?;
@@ -117,7 +122,10 @@ impl Transform {
                 self.beating = true;
             }
             Message::Logical { .. } => {}
-            Message::Origin { .. } => {}
+            Message::Origin { .. } => {
+                self.foreign = true;
+                self.builder.transaction(true);
+            }
             change => {
                 if let Some(position) = position {
                     self.change(position, change)?;
@@ -125,6 +133,28 @@ impl Transform {
             }
         }
         Ok(())
+    }
+
+    /// The time of a commit is any that the session of a replication origin has said, and pgoutput names no origin that
+    /// was dropped since: a time before the last heartbeat, or ahead of now, is not this server's either.
+    fn begin(&mut self, commit_ts: i64) {
+        self.commit_ts = time::nearest(unix_micros(commit_ts));
+        self.foreign = self.commit_ts < self.beaten_at.saturating_sub(CLOCKS_AGREE_MICROS)
+            || self.commit_ts > Timestamp::now().as_microsecond().saturating_add(CLOCKS_AGREE_MICROS);
+        self.builder.transaction(self.foreign);
+    }
+
+    fn commit(&mut self, end_lsn: Lsn) {
+        self.builder.hold(end_lsn);
+        let beating = std::mem::take(&mut self.beating);
+        if self.foreign {
+            return;
+        }
+        metrics::commit_received(self.commit_ts);
+        if beating {
+            self.beaten_at = self.commit_ts;
+            self.builder.beat(Heartbeat { end_lsn, commit_ts: self.commit_ts });
+        }
     }
 
     /// The server has no committed transaction below `wal_end` that it has not sent. `waiting`: it asks for

@@ -18,6 +18,7 @@ mod end_to_end;
 mod gaps;
 mod generate;
 mod kafka;
+mod origins;
 mod redis;
 mod server_words;
 mod sessions;

@@ -52,7 +52,11 @@ impl Stream {
     }
 
     fn begin(&mut self) {
-        self.send(Sent::Begin { final_lsn: Lsn(self.at), commit_ts: 0, xid: 1 });
+        self.begin_at(0);
+    }
+
+    fn begin_at(&mut self, commit_ts: i64) {
+        self.send(Sent::Begin { final_lsn: Lsn(self.at), commit_ts, xid: 1 });
     }
 
     fn commit(&mut self) {
@@ -63,6 +67,12 @@ impl Stream {
 
     fn transaction(&mut self, messages: impl IntoIterator<Item = Sent>) {
         self.begin();
+        messages.into_iter().for_each(|message| self.send(message));
+        self.commit();
+    }
+
+    fn transaction_at(&mut self, commit_ts: i64, messages: impl IntoIterator<Item = Sent>) {
+        self.begin_at(commit_ts);
         messages.into_iter().for_each(|message| self.send(message));
         self.commit();
     }
@@ -436,6 +446,67 @@ fn a_message_outside_of_transactions_is_no_heartbeat() {
     assert!(stream.transform.take_batch(Instant::now()).is_none(), "nothing is told at once");
     let rest = stream.transform.take_rest().expect("a commit moves the checkpoint");
     assert!(rest.heartbeat().is_none());
+}
+
+/// A commit's time in microseconds since 2000, as on the wire.
+fn wire_now(seconds: i64) -> i64 {
+    jiff::Timestamp::now().as_microsecond() - 946_684_800_000_000 + seconds * 1_000_000
+}
+
+/// Since when each row is under way, in seconds before now, and the record's own time of commit.
+fn times(batch: &Batch) -> Vec<(i64, i64)> {
+    let now = jiff::Timestamp::now().as_microsecond();
+    let rows = batch.under_way().zip(batch.rows());
+    rows.map(|((_, since), row)| ((now - since) / 1_000_000, row.commit_ts())).collect()
+}
+
+#[test]
+fn only_the_servers_own_commit_times_are_measured_by() {
+    let heartbeat =
+        Sent::Logical { transactional: true, lsn: Lsn(99), prefix: "walcast".into(), content: vec![] };
+    let origin = Sent::Origin { commit_lsn: Lsn(1), name: "elsewhere".into() };
+    let mut stream = Stream::new(BOUNDS, []);
+    stream.transaction_at(wire_now(-7_000), [play(1, 1)]);
+    stream.transaction_at(wire_now(-7_000), [origin.clone(), play(1, 1), play(1, 1)]);
+    stream.transaction_at(wire_now(-7_000), [play(1, 1)]);
+    let since = |batch: &Batch| times(batch).into_iter().map(|(since, _)| since).collect::<Vec<_>>();
+    assert_eq!(since(&stream.batch()), [7_000, 0, 0, 7_000]);
+
+    // a heartbeat of an origin is none
+    stream.transaction_at(wire_now(-9_000), [origin.clone(), heartbeat.clone()]);
+    assert_eq!(stream.batch().heartbeat(), None);
+    stream.transaction_at(wire_now(-100), [heartbeat]);
+    assert!(stream.batch().heartbeat().is_some());
+    // an origin that is not named any more
+    for seconds in [-7_000, 7_000, -101, -99, 0] {
+        stream.transaction_at(wire_now(seconds), [play(1, 1)]);
+    }
+    assert_eq!(since(&stream.batch()), [0, 0, 101, 99, 0]);
+
+    for (wire, year) in [(i64::MIN, 1), (i64::MAX, 9999), (i64::MIN + 1, 1), (i64::MAX - 1, 9999)] {
+        stream.transaction_at(wire, [play(1, 1)]);
+        let (since, commit_ts) = times(&stream.batch())[0];
+        let shown = String::from_utf8(walcast::event::time::time_text(commit_ts).unwrap().to_vec()).unwrap();
+        assert!(since == 0 && shown.starts_with(&format!("{year:04}-")), "{since} {shown}");
+    }
+}
+
+/// A transaction that ends in another batch is the same transaction.
+#[test]
+fn every_batch_knows_whose_rows_it_has() {
+    let mut stream = Stream::new(BOUNDS, []);
+    let origin = Sent::Origin { commit_lsn: Lsn(1), name: "elsewhere".into() };
+    stream.begin_at(wire_now(-7_000));
+    for message in [origin, play(1, 1)] {
+        stream.send(message);
+    }
+    let first = stream.batch();
+    stream.send(play(1, 1));
+    stream.commit();
+    let second = std::sync::Arc::new(stream.batch());
+    assert_eq!((times(&first)[0].0, times(&second)[0].0), (0, 0));
+    let rest = second.beyond(&first.checkpoint()).unwrap();
+    assert_eq!(times(&rest)[0].0, 0);
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //! Headers: `lsn` is the row's position, `16/B374D848#7`; `op` is `c` for an event, `u` for a content row
 //! that came or changed, `d` for its tombstone. A dead letter has Kafka Connect's `__connect.errors.*`
 //! instead of `op`, so that tools made for those work.
+//!
+//! A record's timestamp is the time of writing, and not that of the commit, which a replication origin may set to anything:
+//! brokers delete by it what is old, and refuse what lies ahead. The commit's time is a field of the record.
 
 use std::fmt;
 
@@ -32,8 +35,6 @@ pub struct Message<'a> {
     pub key: Option<&'a str>,
     /// `None` is a tombstone.
     pub payload: Option<&'a [u8]>,
-    /// When the row's transaction committed; `None` for now.
-    pub timestamp_ms: Option<i64>,
     /// See the module.
     pub headers: Option<OwnedHeaders>,
 }
@@ -100,7 +101,6 @@ impl Encoder {
             partition: 0,
             key: Some(key),
             payload: Some(value.as_bytes()),
-            timestamp_ms: None,
             headers: None,
         }
     }
@@ -119,7 +119,6 @@ impl Encoder {
             partition,
             key,
             payload: Some(&self.value),
-            timestamp_ms: Some(event.commit_ts.div_euclid(1000)),
             headers: Some(headers),
         }
     }
@@ -133,7 +132,6 @@ impl Encoder {
             partition,
             key,
             payload: exists.then_some(&self.value),
-            timestamp_ms: Some(change.commit_ts.div_euclid(1000)),
             headers: Some(headers),
         }
     }
@@ -158,7 +156,6 @@ impl Encoder {
             partition: 0,
             key: None,
             payload: Some(&self.value),
-            timestamp_ms: Some(letter.commit_ts.div_euclid(1000)),
             headers: Some(headers),
         }
     }

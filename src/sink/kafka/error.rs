@@ -6,7 +6,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -17,14 +17,32 @@ use crate::error::{self, Error};
 #[derive(Default)]
 pub(super) struct Reports {
     connection: Mutex<Option<(Code, String)>>,
-    delivery: Mutex<Option<Code>>,
+    delivery: Mutex<Option<Undelivered>>,
+}
+
+/// A record that could not be delivered.
+#[derive(Clone)]
+struct Undelivered {
+    topic: String,
+    code: Code,
+}
+
+impl Undelivered {
+    /// Whether it was only dropped, or refused, because of another.
+    fn follows(&self) -> bool {
+        matches!(self.code, Code::PurgeQueue | Code::PurgeInflight | Code::InvalidDifferentRecord)
+    }
 }
 
 impl Reports {
     /// Why the first record that could not be delivered was refused; `Purge…` while only records are known
     /// that were dropped because of another.
     pub(super) fn delivery(&self) -> Option<Code> {
-        *self.delivery.lock().unwrap_or_else(PoisonError::into_inner)
+        self.undelivered().map(|undelivered| undelivered.code)
+    }
+
+    fn undelivered(&self) -> Option<Undelivered> {
+        self.delivery.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn connection(&self) -> Option<(Code, String)> {
@@ -56,11 +74,11 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            let mut first = self.delivery.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(*first, None | Some(Code::PurgeQueue | Code::PurgeInflight)) {
-                *first = error.rdkafka_error_code();
-            }
+        let Err((error, message)) = result else { return };
+        let Some(code) = error.rdkafka_error_code() else { return };
+        let mut first = self.delivery.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(Undelivered::follows) {
+            *first = Some(Undelivered { topic: message.topic().to_owned(), code });
         }
     }
 }
@@ -68,7 +86,13 @@ impl ProducerContext for Reports {
 /// An error of a call to Kafka; `doing` completes "Kafka: cannot …".
 pub(super) fn classify(doing: &str, error: KafkaError, reports: &Reports) -> Error {
     let connection = reports.connection();
-    let codes = [reports.delivery(), code_of(&error), connection.as_ref().map(|(code, _)| *code)];
+    if let Some(Undelivered { topic, code }) = reports.undelivered()
+        && let Some((meaning, hint)) = definite(code)
+    {
+        let message = format!("Kafka: cannot {doing}: topic {topic} does not take it: {code}");
+        return Error::new(meaning, message).hint(hint).because(error);
+    }
+    let codes = [code_of(&error), connection.as_ref().map(|(code, _)| *code)];
     let definite = codes.into_iter().flatten().find_map(|code| Some((code, definite(code)?)));
     match (definite, connection) {
         (Some((code, (meaning, hint))), _) => {
@@ -115,8 +139,17 @@ pub(super) fn definite(code: Code) -> Option<(error::Code, &'static str)> {
             return Some((error::Code::KafkaTopicUnfit, hint));
         }
         Code::InvalidTimestamp => {
-            "the clock of PostgreSQL's machine is ahead of the brokers': mend it, or raise \
-             message.timestamp.after.max.ms of the topics"
+            "the clocks of walcast's machine and of the brokers differ by more than the topic allows: mend them, or raise \
+             the topic's message.timestamp.after.max.ms and message.timestamp.before.max.ms (kafka-configs.sh)"
+        }
+        Code::InvalidRecord | Code::InvalidDifferentRecord => {
+            "the broker's log says why. Mostly the clocks of walcast's machine and of the brokers differ by more than the \
+             topic's message.timestamp.after.max.ms and message.timestamp.before.max.ms allow: mend them, or raise these \
+             (kafka-configs.sh). A broker that validates schemas has to let walcast's records pass"
+        }
+        Code::MessageBatchTooLarge => "raise the topic's segment.bytes (kafka-configs.sh)",
+        Code::UnsupportedForMessageFormat | Code::UnsupportedCompressionType => {
+            "set compression.type in kafka.properties to one that the brokers have, or upgrade the brokers"
         }
         Code::InvalidReplicationFactor => {
             "set kafka.replication_factor to at most the number of brokers (1 for a broker on its own, and \

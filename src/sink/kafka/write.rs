@@ -213,7 +213,7 @@ fn send(producer: &BaseProducer<Reports>, message: Message<'_>) -> Result<()> {
         partition: Some(message.partition),
         payload: message.payload,
         key: message.key,
-        timestamp: message.timestamp_ms,
+        timestamp: None,
         headers: message.headers,
         delivery_opaque: (),
     };
@@ -235,7 +235,11 @@ fn delivered(producer: &BaseProducer<Reports>) -> Result<()> {
     let reports = producer.client().context();
     match reports.delivery() {
         // what refused the first record is reported behind the records that were dropped because of it
-        Some(Code::PurgeQueue | Code::PurgeInflight) if producer.in_flight_count() > 0 => Ok(()),
+        Some(Code::PurgeQueue | Code::PurgeInflight | Code::InvalidDifferentRecord)
+            if producer.in_flight_count() > 0 =>
+        {
+            Ok(())
+        }
         Some(code) => Err(classify("deliver a record", KafkaError::MessageProduction(code), reports)),
         None => Ok(()),
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, Producer};
-use walcast::error::Code;
+use walcast::error::{Class, Code};
 use walcast::lsn::Lsn;
 use walcast::sink::{Sink, SinkAdmin, Verdict};
 
@@ -73,6 +73,21 @@ async fn more_replicas_than_brokers_is_refused_with_the_fix() {
     let error = fixture.sink().prepare().await.unwrap_err();
     assert_eq!(error.code(), Code::KafkaRefused);
     assert!(error.advice().contains("kafka.replication_factor"), "{error:?}");
+}
+
+/// As where the clocks differ by more than the topic allows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_the_topic_refuses_is_not_tried_again_and_names_the_topic() {
+    for rows in [1, 50] {
+        let fixture = Fixture::new("refused").await;
+        let setting = ("message.timestamp.before.max.ms", "0");
+        create_topic(&fixture.config, &fixture.topics.events, 4, &[setting]).await;
+        let mut sink = fixture.ready().await;
+        let error = sink.write(&[events(100, rows)]).await.unwrap_err();
+        assert_eq!((error.code(), error.class()), (Code::KafkaRefused, Class::Definite), "{error:?}");
+        assert!(error.chain().contains(&fixture.topics.events), "{error:?}");
+        assert!(error.advice().contains("message.timestamp.before.max.ms"), "{error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
