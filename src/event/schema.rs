@@ -161,7 +161,7 @@ fields! {
     event_ts: Time, Row, "", "When it happened" = Some(r.event.event_ts);
     duration_ms: Int, Row, "the column is null", "engagement_events.duration_ms" = r.event.duration_ms;
     device: Text, Row, "the column is null", "engagement_events.device" = r.event.device.map(|span| r.texts.get(span));
-    raw_payload: Json, Row, "the column is null, or the row was above row_bytes_max",
+    raw_payload: Json, Row, "the column is null, or the row was too large",
         "engagement_events.raw_payload; NULL when it was too large"
         = r.event.raw_payload.map(|span| r.texts.get(span));
     raw_payload_bytes: Int, Row, "the column raw_payload is null", "Size of raw_payload, also when it was left out"

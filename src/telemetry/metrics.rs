@@ -55,7 +55,7 @@ metrics! {
     Counter EVENTS_TOTAL = "walcast_events_total", Count, "Row changes received, by table and operation.";
     Counter SKIPPED_CHANGES_TOTAL = "walcast_skipped_changes_total", Count, "Row changes that walcast does not deliver (updates and deletes of events, other tables), by table and operation.";
     Counter UNKNOWN_CONTENT_EVENTS_TOTAL = "walcast_unknown_content_events_total", Count, "Events whose content row does not exist. They are delivered with null content fields.";
-    Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events larger than pipeline.row_bytes_max. They are delivered without raw_payload.";
+    Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events larger than pipeline.row_bytes_max, and events whose Kafka record would be too large with raw_payload. They are delivered without it: the former everywhere, the latter to Kafka.";
     Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that became dead letters, by reason.";
 
     Gauge SINK_DURABLE_LSN = "walcast_sink_durable_lsn", Bytes, "The sink's durable LSN, by sink.";

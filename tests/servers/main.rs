@@ -19,6 +19,7 @@ mod gaps;
 mod generate;
 mod kafka;
 mod origins;
+mod payloads;
 mod redis;
 mod server_words;
 mod sessions;

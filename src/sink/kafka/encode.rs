@@ -23,6 +23,7 @@ use crate::telemetry::metrics;
 
 /// How much of a dead letter's sentence goes into a header.
 const MESSAGE_CHARS_MAX: usize = 1_000;
+const WITHOUT_PAYLOAD: &str = "event too large for Kafka goes there without its raw_payload";
 pub(super) const TOO_LARGE: &str = "record_too_large";
 
 /// One record for Kafka.
@@ -68,8 +69,8 @@ impl Encoder {
         }
     }
 
-    /// The message of a row. A row that is too large for Kafka becomes a dead letter without its values,
-    /// so that it holds nothing up.
+    /// The message of a row. An event that is too large for Kafka goes without its payload; what is too large even so
+    /// becomes a dead letter without its values, so that it holds nothing up.
     pub fn row(&mut self, batch: &Batch, row: &Row) -> Message<'_> {
         self.value.clear();
         match row {
@@ -85,7 +86,12 @@ impl Encoder {
             Row::DeadLetter(letter) => self.value.extend_from_slice(letter.row_json.as_bytes()),
         }
         if self.value.len() > self.record_bytes_max {
-            return self.too_large(row);
+            if let Row::Event(event @ Event { raw_payload: Some(_), .. }) = row {
+                self.leave_payload_out(batch, event);
+            }
+            if self.value.len() > self.record_bytes_max {
+                return self.too_large(row);
+            }
         }
         match row {
             Row::Event(event) => self.event(event),
@@ -157,6 +163,23 @@ impl Encoder {
             key: None,
             payload: Some(&self.value),
             headers: Some(headers),
+        }
+    }
+
+    /// `pipeline.row_bytes_max` knows neither the content's texts nor what escaping adds: here what is written is counted.
+    #[cold]
+    fn leave_payload_out(&mut self, batch: &Batch, event: &Event) {
+        let bytes = self.value.len();
+        let event = Event { raw_payload: None, ..event.clone() };
+        self.value.clear();
+        self.encoding.event(&EventRecord { event: &event, texts: batch.texts() }, &mut self.value);
+        if self.value.len() > self.record_bytes_max {
+            return;
+        }
+        metrics::oversized_row();
+        if let Some(repeated) = self.throttle.say(WITHOUT_PAYLOAD) {
+            let repeated = (repeated > 0).then_some(repeated);
+            tracing::warn!(position = %event.position, bytes, repeated, "{WITHOUT_PAYLOAD}");
         }
     }
 

@@ -161,7 +161,8 @@ impl SinkAdmin for KafkaSink {
     }
 
     fn read_back(&self) -> ReadBack {
-        ReadBack::Events(Box::new(read_back::ReadTopics(self.config.clone())))
+        let (config, row_bytes_max) = (self.config.clone(), self.row_bytes_max);
+        ReadBack::Events(Box::new(read_back::ReadTopics { config, row_bytes_max }))
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

@@ -4,21 +4,27 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 
-use super::config::KafkaConfig;
+use super::config::{KafkaConfig, record_bytes_max};
 use super::encode::TOO_LARGE;
 use super::murmur::partition_of;
 use super::scan::{self, Scan};
 use crate::error::{Code, Error, Result};
+use crate::event::schema::{EventValues, FieldKind, Value, event_field};
 use crate::lsn::{Lsn, Position};
 use crate::sink::read_back::{Found, PartitionOf, ReadEvents, Take};
 
 /// Reads the topics of events and dead letters.
-pub struct ReadTopics(pub KafkaConfig);
+pub struct ReadTopics {
+    /// Which, and how.
+    pub config: KafkaConfig,
+    /// The largest row that is sent on with its payload.
+    pub row_bytes_max: usize,
+}
 
 #[async_trait]
 impl ReadEvents for ReadTopics {
     async fn read(self: Box<Self>, _: Lsn, take: Take) -> Result<()> {
-        tokio::task::spawn_blocking(move || read(&self.0, take))
+        tokio::task::spawn_blocking(move || read(&self, take))
             .await
             .map_err(|error| Error::new(Code::WalcastBroke, "reading Kafka broke down").because(error))?
     }
@@ -28,12 +34,12 @@ impl ReadEvents for ReadTopics {
     }
 
     fn partition_of(&self) -> Option<Box<PartitionOf>> {
-        let partitions = self.0.partitions;
+        let partitions = self.config.partitions;
         Some(Box::new(move |key| partition_of(key.as_bytes(), partitions) as u16))
     }
 }
 
-fn read(config: &KafkaConfig, mut take: Take) -> Result<()> {
+fn read(ReadTopics { config, row_bytes_max }: &ReadTopics, mut take: Take) -> Result<()> {
     let topics = config.topics();
     let events = Scan::open(config, &topics.events, config.partitions)?;
     let letters = Scan::open(config, &topics.dlq, 1)?;
@@ -43,10 +49,27 @@ fn read(config: &KafkaConfig, mut take: Take) -> Result<()> {
     }
     let encoding = config.encoding();
     events.read(|message| match encoding.read_event(message.value()) {
-        Some(values) => take(Found::Event(&values, Some(message.partition() as u16))),
+        Some(mut values) => {
+            if payload_did_not_fit(&values, message.value().len(), *row_bytes_max) {
+                values.forget(|field| field.kind == FieldKind::Json);
+            }
+            take(Found::Event(&values, Some(message.partition() as u16)))
+        }
         None => take(Found::Unreadable),
     })?;
     letters.read(|message| letter(&message).map_or(Ok(()), &mut take))
+}
+
+/// Whether the record has left out a payload with which it would be too large. As a text, JSON may be twice as long.
+fn payload_did_not_fit(values: &EventValues<'_>, record_bytes: usize, row_bytes_max: usize) -> bool {
+    let [payload, bytes] = const { [event_field("raw_payload"), event_field("raw_payload_bytes")] };
+    match (values.0.get(payload), values.0.get(bytes)) {
+        (Some(Some(Value::Null)), Some(Some(Value::Int(bytes)))) => {
+            let payload_bytes = usize::try_from(*bytes).unwrap_or_default().saturating_mul(2);
+            record_bytes.saturating_add(payload_bytes) > record_bytes_max(row_bytes_max)
+        }
+        _ => false,
+    }
 }
 
 /// A dead letter of an event: what the id of a content row is, no number is.
