@@ -2,7 +2,9 @@
 //! for what is absent.
 //!
 //! Times are RFC 3339 in UTC with microseconds, ids are text, `commit_lsn` is `X/Y`, floats are the shortest text that
-//! reads back as the same number. JSON is nested as it stands, not a string, and comes last.
+//! reads back as the same number. JSON comes last: nested as it stands, or as a text that holds it. Which of both a record
+//! has is told by `raw_payload_bytes`, the length of the JSON: of the nested value, quotation marks and all, or of what the
+//! text says.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,39 +14,104 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::Encoding;
+use super::{Encoding, PayloadForm};
 use crate::event::schema::{
-    ContentRecord, EVENT_FIELDS, EventRecord, EventValues, Field, FieldKind, Value, Visit, visit_content,
-    visit_event,
+    ContentRecord, EVENT_FIELDS, EventRecord, EventValues, Field, FieldKind, Value, Visit, event_field,
+    visit_content, visit_event,
 };
 use crate::event::time::{micros_of, time_text};
 use crate::lsn::Lsn;
 
-/// See the module.
+const NAME: &str = "json";
+
+/// See the module. `raw_payload` is nested.
 pub struct Json;
+
+/// See the module. `raw_payload` is a text.
+struct JsonWithText;
 
 impl Encoding for Json {
     fn name(&self) -> &'static str {
-        "json"
+        NAME
+    }
+
+    fn with_payload(&self, form: PayloadForm) -> &'static dyn Encoding {
+        with_payload(form)
     }
 
     fn event(&self, record: &EventRecord<'_>, out: &mut Vec<u8>) {
-        let mut object = Object::new(out);
-        visit_event(record, &mut Members::<false>(&mut object));
-        visit_event(record, &mut Members::<true>(&mut object));
-        object.end();
+        event::<NESTED>(record, out);
     }
 
     fn content(&self, record: &ContentRecord<'_>, out: &mut Vec<u8>) {
-        let mut object = Object::new(out);
-        visit_content(record, &mut Members::<false>(&mut object));
-        visit_content(record, &mut Members::<true>(&mut object));
-        object.end();
+        content(record, out);
     }
 
     fn read_event<'a>(&self, bytes: &'a [u8]) -> Option<EventValues<'a>> {
-        let mut read = serde_json::from_slice::<Read<'a>>(bytes).ok()?.0;
-        EventValues::read(|at, _| Some(read.0.get_mut(at)?.take().unwrap_or(Value::Null)))
+        read_event(bytes)
+    }
+}
+
+impl Encoding for JsonWithText {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn with_payload(&self, form: PayloadForm) -> &'static dyn Encoding {
+        with_payload(form)
+    }
+
+    fn event(&self, record: &EventRecord<'_>, out: &mut Vec<u8>) {
+        event::<TEXT>(record, out);
+    }
+
+    fn content(&self, record: &ContentRecord<'_>, out: &mut Vec<u8>) {
+        content(record, out);
+    }
+
+    fn read_event<'a>(&self, bytes: &'a [u8]) -> Option<EventValues<'a>> {
+        read_event(bytes)
+    }
+}
+
+fn with_payload(form: PayloadForm) -> &'static dyn Encoding {
+    match form {
+        PayloadForm::Json => &Json,
+        PayloadForm::Text => &JsonWithText,
+    }
+}
+
+fn event<const FORM: u8>(record: &EventRecord<'_>, out: &mut Vec<u8>) {
+    let mut object = Object::new(out);
+    visit_event(record, &mut Members::<OTHERS>(&mut object));
+    visit_event(record, &mut Members::<FORM>(&mut object));
+    object.end();
+}
+
+fn content(record: &ContentRecord<'_>, out: &mut Vec<u8>) {
+    let mut object = Object::new(out);
+    visit_content(record, &mut Members::<OTHERS>(&mut object));
+    visit_content(record, &mut Members::<NESTED>(&mut object));
+    object.end();
+}
+
+fn read_event(bytes: &[u8]) -> Option<EventValues<'_>> {
+    let mut read = serde_json::from_slice::<Read<'_>>(bytes).ok()?.0;
+    take_payload_out_of_text(&mut read);
+    EventValues::read(|at, _| Some(read.0.get_mut(at)?.take().unwrap_or(Value::Null)))
+}
+
+/// A text as payload is one that holds the JSON if it is of that very length; else it is the JSON, nested.
+fn take_payload_out_of_text(values: &mut EventValues<'_>) {
+    let [payload, bytes] = const { [event_field("raw_payload"), event_field("raw_payload_bytes")] };
+    let Some(Some(Value::Int(bytes))) = values.0.get(bytes) else { return };
+    let bytes = *bytes;
+    if let Some(Some(Value::Json(json))) = values.0.get_mut(payload)
+        && json.starts_with('"')
+        && let Ok(text) = serde_json::from_str::<String>(json)
+        && i64::try_from(text.len()) == Ok(bytes)
+    {
+        *json = text.into();
     }
 }
 
@@ -56,67 +123,76 @@ pub fn type_name(kind: FieldKind) -> &'static str {
         FieldKind::Text => "text",
         FieldKind::Id => "text, a UUID",
         FieldKind::Time => "text, RFC 3339 in UTC with microseconds",
-        FieldKind::Json => "as it stands, after all others",
+        FieldKind::Json => "as it stands, or as a text that holds it; after all others",
         FieldKind::Lsn => "text, `X/Y` in hexadecimal",
     }
 }
 
-/// Writes fields into an object: those that are JSON themselves, or all others.
-struct Members<'o, 'b, const JSON: bool>(&'o mut Object<'b>);
+/// All fields that are not JSON themselves.
+const OTHERS: u8 = 0;
+/// Those that are, nested.
+const NESTED: u8 = 1;
+/// Those that are, as texts.
+const TEXT: u8 = 2;
 
-impl<'a, const JSON: bool> Visit<'a> for Members<'_, '_, JSON> {
+/// Writes some of the fields into an object.
+struct Members<'o, 'b, const WHICH: u8>(&'o mut Object<'b>);
+
+impl<'a, const WHICH: u8> Visit<'a> for Members<'_, '_, WHICH> {
     #[inline(always)]
     fn int(&mut self, field: &'static Field, value: Option<i64>) {
-        if !JSON {
+        if WHICH == OTHERS {
             self.0.number(field.name, value);
         }
     }
 
     #[inline(always)]
     fn count(&mut self, field: &'static Field, value: u64) {
-        if !JSON {
+        if WHICH == OTHERS {
             self.0.number(field.name, Some(value));
         }
     }
 
     #[inline(always)]
     fn float(&mut self, field: &'static Field, value: Option<f64>) {
-        if !JSON {
+        if WHICH == OTHERS {
             self.0.number(field.name, value);
         }
     }
 
     #[inline(always)]
     fn text(&mut self, field: &'static Field, value: Option<&'a str>) {
-        if !JSON {
+        if WHICH == OTHERS {
             self.0.text(field.name, value);
         }
     }
 
     #[inline(always)]
     fn id(&mut self, field: &'static Field, value: Option<Uuid>) {
-        if !JSON {
+        if WHICH == OTHERS {
             self.0.id(field.name, value);
         }
     }
 
     #[inline(always)]
     fn time(&mut self, field: &'static Field, value: Option<i64>) {
-        if !JSON {
+        if WHICH == OTHERS {
             self.0.time(field.name, value);
         }
     }
 
     #[inline(always)]
     fn json(&mut self, field: &'static Field, value: Option<&'a str>) {
-        if JSON {
-            self.0.key(field.name).extend_from_slice(value.unwrap_or("null").as_bytes());
+        match WHICH {
+            NESTED => self.0.key(field.name).extend_from_slice(value.unwrap_or("null").as_bytes()),
+            TEXT => self.0.text(field.name, value),
+            _ => {}
         }
     }
 
     #[inline(always)]
     fn lsn(&mut self, field: &'static Field, value: Lsn) {
-        if !JSON {
+        if WHICH == OTHERS {
             self.0.lsn(field.name, value);
         }
     }
@@ -377,6 +453,38 @@ mod tests {
         }
     }
 
+    /// Both forms are read back by whoever writes one of them.
+    #[test]
+    fn a_nested_text_is_told_apart_from_a_text_that_holds_the_payload() {
+        let deep = "[".repeat(1_500) + &"]".repeat(1_500);
+        let texts = [r#""""#, r#""1""#, r#""\"1\"""#, r#""null""#, r#""\ud800""#];
+        for payload in texts.into_iter().chain(["{}", "1", "null", " \n[1e400]", "9007199254740993", &deep]) {
+            let mut arena = String::new();
+            let event = Event {
+                raw_payload: Some(intern(&mut arena, payload)),
+                raw_payload_bytes: Some(payload.len() as u32),
+                ..plain_event()
+            };
+            for form in [PayloadForm::Json, PayloadForm::Text] {
+                let mut out = Vec::new();
+                let record = EventRecord { event: &event, texts: Texts(&arena) };
+                Json.with_payload(form).event(&record, &mut out);
+                let wanted = match (payload, form) {
+                    ("null", PayloadForm::Json) => None,
+                    _ => Some(payload.trim_start()),
+                };
+                for reader in [PayloadForm::Json, PayloadForm::Text] {
+                    let back = Json.with_payload(reader).read_event(&out).unwrap();
+                    let found = match &back.0[const { event_field("raw_payload") }] {
+                        Some(super::Value::Json(text)) => Some(text.trim_start()),
+                        _ => None,
+                    };
+                    assert_eq!(found, wanted, "as {form:?}, read as {reader:?}");
+                }
+            }
+        }
+    }
+
     fn any_text() -> impl Strategy<Value = Option<String>> {
         proptest::option::of(any::<String>())
     }
@@ -458,7 +566,13 @@ mod tests {
                 // JSON's null and SQL's are one in JSON
                 back.0[const { event_field("raw_payload") }] = values.0[const { event_field("raw_payload") }].clone();
             }
-            prop_assert_eq!(back, values);
+            prop_assert_eq!(&back, &values);
+            let mut with_text = Vec::new();
+            let written = EventRecord { event: &event, texts: Texts(&arena) };
+            Json.with_payload(PayloadForm::Text).event(&written, &mut with_text);
+            prop_assert_eq!(Json.read_event(&with_text), Some(values));
+            let told: Value = serde_json::from_slice(&with_text).unwrap();
+            prop_assert_eq!(&told["raw_payload"], &json!(payload_text));
             let read: Value = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(float_of(&text, "engagement_seconds"), seconds);
             prop_assert_eq!(float_of(&text, "engagement_pct"), percent);

@@ -3,6 +3,9 @@
 
 pub mod json;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::schema::{ContentRecord, EventRecord, EventValues};
 
 /// All encodings; the first is the default.
@@ -11,10 +14,23 @@ pub static ENCODINGS: &[&dyn Encoding] = &[
     &json::Json,
 ];
 
+/// How a record has `raw_payload`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PayloadForm {
+    /// Nested in the record, as it stands.
+    Json,
+    /// As a text that holds the JSON: a reader that cannot read all JSON can read every record.
+    Text,
+}
+
 /// A form in which records go out.
 pub trait Encoding: Send + Sync {
     /// Its name in configuration.
     fn name(&self) -> &'static str;
+
+    /// The same with `raw_payload` in this form.
+    fn with_payload(&self, form: PayloadForm) -> &'static dyn Encoding;
 
     /// Appends an event.
     fn event(&self, record: &EventRecord<'_>, out: &mut Vec<u8>);
@@ -22,8 +38,8 @@ pub trait Encoding: Send + Sync {
     /// Appends a content row.
     fn content(&self, record: &ContentRecord<'_>, out: &mut Vec<u8>);
 
-    /// An event as [`Self::event`] wrote it; `None` for anything else. A field that the writer did not know yet is
-    /// null.
+    /// An event as [`Self::event`] wrote it, with `raw_payload` in any form; `None` for anything else. A field that the
+    /// writer did not know yet is null.
     fn read_event<'a>(&self, bytes: &'a [u8]) -> Option<EventValues<'a>>;
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
-use crate::event::encoding::{self, Encoding};
+use crate::event::encoding::{self, Encoding, PayloadForm};
 
 /// What a record may have beside the row: the content's columns, names, escapes.
 const RECORD_OVERHEAD_BYTES: usize = 100_000;
@@ -42,6 +42,9 @@ pub struct KafkaConfig {
     pub transactional_id: Option<String>,
     /// The encoding of records: `json`.
     pub format: String,
+    /// How a record has `raw_payload`. `json`: nested, as it stands. `text`: as a text that holds the JSON, so that a
+    /// reader that cannot read all JSON can read every record.
+    pub raw_payload: PayloadForm,
     /// How old the first event of a transaction may become, in milliseconds, before walcast commits it. A shorter
     /// interval shows events sooner and costs the brokers more: each transaction writes a marker into every
     /// partition it touches.
@@ -70,6 +73,7 @@ impl Default for KafkaConfig {
             dead_letter_retention_hours: 14 * 24,
             transactional_id: None,
             format: encoding::json::Json.name().into(),
+            raw_payload: PayloadForm::Json,
             commit_interval_ms: 50,
             write_bytes_max: 4 << 20,
             timeout_ms: 10_000,
@@ -131,7 +135,7 @@ impl KafkaConfig {
 
     /// What records are written in, and read back.
     pub fn encoding(&self) -> &'static dyn Encoding {
-        encoding::named(&self.format).unwrap_or(&encoding::json::Json)
+        encoding::named(&self.format).unwrap_or(&encoding::json::Json).with_payload(self.raw_payload)
     }
 
     /// How many partitions each topic has.
