@@ -26,9 +26,17 @@ use walcast::state::State;
 use crate::support;
 
 pub const ROW_BYTES_MAX: usize = 900_000;
-/// Recent: the broker rolls, compacts and deletes by the records' own times.
-pub static COMMIT_TS: LazyLock<i64> =
-    LazyLock::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64);
+/// Long ago: what the broker rolls, compacts and deletes by its records' times does not go by it.
+pub static COMMIT_TS: LazyLock<i64> = LazyLock::new(|| (now_millis() - 58 * 86_400_000) * 1_000);
+
+pub fn now_millis() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+/// Whether a record's timestamp is that of a write in this test.
+pub fn is_time_of_writing(millis: i64) -> bool {
+    (now_millis() - 600_000..=now_millis()).contains(&millis)
+}
 
 /// A topic prefix, a database and a slot of the test's own.
 pub struct Fixture {
