@@ -28,8 +28,8 @@ const GUARANTEE: Guarantee =
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_EVERY_FLUSHES: u32 = 60;
 const CHANGES_MAX: usize = 2_000;
-/// Refused rows may be large: no more than these bytes of them wait for the next flush.
-const LETTER_BYTES_MAX: usize = 1 << 20;
+/// Rows may be large: no more than these bytes of them wait for the next flush, or what is written at once.
+const WAITING_BYTES_MAX: usize = 1 << 20;
 
 /// Keeps `walcast.content_version` and `walcast.dead_letter`.
 pub struct ContentSink {
@@ -39,7 +39,7 @@ pub struct ContentSink {
     accepted: Checkpoint,
     changes: Vec<ContentChange>,
     letters: Vec<DeadLetter>,
-    letter_bytes: usize,
+    waiting_bytes: usize,
     flushes: u32,
     /// The slot's confirmed LSN when versions were last pruned.
     pruned: Lsn,
@@ -55,7 +55,7 @@ impl ContentSink {
             accepted: Checkpoint::default(),
             changes: Vec::new(),
             letters: Vec::new(),
-            letter_bytes: 0,
+            waiting_bytes: 0,
             flushes: 0,
             pruned: Lsn::default(),
         }
@@ -63,19 +63,17 @@ impl ContentSink {
 
     fn take(&mut self, row: &Row) {
         match row {
-            Row::Event(_) => {}
+            Row::Event(_) => return,
             Row::Content(change) => self.changes.push(change.clone()),
-            Row::DeadLetter(letter) => {
-                self.letter_bytes += letter.row_json.len();
-                self.letters.push((**letter).clone());
-            }
+            Row::DeadLetter(letter) => self.letters.push((**letter).clone()),
         }
+        self.waiting_bytes += row.bytes_beside();
     }
 
     fn forget_rows(&mut self) {
         self.changes.clear();
         self.letters.clear();
-        self.letter_bytes = 0;
+        self.waiting_bytes = 0;
     }
 
     async fn store(&mut self) -> Result<Option<Checkpoint>> {
@@ -138,7 +136,7 @@ impl Sink for ContentSink {
             batch.rows().iter().for_each(|row| self.take(row));
             self.accepted = self.accepted.advanced(batch.checkpoint());
         }
-        if self.changes.len() < CHANGES_MAX && self.letter_bytes < LETTER_BYTES_MAX {
+        if self.changes.len() < CHANGES_MAX && self.waiting_bytes < WAITING_BYTES_MAX {
             return Ok(Written::Accepted);
         }
         Ok(self.store().await?.map_or(Written::Accepted, Written::Durable))
