@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-pub use crate::event::{ContentChange, Event, Span, Texts};
+pub use crate::event::{ContentChange, Event, EventChange, Fate, Span, Texts};
 use crate::lsn::{Checkpoint, Lsn, Position};
 
 /// Slug and title of a content, mostly.
@@ -19,6 +19,8 @@ pub enum Row {
     Event(Event),
     /// A content row came, changed or went.
     Content(ContentChange),
+    /// The source changed or deleted events that came before.
+    EventChange(EventChange),
     /// A row that no sink can take.
     DeadLetter(Box<DeadLetter>),
 }
@@ -30,6 +32,7 @@ impl Row {
         match self {
             Row::Event(event) => event.position,
             Row::Content(change) => change.position,
+            Row::EventChange(change) => change.position,
             Row::DeadLetter(letter) => letter.position,
         }
     }
@@ -39,6 +42,7 @@ impl Row {
         match self {
             Row::Event(event) => event.commit_ts,
             Row::Content(change) => change.commit_ts,
+            Row::EventChange(change) => change.commit_ts,
             Row::DeadLetter(letter) => letter.commit_ts,
         }
     }
@@ -50,6 +54,7 @@ impl Row {
             Row::Event(event) => event.content.as_deref(),
             Row::Content(change) => change.after.as_deref(),
             Row::DeadLetter(letter) => return letter.row_json.len(),
+            Row::EventChange(_) => None,
         };
         content.map_or(0, |content| (content.slug.len() + content.title.len()).saturating_sub(SHORT_BYTES))
     }

@@ -131,3 +131,26 @@ pub struct ContentChange {
     /// The row as it is now; `None` when it was deleted.
     pub after: Option<Arc<Content>>,
 }
+
+/// What the source did to events after they came: nothing that a sink acts upon, for updates and deletes of events mean
+/// nothing; but whoever compares has to know of it.
+#[derive(Debug, Clone, Copy)]
+pub struct EventChange {
+    /// The change's place in the stream.
+    pub position: Position,
+    /// When the transaction committed, microseconds since 1970.
+    pub commit_ts: i64,
+    /// What was done.
+    pub fate: Fate,
+}
+
+/// What the source did to an event, or to all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The row with this id was updated or deleted.
+    Touched(i64),
+    /// A row was given this id by an update: it came as an event with another.
+    Renamed(i64),
+    /// The table was emptied.
+    Emptied,
+}

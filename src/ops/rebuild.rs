@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,12 +17,20 @@ use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::place::{Place, Places};
 use crate::failpoint::failpoint;
-use crate::lsn::Lsn;
+use crate::lsn::{Checkpoint, Lsn};
 use crate::ops::verify::pre_existing::{PreExisting, Xid};
+use crate::ops::verify::sums::Follow;
 use crate::sink::redis::Rebuild;
+use crate::source::connection::Connection;
 use crate::source::snapshot::Snapshot;
-use crate::source::{PostgresConfig, check, rows, sql};
+use crate::source::{PostgresConfig, check, rows, slot, sql};
+use crate::state::marks::EventMarks;
 use crate::state::{State, history};
+use crate::transform::Transform;
+use crate::transform::content_cache::ContentCache;
+
+/// Nobody waits for a rebuild to be given up.
+const FOREVER: Duration = Duration::from_secs(7 * 86_400);
 
 type Contents = HashMap<Uuid, Arc<Content>>;
 
@@ -40,8 +49,10 @@ pub async fn redis(config: &Config) -> Result<()> {
     let end = snapshot.consistent_point;
     require_not_ahead(&mut state, config, end).await?;
     let pre_existing = PreExisting::load(&snapshot.client, &session.history_id).await?;
+    let mut marks = EventMarks::load(state.client().await?, &session.history_id).await?;
+    add_late(&mut marks, &mut state, config, end).await?;
     let contents = contents(&snapshot.client, &places.content).await?;
-    fill(&mut rebuild, &snapshot.client, &places.events, &pre_existing, &contents).await?;
+    fill(&mut rebuild, &snapshot.client, &places.events, (&marks, &pre_existing), &contents).await?;
     let events = rebuild.events();
     failpoint!("redis_rebuild_before_check");
     require_not_ahead(&mut state, config, end).await?;
@@ -49,6 +60,27 @@ pub async fn redis(config: &Config) -> Result<()> {
     tracing::info!(events, checkpoint = %end, "redis rebuilt");
     println!("redis holds {events} events, all up to {end}; `walcast run` goes on from there");
     Ok(())
+}
+
+/// Rows with low ids that came after all are marked as the stream brings them: those that it has not brought yet are read
+/// from the slot, up to the snapshot, and not confirmed.
+async fn add_late(marks: &mut EventMarks, state: &mut State, config: &Config, end: Lsn) -> Result<()> {
+    if marks.last_id_before.is_none() {
+        return Ok(());
+    }
+    let postgres = &config.postgres;
+    slot::wait_until_free(state.client().await?, &postgres.slot, || {}).await?;
+    let start = history::confirmed(postgres, state.client().await?).await?;
+    let places = history::publication(postgres, state.client().await?).await?.places;
+    let connection = Connection::connect(postgres).await?;
+    let stream = connection.start_replication(&postgres.slot, &postgres.publication, start).await?;
+    let transform = Transform::new(&places, start, ContentCache::default(), config.pipeline.bounds());
+    let follow = Follow { stream, transform, start };
+    follow
+        .up_to(Checkpoint::at(end), FOREVER, |batch| {
+            batch.events().for_each(|event| marks.inserted(event.id))
+        })
+        .await
 }
 
 /// What the slot has let go of before Redis' checkpoint, nobody would bring.
@@ -90,7 +122,7 @@ async fn fill(
     rebuild: &mut Rebuild,
     client: &Client,
     events: &Place,
-    pre_existing: &PreExisting,
+    (marks, pre_existing): (&EventMarks, &PreExisting),
     contents: &Contents,
 ) -> Result<()> {
     let query = rows::select(events, &["xmin"], None);
@@ -102,12 +134,13 @@ async fn fill(
     let mut found = std::pin::pin!(found);
     while let Some(row) = found.try_next().await.map_err(sql::error)? {
         progress.inc(1);
-        if pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
-            continue;
-        }
+        let xid = row.try_get::<_, Xid>(0).map_err(sql::error)?;
         let unchecked = rows::engagement(&row, 1).map_err(sql::error)?;
         // walcast refuses the others
         let Ok(row) = unchecked.checked() else { continue };
+        if marks.was_before(row.id).unwrap_or_else(|| pre_existing.saw(xid)) {
+            continue;
+        }
         let content = row.content_id.and_then(|id| contents.get(&id)).cloned();
         rebuild.add(&row, content).await?;
     }

@@ -19,6 +19,7 @@ use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, slot, sql};
+use crate::state::marks::EventMarks;
 use crate::state::{State, store_progress};
 use crate::transform::content_cache::ContentCache;
 
@@ -28,6 +29,8 @@ const GUARANTEE: Guarantee =
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_EVERY_FLUSHES: u32 = 60;
 const CHANGES_MAX: usize = 2_000;
+/// Blocks of marks that wait for the next flush at most, of 128 bytes each.
+const MARK_BLOCKS_MAX: usize = 8_192;
 /// Rows may be large: no more than these bytes of them wait for the next flush, or what is written at once.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
@@ -40,6 +43,7 @@ pub struct ContentSink {
     changes: Vec<ContentChange>,
     letters: Vec<DeadLetter>,
     waiting_bytes: usize,
+    marks: EventMarks,
     flushes: u32,
     /// The slot's confirmed LSN when versions were last pruned.
     pruned: Lsn,
@@ -56,6 +60,7 @@ impl ContentSink {
             changes: Vec::new(),
             letters: Vec::new(),
             waiting_bytes: 0,
+            marks: EventMarks::default(),
             flushes: 0,
             pruned: Lsn::default(),
         }
@@ -63,7 +68,8 @@ impl ContentSink {
 
     fn take(&mut self, row: &Row) {
         match row {
-            Row::Event(_) => return,
+            Row::Event(event) => return self.marks.inserted(event.id),
+            Row::EventChange(change) => self.marks.changed(change),
             Row::Content(change) => self.changes.push(change.clone()),
             Row::DeadLetter(letter) => self.letters.push((**letter).clone()),
         }
@@ -71,6 +77,7 @@ impl ContentSink {
     }
 
     fn forget_rows(&mut self) {
+        self.marks.stored();
         self.changes.clear();
         self.letters.clear();
         self.waiting_bytes = 0;
@@ -85,6 +92,7 @@ impl ContentSink {
         let transaction = self.state.guarded(session).await?;
         insert_versions(&transaction, session, &self.changes).await?;
         insert_letters(&transaction, session, &self.letters).await?;
+        self.marks.store(&transaction, &session.history_id).await?;
         store_progress(
             &transaction,
             session,
@@ -125,6 +133,8 @@ impl Sink for ContentSink {
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         let (stored, _) = self.state.progress::<()>(session, NAME).await?;
         self.forget_rows();
+        self.marks = EventMarks::begin(self.state.client().await?, &session.history_id).await?;
+        self.marks.stored();
         self.stored = stored.as_ref().map(|stored| stored.checkpoint).unwrap_or_default();
         self.accepted = self.stored;
         self.session = Some(session.clone());
@@ -136,7 +146,8 @@ impl Sink for ContentSink {
             batch.rows().iter().for_each(|row| self.take(row));
             self.accepted = self.accepted.advanced(batch.checkpoint());
         }
-        if self.changes.len() < CHANGES_MAX && self.waiting_bytes < WAITING_BYTES_MAX {
+        let room = self.changes.len() < CHANGES_MAX && self.marks.blocks() < MARK_BLOCKS_MAX;
+        if room && self.waiting_bytes < WAITING_BYTES_MAX {
             return Ok(Written::Accepted);
         }
         Ok(self.store().await?.map_or(Written::Accepted, Written::Durable))

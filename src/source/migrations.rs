@@ -13,6 +13,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (5, "content_version_by_commit", include_str!("../../migrations/0005_content_version_by_commit.sql")),
     (6, "dead_letter_store", include_str!("../../migrations/0006_dead_letter_store.sql")),
     (7, "words", include_str!("../../migrations/0007_words.sql")),
+    (8, "event_marks", include_str!("../../migrations/0008_event_marks.sql")),
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");

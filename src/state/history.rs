@@ -394,11 +394,15 @@ async fn fill(
         .await
         .map_err(sql::error)?;
     tracing::info!(content, "content rows kept as the stream begins");
+    let (id, events) = (quote::identifier(places.events.called("id")), &places.events);
+    let last_id = format!("SELECT coalesce(max({id})::bigint, {}) FROM {}", i64::MIN, events.sql());
+    let last_id: i64 = sql::get(&transaction.query_one(&last_id, &[]).await.map_err(sql::error)?, 0)?;
     transaction
         .execute(
-            "UPDATE walcast.slot SET state = 'ready', consistent_point = $2, snapshot = pg_current_snapshot()
+            "UPDATE walcast.slot SET state = 'ready', consistent_point = $2, snapshot = pg_current_snapshot(),
+               last_id_before = $3, emptied_at = NULL
              WHERE slot = $1",
-            &[&history_id.slot, &PgLsn::from(consistent_point.0)],
+            &[&history_id.slot, &PgLsn::from(consistent_point.0), &last_id],
         )
         .await
         .map_err(sql::error)?;

@@ -2,6 +2,7 @@
 //! whose target cannot keep them. Every write is guarded by the fencing token.
 
 pub mod history;
+pub mod marks;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -9,7 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::batch::{Batch, BatchBuilder, ContentChange, DeadLetter, Event, Heartbeat, Row};
+use crate::batch::{
+    Batch, BatchBuilder, ContentChange, DeadLetter, Event, EventChange, Fate, Heartbeat, Row,
+};
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::place::Places;
@@ -223,6 +225,7 @@ impl Transform {
                 match table.read(new) {
                     Ok(row) if self.deleted.contains(&row.id) => {
                         metrics::change_skipped(ENGAGEMENT_EVENTS.name, "update");
+                        self.event_changes(position, Fate::Touched(row.id));
                     }
                     Ok(row) => self.event(position, &row),
                     Err(error) => {
@@ -275,6 +278,15 @@ impl Transform {
         let table = self.tables.get(relation_id).map_err(broken_stream)?;
         let Table::Content(table) = table else {
             metrics::change_skipped(table.name(), "update");
+            let before = old.and_then(|old| event_id(table, &old.tuple));
+            match (before, event_id(table, new)) {
+                (Some(before), Some(now)) if before != now => {
+                    self.event_changes(position, Fate::Touched(before));
+                    self.event_changes(position, Fate::Renamed(now));
+                }
+                (_, Some(id)) => self.event_changes(position, Fate::Touched(id)),
+                (_, None) => {}
+            }
             return Ok(());
         };
         metrics::event_received(CONTENT.name, "update");
@@ -301,14 +313,14 @@ impl Transform {
 
     fn delete(&mut self, position: Position, relation_id: u32, old: &OldTuple<'_>) -> Result<()> {
         let table = self.tables.get(relation_id).map_err(broken_stream)?;
-        if let Table::Engagement(table) = table {
-            // what cannot be read has no insert either that could be taken for a new event
-            let id = table.id(&old.tuple).ok();
-            self.deleted.truncate(MOVED_ROWS_MAX - 1);
-            id.into_iter().for_each(|id| self.deleted.push_front(id));
-        }
         let Table::Content(table) = table else {
             metrics::change_skipped(table.name(), "delete");
+            // what cannot be read has no insert either that could be taken for a new event
+            if let Some(id) = event_id(table, &old.tuple) {
+                self.deleted.truncate(MOVED_ROWS_MAX - 1);
+                self.deleted.push_front(id);
+                self.event_changes(position, Fate::Touched(id));
+            }
             return Ok(());
         };
         metrics::event_received(CONTENT.name, "delete");
@@ -331,10 +343,18 @@ impl Transform {
                         self.content_gone(position, id);
                     }
                 }
-                other => metrics::change_skipped(other.name(), "truncate"),
+                Table::Engagement(_) => {
+                    metrics::change_skipped(ENGAGEMENT_EVENTS.name, "truncate");
+                    self.event_changes(position, Fate::Emptied);
+                }
+                Table::Other => metrics::change_skipped("other", "truncate"),
             }
         }
         Ok(())
+    }
+
+    fn event_changes(&mut self, position: Position, fate: Fate) {
+        self.builder.push(Row::EventChange(EventChange { position, commit_ts: self.commit_ts, fate }));
     }
 
     fn content_is(&mut self, position: Position, content: Content) {
@@ -367,6 +387,14 @@ impl Transform {
             message: error.message,
             row_json,
         })));
+    }
+}
+
+/// The id of a row of the events table.
+fn event_id(table: &Table, tuple: &Tuple<'_>) -> Option<i64> {
+    match table {
+        Table::Engagement(table) => table.id(tuple).ok(),
+        Table::Content(_) | Table::Other => None,
     }
 }
 

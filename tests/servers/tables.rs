@@ -329,3 +329,64 @@ async fn every_type_that_is_accepted_is_read_the_same_everywhere() {
     running.stop().await;
     world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 45 events"]);
 }
+
+/// What the source does to its rows later is no fault of a sink; a row's `xmin` says nothing of it.
+#[tokio::test]
+async fn rows_that_the_source_rewrites_changes_or_deletes_are_told_as_what_they_are() {
+    let world = World::new(fresh_database(postgres()).await).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, include_str!("../../migrations/0001_source.sql")).await;
+    world.insert_events(500).await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    world.insert_events(300).await;
+    run(&client, "ALTER TABLE engagement_events ALTER duration_ms TYPE bigint").await;
+    run(&client, "VACUUM FREEZE engagement_events").await;
+    world.verify().await;
+    run(&client, "UPDATE engagement_events SET duration_ms = 2000 WHERE id % 2 = 0").await;
+    run(&client, "DELETE FROM engagement_events WHERE id > 790 OR id IN (3, 700)").await;
+    // a sequence's value that was taken long ago
+    let late = "INSERT INTO engagement_events (id, content_id, event_type, event_ts, duration_ms)
+                SELECT {id}, id, 'play', now(), 1000 FROM content LIMIT 1";
+    run(&client, &late.replace("{id}", "3")).await;
+    run(&client, "UPDATE engagement_events SET id = 5000 WHERE id = 501").await;
+    let told = world.walcast(["verify", "--wait-seconds", "60"]).await;
+    told.expect(
+        0,
+        &["changed at the source", "kafka: 12 were deleted at the source", "499 events were there before"],
+    );
+    running.stop().await;
+    // not yet seen by any sink
+    run(&client, &late.replace("{id}", "700")).await;
+    run(&client, "DELETE FROM engagement_events WHERE id = 4").await;
+    run(&client, &late.replace("{id}", "4")).await;
+    world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 292 events"]);
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.verify().await;
+    run(&client, "TRUNCATE engagement_events").await;
+    world.verify().await;
+    world.insert_events(10).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn partitions_that_are_dropped_detached_or_emptied_take_their_events_with_them() {
+    let world = partitioned("RANGE (event_ts)", "id, event_ts", DAYS).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let running = world.start().await;
+    let insert = "INSERT INTO engagement_events (content_id, event_type, event_ts, duration_ms)
+        SELECT content.id, 'play', now() - days * interval '1 day', 1000 FROM content, generate_series(0, 1) AS days";
+    for statement in ["ALTER TABLE engagement_events DETACH PARTITION yesterday", "TRUNCATE today"] {
+        world.insert_events(10).await;
+        run(&client, insert).await;
+        world.verify().await;
+        run(&client, statement).await;
+        let told = world.walcast(["verify", "--wait-seconds", "60"]).await;
+        told.expect(0, &["were deleted at the source", "all agree"]);
+    }
+    run(&client, "DROP TABLE others").await;
+    world.verify().await;
+    running.stop().await;
+}

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::record::{ALL, ANY_PARTITION, Fields, OF_CONTENT, Record, flag, names};
 use super::report::{Difference, Report};
+use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::Position;
+use crate::state::marks::EventMarks;
 
 /// A sink's records of one partition, by id.
 pub struct Side {
@@ -25,6 +27,48 @@ pub struct Context {
     pub tells_places: bool,
     /// Contents, by hash, that have changed after one of their events.
     pub changed: HashSet<u32>,
+    /// What the source has done to its events since.
+    pub marks: EventMarks,
+    /// The ranges of time that its partitions with rows hold, where it has any.
+    pub ranges: Option<Vec<(i64, i64)>>,
+    /// What of that was seen, and of which contents.
+    pub amended: Amended,
+}
+
+/// Events that the source has changed or deleted since they went out.
+#[derive(Default)]
+pub struct Amended {
+    /// The contents, by hash, that have such events.
+    pub contents: HashSet<u32>,
+    /// Whether there are any.
+    pub any: bool,
+    /// How many of [`EventMarks::touched`] were found, at the source or in a sink.
+    pub touched: u64,
+}
+
+impl Context {
+    /// Whether an event that the source does not have was deleted there: by its id, with all others, or with its partition.
+    fn is_gone(&self, event: &Record) -> bool {
+        let emptied = self.marks.emptied_at.is_some_and(|at| event.position.commit_lsn < at);
+        emptied || self.marks.touched.contains(event.id) || self.has_no_partition(event.half_hour)
+    }
+
+    fn has_no_partition(&self, half_hour: i32) -> bool {
+        let Some(ranges) = &self.ranges else { return false };
+        let from = i64::from(half_hour) * HALF_HOUR_MICROS;
+        let held = |at: i64| ranges.iter().any(|(begin, end)| (*begin..*end).contains(&at));
+        !held(from) || !held(from + HALF_HOUR_MICROS - 1)
+    }
+
+    /// Whether nobody can say any more to which contents the changed and deleted events belonged: nobody told of some.
+    pub fn amended_everywhere(&self) -> bool {
+        let trimmed = self.begins.values().any(|begins| !begins.is_empty());
+        let untold = !self.tells_places || trimmed;
+        untold
+            && (self.marks.emptied_at.is_some()
+                || self.ranges.is_some()
+                || self.amended.touched < self.marks.touched.len())
+    }
 }
 
 /// One event as all sides have it.
@@ -43,7 +87,9 @@ pub fn compare(source: &[Record], sides: &[Side], context: &mut Context, report:
         let Some(id) = firsts.map(|record| record.id).min() else { break };
         let ours = take(&mut rest_of_source, id);
         let sinks = rests.iter_mut().map(|(sink, rest)| (*sink, take(rest, id))).collect();
-        Event { source: ours.first(), sinks }.compare(context, report);
+        let event = Event { source: ours.first(), sinks };
+        event.amended(context);
+        event.compare(context, report);
     }
 }
 
@@ -55,6 +101,20 @@ fn take<'a>(rest: &mut &'a [Record], id: i64) -> &'a [Record] {
 }
 
 impl Event<'_> {
+    /// Keeps what sums of events need to know of this one.
+    fn amended(&self, context: &mut Context) {
+        let Some(first) = self.source.or_else(|| self.all().find(|record| !record.has(flag::LETTER))) else {
+            return;
+        };
+        let touched = context.marks.touched.contains(first.id);
+        context.amended.touched += u64::from(touched);
+        if touched || first.has(flag::RENAMED) || self.source.is_none() && context.is_gone(first) {
+            context.amended.any = true;
+            let contents = self.source.into_iter().chain(self.all()).map(Record::content);
+            context.amended.contents.extend(contents);
+        }
+    }
+
     fn compare(&self, context: &mut Context, report: &mut Report) {
         if let Some(source) = self.source {
             let line = report.line(source.half_hour);
@@ -87,6 +147,8 @@ impl Event<'_> {
         let letter_elsewhere = self.all().any(|record| record.has(flag::LETTER_FOR_ALL));
         let refused = source.has(flag::REFUSED) && !context.tells_letters;
         if source.has(flag::BEFORE) {
+        } else if source.has(flag::RENAMED) {
+            counters.changed_at_source += 1;
         } else if !letters.is_empty() || letter_elsewhere || refused {
             counters.dead_letters += 1;
         } else if self.expired(sink, source, context) {
@@ -122,12 +184,19 @@ impl Event<'_> {
         let half_hour = Some(source.unwrap_or(first).half_hour);
         report.counters(sink, half_hour).held += 1;
         let what = || (format!("event {} at {}", first.id, first.position), Vec::new());
+        let Some(source) = source else {
+            return match context.is_gone(first) {
+                true => report.counters(sink, half_hour).gone_at_source += 1,
+                false => report.differs(sink, half_hour, Difference::Unexpected, what),
+            };
+        };
+        if source.has(flag::TOUCHED) || source.has(flag::RENAMED) {
+            report.counters(sink, half_hour).changed_at_source += 1;
+            return;
+        }
         for _ in events.iter().skip(1) {
             report.differs(sink, half_hour, Difference::Doubled, what);
         }
-        let Some(source) = source else {
-            return report.differs(sink, half_hour, Difference::Unexpected, what);
-        };
         if first.position < source.position {
             context.changed.insert(source.content());
         }

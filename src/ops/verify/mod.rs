@@ -11,7 +11,7 @@ mod events;
 mod record;
 mod report;
 mod spill;
-mod sums;
+pub(super) mod sums;
 mod truth;
 mod wait;
 
@@ -35,6 +35,7 @@ use crate::sinks;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
 use crate::state::history;
+use crate::state::marks::EventMarks;
 use compare::{Context, Side};
 use events::Events;
 use pre_existing::PreExisting;
@@ -126,7 +127,8 @@ impl Verifying<'_> {
                 Later::follow(&mut sums, config, self.places, stream, end, &versions, options.wait).await?
             }
         };
-        let context = self.events(&reader, client, &versions, readers, &mut sums).await?;
+        let marks = EventMarks::load(client, history_id).await?;
+        let context = self.events(&reader, client, &versions, marks, readers, &mut sums).await?;
         // where no sink tells the events' places, any content that has changed may have changed after them
         let first_lsn = if context.tells_places { end } else { Lsn(1) };
         for sums in sums {
@@ -135,7 +137,14 @@ impl Verifying<'_> {
                     || context.changed.contains(&record::content_hash(id))
                     || versions.position(id).is_some_and(|position| position.commit_lsn >= first_lsn)
             };
-            sums.compare(unsure, &mut self.report);
+            let everywhere = context.amended_everywhere();
+            let amended = |id: Option<&Uuid>| {
+                everywhere
+                    || id.map_or(context.amended.any, |id| {
+                        context.amended.contents.contains(&record::content_hash(id))
+                    })
+            };
+            sums.compare(unsure, amended, &mut self.report);
         }
         Ok(())
     }
@@ -146,6 +155,7 @@ impl Verifying<'_> {
         reader: &Client,
         client: &Client,
         versions: &Versions,
+        marks: EventMarks,
         readers: Vec<(&'static str, Box<dyn ReadEvents>)>,
         sums: &mut [Sums],
     ) -> Result<Context> {
@@ -162,6 +172,7 @@ impl Verifying<'_> {
         }
         let known = Known {
             events: &places.events,
+            marks: &marks,
             pre_existing: &pre_existing,
             versions,
             partition_of: partition_of.as_deref(),
@@ -169,7 +180,9 @@ impl Verifying<'_> {
         let source = truth::read(config, reader, &known, spill, sums, &bar);
         let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
         tracing::info!("all events read");
-        let mut context = Context { tells_letters, tells_places: !read.is_empty(), ..Context::default() };
+        let ranges = truth::ranges(reader, &places.events).await?;
+        let mut context =
+            Context { marks, ranges, tells_letters, tells_places: !read.is_empty(), ..Context::default() };
         let mut sides = Vec::new();
         for (sink, events) in read {
             let (spill, begins) = events.finish(sink, &mut self.report);

@@ -40,6 +40,10 @@ pub mod flag {
     pub const LETTER: u8 = 4;
     /// A dead letter that speaks for all sinks.
     pub const LETTER_FOR_ALL: u8 = 8;
+    /// A row that the source has changed since it went out.
+    pub const TOUCHED: u8 = 16;
+    /// A row that has its id by an update: no event has it.
+    pub const RENAMED: u8 = 32;
 }
 
 /// An event as one side knows it.

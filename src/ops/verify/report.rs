@@ -58,6 +58,10 @@ pub struct Counters {
     pub dead_letters: u64,
     /// Events that retention has deleted, and keys that have expired.
     pub expired: u64,
+    /// Events that PostgreSQL has changed since they went out, and keys that these count in: they are not compared.
+    pub changed_at_source: u64,
+    /// Events that PostgreSQL has deleted since they went out.
+    pub gone_at_source: u64,
 }
 
 impl Counters {
@@ -85,6 +89,8 @@ impl Counters {
         self.out_of_order += other.out_of_order;
         self.dead_letters += other.dead_letters;
         self.expired += other.expired;
+        self.changed_at_source += other.changed_at_source;
+        self.gone_at_source += other.gone_at_source;
     }
 }
 
@@ -216,6 +222,18 @@ impl Report {
         write_line(&mut text, "total", &total);
         if total.before_walcast > 0 {
             let _ = writeln!(text, "{} events were there before walcast", total.before_walcast);
+        }
+        for (sink, Counters { changed_at_source, gone_at_source, .. }) in &total.sinks {
+            if *changed_at_source > 0 {
+                let _ = writeln!(
+                    text,
+                    "{sink}: {changed_at_source} not compared: changed at the source since they went out"
+                );
+            }
+            if *gone_at_source > 0 {
+                let _ =
+                    writeln!(text, "{sink}: {gone_at_source} were deleted at the source since they went out");
+            }
         }
         for note in &self.notes {
             let _ = writeln!(text, "{note}");

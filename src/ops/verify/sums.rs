@@ -44,26 +44,30 @@ pub struct Later {
     changed: HashSet<Uuid>,
 }
 
-impl Later {
-    /// Takes from the stream, which begins at the snapshot, all that the sums have beyond it.
-    pub async fn follow(
-        sums: &mut [Sums],
-        config: &Config,
-        places: &Places,
-        mut stream: ReplicationStream,
-        start: Lsn,
-        versions: &Versions,
+/// A stream that is read for what it tells, from `start` on; nothing of it is confirmed.
+pub struct Follow {
+    /// The stream.
+    pub stream: ReplicationStream,
+    /// What makes batches of it.
+    pub transform: Transform,
+    /// Where it starts.
+    pub start: Lsn,
+}
+
+impl Follow {
+    /// Gives all batches until the stream reaches `target`.
+    pub async fn up_to(
+        self,
+        target: Checkpoint,
         within: Duration,
-    ) -> Result<Later> {
-        let mut later = Later::default();
-        let target = sums.iter().fold(Checkpoint::at(start), |target, sums| target.advanced(sums.checkpoint));
-        let bounds = config.pipeline.bounds();
-        let mut transform = Transform::new(places, start, versions.cache(), bounds);
+        mut take: impl FnMut(&Batch),
+    ) -> Result<()> {
+        let Follow { mut stream, mut transform, start } = self;
         let (mut checkpoint, began) = (Checkpoint::at(start), Instant::now());
         while !checkpoint.covers(&target) {
             if began.elapsed() > within {
                 let message =
-                    format!("the stream from the snapshot did not reach {target}, where the sinks stand");
+                    format!("the stream from {start} did not reach {target}, where the sinks stand");
                 return Err(Error::new(Code::Unavailable, message));
             }
             // a keepalive tells the end of an idle stream
@@ -84,9 +88,30 @@ impl Later {
             }
             if let Some(batch) = transform.take_rest() {
                 checkpoint = batch.checkpoint();
-                later.keep(sums, &batch);
+                take(&batch);
             }
         }
+        Ok(())
+    }
+}
+
+impl Later {
+    /// Takes from the stream, which begins at the snapshot, all that the sums have beyond it.
+    pub async fn follow(
+        sums: &mut [Sums],
+        config: &Config,
+        places: &Places,
+        stream: ReplicationStream,
+        start: Lsn,
+        versions: &Versions,
+        within: Duration,
+    ) -> Result<Later> {
+        let mut later = Later::default();
+        let target = sums.iter().fold(Checkpoint::at(start), |target, sums| target.advanced(sums.checkpoint));
+        let bounds = config.pipeline.bounds();
+        let transform = Transform::new(places, start, versions.cache(), bounds);
+        let follow = Follow { stream, transform, start };
+        follow.up_to(target, within, |batch| later.keep(sums, batch)).await?;
         Ok(later)
     }
 
@@ -98,7 +123,7 @@ impl Later {
                     sums.iter_mut().for_each(|sums| sums.reader.add_later(event, event_type));
                 }
                 Row::Content(change) => drop(self.changed.insert(change.id)),
-                Row::DeadLetter(_) => {}
+                Row::DeadLetter(_) | Row::EventChange(_) => {}
             }
         }
     }
@@ -116,13 +141,30 @@ impl Sums {
     }
 
     /// Compares. `unsure` tells the contents whose length may have been another one.
-    pub fn compare(self, unsure: impl Fn(&Uuid) -> bool, report: &mut Report) {
+    /// `amended` those whose events the source has changed or deleted; `None` asks for keys of all contents.
+    pub fn compare(
+        self,
+        unsure: impl Fn(&Uuid) -> bool,
+        amended: impl Fn(Option<&Uuid>) -> bool,
+        report: &mut Report,
+    ) {
         let Sums { sink, reader, checkpoint } = self;
         report
             .notes
             .push(format!("{sink} was compared as of its checkpoint {checkpoint}, by keys and members"));
-        reader.compare(&unsure, &mut |found| tell(sink, found, report));
+        reader.compare(&unsure, &mut |found| {
+            let amended = found.state != KeyState::Same && amended(content_of(&found.key).as_ref());
+            match amended {
+                true => report.counters(sink, None).changed_at_source += 1,
+                false => tell(sink, found, report),
+            }
+        });
     }
+}
+
+/// The content that a key, or its member, is about.
+fn content_of(key: &str) -> Option<Uuid> {
+    key.split([':', ' ']).find_map(|part| Uuid::parse_str(part).ok())
 }
 
 fn tell(sink: &'static str, found: KeyFound, report: &mut Report) {

@@ -22,6 +22,7 @@ use crate::event::{Content, Event, Texts, intern};
 use crate::lsn::{HistoryId, Lsn, Position};
 use crate::sink::read_back::PartitionOf;
 use crate::source::{rows, sql};
+use crate::state::marks::EventMarks;
 use crate::transform::content_cache::ContentCache;
 
 const BEFORE_ALL: Position = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };
@@ -33,11 +34,34 @@ pub async fn count(client: &Client, events: &Place) -> Result<u64> {
     Ok(row.try_get::<_, i64>(0).map_err(sql::error)?.unsigned_abs())
 }
 
+/// The ranges of time, microseconds since 1970, that partitions with rows hold; `None` where the table is not partitioned by
+/// time.
+pub async fn ranges(client: &Client, events: &Place) -> Result<Option<Vec<(i64, i64)>>> {
+    let statement = include_str!("../../../sql/partition_ranges.sql");
+    let column = events.called("event_ts");
+    let found =
+        client.query(statement, &[&events.schema, &events.name, &column]).await.map_err(sql::error)?;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let mut ranges = Vec::new();
+    for row in found {
+        let (from, to): (Option<i64>, Option<i64>) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
+        let any = format!("SELECT EXISTS (SELECT FROM {})", sql::get::<String>(&row, 2)?);
+        if sql::get(&client.query_one(&any, &[]).await.map_err(sql::error)?, 0)? {
+            ranges.push((from.unwrap_or(i64::MIN), to.unwrap_or(i64::MAX)));
+        }
+    }
+    Ok(Some(ranges))
+}
+
 /// What is known of events beside their rows.
 pub struct Known<'a> {
     /// Their table.
     pub events: &'a Place,
-    /// Which of them were there before walcast.
+    /// What is known of them by their ids.
+    pub marks: &'a EventMarks,
+    /// Which of them were there before walcast, where ids cannot tell.
     pub pre_existing: &'a PreExisting,
     /// The newest versions of the contents.
     pub versions: &'a Versions,
@@ -65,8 +89,16 @@ pub async fn read(
         let event = Event::of(&source, (BEFORE_ALL, 0), content, true, |text| intern(&mut texts, text));
         let event = EventRecord { event: &event, texts: Texts(&texts) };
         let mut record = record(config, known, &event, source.text_bytes());
-        if known.pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?) {
-            record.flags |= flag::BEFORE;
+        let before = match known.marks.was_before(record.id) {
+            Some(before) => before,
+            None => known.pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?),
+        };
+        for (flag, holds) in [
+            (flag::BEFORE, before),
+            (flag::TOUCHED, known.marks.touched.contains(record.id)),
+            (flag::RENAMED, known.marks.renamed.contains(record.id)),
+        ] {
+            record.flags |= if holds { flag } else { 0 };
         }
         if !keeps_rules {
             record.flags |= flag::REFUSED;

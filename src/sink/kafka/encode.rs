@@ -71,7 +71,7 @@ impl Encoder {
 
     /// The message of a row. An event that is too large for Kafka goes without its payload; what is too large even so
     /// becomes a dead letter without its values, so that it holds nothing up.
-    pub fn row(&mut self, batch: &Batch, row: &Row) -> Message<'_> {
+    pub fn row(&mut self, batch: &Batch, row: &Row) -> Option<Message<'_>> {
         self.value.clear();
         match row {
             Row::Event(event) => {
@@ -84,6 +84,8 @@ impl Encoder {
                 }
             }
             Row::DeadLetter(letter) => self.value.extend_from_slice(letter.row_json.as_bytes()),
+            // it is no event
+            Row::EventChange(_) => return None,
         }
         if self.value.len() > self.record_bytes_max {
             if let Row::Event(event @ Event { raw_payload: Some(_), .. }) = row {
@@ -93,11 +95,12 @@ impl Encoder {
                 return self.too_large(row);
             }
         }
-        match row {
+        Some(match row {
             Row::Event(event) => self.event(event),
             Row::Content(change) => self.content(change),
             Row::DeadLetter(letter) => self.dead_letter(letter),
-        }
+            Row::EventChange(_) => return None,
+        })
     }
 
     /// The message that stores `value` under `key` among the checkpoints.
@@ -183,7 +186,7 @@ impl Encoder {
         }
     }
 
-    fn too_large(&mut self, row: &Row) -> Message<'_> {
+    fn too_large(&mut self, row: &Row) -> Option<Message<'_>> {
         let bytes = self.value.len();
         let id_alone = |id: &dyn fmt::Display| format!(r#"{{"id":"{id}"}}"#);
         let (table, commit_ts, reason, row_json) = match row {
@@ -193,6 +196,7 @@ impl Encoder {
             Row::DeadLetter(letter) => {
                 (&*letter.table, letter.commit_ts, letter.reason, id_of(&letter.row_json))
             }
+            Row::EventChange(_) => return None,
         };
         let message = format!(
             "the record of {bytes} bytes is above the {} that a Kafka record may have: the row's values are left out",
@@ -206,7 +210,7 @@ impl Encoder {
         self.value.clear();
         self.value.extend_from_slice(row_json.as_bytes());
         let (position, table) = (row.position(), table.to_owned());
-        self.dead_letter(&DeadLetter { position, commit_ts, table, reason, message, row_json })
+        Some(self.dead_letter(&DeadLetter { position, commit_ts, table, reason, message, row_json }))
     }
 
     fn headers(&mut self, position: Position, name: &str, value: &str) -> OwnedHeaders {

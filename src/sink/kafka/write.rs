@@ -163,7 +163,8 @@ impl Transactions {
         self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", error))?;
         for batch in batches {
             for row in batch.rows() {
-                send(&self.producer, self.encoder.row(batch, row))?;
+                let Some(message) = self.encoder.row(batch, row) else { continue };
+                send(&self.producer, message)?;
                 failpoint!("kafka_after_row", blocking);
             }
         }

@@ -131,7 +131,7 @@ impl<'a> Flush<'a> {
                 let touched = self.contents.entry(change.id).or_default();
                 touched.see(change.after.clone(), change.commit_ts);
             }
-            Row::DeadLetter(_) => {}
+            Row::DeadLetter(_) | Row::EventChange(_) => {}
         }
     }
 

@@ -73,7 +73,7 @@ impl Seen {
             Row::Content(change) => {
                 (change.id.as_u128(), change.after.as_ref().and_then(|content| content.length_seconds))
             }
-            Row::DeadLetter(_) => (0, None),
+            Row::DeadLetter(_) | Row::EventChange(_) => (0, None),
         };
         Seen { position: row.position(), id, length }
     }
