@@ -2,8 +2,8 @@
 
 use walcast::source::sql;
 
-use crate::support::run;
 use crate::support::world::World;
+use crate::support::{run, wait_until};
 
 /// Calendars end where some libraries' instants do not reach.
 #[tokio::test]
@@ -30,5 +30,27 @@ async fn times_work_to_the_last_microsecond_of_the_year_9999() {
     let running = world.start().await;
     run(&client, insert).await;
     world.verify().await;
+    running.stop().await;
+}
+
+/// What JSON allows and jsonb does not: half of a surrogate pair. A service that refuses it refuses that row alone.
+#[tokio::test]
+async fn half_a_surrogate_pair_is_at_most_one_sinks_dead_letter() {
+    let world = World::initialised().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "ALTER TABLE engagement_events ALTER raw_payload TYPE json USING raw_payload::json").await;
+    let running = world.start().await;
+    world.insert_events(3).await;
+    run(
+        &client,
+        r#"INSERT INTO engagement_events (event_type, event_ts, duration_ms, device, raw_payload)
+           VALUES ('play', now(), 1000, 'tv', '{"canary-payload":"canary\ud800"}')"#,
+    )
+    .await;
+    world.insert_events(3).await;
+    wait_until("BigQuery has the others", async || world.bigquery_ids().await.len() >= 6).await;
+    world.verify().await;
+    let log = running.log.lock().await.clone();
+    assert!(!log.contains("canary"), "{log}");
     running.stop().await;
 }

@@ -3,11 +3,15 @@
 //! A request is sent before the ones ahead of it are answered ([`WINDOW`]). When the connection breaks, what
 //! was not answered is sent again at the same offsets: "exists already" then means that it had arrived. When
 //! the service refuses a row it stores nothing of that request, and nothing behind it; the row is taken out and
-//! the rest moves up. Rows are encoded when they are sent, again if they must be: nothing is kept twice.
+//! the rest moves up. Where it does not say which row it was, ever smaller requests find it. Rows are encoded when
+//! they are sent, again if they must be: nothing is kept twice.
+//!
+//! A refused row is a dead letter only when the table takes others: otherwise the fault is the table's.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_request::{ProtoData, Rows};
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_response;
@@ -18,23 +22,31 @@ use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 use tonic::{Code, Response, Status, Streaming};
+use uuid::Uuid;
 
 use super::column::Record;
 use super::config::APPEND_BYTES_LIMIT;
 use super::encode::{Encoder, schema};
 use super::refusal::Refusal;
 use super::write::{RETRY_FOR, WriteClient};
-use crate::batch::{Batch, Event};
+use crate::batch::{Batch, BatchBuilder, Event, Row};
 use crate::error::{self, Error, Result};
+use crate::event::Content;
 use crate::event::encoding::Encoding;
 use crate::event::encoding::json::Json;
 use crate::event::schema::EventRecord;
-use crate::lsn::Position;
+use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::sink::retry::Backoff;
 
 /// How many requests may be unanswered.
 const WINDOW: usize = 4;
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// How much of the service's words is kept with a dead letter.
+const MESSAGE_CHARS_MAX: usize = 1_000;
+/// How deep a dead letter's JSON may be nested.
+const LETTER_DEPTH_MAX: usize = 500;
+/// The reason of a dead letter.
+const REFUSED: &str = "refused_by_bigquery";
 
 /// A row that BigQuery does not take.
 #[derive(Debug)]
@@ -77,6 +89,8 @@ struct Transfer<'a> {
     stored: usize,
     sent: VecDeque<Sent>,
     refused: Vec<RefusedRow>,
+    /// How many rows a request may have: less than all of them while one is looked for that the service does not name.
+    request_rows_max: usize,
 }
 
 /// What came of waiting for the oldest unanswered request.
@@ -120,7 +134,7 @@ impl Appender {
     /// Appends rows; returns when the stream has them all, but for those that are returned as refused.
     /// After an error it is unknown how many it has.
     pub async fn append(&mut self, records: Vec<Record<'_>>) -> Result<Vec<RefusedRow>> {
-        let mut transfer = Transfer { records, stored: 0, sent: VecDeque::new(), refused: Vec::new() };
+        let mut transfer = Transfer::new(records);
         let (mut backoff, mut progress) = (Backoff::default(), Instant::now());
         loop {
             let answer = match self.fill_window(&mut transfer).await {
@@ -131,7 +145,7 @@ impl Appender {
             match answer {
                 Answer::Stored => self.stored(&mut transfer),
                 Answer::RowsRefused(errors) => self.rows_refused(&mut transfer, errors).await?,
-                Answer::Refused(refusal) => self.refused(&mut transfer, refusal)?,
+                Answer::Refused(refusal) => self.refused(&mut transfer, refusal).await?,
                 Answer::Broken(refusal) if refusal.is_transient() && progress.elapsed() < RETRY_FOR => {
                     self.call = None;
                     transfer.sent.iter_mut().for_each(|sent| sent.again = true);
@@ -144,13 +158,50 @@ impl Appender {
             backoff.reset();
             progress = Instant::now();
         }
+        if transfer.refused.iter().any(|row| row.reason == REFUSED) {
+            self.require_rows_taken().await?;
+        }
         self.rows += transfer.records.len() as u64;
         Ok(transfer.refused)
     }
 
+    /// An error when the table does not even take a row that no table refuses. It goes into a stream that is never
+    /// committed: nobody sees it, and it expires.
+    async fn require_rows_taken(&mut self) -> Result<()> {
+        let stream = self.client.create_stream().await?;
+        let mut probe = Call::open(self.client.clone(), stream.clone());
+        let request = AppendRowsRequest {
+            write_stream: stream,
+            offset: Some(0),
+            trace_id: "walcast".to_owned(),
+            rows: Some(rows_of(true, vec![plain_row()])),
+            ..Default::default()
+        };
+        // a failure shows when the answer is awaited
+        drop(probe.requests.send(request).await);
+        match timeout(ANSWER_WITHIN, probe.next()).await.map(|answer| answer.map(judge)) {
+            Ok(Ok(Answer::Stored)) => Ok(()),
+            Ok(Ok(Answer::RowsRefused(_))) => Err(self.table_refuses()),
+            Ok(Ok(Answer::Refused(refusal)) | Err(refusal)) if refusal.may_blame_rows() => {
+                Err(self.table_refuses())
+            }
+            Ok(Ok(Answer::Refused(refusal) | Answer::Broken(refusal)) | Err(refusal)) => {
+                Err(self.failed(refusal))
+            }
+            Err(_) => Err(self.failed(Status::deadline_exceeded("no answer in time").into())),
+        }
+    }
+
+    fn table_refuses(&self) -> Error {
+        let message = format!("{} refuses every row alike", self.client.address());
+        Error::new(error::Code::BigQueryTableUnfit, message)
+            .hint("`walcast check` compares the table with what walcast writes; no row is lost: all wait in the slot")
+    }
+
     /// Sends until the window is full or all rows are on their way.
     async fn fill_window(&mut self, transfer: &mut Transfer<'_>) -> Result<(), Refusal> {
-        while transfer.sent.len() < WINDOW {
+        let window = if transfer.searches() { 1 } else { WINDOW };
+        while transfer.sent.len() < window {
             let start = transfer.sent.back().map_or(transfer.stored, |last| last.rows.end);
             let (end, bytes, rows) = self.next_request(transfer, start);
             if rows.is_empty() {
@@ -172,7 +223,9 @@ impl Appender {
                 transfer.refuse(end, "too_large", message);
                 continue;
             }
-            if !rows.is_empty() && bytes + row.len() > self.request_bytes_max {
+            let is_full =
+                bytes + row.len() > self.request_bytes_max || rows.len() >= transfer.request_rows_max;
+            if !rows.is_empty() && is_full {
                 break;
             }
             bytes += row.len();
@@ -202,10 +255,7 @@ impl Appender {
             write_stream: if first { self.stream.clone() } else { String::new() },
             offset: Some((self.rows + start as u64) as i64),
             trace_id: if first { "walcast".to_owned() } else { String::new() },
-            rows: Some(Rows::ProtoRows(ProtoData {
-                writer_schema: first.then(schema),
-                rows: Some(ProtoRows { serialized_rows: rows }),
-            })),
+            rows: Some(rows_of(first, rows)),
             ..Default::default()
         };
         call.requests.send(request).await.map_err(|_| Status::unavailable("the append call has ended").into())
@@ -225,6 +275,7 @@ impl Appender {
     fn stored(&mut self, transfer: &mut Transfer<'_>) {
         if let Some(sent) = transfer.sent.pop_front() {
             transfer.stored = sent.rows.end;
+            transfer.request_rows_max = transfer.request_rows_max.saturating_mul(2);
             self.bytes += sent.bytes as u64;
         }
     }
@@ -235,18 +286,7 @@ impl Appender {
     /// Requests are cut anew then: one whose answer nobody has heard might still arrive, and fit with other rows
     /// than those that are sent at its offset now. After a broken call the stream is given up therefore.
     async fn rows_refused(&mut self, transfer: &mut Transfer<'_>, errors: Vec<RowError>) -> Result<()> {
-        if transfer.sent.iter().any(|sent| sent.again) {
-            return Err(self.out_of_step("refused rows of a call that broke"));
-        }
-        for _ in 1..transfer.sent.len() {
-            match self.answer().await {
-                Answer::Stored => return Err(self.out_of_step("stored rows behind refused ones")),
-                Answer::Broken(_) => return Err(self.out_of_step("broke off behind refused rows")),
-                Answer::RowsRefused(_) | Answer::Refused(_) => {}
-            }
-        }
-        let refused = transfer.sent.front().map_or(0..0, |sent| sent.rows.clone());
-        transfer.sent.clear();
+        let refused = self.take_back(transfer).await?;
         let mut errors: Vec<(usize, RowError)> = errors
             .into_iter()
             .filter_map(|error| Some((refused.start + usize::try_from(error.index).ok()?, error)))
@@ -259,18 +299,43 @@ impl Appender {
         errors.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
         errors.dedup_by_key(|(index, _)| *index);
         for (index, error) in errors {
-            transfer.refuse(index, "refused_by_bigquery", error.message);
+            transfer.refuse(index, REFUSED, error.message);
         }
         Ok(())
     }
 
-    fn refused(&mut self, transfer: &mut Transfer<'_>, refusal: Refusal) -> Result<()> {
+    async fn refused(&mut self, transfer: &mut Transfer<'_>, refusal: Refusal) -> Result<()> {
         let again = transfer.sent.front().is_some_and(|sent| sent.again);
-        if refusal.code != Code::AlreadyExists || !again {
-            return Err(self.failed(refusal));
+        match refusal.code {
+            Code::AlreadyExists if again => self.stored(transfer),
+            _ if refusal.may_blame_rows() => {
+                let rows = self.take_back(transfer).await?;
+                match rows.len() {
+                    1 => transfer.refuse(rows.start, REFUSED, refusal.message),
+                    many => transfer.request_rows_max = many / 2,
+                }
+            }
+            _ => return Err(self.failed(refusal)),
         }
-        self.stored(transfer);
         Ok(())
+    }
+
+    /// Waits for the answers to all that was sent behind a refused request, of which nothing was stored; gives that
+    /// request's rows.
+    async fn take_back(&mut self, transfer: &mut Transfer<'_>) -> Result<Range<usize>> {
+        if transfer.sent.iter().any(|sent| sent.again) {
+            return Err(self.out_of_step("refused rows of a call that broke"));
+        }
+        for _ in 1..transfer.sent.len() {
+            match self.answer().await {
+                Answer::Stored => return Err(self.out_of_step("stored rows behind refused ones")),
+                Answer::Broken(_) => return Err(self.out_of_step("broke off behind refused rows")),
+                Answer::RowsRefused(_) | Answer::Refused(_) => {}
+            }
+        }
+        let rows = transfer.sent.front().map_or(0..0, |sent| sent.rows.clone());
+        transfer.sent.clear();
+        Ok(rows)
     }
 
     fn failed(&self, refusal: Refusal) -> Error {
@@ -282,27 +347,101 @@ impl Appender {
     }
 }
 
-impl Transfer<'_> {
+impl<'a> Transfer<'a> {
+    fn new(records: Vec<Record<'a>>) -> Self {
+        Transfer {
+            records,
+            stored: 0,
+            sent: VecDeque::new(),
+            refused: Vec::new(),
+            request_rows_max: usize::MAX,
+        }
+    }
+
+    /// Whether a row is looked for that the service refuses without naming it.
+    fn searches(&self) -> bool {
+        self.request_rows_max < self.records.len()
+    }
+
     fn refuse(&mut self, index: usize, reason: &'static str, message: String) {
         let Record { event, batch, .. } = self.records.remove(index);
         self.refused.push(RefusedRow {
             position: event.position,
             event_id: event.id,
             reason,
-            message,
+            message: storable(&message),
             record: json_of(batch, event),
         });
     }
 }
 
-/// The event as JSON; as JSON text of its own when it is not JSON itself, which may be why it was refused.
+/// The service's words as PostgreSQL can keep them.
+fn storable(message: &str) -> String {
+    message.chars().filter(|char| *char != '\0').take(MESSAGE_CHARS_MAX).collect()
+}
+
+fn rows_of(first: bool, rows: Vec<Vec<u8>>) -> Rows {
+    Rows::ProtoRows(ProtoData {
+        writer_schema: first.then(schema),
+        rows: Some(ProtoRows { serialized_rows: rows }),
+    })
+}
+
+/// A row with a value in every column, and none that anybody could find fault with.
+fn plain_row() -> Vec<u8> {
+    let mut batch = BatchBuilder::new(Checkpoint::default());
+    let content = Content {
+        id: Uuid::nil(),
+        slug: "walcast".to_owned(),
+        title: "walcast".to_owned(),
+        content_type: Some("video".to_owned()),
+        length_seconds: Some(1),
+        publish_ts: Some(0),
+    };
+    let event = Event {
+        content_id: Some(content.id),
+        user_id: Some(Uuid::nil()),
+        event_type: Some(batch.intern("play")),
+        duration_ms: Some(0),
+        device: Some(batch.intern("walcast")),
+        raw_payload: Some(batch.intern("{}")),
+        raw_payload_bytes: Some(2),
+        content: Some(Arc::new(content)),
+        ..Event::new(Position { commit_lsn: Lsn::ZERO, ordinal: 0 }, 0, -1, 0)
+    };
+    batch.push(Row::Event(event));
+    let batch = batch.finish(false);
+    let mut rows =
+        batch.events().map(|event| Record { event, batch: &batch, epoch: "probe", ingested_at: 0 });
+    rows.next().map(|record| Encoder::default().encode(&record)).unwrap_or_default()
+}
+
+/// The event as JSON; as JSON text of its own when it is not JSON itself, which may be why it was refused, or is nested
+/// so deep that PostgreSQL, which took its payload, might not take it with one more level around.
 fn json_of(batch: &Batch, event: &Event) -> String {
     let mut record = Vec::new();
     Json.event(&EventRecord { event, texts: batch.texts() }, &mut record);
     match serde_json::from_slice::<IgnoredAny>(&record) {
-        Ok(_) => String::from_utf8_lossy(&record).into_owned(),
-        Err(_) => serde_json::Value::from(String::from_utf8_lossy(&record)).to_string(),
+        Ok(_) if depth(&record) < LETTER_DEPTH_MAX => String::from_utf8_lossy(&record).into_owned(),
+        _ => serde_json::Value::from(String::from_utf8_lossy(&record)).to_string(),
     }
+}
+
+/// How deep JSON is nested.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut quoted, mut escaped) = (0usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' if !quoted => depth += 1,
+            b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 fn judge(response: AppendRowsResponse) -> Answer {
@@ -356,5 +495,23 @@ impl Call {
             Some(response) => Ok(response),
             None => Err(Status::unavailable("the append call was ended").into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_in_texts_are_no_depth() {
+        for (json, wanted) in [("1", 0), ("{}", 1), (r#"{"a":[[]],"b":[]}"#, 3), (r#"{"[\"[[":"{{\\"}"#, 1)] {
+            assert_eq!(depth(json.as_bytes()), wanted, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_services_words_are_kept_as_far_as_postgresql_takes_them() {
+        assert_eq!(storable("a\0b"), "ab");
+        assert_eq!(storable(&"é".repeat(2_000)).chars().count(), MESSAGE_CHARS_MAX);
     }
 }

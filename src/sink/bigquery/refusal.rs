@@ -35,6 +35,29 @@ impl Refusal {
         )
     }
 
+    /// Whether it may be for what a row says, although no row is named.
+    pub fn may_blame_rows(&self) -> bool {
+        self.code == Code::InvalidArgument && self.reason == StorageErrorCode::Unspecified
+    }
+
+    /// What may be told: what the service is called by its codes, and its words where they are of who asks and of the
+    /// service itself. What it finds fault with in a request may quote a row.
+    fn told(&self) -> String {
+        let reason = match self.reason {
+            StorageErrorCode::Unspecified => String::new(),
+            reason => format!(", {}", reason.as_str_name()),
+        };
+        match self.code {
+            Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::NotFound
+            | Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted => format!("{} ({:?}{reason})", self.message, self.code),
+            code => format!("{code:?}{reason}"),
+        }
+    }
+
     /// Whether what was named (table or stream) is not there.
     pub fn is_not_found(&self) -> bool {
         self.code == Code::NotFound || self.reason == StorageErrorCode::StreamNotFound
@@ -42,8 +65,7 @@ impl Refusal {
 
     /// The error of somebody who cannot go on. `what` begins the sentence: "bigquery …: a stream cannot be made".
     pub fn into_error(self, what: impl std::fmt::Display) -> Error {
-        let new =
-            |code| Error::new(code, what.to_string()).because(format!("{} ({:?})", self.message, self.code));
+        let new = |code| Error::new(code, what.to_string()).because(self.told());
         match (self.code, self.reason) {
             (Code::PermissionDenied | Code::Unauthenticated, _) => {
                 new(error::Code::BigQueryRefused).hint(ROLES)
@@ -105,6 +127,17 @@ mod tests {
         let refusal = Refusal::from(status);
         assert_eq!(refusal.reason, StorageErrorCode::SchemaMismatchExtraFields);
         assert_eq!(refusal.into_error("x").code(), error::Code::BigQueryUnreachable);
+    }
+
+    #[test]
+    fn what_the_service_says_of_a_request_is_not_carried_on() {
+        let told = |code| Refusal::from(Status::new(code, "canary")).into_error("x").chain();
+        for code in
+            [Code::InvalidArgument, Code::Internal, Code::Unknown, Code::FailedPrecondition, Code::Aborted]
+        {
+            assert_eq!(told(code), format!("x: {code:?}"));
+        }
+        assert_eq!(told(Code::PermissionDenied), "x: canary (PermissionDenied)");
     }
 
     #[test]

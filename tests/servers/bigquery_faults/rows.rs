@@ -24,6 +24,47 @@ async fn a_row_that_bigquery_alone_refuses_is_a_dead_letter_and_the_others_go_in
     .await;
 }
 
+/// As the emulator does with JSON that its own parser does not take.
+#[tokio::test]
+async fn a_row_that_is_refused_without_being_named_is_found_and_the_others_go_in() {
+    with_database(async |postgres| {
+        let refused: [&[i64]; 4] = [&[0], &[39], &[7, 8, 21], &[0, 1, 2, 3, 4, 17, 38, 39]];
+        each(pairs(&refused, &FAILURES), async |(refuses, fault)| {
+            let world = World::new(postgres, 8).await;
+            world.server.store().refuses = refuses.iter().copied().collect();
+            world.server.store().names_no_row = true;
+            (0..3).for_each(|_| world.server.next(Call::AppendRows, Fault::None));
+            world.server.next(Call::AppendRows, fault);
+            match world.live().await {
+                Ok(()) => assert_eq!(world.seen(), world.wanted()),
+                Err(error) => assert_eq!(error.code(), Code::Lost, "{error:?}"),
+            }
+            world.check_delivers().await;
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Rows that are all refused alike are not at fault.
+#[tokio::test]
+async fn a_table_that_refuses_every_row_stops_the_sink_and_no_row_is_a_dead_letter() {
+    with_database(async |postgres| {
+        for names_no_row in [false, true] {
+            let world = World::new(postgres, 4).await;
+            world.server.store().refuses_all = true;
+            world.server.store().names_no_row = names_no_row;
+            let error = world.live().await.unwrap_err();
+            assert_eq!(error.code(), Code::BigQueryTableUnfit, "{error:?}");
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+            assert_eq!((world.seen().len(), world.dead_letters().await.len()), (0, 0));
+            world.server.store().refuses_all = false;
+            world.check_delivers().await;
+        }
+    })
+    .await;
+}
+
 /// A request is on its way while rows before it are refused, and its call breaks: it was made of other rows than
 /// what is sent at that offset afterwards.
 #[tokio::test]

@@ -30,6 +30,10 @@ pub struct Store {
     streams: HashMap<String, Stream>,
     /// Events whose rows it refuses.
     pub refuses: BTreeSet<i64>,
+    /// Rows that it refuses are not named: the request is refused, in words that quote one.
+    pub names_no_row: bool,
+    /// No row is taken.
+    pub refuses_all: bool,
     /// Rows are read and checked, but only counted.
     pub forgets_rows: bool,
 }
@@ -153,11 +157,12 @@ impl Store {
     ) -> Result<Vec<Row>, NotAppended> {
         let (mut rows, mut errors) = (Vec::with_capacity(messages.len()), Vec::new());
         for (index, message) in (0..).zip(messages) {
-            let row =
-                layout.read(message, required).and_then(|row| match self.refuses.contains(&row.event_id) {
+            let row = layout.read(message, required).and_then(|row| {
+                match self.refuses.contains(&row.event_id) || self.refuses_all {
                     true => Err("the service does not like this row".to_owned()),
                     false => Ok(row),
-                });
+                }
+            });
             match row {
                 Ok(row) => rows.push(row),
                 Err(message) => {
@@ -165,7 +170,15 @@ impl Store {
                 }
             }
         }
-        if errors.is_empty() { Ok(rows) } else { Err(NotAppended::Rows(errors)) }
+        match errors.is_empty() {
+            true => Ok(rows),
+            false if self.names_no_row => Err(NotAppended::Refused(rpc::Status {
+                code: Code::InvalidArgument as i32,
+                message: "Rows are invalid: \"canary\"\0".into(),
+                details: Vec::new(),
+            })),
+            false => Err(NotAppended::Rows(errors)),
+        }
     }
 
     pub fn describe(&mut self, name: &str) -> Result<WriteStream, Status> {
