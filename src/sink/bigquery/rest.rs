@@ -177,7 +177,7 @@ impl Rest {
         request.timeout_ms = Some(QUERY_WITHIN.as_millis() as i32);
         request.max_results = Some(PAGE_ROWS);
         let sent = self.client.job().query(project, request).await;
-        let first = sent.map_err(|error| self.failed("cannot be queried", error))?;
+        let first = sent.map_err(|error| self.failed("cannot be queried", without_words(error)))?;
         let job = first.job_reference.unwrap_or_default();
         let (mut done, mut token) = (first.job_complete == Some(true), first.page_token);
         if done {
@@ -193,7 +193,8 @@ impl Rest {
             };
             let id = job.job_id.as_deref().unwrap_or_default();
             let answer = self.client.job().get_query_results(project, id, next).await;
-            let answer = answer.map_err(|error| self.failed("does not give a query's rows", error))?;
+            let answer =
+                answer.map_err(|error| self.failed("does not give a query's rows", without_words(error)))?;
             done = answer.job_complete == Some(true);
             token = answer.page_token;
             page(&cells(answer.rows))?;
@@ -237,6 +238,18 @@ fn cells(rows: Option<Vec<TableRow>>) -> Vec<Vec<Option<String>>> {
     rows.unwrap_or_default().into_iter().map(row).collect()
 }
 
+/// What is found wrong with a query that reads rows may quote one: its reasons' names are left.
+fn without_words(error: BQError) -> BQError {
+    match error {
+        BQError::ResponseError { mut error } if error.error.code == 400 => {
+            let reasons = error.error.errors.iter().filter_map(|one| one.get("reason").map(String::as_str));
+            error.error.message = reasons.collect::<Vec<_>>().join(", ");
+            BQError::ResponseError { error }
+        }
+        other => other,
+    }
+}
+
 fn code(error: &BQError) -> Option<i64> {
     match error {
         BQError::ResponseError { error } => Some(error.error.code),
@@ -276,6 +289,17 @@ pub const ROLES: &str = "give the account roles/bigquery.dataEditor on the datas
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_query_of_rows_is_refused_for_quotes_none() {
+        let errors = serde_json::json!([{ "reason": "invalidQuery", "message": "Bad value: canary" }]);
+        let told = serde_json::json!({
+            "error": { "code": 400, "errors": errors, "message": "Bad value: canary", "status": "INVALID_ARGUMENT" }
+        });
+        let error = BQError::ResponseError { error: serde_json::from_value(told).unwrap() };
+        let error = failed(&BigQueryConfig::default(), "x", without_words(error));
+        assert!(error.chain().ends_with("x: invalidQuery (400)"), "{error:?}");
+    }
 
     #[test]
     fn a_limit_reached_is_no_lack_of_rights() {
