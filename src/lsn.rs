@@ -1,5 +1,6 @@
 //! Places in the WAL: [`Lsn`], the event name [`Position`], and [`Checkpoint`], what a sink says it holds.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -220,12 +221,47 @@ pub struct StoredCheckpoint {
     /// How far the target reaches.
     #[serde(flatten)]
     pub checkpoint: Checkpoint,
+    /// What the target was like. Earlier releases stored nothing of it.
+    #[serde(default, skip_serializing_if = "TargetState::is_unknown")]
+    pub target: TargetState,
+}
+
+/// What a target was like when a checkpoint was stored. A target that is another one now has lost what it held, also
+/// where its checkpoint is kept elsewhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetState {
+    /// Of Kafka: by topic, where its partitions end at least.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ends: BTreeMap<String, Vec<i64>>,
+    /// Of BigQuery: when the table was made, milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_ms: Option<i64>,
+    /// Of BigQuery: the last event that is in the table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event: Option<Position>,
+}
+
+impl TargetState {
+    fn is_unknown(&self) -> bool {
+        *self == TargetState::default()
+    }
 }
 
 impl StoredCheckpoint {
     /// The checkpoint to store at a target.
     pub fn new(history_id: &HistoryId, checkpoint: Checkpoint) -> Self {
-        StoredCheckpoint { history_id: history_id.clone(), ordinal_rule: ORDINAL_RULE, checkpoint }
+        StoredCheckpoint {
+            history_id: history_id.clone(),
+            ordinal_rule: ORDINAL_RULE,
+            checkpoint,
+            target: TargetState::default(),
+        }
+    }
+
+    /// The same, with what the target is like.
+    #[must_use]
+    pub fn at(self, target: TargetState) -> Self {
+        StoredCheckpoint { target, ..self }
     }
 
     /// The stored form: one JSON object, the same text for the same checkpoint.
@@ -312,6 +348,9 @@ mod tests {
             Checkpoint { position: Some(position(1 << 33, 7)), durable_lsn: Lsn(9) },
         );
         assert_eq!(StoredCheckpoint::from_json(stored.to_json().as_bytes()).ok(), Some(stored.clone()));
+        let target = TargetState { ends: [("events".to_owned(), vec![3, 0])].into(), ..Default::default() };
+        let with_target = stored.clone().at(target);
+        assert_eq!(StoredCheckpoint::from_json(with_target.to_json().as_bytes()).ok(), Some(with_target));
         insta::assert_snapshot!(stored.to_json(), @r#"{"history_id":"00000000-0000-0000-0000-000000000000","system_id":"7","timeline":1,"slot":"walcast","ordinal_rule":1,"position":{"commit_lsn":"2/0","ordinal":7},"durable_lsn":"0/9"}"#);
     }
 }

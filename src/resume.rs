@@ -68,10 +68,15 @@ pub enum Resume {
 pub enum Refusal {
     /// It was written once and has no checkpoint now.
     LostItsData,
+    /// It has a checkpoint, and not all that it speaks of.
+    LostWhatItHeld {
+        /// What it held and what it holds; the sink's name comes before it.
+        told: String,
+    },
     /// What lies between its checkpoint and the slot is gone from the slot.
     BelowSlot(Checkpoint),
     /// The checkpoint belongs to another slot, cluster or branch of history.
-    OtherHistory(StoredCheckpoint),
+    OtherHistory(Box<StoredCheckpoint>),
     /// It has something of a timeline from beyond the place where the server's own timeline left that one.
     LostInFailover {
         /// What it has of it.
@@ -139,7 +144,7 @@ fn judge_history(stored: &StoredCheckpoint, session: &Session) -> Result<(), Ref
     let same_but_timeline = HistoryId { timeline: session.history_id.timeline, ..theirs.clone() };
     let left_at =
         session.timelines.left_at(theirs.timeline).filter(|_| same_but_timeline == session.history_id);
-    let Some(left_at) = left_at else { return Err(Refusal::OtherHistory(stored.clone())) };
+    let Some(left_at) = left_at else { return Err(Refusal::OtherHistory(Box::new(stored.clone()))) };
     if stored.checkpoint.is_within(left_at) {
         return Ok(());
     }
@@ -208,7 +213,7 @@ impl Refusal {
     /// The refusal's stable code.
     pub fn code(&self) -> Code {
         match self {
-            Refusal::LostItsData => Code::SinkLostItsData,
+            Refusal::LostItsData | Refusal::LostWhatItHeld { .. } => Code::SinkLostItsData,
             Refusal::BelowSlot(_) => Code::SinkBelowSlot,
             Refusal::OtherHistory(_) => Code::OtherHistory,
             Refusal::LostInFailover { .. } => Code::LostInFailover,
@@ -229,6 +234,9 @@ impl Refusal {
             Refusal::LostItsData => format!(
                 "{sink} held a checkpoint once and holds none now: it has lost its data (the slot's confirmed LSN is {start})"
             ),
+            Refusal::LostWhatItHeld { told } => {
+                format!("{sink} {told}; its checkpoint says more (the slot's confirmed LSN is {start})")
+            }
             Refusal::BelowSlot(checkpoint) => format!(
                 "{sink} holds everything up to {}, the slot begins at {start}: what lies between is gone from the slot",
                 checkpoint.durable_lsn
@@ -344,7 +352,7 @@ mod tests {
         let other_slot = of(HistoryId { slot: "other".into(), ..session().history_id });
         let other_making = of(HistoryId { uuid: Uuid::from_u128(1), ..session().history_id });
         let future = stored(4, None, 0x90);
-        let of_another = |stored: &StoredCheckpoint| Err(OtherHistory(stored.clone()));
+        let of_another = |stored: &StoredCheckpoint| Err(OtherHistory(Box::new(stored.clone())));
         let lost = |stored: &StoredCheckpoint, timeline, left_at| {
             let has = stored.checkpoint.to_string();
             Err(LostInFailover { has, timeline, left_at: Lsn(left_at) })
@@ -449,8 +457,9 @@ mod tests {
         let lost = Refusal::LostInFailover { has: "events".into(), timeline: 2, left_at: Lsn(0x200) };
         let refusals = [
             (Refusal::LostItsData, Code::SinkLostItsData),
+            (Refusal::LostWhatItHeld { told: "held more".into() }, Code::SinkLostItsData),
             (Refusal::BelowSlot(checkpoint), Code::SinkBelowSlot),
-            (Refusal::OtherHistory(stored(1, None, 0x90)), Code::OtherHistory),
+            (Refusal::OtherHistory(Box::new(stored(1, None, 0x90))), Code::OtherHistory),
             (lost, Code::LostInFailover),
             (Refusal::AheadOfServer { checkpoint, wal_end: WAL_END }, Code::SinkAheadOfServer),
             (Refusal::OtherOrdinalRule(9), Code::OtherOrdinalRule),

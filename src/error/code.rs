@@ -382,9 +382,9 @@ codes! {
     }
     SinkLostItsData = 402 {
         title: "A sink had data once and has none now.",
-        why: "Its checkpoint is gone: the target was emptied, deleted, made anew, or walcast writes to another one than before.",
+        why: "Its checkpoint is gone, or a topic or table that the checkpoint speaks of: it was emptied, deleted, made anew, or walcast writes to another one than before.",
         look: "Is the target the right one? `walcast config show`",
-        fix: "Correct the setting, or fill the sink: `walcast rebuild redis` for Redis; for others see \"Give a sink a new start\" in docs/operate/resync.md.",
+        fix: "Correct the setting, restore a BigQuery table by time travel, or fill the sink: `walcast rebuild redis` for Redis; for others see \"Give a sink a new start\" in docs/operate/resync.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     OtherHistory = 403 {

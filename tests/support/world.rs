@@ -336,6 +336,17 @@ impl World {
         assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
     }
 
+    /// Deletes all records of a topic, as its retention would.
+    pub async fn delete_records(&self, name: &str, partitions: i32) {
+        let admin: AdminClient<DefaultClientContext> = client_config().create().unwrap();
+        let topic = format!("{}.{name}", self.topic_prefix);
+        let mut all = TopicPartitionList::new();
+        for partition in 0..partitions {
+            all.add_partition_offset(&topic, partition, Offset::End).unwrap();
+        }
+        admin.delete_records(&all, &AdminOptions::new()).await.unwrap();
+    }
+
     /// Our topics: each with its partitions, and how far each goes.
     pub async fn kafka_topics(&self) -> Vec<String> {
         let prefix = format!("{}.", self.topic_prefix);

@@ -3,19 +3,21 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use gcp_bigquery_client::model::table::Table;
+
 use super::append::{Appender, RefusedRow};
 use super::column::{Footprint, Record};
 use super::config::BigQueryConfig;
 use super::progress::{self, Intent};
 use super::rest::Rest;
 use super::write::{Commit, WriteClient};
-use super::{NAME, Target};
+use super::{NAME, Target, table};
 use crate::batch::{Batch, Event};
 use crate::continuity::ContinuityCheck;
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{Checkpoint, Position, Session, StoredCheckpoint};
-use crate::resume;
+use crate::lsn::{Checkpoint, Position, Session, StoredCheckpoint, TargetState};
+use crate::resume::{self, Refusal};
 use crate::state::State;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
@@ -29,6 +31,8 @@ pub struct Live {
     history_id: String,
     /// What PostgreSQL says that we hold.
     stored: Option<Checkpoint>,
+    /// The table that `stored` speaks of.
+    target: TargetState,
     /// What we hold once the open stream is committed.
     accepted: Checkpoint,
     /// What the driver knows that we hold.
@@ -46,6 +50,8 @@ struct Open {
     appender: Appender,
     since: Instant,
     first: Position,
+    /// The last event that it has.
+    last: Option<Position>,
     footprint: Footprint,
 }
 
@@ -81,7 +87,11 @@ impl Live {
             progress::store(state, session, stored.as_ref(), None, &[]).await?;
             failpoint!("bigquery_recover_after_checkpoint");
         }
+        let table = rest.table().await?;
+        refuse_another_table(&rest, table.as_ref(), stored.as_ref(), session).await?;
         refuse_lost_future(&rest, stored.as_ref(), session).await?;
+        let before = stored.as_ref().map(|stored| stored.target.clone()).unwrap_or_default();
+        let target = TargetState { made_ms: table.as_ref().and_then(table::made_ms), ..before };
         let checkpoint = stored.as_ref().map(|stored| stored.checkpoint);
         let live = Live {
             config: config.clone(),
@@ -90,6 +100,7 @@ impl Live {
             history_id: session.history_id.uuid.to_string(),
             session: session.clone(),
             stored: checkpoint,
+            target,
             accepted: checkpoint.unwrap_or_default(),
             reported: checkpoint.unwrap_or_default(),
             open: None,
@@ -125,9 +136,11 @@ impl Live {
         if self.is_settled() {
             return Ok(());
         }
-        let checkpoint = StoredCheckpoint::new(&self.session.history_id, self.accepted);
+        let last = self.open.as_ref().and_then(|open| open.last);
+        let target = TargetState { last_event: last.or(self.target.last_event), ..self.target.clone() };
+        let checkpoint = StoredCheckpoint::new(&self.session.history_id, self.accepted).at(target.clone());
         if let Some(open) = self.open.take().filter(|open| open.appender.rows() > 0) {
-            let Open { appender, first, footprint, since } = open;
+            let Open { appender, first, footprint, since, .. } = open;
             let rows = appender.rows();
             let intent =
                 Intent { stream: appender.close(), checkpoint: checkpoint.clone(), first, footprint };
@@ -145,6 +158,7 @@ impl Live {
         self.store(state, Some(checkpoint), None).await?;
         failpoint!("bigquery_after_checkpoint");
         self.stored = Some(self.accepted);
+        self.target = target;
         Ok(())
     }
 
@@ -226,17 +240,26 @@ impl Live {
         if let Some(first) = records.first() {
             let open = match &mut self.open {
                 Some(open) => open,
-                none => none.insert(Open {
-                    appender: Appender::open(&self.client, self.config.append_bytes_max).await?,
-                    since: Instant::now(),
-                    first: first.event.position,
-                    footprint: Footprint::default(),
-                }),
+                none => {
+                    let appender = Appender::open(&self.client, self.config.append_bytes_max).await?;
+                    // afterwards: whatever comes later, the stream is of no other table
+                    require_same_table(&self.rest, &self.target, &self.session).await?;
+                    none.insert(Open {
+                        appender,
+                        since: Instant::now(),
+                        first: first.event.position,
+                        last: None,
+                        footprint: Footprint::default(),
+                    })
+                }
             };
             records.iter().for_each(|record| open.footprint.add(record.event.event_ts));
             failpoint!("bigquery_before_append");
+            let positions: Vec<Position> = records.iter().map(|record| record.event.position).collect();
             let refused = open.appender.append(records).await?;
             failpoint!("bigquery_after_append");
+            let taken = |record: &&Position| refused.iter().all(|refused| refused.position != **record);
+            open.last = positions.iter().rev().find(taken).copied().or(open.last);
             for refused in refused {
                 if let Some(repeated) = self.throttle.say(refused.reason) {
                     let repeated = (repeated > 0).then_some(repeated);
@@ -256,7 +279,8 @@ impl Live {
     }
 
     fn stored_checkpoint(&self) -> Option<StoredCheckpoint> {
-        self.stored.map(|checkpoint| StoredCheckpoint::new(&self.session.history_id, checkpoint))
+        let stored = |checkpoint| StoredCheckpoint::new(&self.session.history_id, checkpoint);
+        self.stored.map(|checkpoint| stored(checkpoint).at(self.target.clone()))
     }
 
     async fn store(
@@ -286,6 +310,71 @@ async fn was_committed(
             Ok(last.is_some())
         }
     }
+}
+
+/// The table may have been deleted or made anew while its checkpoint in PostgreSQL is as it was. One that was restored
+/// has another time of making too: it is welcome when it has the last event that was written.
+pub async fn refuse_another_table(
+    rest: &Rest,
+    table: Option<&Table>,
+    stored: Option<&StoredCheckpoint>,
+    session: &Session,
+) -> Result<()> {
+    let Some(stored) = stored.filter(|stored| stored.target.made_ms.is_some()) else { return Ok(()) };
+    let StoredCheckpoint { checkpoint, target: TargetState { made_ms, last_event, .. }, .. } = stored;
+    if table.and_then(table::made_ms) == *made_ms || checkpoint.position.is_none() {
+        return Ok(());
+    }
+    let told = another_table(rest.config(), table);
+    if let (Some(last), Some(_)) = (last_event, table) {
+        let history_id = session.history_id.uuid;
+        if rest.last_position(history_id, &Footprint::whole(), *last).await?.is_some() {
+            tracing::warn!("bigquery {told}; it has the last event that was written, so walcast goes on");
+            return Ok(());
+        }
+    }
+    Err(lost(rest.config(), told, session))
+}
+
+/// With the way back: time travel has the table for seven days, unless one of its name was made since.
+fn lost(config: &BigQueryConfig, told: String, session: &Session) -> Error {
+    Refusal::LostWhatItHeld { told }.into_error(NAME, session).hint(way_back(config))
+}
+
+/// What brings a deleted table back.
+pub fn way_back(config: &BigQueryConfig) -> String {
+    let (dataset, table) = (&config.dataset, &config.table);
+    format!(
+        "restore it as it was before that: bq cp '{dataset}.{table}@<milliseconds since 1970>' {dataset}.{table}, then start \
+         again: walcast goes on when it has the last event; or {}",
+        NAME.fresh_start()
+    )
+}
+
+/// The same while we run. A table that has none of our events is as good as the one before: the slot has them.
+async fn require_same_table(rest: &Rest, target: &TargetState, session: &Session) -> Result<()> {
+    if target.made_ms.is_none() {
+        return Ok(());
+    }
+    let table = rest.table().await?;
+    if table.as_ref().and_then(table::made_ms) == target.made_ms {
+        return Ok(());
+    }
+    let told = another_table(rest.config(), table.as_ref());
+    Err(match target.last_event {
+        Some(_) => lost(rest.config(), told, session),
+        None => Error::new(Code::Lost, format!("bigquery {told}")),
+    })
+}
+
+/// What is said of a table that is not the one that was written.
+pub fn another_table(config: &BigQueryConfig, table: Option<&Table>) -> String {
+    let how = if table.is_some() {
+        "is another table now: it was made anew"
+    } else {
+        "is not there: it was deleted"
+    };
+    format!("held events once, and {} {how}", config.address())
 }
 
 /// After a failover the checkpoint in PostgreSQL is as old as the new primary, or was not there yet. Rows of the old

@@ -156,6 +156,11 @@ impl SinkAdmin for BigQuerySink {
         let table = match rest.table().await? {
             Some(table) => Some(table),
             None => {
+                // a table of its name would take the way back from one that was deleted
+                if progress::has_held_events(&mut self.state).await? {
+                    let told = format!("bigquery {}", live::another_table(&self.config, None));
+                    return Err(Error::new(Code::SinkLostItsData, told).hint(live::way_back(&self.config)));
+                }
                 rest.create().await?;
                 rest.table().await?
             }
@@ -174,7 +179,11 @@ impl SinkAdmin for BigQuerySink {
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         let (checkpoint, intent) = self.state.progress::<progress::Intent>(session, NAME).await?;
         // what was about to be committed is settled by the next start, and committed again if it is not there
-        Ok(intent.map(|intent| intent.checkpoint).or(checkpoint))
+        let stored = intent.map(|intent| intent.checkpoint).or(checkpoint);
+        let Target { rest, .. } = Target::new(&self.config).await?;
+        let table = rest.table().await?;
+        live::refuse_another_table(&rest, table.as_ref(), stored.as_ref(), session).await?;
+        Ok(stored)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Transaction;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 
 use super::NAME;
@@ -42,6 +43,31 @@ pub async fn store(
     }
     store_progress(&transaction, session, NAME, checkpoint, intent).await?;
     transaction.commit().await.map_err(sql::error)
+}
+
+/// Whether the checkpoint of this slot says that the table has had an event. Before the first start there is none.
+pub async fn has_held_events(state: &mut State) -> Result<bool> {
+    let slot = state.slot().to_owned();
+    let asked = state
+        .client()
+        .await?
+        .query_opt(
+            "SELECT 1 FROM walcast.progress JOIN walcast.slot USING (history_id)
+             WHERE slot = $1 AND sink = $2 AND coalesce(intent -> 'checkpoint', checkpoint) #> '{target,last_event}' IS NOT NULL",
+            &[&slot, &NAME.as_str()],
+        )
+        .await;
+    match asked {
+        Ok(found) => Ok(found.is_some()),
+        Err(error) if is_without_schema(&error) => Ok(false),
+        Err(error) => Err(sql::error(error)),
+    }
+}
+
+fn is_without_schema(error: &tokio_postgres::Error) -> bool {
+    [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN, SqlState::INVALID_SCHEMA_NAME]
+        .iter()
+        .any(|state| error.code() == Some(state))
 }
 
 async fn insert_dead_letter(

@@ -68,6 +68,11 @@ pub fn verify(config: &BigQueryConfig, table: &Table) -> Result<()> {
     verify_partitioning(config, table)
 }
 
+/// When the table was made, milliseconds since 1970: one of the same name that is made anew has another time.
+pub fn made_ms(table: &Table) -> Option<i64> {
+    table.creation_time.as_deref()?.parse().ok()
+}
+
 /// What the operator is told of a table that is as it must be.
 pub fn describe(table: &Table) -> String {
     format!("has walcast's columns, is partitioned by {}", Partitions::of(table))

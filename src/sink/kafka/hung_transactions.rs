@@ -5,14 +5,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::config::KafkaConfig;
+use super::ends::{Asker, Ends};
 use super::error::{Reports, bad_settings, classify};
+use super::lock;
 use super::thread::spawn;
 use crate::error::{Code, Error, Result};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -117,33 +119,49 @@ pub(super) fn lasting_transactions(config: &KafkaConfig) -> Result<Vec<OpenTrans
 pub(super) struct Watch {
     _stop: Sender<()>,
     hung: Arc<Mutex<Option<String>>>,
+    lost: Arc<Mutex<Option<String>>>,
 }
 
 impl Watch {
-    pub(super) fn start(config: &KafkaConfig) -> Result<Self> {
-        let readers = Readers::new(config)?;
+    /// `ends`: where the topics end by what is committed.
+    pub(super) fn start(config: &KafkaConfig, ends: Arc<Mutex<Ends>>) -> Result<Self> {
+        let (readers, asker) = (Readers::new(config)?, Asker::new(config)?);
         let (stop, stopped) = channel();
-        let hung = Arc::new(Mutex::new(None));
-        let told = Arc::clone(&hung);
+        let (hung, lost) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+        let (told, told_lost) = (Arc::clone(&hung), Arc::clone(&lost));
         gauge!(KAFKA_HUNG_TRANSACTIONS).set(0.0);
         spawn("kafka-watch", move || {
             let mut ages = Ages::default();
+            let mut missing = Vec::new();
             loop {
+                let before = lock(&ends).clone();
+                if let Ok(now) = asker.ask() {
+                    let shortfalls = before.shortfalls(&now);
+                    // twice: a partition's new leader may not know at once how far it reaches
+                    let lasting = shortfalls.iter().find(|one| !one.is_of_letters() && one.is_in(&missing));
+                    *lock(&told_lost) = lasting.map(|one| one.told(&readers.config));
+                    missing = shortfalls;
+                }
                 // brokers that do not answer are the producer's to report
                 if let Ok(open) = readers.open() {
                     ages.see(open, Instant::now());
                     ages.show();
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = ages.judge(&readers.config);
+                    *lock(&told) = ages.judge(&readers.config);
                 }
                 let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(WATCH_EVERY) else { break };
             }
         })?;
-        Ok(Watch { _stop: stop, hung })
+        Ok(Watch { _stop: stop, hung, lost })
     }
 
     /// The transaction that is hung for longest, and what ends it.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.hung.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.hung).clone()
+    }
+
+    /// What Kafka held and holds no longer, although nothing that was written failed.
+    pub(super) fn lost(&self) -> Option<String> {
+        lock(&self.lost).clone()
     }
 }
 

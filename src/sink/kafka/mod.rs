@@ -8,6 +8,7 @@
 
 mod config;
 pub mod encode;
+mod ends;
 mod error;
 mod murmur;
 mod read_back;
@@ -18,12 +19,13 @@ mod thread;
 mod topics;
 mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 pub use self::config::{KafkaConfig, Properties, Topics};
+use self::ends::Ends;
 use self::hung_transactions::Watch;
 use self::recover::Fence;
 use self::write::Writer;
@@ -31,7 +33,7 @@ use crate::batch::Batch;
 use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
-use crate::resume::SinkName;
+use crate::resume::{Refusal, SinkName};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::state::State;
@@ -49,6 +51,8 @@ pub struct KafkaSink {
     state: State,
     open: Option<Open>,
     watch: Option<Watch>,
+    /// Where the topics end by what is committed.
+    ends: Arc<Mutex<Ends>>,
 }
 
 /// What a successful `recover` leaves, and the first error ends.
@@ -64,12 +68,25 @@ impl KafkaSink {
     /// cannot work.
     pub fn new(config: KafkaConfig, row_bytes_max: usize, state: State) -> Result<Self> {
         config.validate()?;
-        Ok(KafkaSink { config, row_bytes_max, slot: state.slot().to_owned(), state, open: None, watch: None })
+        Ok(KafkaSink {
+            config,
+            row_bytes_max,
+            slot: state.slot().to_owned(),
+            state,
+            open: None,
+            watch: None,
+            ends: Arc::default(),
+        })
     }
 
     async fn require_fencing_token(&mut self, session: &Session) -> Result<()> {
         self.state.guarded(session).await.map(drop)
     }
+}
+
+/// What another thread may have left half done is not seen: each value is put there whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SinkIdentity for KafkaSink {
@@ -98,15 +115,17 @@ impl Sink for KafkaSink {
         // after: nobody has become newer while we waited
         self.require_fencing_token(session).await?;
         let fence = Fence::new(session);
-        let writer = Writer::start(&self.config, self.row_bytes_max, &fence).await?;
+        let writer = Writer::start(&self.config, self.row_bytes_max, &fence, &self.ends).await?;
         self.require_fencing_token(session).await?;
         failpoint!("kafka_recover_before_read");
-        let stored = recover::read(&self.config, &fence).await?;
+        let held = recover::read(&self.config, &fence).await?;
+        *lock(&self.ends) = held.ends.clone();
+        let stored = held.whole(&self.config, session)?;
         let ours = stored.as_ref().filter(|stored| stored.history_id.uuid == session.history_id.uuid);
         let durable = ours.map_or_else(Checkpoint::default, |stored| stored.checkpoint);
         self.open = Some(Open { writer, session: session.clone(), durable });
         if self.watch.is_none() {
-            self.watch = Some(Watch::start(&self.config)?);
+            self.watch = Some(Watch::start(&self.config, Arc::clone(&self.ends))?);
         }
         Ok(stored)
     }
@@ -122,7 +141,10 @@ impl Sink for KafkaSink {
         let checkpoint =
             batches.iter().fold(open.durable, |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));
         let stored = StoredCheckpoint::new(&open.session.history_id, checkpoint);
-        if let Err(error) = open.writer.write(batches, stored.to_json()).await {
+        if let Some(told) = self.watch.as_ref().and_then(Watch::lost) {
+            return Err(Refusal::LostWhatItHeld { told }.into_error(NAME, &open.session));
+        }
+        if let Err(error) = open.writer.write(batches, stored).await {
             return match self.require_fencing_token(&open.session).await {
                 Err(newer) if newer.kind() == Kind::Fenced => Err(newer),
                 _ => Err(error),
@@ -166,6 +188,6 @@ impl SinkAdmin for KafkaSink {
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
-        recover::peek(&self.config, &session.history_id.slot).await
+        recover::peek(&self.config, &session.history_id.slot).await?.whole(&self.config, session)
     }
 }

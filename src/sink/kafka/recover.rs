@@ -1,4 +1,5 @@
-//! Where a slot stands in Kafka: the newest committed checkpoint in the progress topic.
+//! Where a slot stands in Kafka: the newest committed checkpoint in the progress topic, and whether all that it speaks of
+//! is still there.
 //!
 //! The topic's end cannot be told by asking for it. Its last offsets are transaction markers, which no
 //! reader is given; the end that a broker names may lie behind another producer's open transaction; "end of
@@ -18,12 +19,13 @@ use uuid::Uuid;
 
 use super::NAME;
 use super::config::KafkaConfig;
+use super::ends::{self, Ends, Shortfall};
 use super::error::{Reports, bad_settings, classify};
 use super::hung_transactions::{OpenTransaction, bounds, reader};
 use super::thread::spawn;
 use crate::error::{self, Error, Kind, Result};
 use crate::lsn::{Session, StoredCheckpoint};
-use crate::resume::read_stored;
+use crate::resume::{Refusal, read_stored};
 
 /// How many offsets before the end to read first; the checkpoint is there unless other slots share the topic.
 const FIRST_WINDOW: i64 = 500;
@@ -59,27 +61,63 @@ impl Fence {
     }
 }
 
-/// The newest checkpoint of the fence's slot, read on a thread of its own. The fence must be committed.
-pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Option<StoredCheckpoint>> {
-    let (done, outcome) = oneshot::channel();
-    let (config, fence, topic) = (config.clone(), fence.clone(), config.topics().progress);
-    spawn("kafka-progress", move || {
-        let newest = Reader::new(&config).and_then(|reader| reader.newest(&fence, &|| done.is_closed()));
-        drop(done.send(newest));
-    })?;
-    let ended = |_| Error::new(error::Code::Unavailable, "Kafka: the reader of the progress topic has ended");
-    outcome.await.map_err(ended)??.map(|json| read_stored(NAME, &topic, &json)).transpose()
+/// What Kafka has.
+pub(super) struct Holds {
+    pub(super) stored: Option<StoredCheckpoint>,
+    /// Where the partitions end.
+    pub(super) ends: Ends,
+    /// What is missing of that which the checkpoint speaks of.
+    pub(super) shortfalls: Vec<Shortfall>,
 }
 
-/// The slot's newest checkpoint that a reader sees now. Without a fence another may come at any moment.
-pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Option<StoredCheckpoint>> {
+impl Holds {
+    /// With the newest checkpoint, as the topic has it. Blocks.
+    fn with(config: &KafkaConfig, newest: Option<Vec<u8>>) -> Result<Holds> {
+        let topic = config.topics().progress;
+        let stored = newest.map(|json| read_stored(NAME, &topic, &json)).transpose()?;
+        let before = stored.as_ref().map(|stored| Ends::stored(&stored.target.ends)).unwrap_or_default();
+        let (ends, shortfalls) = ends::against(config, &before)?;
+        Ok(Holds { stored, ends, shortfalls })
+    }
+
+    /// The checkpoint; refused when what it speaks of is gone. Dead letters are no reason: PostgreSQL has them too.
+    pub(super) fn whole(self, config: &KafkaConfig, session: &Session) -> Result<Option<StoredCheckpoint>> {
+        let ours =
+            self.stored.as_ref().is_some_and(|stored| stored.history_id.uuid == session.history_id.uuid);
+        for shortfall in self.shortfalls.iter().filter(|_| ours) {
+            let told = shortfall.told(config);
+            if !shortfall.is_of_letters() {
+                return Err(Refusal::LostWhatItHeld { told }.into_error(NAME, session));
+            }
+            tracing::warn!("kafka {told}; walcast.dead_letter has what was refused before the sinks");
+        }
+        Ok(self.stored)
+    }
+}
+
+/// The newest checkpoint of the fence's slot and what there is beside it, read on a thread of its own. The fence must be
+/// committed.
+pub(super) async fn read(config: &KafkaConfig, fence: &Fence) -> Result<Holds> {
     let (done, outcome) = oneshot::channel();
-    let (config, slot, topic) = (config.clone(), slot.to_owned(), config.topics().progress);
+    let (config, fence) = (config.clone(), fence.clone());
     spawn("kafka-progress", move || {
-        drop(done.send(Reader::to_the_end(&config).and_then(|reader| reader.newest_seen(&slot))));
+        let newest = Reader::new(&config).and_then(|reader| reader.newest(&fence, &|| done.is_closed()));
+        drop(done.send(newest.and_then(|newest| Holds::with(&config, newest))));
     })?;
     let ended = |_| Error::new(error::Code::Unavailable, "Kafka: the reader of the progress topic has ended");
-    outcome.await.map_err(ended)??.map(|json| read_stored(NAME, &topic, &json)).transpose()
+    outcome.await.map_err(ended)?
+}
+
+/// The same as a reader sees it now. Without a fence another checkpoint may come at any moment.
+pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Holds> {
+    let (done, outcome) = oneshot::channel();
+    let (config, slot) = (config.clone(), slot.to_owned());
+    spawn("kafka-progress", move || {
+        let newest = Reader::to_the_end(&config).and_then(|reader| reader.newest_seen(&slot));
+        drop(done.send(newest.and_then(|newest| Holds::with(&config, newest))));
+    })?;
+    let ended = |_| Error::new(error::Code::Unavailable, "Kafka: the reader of the progress topic has ended");
+    outcome.await.map_err(ended)?
 }
 
 struct Reader<'a> {

@@ -10,7 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use walcast::batch::Batch;
 use walcast::error::Code;
-use walcast::lsn::{Checkpoint, Lsn, StoredCheckpoint};
+use walcast::lsn::{Checkpoint, Lsn, StoredCheckpoint, TargetState};
 use walcast::sink::{Sink, SinkAdmin, Written};
 
 use super::fixture::{
@@ -59,7 +59,14 @@ async fn a_write_is_its_rows_and_one_checkpoint_in_one_transaction() {
     let records = fixture.committed(&fixture.topics.events);
     assert_eq!(ids(&records).into_iter().collect::<HashSet<_>>(), (100..130).chain(200..203).collect());
     assert_eq!(records.len(), 33);
-    assert_eq!(fixture.checkpoints(), [StoredCheckpoint::new(&fixture.history_id, checkpoint)]);
+    let mut ends: BTreeMap<String, Vec<i64>> = [("events", 4), ("content", 4), ("dlq", 1)]
+        .map(|(name, count)| (name.to_owned(), vec![0; count]))
+        .into();
+    for record in &records {
+        ends.get_mut("events").unwrap()[record.partition() as usize] += 1;
+    }
+    let target = TargetState { ends, ..Default::default() };
+    assert_eq!(fixture.checkpoints(), [StoredCheckpoint::new(&fixture.history_id, checkpoint).at(target)]);
     let first = records.iter().find(|message| json(message)["event_id"] == 100).unwrap();
     assert_eq!(header(first, "lsn").unwrap(), "0/64#0");
     assert_eq!(header(first, "op").unwrap(), "c");
