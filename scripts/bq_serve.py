@@ -144,7 +144,7 @@ def problems(fields, rows):
             if isinstance(row.get(key), str):
                 try:
                     json.loads(row[key])
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield index, f"Field {key}: invalid JSON: {error}"
 
 

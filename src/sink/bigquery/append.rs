@@ -41,6 +41,8 @@ use crate::sink::retry::Backoff;
 /// How many requests may be unanswered.
 const WINDOW: usize = 4;
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// How long a service may fail at the same rows before one of them is looked for.
+const SUSPECT_AFTER: Duration = Duration::from_secs(10);
 /// How much of the service's words is kept with a dead letter.
 const MESSAGE_CHARS_MAX: usize = 1_000;
 /// How deep a dead letter's JSON may be nested.
@@ -91,6 +93,12 @@ struct Transfer<'a> {
     refused: Vec<RefusedRow>,
     /// How many rows a request may have: less than all of them while one is looked for that the service does not name.
     request_rows_max: usize,
+    /// Each request waits for the answer to the one before.
+    alone: bool,
+    /// Rows have been cut into other requests after a call that broke.
+    recut: bool,
+    /// It is a row at which the service fails again and again.
+    suspects: bool,
 }
 
 /// What came of waiting for the oldest unanswered request.
@@ -146,6 +154,14 @@ impl Appender {
                 Answer::Stored => self.stored(&mut transfer),
                 Answer::RowsRefused(errors) => self.rows_refused(&mut transfer, errors).await?,
                 Answer::Refused(refusal) => self.refused(&mut transfer, refusal).await?,
+                Answer::Broken(refusal) if refusal.may_blame_rows() => {
+                    self.call_refused(&mut transfer, refusal.message).await?;
+                }
+                Answer::Broken(refusal) if self.suspects(&mut transfer, &refusal, progress).await? => {
+                    self.call_refused(&mut transfer, refusal.message).await?;
+                }
+                // a request may be on its way that was made of other rows than the one at its offset now
+                Answer::Broken(_) if transfer.recut => return Err(self.out_of_step("broke off in a search")),
                 Answer::Broken(refusal) if refusal.is_transient() && progress.elapsed() < RETRY_FOR => {
                     self.call = None;
                     transfer.sent.iter_mut().for_each(|sent| sent.again = true);
@@ -198,9 +214,46 @@ impl Appender {
             .hint("`walcast check` compares the table with what walcast writes; no row is lost: all wait in the slot")
     }
 
+    /// Whether the service fails again and again at what is in the call: it takes other rows meanwhile.
+    async fn suspects(
+        &mut self,
+        transfer: &mut Transfer<'_>,
+        refusal: &Refusal,
+        progress: Instant,
+    ) -> Result<bool> {
+        if !refusal.may_hide_a_refusal() || transfer.sent.is_empty() {
+            return Ok(false);
+        }
+        if !transfer.suspects && progress.elapsed() > SUSPECT_AFTER {
+            self.require_rows_taken().await?;
+            transfer.suspects = true;
+        }
+        Ok(transfer.suspects)
+    }
+
+    /// The service has ended the call because of a request in it. Alone in a call it is known, and was not stored.
+    async fn call_refused(&mut self, transfer: &mut Transfer<'_>, message: String) -> Result<()> {
+        self.call = None;
+        if transfer.sent.len() > 1 || !transfer.alone {
+            transfer.alone = true;
+            transfer.sent.truncate(1);
+            transfer.sent.iter_mut().for_each(|sent| sent.again = true);
+            self.send_again(transfer).await;
+            return Ok(());
+        }
+        let rows = transfer.sent.pop_front().map_or(0..0, |sent| sent.rows);
+        transfer.recut = true;
+        match rows.len() {
+            0 => return Err(self.out_of_step("ended a call without a request")),
+            1 => transfer.refuse(rows.start, REFUSED, message),
+            many => transfer.request_rows_max = many / 2,
+        }
+        Ok(())
+    }
+
     /// Sends until the window is full or all rows are on their way.
     async fn fill_window(&mut self, transfer: &mut Transfer<'_>) -> Result<(), Refusal> {
-        let window = if transfer.searches() { 1 } else { WINDOW };
+        let window = if transfer.alone || transfer.searches() { 1 } else { WINDOW };
         while transfer.sent.len() < window {
             let start = transfer.sent.back().map_or(transfer.stored, |last| last.rows.end);
             let (end, bytes, rows) = self.next_request(transfer, start);
@@ -355,6 +408,9 @@ impl<'a> Transfer<'a> {
             sent: VecDeque::new(),
             refused: Vec::new(),
             request_rows_max: usize::MAX,
+            alone: false,
+            recut: false,
+            suspects: false,
         }
     }
 

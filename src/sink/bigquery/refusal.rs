@@ -40,6 +40,11 @@ impl Refusal {
         self.code == Code::InvalidArgument && self.reason == StorageErrorCode::Unspecified
     }
 
+    /// Whether it may be a row at which the service itself fails, so that waiting is of no use.
+    pub fn may_hide_a_refusal(&self) -> bool {
+        matches!(self.code, Code::Internal | Code::Unknown)
+    }
+
     /// What may be told: what the service is called by its codes, and its words where they are of who asks and of the
     /// service itself. What it finds fault with in a request may quote a row.
     fn told(&self) -> String {

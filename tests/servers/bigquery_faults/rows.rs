@@ -1,6 +1,7 @@
 //! Rows, columns and requests that the service does not take.
 
-use walcast::error::Code;
+use tonic::Code;
+use walcast::error;
 
 use super::world::{FAILURES, World, each, pairs, stream, with_database};
 use crate::support::bigquery_server::fault::{Call, Fault};
@@ -15,7 +16,7 @@ async fn a_row_that_bigquery_alone_refuses_is_a_dead_letter_and_the_others_go_in
             world.server.next(Call::AppendRows, fault);
             match world.live().await {
                 Ok(()) => assert_eq!(world.seen(), world.wanted()),
-                Err(error) => assert_eq!(error.code(), Code::Lost, "{error:?}"),
+                Err(error) => assert_eq!(error.code(), error::Code::Lost, "{error:?}"),
             }
             world.check_delivers().await;
         })
@@ -29,16 +30,33 @@ async fn a_row_that_bigquery_alone_refuses_is_a_dead_letter_and_the_others_go_in
 async fn a_row_that_is_refused_without_being_named_is_found_and_the_others_go_in() {
     with_database(async |postgres| {
         let refused: [&[i64]; 4] = [&[0], &[39], &[7, 8, 21], &[0, 1, 2, 3, 4, 17, 38, 39]];
-        each(pairs(&refused, &FAILURES), async |(refuses, fault)| {
+        each(pairs(&pairs(&refused, &FAILURES), &[false, true]), async |((refuses, fault), ends_call)| {
             let world = World::new(postgres, 8).await;
             world.server.store().refuses = refuses.iter().copied().collect();
-            world.server.store().names_no_row = true;
+            world.server.store().names_no_row = Some(Code::InvalidArgument);
+            world.server.store().ends_call = ends_call;
             (0..3).for_each(|_| world.server.next(Call::AppendRows, Fault::None));
             world.server.next(Call::AppendRows, fault);
             match world.live().await {
                 Ok(()) => assert_eq!(world.seen(), world.wanted()),
-                Err(error) => assert_eq!(error.code(), Code::Lost, "{error:?}"),
+                Err(error) => assert_eq!(error.code(), error::Code::Lost, "{error:?}"),
             }
+            world.check_delivers().await;
+        })
+        .await;
+    })
+    .await;
+}
+
+/// As a service does that breaks down over a row.
+#[tokio::test]
+async fn a_row_at_which_the_service_fails_for_ever_is_found_and_the_others_go_in() {
+    with_database(async |postgres| {
+        each([Code::Internal, Code::Unknown], async |code| {
+            let world = World::new(postgres, 8).await;
+            world.server.store().refuses = [7, 8, 21].into();
+            world.server.store().names_no_row = Some(code);
+            world.server.store().ends_call = true;
             world.check_delivers().await;
         })
         .await;
@@ -50,12 +68,12 @@ async fn a_row_that_is_refused_without_being_named_is_found_and_the_others_go_in
 #[tokio::test]
 async fn a_table_that_refuses_every_row_stops_the_sink_and_no_row_is_a_dead_letter() {
     with_database(async |postgres| {
-        for names_no_row in [false, true] {
+        for names_no_row in [None, Some(Code::InvalidArgument)] {
             let world = World::new(postgres, 4).await;
             world.server.store().refuses_all = true;
             world.server.store().names_no_row = names_no_row;
             let error = world.live().await.unwrap_err();
-            assert_eq!(error.code(), Code::BigQueryTableUnfit, "{error:?}");
+            assert_eq!(error.code(), error::Code::BigQueryTableUnfit, "{error:?}");
             assert!(!format!("{error:?}").contains("canary"), "{error:?}");
             assert_eq!((world.seen().len(), world.dead_letters().await.len()), (0, 0));
             world.server.store().refuses_all = false;
@@ -83,7 +101,10 @@ async fn a_request_from_before_a_refusal_puts_no_row_in_whenever_it_arrives() {
         let lived = lives.await.unwrap();
         arrives.abort();
         world.check();
-        assert!(lived.is_err_and(|error| error.code() == Code::Lost), "nobody knows what the stream has");
+        assert!(
+            lived.is_err_and(|error| error.code() == error::Code::Lost),
+            "nobody knows what the stream has"
+        );
         world.check_delivers().await;
     })
     .await;
@@ -107,7 +128,7 @@ async fn a_column_that_is_gone_ends_the_run() {
         let world = World::new(postgres, 4).await;
         world.server.store().drop_column(&world.config.table_path(), "device");
         let error = world.live().await.unwrap_err();
-        assert_eq!(error.code(), Code::BigQueryTableUnfit, "{error:?}");
+        assert_eq!(error.code(), error::Code::BigQueryTableUnfit, "{error:?}");
         assert!(error.to_string().contains("device"), "{error:?}");
     })
     .await;

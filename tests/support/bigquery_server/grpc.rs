@@ -145,7 +145,9 @@ impl Connection {
                 response.response = Some(Appended::Error(refused(Code::InvalidArgument, message)));
                 response.row_errors = errors;
             }
-            Ok(Err(NotAppended::Refused(status))) if status.code == Code::NotFound as i32 => {
+            Ok(Err(NotAppended::Refused(status)))
+                if status.code == Code::NotFound as i32 || self.server.store().ends_call =>
+            {
                 return Err(status.into_rpc());
             }
             Ok(Err(NotAppended::Refused(status))) => response.response = Some(Appended::Error(status)),

@@ -30,8 +30,10 @@ pub struct Store {
     streams: HashMap<String, Stream>,
     /// Events whose rows it refuses.
     pub refuses: BTreeSet<i64>,
-    /// Rows that it refuses are not named: the request is refused, in words that quote one.
-    pub names_no_row: bool,
+    /// Rows that it refuses are not named: the request is refused with this code, in words that quote one.
+    pub names_no_row: Option<Code>,
+    /// So is the call.
+    pub ends_call: bool,
     /// No row is taken.
     pub refuses_all: bool,
     /// Rows are read and checked, but only counted.
@@ -170,14 +172,14 @@ impl Store {
                 }
             }
         }
-        match errors.is_empty() {
-            true => Ok(rows),
-            false if self.names_no_row => Err(NotAppended::Refused(rpc::Status {
-                code: Code::InvalidArgument as i32,
+        match self.names_no_row {
+            _ if errors.is_empty() => Ok(rows),
+            Some(code) => Err(NotAppended::Refused(rpc::Status {
+                code: code as i32,
                 message: "Rows are invalid: \"canary\"\0".into(),
                 details: Vec::new(),
             })),
-            false => Err(NotAppended::Rows(errors)),
+            None => Err(NotAppended::Rows(errors)),
         }
     }
 
