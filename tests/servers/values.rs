@@ -1,7 +1,11 @@
 //! No value that PostgreSQL takes stops the stream, and all readers of it see the same.
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use walcast::source::sql;
 
+use crate::support::running::Running;
 use crate::support::world::World;
 use crate::support::{run, wait_until};
 
@@ -53,4 +57,227 @@ async fn half_a_surrogate_pair_is_at_most_one_sinks_dead_letter() {
     let log = running.log.lock().await.clone();
     assert!(!log.contains("canary"), "{log}");
     running.stop().await;
+}
+
+/// In every text of every row that is made here.
+const CANARY: &str = "canary";
+
+/// Texts of every kind, as SQL expressions.
+const TEXTS: [&str; 9] = [
+    "NULL",
+    "''",
+    "'canary'",
+    "'canary' || repeat('x', 100000)",
+    "'canary' || repeat('\"', 100000)",
+    "(SELECT 'canary' || string_agg(chr(i), '') FROM generate_series(1, 300) AS i)",
+    "'canary' || chr(55295) || chr(57344) || chr(65535) || chr(1114111) || chr(8232) || chr(65279)",
+    "'canary' || repeat(chr(128169), 20000)",
+    "'canary' || E'\\\\u0000 \\\\x00 %s ${x} \\r\\n\\t\\\\ \\' \"'",
+];
+
+const TIMES: [&str; 14] = [
+    "now()",
+    "'-infinity'",
+    "'infinity'",
+    "'4714-11-24 00:00:00+00 BC'",
+    "'0001-12-31 23:59:59.999999+00 BC'",
+    "'0001-01-01 00:00:00+00'",
+    "'1969-12-31 23:59:59.999999+00'",
+    "'1970-01-01 00:00:00+00'",
+    "'2000-01-01 00:00:00+00'",
+    "'2038-01-19 03:14:08+00'",
+    "'9999-12-31 23:59:59.999999+00'",
+    "'10000-01-01 00:00:00+00'",
+    "'294276-12-31 23:59:59.999999+00'",
+    "now() + interval '10 years'",
+];
+
+const INTEGERS: [&str; 7] = ["NULL", "0", "1", "-1", "1000", "2147483647", "-2147483648"];
+
+const IDS: [&str; 4] = [
+    "NULL",
+    "'00000000-0000-0000-0000-000000000000'",
+    "'ffffffff-ffff-ffff-ffff-ffffffffffff'",
+    "'ca4a41ca-0000-4000-8000-000000000001'",
+];
+
+/// JSON that jsonb takes too.
+const DOCUMENTS: [&str; 24] = [
+    "NULL",
+    "'null'",
+    "'{}'",
+    "'[]'",
+    "'\"\"'",
+    "'\"canary\"'",
+    "'true'",
+    "'-0'",
+    "'1.0'",
+    "'1.10'",
+    "'1e400'",
+    "'-1e-400'",
+    "'1e131071'",
+    "'9007199254740993'",
+    "'-9223372036854775809'",
+    "'18446744073709551616'",
+    "'0.1000000000000000055511151231257827021181583404541015625'",
+    "repeat('9', 131072)::text",
+    "'0.' || repeat('3', 16383)",
+    "'{\"canary\": 1, \"canary\": 2, \"\": {\"\": [{}]}}'",
+    "'\"canary \\u2028 \\ud83d\\ude00 \\u001f \\\\ \\/ \\\" é\"'",
+    "repeat('[', 600) || '\"canary\"' || repeat(']', 600)",
+    "repeat('[', 10000) || repeat(']', 10000)",
+    "repeat('{\"canary\":', 5000) || '1' || repeat('}', 5000)",
+];
+
+/// JSON that only json takes.
+const ONLY_JSON: [&str; 8] = [
+    "'\"canary\\ud800\"'",
+    "'{\"canary\\udfff\": \"\\ud800x\"}'",
+    "'\"canary\\u0000\"'",
+    "'1e999999999'",
+    "repeat('1', 200000)",
+    "E' {\\n\\t\"canary\" : [ 1 , 2 ] }\\r\\n '",
+    "'1E+2'",
+    "'{\"a\":\"canary\",\"a\":\"canary\"}'",
+];
+
+/// A column and the values it is tried with; the first is plain.
+type Column<'a> = (&'a str, Vec<&'a str>);
+
+fn content_columns<'a>() -> Vec<Column<'a>> {
+    let fresh = || TEXTS.iter().skip(1).copied();
+    vec![
+        ("id", [&["gen_random_uuid()"], &IDS[1..]].concat()),
+        ("slug", ["'canary' || gen_random_uuid()"].into_iter().chain(fresh()).collect()),
+        ("title", ["'canary'"].into_iter().chain(fresh()).collect()),
+        ("content_type", ["'video'"].into_iter().chain(TEXTS).collect()),
+        ("length_seconds", ["100"].into_iter().chain(INTEGERS).collect()),
+        ("publish_ts", TIMES.to_vec()),
+    ]
+}
+
+fn event_columns<'a>(documents: &[&'a str]) -> Vec<Column<'a>> {
+    let ends = ["9223372036854775807", "-9223372036854775808", "0", "-1", "4294967296"];
+    vec![
+        ("id", ["nextval('engagement_events_id_seq')"].into_iter().chain(ends).collect()),
+        ("content_id", ["(SELECT id FROM content ORDER BY id LIMIT 1)"].into_iter().chain(IDS).collect()),
+        ("user_id", ["gen_random_uuid()"].into_iter().chain(IDS).collect()),
+        ("event_type", ["'play'"].into_iter().chain(TEXTS).collect()),
+        ("event_ts", TIMES.to_vec()),
+        ("duration_ms", ["1000"].into_iter().chain(INTEGERS).collect()),
+        ("device", ["'canary'"].into_iter().chain(TEXTS).collect()),
+        ("raw_payload", documents.to_vec()),
+    ]
+}
+
+fn insert(
+    table: &str,
+    columns: &[Column<'_>],
+    value: impl Fn(usize, &[&str]) -> String,
+    json: &str,
+) -> String {
+    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    let values: Vec<String> = columns
+        .iter()
+        .enumerate()
+        .map(|(at, (name, values))| match *name {
+            "raw_payload" => format!("({})::text::{json}", value(at, values)),
+            "content_id" | "user_id" | "id" if value(at, values).starts_with('\'') => {
+                format!("({})::uuid", value(at, values))
+            }
+            _ => value(at, values),
+        })
+        .collect();
+    format!(
+        "INSERT INTO {table} ({}) VALUES ({}) ON CONFLICT DO NOTHING",
+        names.join(", "),
+        values.join(", ")
+    )
+}
+
+/// Each value of each column beside plain ones, then so many rows of whatever values.
+fn inserts(table: &str, columns: &[Column<'_>], json: &str, random: usize, rng: &mut StdRng) -> Vec<String> {
+    let mut all = Vec::new();
+    for (tried, (_, values)) in columns.iter().enumerate() {
+        for value in values {
+            let pick = |at: usize, plain: &[&str]| if at == tried { *value } else { plain[0] }.to_owned();
+            all.push(insert(table, columns, pick, json));
+        }
+    }
+    for _ in 0..random {
+        let pick = |(name, values): &Column<'_>| match *name {
+            "id" => values[0].to_owned(),
+            _ => values.choose(rng).copied().unwrap_or_default().to_owned(),
+        };
+        let picked: Vec<String> = columns.iter().map(pick).collect();
+        all.push(insert(table, columns, |at, _| picked[at].clone(), json));
+    }
+    all
+}
+
+/// `verify` finds all sinks whole, and quotes no row.
+async fn verify_quotes_none(world: &World, running: &Running) {
+    let verified = world.walcast(["verify", "--wait-seconds", "50"]).await;
+    assert!(!verified.output.contains(CANARY), "{}", verified.output);
+    assert_eq!(verified.code, Some(0), "{}\n{}", running.log.lock().await, verified.output);
+}
+
+async fn quotes_none(running: &Running) {
+    let log = running.log.lock().await;
+    let at = log.find(CANARY);
+    assert!(at.is_none(), "{}", &log[at.unwrap_or_default().saturating_sub(500)..]);
+}
+
+async fn every_value_ends_somewhere(json: &str, documents: &[&str]) {
+    let seed =
+        std::env::var("WALCAST_SEED").ok().map_or_else(rand::random::<u64>, |text| text.parse().unwrap());
+    println!("WALCAST_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let world = World::initialised().await.with("BIGQUERY_COMMIT_SECONDS", "1");
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(
+        &client,
+        &format!(
+            "ALTER TABLE content DROP CONSTRAINT content_content_type_check;
+             ALTER TABLE engagement_events DROP CONSTRAINT engagement_events_event_type_check;
+             ALTER TABLE engagement_events ALTER raw_payload TYPE {json} USING raw_payload::{json}"
+        ),
+    )
+    .await;
+    let running = world.start().await;
+    let mut taken = 0;
+    let contents = inserts("content", &content_columns(), json, 40, &mut rng);
+    let events = inserts("engagement_events", &event_columns(documents), json, 150, &mut rng);
+    for statement in contents.iter().chain(&events) {
+        // what PostgreSQL itself refuses is no row
+        match client.execute(statement.as_str(), &[]).await {
+            Ok(rows) => taken += rows,
+            Err(error) => {
+                println!("{:?}: {}", error.code(), statement.chars().take(300).collect::<String>());
+            }
+        }
+    }
+    println!("{taken} rows of {}", contents.len() + events.len());
+    assert!(taken > 200, "{taken}");
+    verify_quotes_none(&world, &running).await;
+    quotes_none(&running).await;
+    running.stop().await;
+    let rebuilt = world.walcast(["rebuild", "redis"]).await;
+    assert!(!rebuilt.output.contains(CANARY), "{}", rebuilt.output);
+    rebuilt.expect(0, &[]);
+    let running = world.start().await;
+    world.insert_events(3).await;
+    verify_quotes_none(&world, &running).await;
+    quotes_none(&running).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_that_postgresql_takes_ends_in_each_sink_or_as_its_dead_letter() {
+    every_value_ends_somewhere("jsonb", &DOCUMENTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_that_json_takes_ends_in_each_sink_or_as_its_dead_letter() {
+    every_value_ends_somewhere("json", &[&DOCUMENTS[..], &ONLY_JSON].concat()).await;
 }
