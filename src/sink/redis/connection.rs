@@ -388,7 +388,11 @@ fn failed(address: &str, error: RedisError) -> Error {
         (ErrorKind::InvalidClientConfig, _) => told(Code::Configuration, "cannot be connected to as configured"),
         _ => told(Code::RedisUnreachable, "does not answer as it should"),
     };
-    mapped.because(error)
+    match error.kind() {
+        // the client quotes the answer that it cannot read
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => mapped,
+        _ => mapped.because(error),
+    }
 }
 
 /// Whether TLS failed because of the server's certificate.
@@ -411,6 +415,18 @@ pub(super) fn cluster(address: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_cannot_be_read_is_not_quoted() {
+        let answer = redis::Value::BulkString(b"canary".to_vec());
+        let error = redis::from_redis_value::<i64>(answer).map_err(RedisError::from).unwrap_err();
+        assert!(error.to_string().contains("canary"), "{error}: redis quotes it no longer");
+        let error = failed("redis", error);
+        assert_eq!(
+            (error.code(), error.chain().as_str()),
+            (Code::RedisUnreachable, "redis does not answer as it should")
+        );
+    }
 
     #[test]
     fn each_refusal_of_redis_has_its_code() {

@@ -446,8 +446,9 @@ fn sums(connection: &Connection, key: &str, answer: Option<Value>) -> Result<Sum
 }
 
 fn parse<T: FromRedisValue>(connection: &Connection, key: &str, answer: Option<Value>) -> Result<T> {
+    // the client's own error quotes what is there
     redis::from_redis_value(answer.unwrap_or(Value::Nil))
-        .map_err(|error| connection.unreadable(key, "something else than walcast keeps there").because(error))
+        .map_err(|_| connection.unreadable(key, "something else than walcast keeps there"))
 }
 
 fn count_expired(flush: &Flush<'_>) {
