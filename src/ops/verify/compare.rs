@@ -31,6 +31,8 @@ pub struct Context {
     pub marks: EventMarks,
     /// The ranges of time that its partitions with rows hold, where it has any.
     pub ranges: Option<Vec<(i64, i64)>>,
+    /// Of fields that are enums, by their places: the hashes of the labels that there are.
+    pub labels: Vec<(usize, HashSet<u32>)>,
     /// What of that was seen, and of which contents.
     pub amended: Amended,
 }
@@ -51,6 +53,16 @@ impl Context {
     fn is_gone(&self, event: &Record) -> bool {
         let emptied = self.marks.emptied_at.is_some_and(|at| event.position.commit_lsn < at);
         emptied || self.marks.touched.contains(event.id) || self.has_no_partition(event.half_hour)
+    }
+
+    /// The fields in which an event has a label that there is no more: it was renamed since, and the source shows all rows
+    /// under its new name.
+    fn renamed_labels(&self, event: &Record) -> Fields {
+        let gone = self
+            .labels
+            .iter()
+            .filter(|(at, labels)| event.hash(*at).is_some_and(|hash| hash != 0 && !labels.contains(&hash)));
+        gone.fold(0, |bits, (at, _)| bits | (1 << at))
     }
 
     fn has_no_partition(&self, half_hour: i32) -> bool {
@@ -202,6 +214,13 @@ impl Event<'_> {
         }
         for event in events {
             let fields = differences(source, event);
+            let renamed = fields & context.renamed_labels(event);
+            let fields = fields & !renamed;
+            if renamed != 0 {
+                report.counters(sink, half_hour).changed_at_source += 1;
+                context.amended.any = true;
+                context.amended.contents.insert(source.content());
+            }
             if fields != 0 {
                 let what = || (format!("event {} at {}", event.id, event.position), names(fields));
                 report.differs(sink, half_hour, Difference::Different, what);

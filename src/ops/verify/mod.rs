@@ -181,8 +181,15 @@ impl Verifying<'_> {
         let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
         tracing::info!("all events read");
         let ranges = truth::ranges(reader, &places.events).await?;
-        let mut context =
-            Context { marks, ranges, tells_letters, tells_places: !read.is_empty(), ..Context::default() };
+        let labels = truth::labels(reader, &places.events).await?;
+        let mut context = Context {
+            marks,
+            ranges,
+            labels,
+            tells_letters,
+            tells_places: !read.is_empty(),
+            ..Context::default()
+        };
         let mut sides = Vec::new();
         for (sink, events) in read {
             let (spill, begins) = events.finish(sink, &mut self.report);

@@ -117,6 +117,11 @@ impl Record {
         self.hashes.get(CONTENT_ID).copied().unwrap_or_default()
     }
 
+    /// The hash of a field, by its place; `None` for one that is not known, 0 for NULL.
+    pub fn hash(&self, at: usize) -> Option<u32> {
+        self.hashes.get(at).copied().filter(|_| self.known & (1 << at) != 0)
+    }
+
     /// The fields, as bits, in which two records differ, of those that both know and `of` has.
     pub fn differences(&self, other: &Record, of: Fields) -> Fields {
         let both = self.known & other.known & of;
@@ -168,6 +173,11 @@ pub fn names(bits: Fields) -> Vec<&'static str> {
         .filter(|(at, _)| bits & (1 << at) != 0)
         .map(|(_, field)| field.name)
         .collect()
+}
+
+/// The hash by which a text is known.
+pub fn text_hash(text: &str) -> u32 {
+    hash_of(&text).max(1)
 }
 
 /// The hash by which a content id is known in [`Record::content`].

@@ -1,6 +1,6 @@
 //! The events as PostgreSQL has them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,17 +11,17 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::pre_existing::{PreExisting, Xid};
-use super::record::{ANY_PARTITION, Record, flag};
+use super::record::{ANY_PARTITION, Record, flag, text_hash};
 use super::spill::Spill;
 use super::sums::Sums;
 use crate::config::Config;
 use crate::error::Result;
 use crate::event::place::Place;
-use crate::event::schema::{EventRecord, EventValues, FieldKind, Origin};
+use crate::event::schema::{EVENT_FIELDS, EventRecord, EventValues, FieldKind, Origin};
 use crate::event::{Content, Event, Texts, intern};
 use crate::lsn::{HistoryId, Lsn, Position};
 use crate::sink::read_back::PartitionOf;
-use crate::source::{rows, sql};
+use crate::source::{rows, slot, sql};
 use crate::state::marks::EventMarks;
 use crate::transform::content_cache::ContentCache;
 
@@ -53,6 +53,22 @@ pub async fn ranges(client: &Client, events: &Place) -> Result<Option<Vec<(i64, 
         }
     }
     Ok(Some(ranges))
+}
+
+/// The labels of the enums among the events' columns: the place of each one's field, and the hashes of its labels.
+pub async fn labels(client: &Client, events: &Place) -> Result<Vec<(usize, HashSet<u32>)>> {
+    let query = "SELECT array_agg(enumlabel::text) FROM pg_enum WHERE enumtypid = $1";
+    let mut labels = Vec::new();
+    for column in slot::columns(client, events).await? {
+        let field = events.position(&column.name).and_then(|at| events.table.columns.get(at));
+        let at = field.and_then(|field| EVENT_FIELDS.iter().position(|one| one.name == field.name));
+        let row = client.query_one(query, &[&column.type_oid]).await.map_err(sql::error)?;
+        let found: Option<Vec<String>> = sql::get(&row, 0)?;
+        labels.extend(
+            at.zip(found).map(|(at, found)| (at, found.iter().map(|label| text_hash(label)).collect())),
+        );
+    }
+    Ok(labels)
 }
 
 /// What is known of events beside their rows.
