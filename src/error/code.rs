@@ -116,14 +116,14 @@ codes! {
     }
     PostgresRights = 204 {
         title: "The PostgreSQL role lacks a right.",
-        why: "The role of `postgres.user` may not replicate, read the tables, or write to the schema walcast.",
+        why: "The role of `postgres.user` may not replicate, read the tables, publish them, or make or write the schema walcast.",
         look: "`walcast check` names each right that is missing.",
         fix: "Run the statement that `walcast check` prints, as the owner or a superuser: ALTER ROLE <user> REPLICATION, or a GRANT.",
         over: "`walcast check` has no line that says FAIL.",
     }
     WalLevel = 205 {
         title: "PostgreSQL does not write what logical decoding needs.",
-        why: "wal_level is not logical.",
+        why: "wal_level is not logical, nor replica on PostgreSQL 19 or newer, where a slot makes it logical.",
         look: "SHOW wal_level;",
         fix: "ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL. Managed services have a switch for it.",
         over: "SHOW wal_level says logical.",

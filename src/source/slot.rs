@@ -14,6 +14,10 @@ use crate::source::quote::{identifier, literal};
 use crate::source::server_error::{Asked, WAL_LEVEL};
 use crate::source::sql::{self, get};
 
+/// From this version on a server whose `wal_level` is replica writes what logical decoding needs as long as there is a
+/// logical slot; `effective_wal_level` says so.
+const LOGICAL_BY_SLOT: i32 = 190_000;
+
 /// How often to say what the making of a slot waits for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
@@ -135,13 +139,24 @@ impl ServerFacts {
         }
     }
 
+    /// Whether a logical slot can be made and read.
+    pub fn can_decode(&self) -> bool {
+        match self.wal_level.as_str() {
+            "logical" => true,
+            "replica" => self.version_num >= LOGICAL_BY_SLOT,
+            _ => false,
+        }
+    }
+
     /// Refuses a server that cannot decode its WAL now.
     pub fn check_usable(&self) -> Result<()> {
         self.check_primary()?;
-        match self.wal_level.as_str() {
-            "logical" => Ok(()),
-            level => Err(Error::new(Code::WalLevel, format!("wal_level is {level}, and must be logical"))
-                .hint(WAL_LEVEL)),
+        match self.can_decode() {
+            true => Ok(()),
+            false => {
+                let message = format!("wal_level is {}, and must be logical", self.wal_level);
+                Err(Error::new(Code::WalLevel, message).hint(WAL_LEVEL))
+            }
         }
     }
 }
@@ -431,4 +446,27 @@ pub async fn drop(client: &Client, slot: &str) -> Result<()> {
         .await
         .map(std::mem::drop)
         .map_err(|error| sql::error_to(Asked::UseSlot, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_makes_replica_logical_from_19() {
+        let usable = |version_num, wal_level: &str| {
+            let facts = ServerFacts {
+                version_num,
+                wal_level: wal_level.into(),
+                in_recovery: false,
+                has_replication_role: true,
+            };
+            facts.check_usable().is_ok()
+        };
+        for (version_num, replica) in [(140_000, false), (180_006, false), (190_000, true), (200_001, true)] {
+            assert!(usable(version_num, "logical"));
+            assert_eq!(usable(version_num, "replica"), replica, "{version_num}");
+            assert!(!usable(version_num, "minimal"));
+        }
+    }
 }
