@@ -2,7 +2,10 @@
 -- old row is known (NULL for the whole row), those that are generated, what our role may do, whether policies of
 -- row-level security filter what it reads; its children by INHERITS; of its partitions those that are not logged, and
 -- those whose old rows are not known by anything.
-WITH ours AS (SELECT * FROM pg_class WHERE oid = to_regclass(format('%I.%I', $1::text, $2::text))),
+WITH ours AS (
+  SELECT pg_class.* FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+  WHERE nspname = $1::text AND relname = $2::text
+),
 leaf AS (
   SELECT leaf.*, format('%I.%I', nspname, leaf.relname) AS place
   FROM ours CROSS JOIN pg_partition_tree(ours.oid) JOIN pg_class AS leaf ON leaf.oid = relid

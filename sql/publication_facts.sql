@@ -1,5 +1,13 @@
 -- $1 the publication's name: one row, NULL columns at the end when it has no table. Row filters and column
 -- lists are there from version 15, and NULL before by way of JSON. Last the partitioned tables whose partitions it has.
+-- Tables are looked up in the catalog: to_regclass() fails in a schema that our role may not use.
+WITH placed AS (
+  SELECT published.*, pg_class.oid AS place
+  FROM pg_publication_tables AS published
+       JOIN pg_namespace ON nspname = schemaname
+       JOIN pg_class ON relnamespace = pg_namespace.oid AND relname = tablename
+  WHERE pubname = $1
+)
 SELECT publication.oid, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,
        published.schemaname::text, published.tablename::text,
        CASE WHEN to_jsonb(entry) ->> 'prattrs' IS NOT NULL THEN
@@ -10,11 +18,10 @@ SELECT publication.oid, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
              FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
              WHERE relkind = 'p' AND NOT pubviaroot
                AND (pg_class.oid IN (SELECT prrelid FROM pg_publication_rel WHERE prpubid = publication.oid)
-                    OR pg_class.oid IN (SELECT pg_partition_root(to_regclass(quote_ident(schemaname) || '.' || quote_ident(tablename)))
-                                        FROM pg_publication_tables WHERE pubname = $1)))
+                    OR pg_class.oid IN (SELECT pg_partition_root(place) FROM placed)))
 FROM pg_publication AS publication
-LEFT JOIN pg_publication_tables AS published USING (pubname)
+LEFT JOIN placed AS published USING (pubname)
 LEFT JOIN pg_publication_rel AS entry
-  ON prpubid = publication.oid AND prrelid = to_regclass(quote_ident(schemaname) || '.' || quote_ident(tablename))
+  ON prpubid = publication.oid AND prrelid = place
 WHERE pubname = $1
 ORDER BY schemaname, tablename

@@ -64,7 +64,7 @@ async fn source(config: &Config) -> (Vec<Finding>, Option<Client>) {
         ("postgres.server", format!("postgres {}:{}", config.postgres.host, config.postgres.port));
     let client = match sql::connect(&config.postgres).await {
         Ok(client) => client,
-        Err(error) => return (vec![Finding::failed(id, place, &error)], None),
+        Err(error) => return (vec![source_check::no_session(&config.postgres, id, place, &error)], None),
     };
     let mut findings = vec![Finding::ok(id, place, format!("answers, database {}", config.postgres.db))];
     match required(config, &client).await {

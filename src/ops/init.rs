@@ -18,7 +18,7 @@ pub async fn init(config: &Config) -> Result<()> {
     let client = state.client().await?;
     finding::refuse(&check::check_server(client, &config.postgres).await?)?;
     // before anything is made
-    finding::refuse(&check::check_tables(client, &config.postgres).await?)?;
+    finding::refuse(&check::check_before_making(client, &config.postgres).await?)?;
     migrate(client, &config.postgres).await?;
     finding::refuse(&check::check(client, &config.postgres).await?)?;
     publish(client, &config.postgres).await?;
@@ -33,47 +33,46 @@ pub async fn init(config: &Config) -> Result<()> {
 
 /// Applies the migrations that this database does not have yet, each in a transaction.
 pub async fn migrate(client: &mut Client, config: &PostgresConfig) -> Result<()> {
+    let making = check::Making::ask(client, config).await?;
     let transaction = client.transaction().await.map_err(sql::error)?;
+    // what is there already is not made, not even IF NOT EXISTS: that takes the right to make it
     let first = format!(
         "SET LOCAL search_path TO {}; SET LOCAL client_min_messages TO warning;
          SELECT pg_advisory_xact_lock(hashtext('walcast migrations'));
-         CREATE SCHEMA IF NOT EXISTS walcast;
-         CREATE TABLE IF NOT EXISTS walcast.migration (
-           number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TIMESTAMPTZ NOT NULL DEFAULT now())",
+         DO $$ BEGIN
+           IF to_regnamespace('walcast') IS NULL THEN CREATE SCHEMA walcast; END IF;
+           IF to_regclass('walcast.migration') IS NULL THEN
+             CREATE TABLE walcast.migration (
+               number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TIMESTAMPTZ NOT NULL DEFAULT now());
+           END IF;
+         END $$",
         quote::identifier(&config.schema)
     );
     transaction.batch_execute(&first).await.map_err(sql::error)?;
-    for (number, name, statements) in MIGRATIONS {
-        let fresh = transaction
-            .execute(
-                "INSERT INTO walcast.migration (number, name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-                &[&number, &name],
-            )
+    let applied = transaction.query("SELECT number FROM walcast.migration", &[]).await.map_err(sql::error)?;
+    let applied = applied.iter().map(|row| sql::get(row, 0)).collect::<Result<Vec<i32>>>()?;
+    for (number, name, statements) in MIGRATIONS.iter().filter(|(number, _, _)| !applied.contains(number)) {
+        let statements = migrations::for_tables(statements, &config.places(), &making);
+        transaction
+            .batch_execute(&statements)
             .await
-            .map_err(sql::error)?;
-        if fresh == 1 {
-            transaction
-                .batch_execute(&migrations::for_places(statements, &config.places()))
-                .await
-                .map_err(sql::error)
-                .map_err(|error| {
-                    match error.class() {
-                        Class::Definite => Error::new(
-                            Code::MigrationFailed,
-                            format!("migration {number:04}_{name} failed"),
-                        )
-                        .because(error)
-                        .hint(
-                            "mend the cause and run `walcast init` again: nothing of the migration was kept",
-                        ),
-                        // a connection that was lost, a lock that took too long
-                        _ => error,
-                    }
-                })?;
-            tracing::info!("migration {number:04}_{name} applied");
-        }
+            .map_err(|error| migration_failed(*number, name, error))?;
+        let insert = "INSERT INTO walcast.migration (number, name) VALUES ($1, $2)";
+        transaction.execute(insert, &[number, name]).await.map_err(sql::error)?;
+        tracing::info!("migration {number:04}_{name} applied");
     }
     transaction.commit().await.map_err(sql::error)
+}
+
+fn migration_failed(number: i32, name: &str, error: tokio_postgres::Error) -> Error {
+    let error = sql::error(error);
+    match error.class() {
+        Class::Definite => Error::new(Code::MigrationFailed, format!("migration {number:04}_{name} failed"))
+            .because(error)
+            .hint("mend the cause and run `walcast init` again: nothing of the migration was kept"),
+        // a connection that was lost, a lock that took too long
+        _ => error,
+    }
 }
 
 /// Makes the publication when there is none.
@@ -81,15 +80,7 @@ async fn publish(client: &Client, config: &PostgresConfig) -> Result<()> {
     if let Some(publication) = slot::publication(client, config).await? {
         return publication.require_fit().map(drop);
     }
-    let name = quote::identifier(&config.publication);
-    let tables = config.places().all().map(|place| place.sql()).join(", ");
-    // a table that is partitioned, or will be one day, comes under its own name
-    client
-        .batch_execute(&format!(
-            "CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true)"
-        ))
-        .await
-        .map_err(sql::error)?;
+    client.batch_execute(&check::making_publication(config)).await.map_err(sql::error)?;
     tracing::info!(publication = config.publication, "publication made");
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::event::place::Places;
+use crate::source::check::Making;
 
 /// Number, name and statements of each.
 pub static MIGRATIONS: &[(i32, &str, &str)] = &[
@@ -17,40 +18,48 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");
-const OUR_TABLES: &str = "GRANT SELECT ON content, engagement_events TO walcast";
+const OUR_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS walcast;";
+const OUR_TABLES: &str = "GRANT SELECT ON content, engagement_events TO walcast;";
 
-/// A migration where the source tables may have other names: such tables are there already, and none is made.
-pub fn for_places<'a>(statements: &'a str, places: &Places) -> Cow<'a, str> {
-    let usual = |place: &&crate::event::place::Place| place.name == place.table.name;
-    if places.all().iter().all(usual) {
-        return statements.into();
+/// A migration as it is to be done here. The schema is there by then. Source tables that are there already are not made,
+/// and may have other names; only who owns them lets others read them.
+pub fn for_tables<'a>(statements: &'a str, places: &Places, making: &Making) -> Cow<'a, str> {
+    let usual = places.all().iter().all(|place| place.name == place.table.name);
+    if statements == SOURCE {
+        return if making.has_tables() || !usual { "".into() } else { SOURCE.into() };
     }
-    match statements {
-        SOURCE => "".into(),
-        _ => {
+    let grant = match (making.owns_tables(), usual) {
+        (false, _) => String::new(),
+        (true, true) => OUR_TABLES.to_owned(),
+        (true, false) => {
             let tables = places.all().map(|place| place.sql()).join(", ");
-            statements.replace(OUR_TABLES, &format!("GRANT SELECT ON {tables} TO walcast")).into()
+            format!("GRANT SELECT ON {tables} TO walcast;")
         }
-    }
+    };
+    statements.replace(OUR_SCHEMA, "").replace(OUR_TABLES, &grant).into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn all(places: &Places, making: &Making) -> String {
+        MIGRATIONS.iter().map(|(_, _, statements)| for_tables(statements, places, making)).collect()
+    }
+
     #[test]
     fn a_role_may_read_the_tables_whatever_their_names() {
         let mut places = Places::usual("public");
-        let grants = |places: &Places| {
-            let all: Vec<_> =
-                MIGRATIONS.iter().map(|(_, _, statements)| for_places(statements, places)).collect();
-            all.concat().matches("GRANT SELECT ON ").map(str::to_owned).count()
-        };
-        assert_eq!(grants(&places), 1);
+        let nothing = Making::of_owner(0);
+        assert!(all(&places, &nothing).contains("CREATE TABLE IF NOT EXISTS engagement_events"));
+        assert_eq!(all(&places, &nothing).matches(OUR_TABLES).count(), 1);
+        assert!(!all(&places, &nothing).contains("CREATE SCHEMA"));
+        let both = Making::of_owner(2);
+        assert!(!all(&places, &both).contains("CREATE TABLE IF NOT EXISTS"));
         places.events.name = "plays".into();
-        let all: String =
-            MIGRATIONS.iter().map(|(_, _, statements)| for_places(statements, &places)).collect();
-        assert!(all.contains(r#"GRANT SELECT ON "public"."content", "public"."plays" TO walcast"#), "{all}");
-        assert!(!all.contains("CREATE TABLE IF NOT EXISTS"), "{all}");
+        let statements = all(&places, &both);
+        let grant = r#"GRANT SELECT ON "public"."content", "public"."plays" TO walcast;"#;
+        assert!(statements.contains(grant), "{statements}");
+        assert!(!all(&places, &nothing).contains("CREATE TABLE IF NOT EXISTS"));
     }
 }

@@ -21,6 +21,7 @@ mod kafka;
 mod origins;
 mod payloads;
 mod redis;
+mod rights;
 mod server_words;
 mod sessions;
 mod source;

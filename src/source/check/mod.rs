@@ -1,6 +1,7 @@
 //! What walcast needs of the source before it can run, and what an operator should know of it, looked at without
 //! changing anything.
 
+mod making;
 mod server;
 mod slot;
 mod table;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+pub use self::making::{Making, making_publication};
 use self::server::Server;
 use self::slot::Slot;
 use crate::error::{Code, Error, Result};
@@ -82,16 +84,33 @@ async fn recovery(client: &Client) -> Result<Finding> {
     ))
 }
 
+/// Of a server that lets nobody in: with the statement that lets our role in, where that is what it lacks.
+pub fn no_session(config: &PostgresConfig, id: &'static str, subject: String, error: &Error) -> Finding {
+    let mut finding = Finding::failed(id, subject, error);
+    if error.code() == Code::PostgresRights {
+        let (db, role) = (quote::identifier(&config.db), quote::identifier(&config.user));
+        finding.fix = Some(format!("GRANT CONNECT ON DATABASE {db} TO {role};"));
+    }
+    finding
+}
+
 /// The replication connection, and what lies under it.
 async fn wire(config: &PostgresConfig) -> Finding {
     match Connection::connect(config).await {
         Ok(connection) => tls(config, connection.is_encrypted(), connection.is_channel_bound()),
-        Err(error) => no_replication(&error),
+        Err(error) => {
+            let mut finding =
+                Finding::failed("postgres.replication", "postgres replication connection", &error);
+            if error.code() == Code::PostgresRights {
+                finding.fix = Some(let_replicate(config));
+            }
+            finding
+        }
     }
 }
 
-fn no_replication(error: &Error) -> Finding {
-    Finding::failed("postgres.replication", "postgres replication connection", error)
+fn let_replicate(config: &PostgresConfig) -> String {
+    format!("ALTER ROLE {} REPLICATION;", quote::identifier(&config.user))
 }
 
 fn tls(config: &PostgresConfig, encrypted: bool, bound: bool) -> Finding {
@@ -131,7 +150,13 @@ fn is_loopback(host: &str) -> bool {
 pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let mut findings = check_server(client, config).await?;
     findings.extend(table::streamable(client, config, &places(client, config).await?).await?);
-    findings.push(state_schema(client, config).await?);
+    let state = state_schema(client, config).await?;
+    let making = making::findings(client, config, state.migrations).await?;
+    // who may not make the schema has to be let before `walcast init` does
+    if making.iter().all(|finding| finding.id != state.finding.id) {
+        findings.push(state.finding);
+    }
+    findings.extend(making);
     Ok(findings)
 }
 
@@ -141,9 +166,13 @@ async fn places(client: &Client, config: &PostgresConfig) -> Result<Places> {
     Ok(publication.map_or_else(|| config.places(), |publication| publication.places))
 }
 
-/// Whether the tables that are there can be published and read.
-pub async fn check_tables(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
-    table::usable(client, config, &places(client, config).await?).await
+/// Whether the tables that are there can be published and read, and what is not there may be made.
+pub async fn check_before_making(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
+    let mut findings = table::usable(client, config, &places(client, config).await?).await?;
+    let state = state_schema(client, config).await?;
+    findings.extend(making::findings(client, config, state.migrations).await?);
+    findings.extend(Some(state.finding).filter(|finding| finding.code == Some(Code::PostgresRights)));
+    Ok(findings)
 }
 
 /// The tables as they are now; refused when they, or the rights of our role, are not as they must be.
@@ -179,9 +208,10 @@ fn version(server: &ServerFacts) -> Finding {
 
 fn wal_level(server: &ServerFacts) -> Finding {
     let (id, subject, level) = ("postgres.wal_level", "postgres wal_level", &server.wal_level);
-    match level.as_str() {
-        "logical" => Finding::ok(id, subject, level.as_str()),
-        _ => Finding::fail(
+    match (server.can_decode(), level.as_str()) {
+        (true, "logical") => Finding::ok(id, subject, "logical"),
+        (true, _) => Finding::ok(id, subject, format!("{level}, and logical while there is a slot")),
+        (false, _) => Finding::fail(
             Code::WalLevel,
             id,
             subject,
@@ -197,38 +227,53 @@ fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
     let (id, subject) = ("postgres.role", format!("postgres role {}", config.user));
     match server.has_replication_role {
         true => Finding::ok(id, subject, "may replicate"),
-        false => {
-            let fix = format!("ALTER ROLE {} REPLICATION;", quote::identifier(&config.user));
-            Finding::fail(Code::PostgresRights, id, subject, "may not replicate", fix)
-        }
+        false => Finding::fail(Code::PostgresRights, id, subject, "may not replicate", let_replicate(config)),
     }
 }
 
-async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<Finding> {
+/// walcast's own schema.
+struct StateSchema {
+    finding: Finding,
+    /// How many migrations it has; as many as there are where that cannot be seen.
+    migrations: i64,
+}
+
+async fn state_schema(client: &Client, config: &PostgresConfig) -> Result<StateSchema> {
     let (id, subject) = ("postgres.state", "schema walcast");
     let row =
         client.query_one(include_str!("../../../sql/check_state.sql"), &[]).await.map_err(sql::error)?;
-    let (tables, writable): (i64, bool) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
+    let (tables, writable, recorded): (i64, bool, bool) =
+        (sql::get(&row, 0)?, sql::get(&row, 1)?, sql::get(&row, 2)?);
     if tables == 0 {
         let message = "does not exist; the database's owner can make it";
-        return Ok(Finding::fail(Code::NotInitialised, id, subject, message, "walcast init"));
+        let finding = Finding::fail(Code::NotInitialised, id, subject, message, "walcast init");
+        return Ok(StateSchema { finding, migrations: 0 });
     }
+    let all = MIGRATIONS.len() as i64;
     if !writable {
         let role = quote::identifier(&config.user);
         let fix = format!(
             "GRANT USAGE ON SCHEMA walcast TO {role}; \
              GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA walcast TO {role};"
         );
-        return Ok(Finding::fail(Code::PostgresRights, id, subject, "may not be written by this role", fix));
+        let message = "may not be written by this role";
+        let finding = Finding::fail(Code::PostgresRights, id, subject, message, fix);
+        return Ok(StateSchema { finding, migrations: all });
     }
+    let migrations = match recorded {
+        true => {
+            let applied = "SELECT count(*) FROM walcast.migration";
+            sql::get(&client.query_one(applied, &[]).await.map_err(sql::error)?, 0)?
+        }
+        false => 0,
+    };
     let other_version = |message, fix| Finding::fail(Code::StateOtherVersion, id, subject, message, fix);
-    let applied = "SELECT count(*) FROM walcast.migration";
-    let applied: i64 = sql::get(&client.query_one(applied, &[]).await.map_err(sql::error)?, 0)?;
-    Ok(match applied.cmp(&(MIGRATIONS.len() as i64)) {
+    let finding = match migrations.cmp(&all) {
         Ordering::Less => other_version("is that of an older walcast", "walcast init"),
         Ordering::Equal => Finding::ok(id, subject, "is there"),
         Ordering::Greater => other_version("is that of a newer walcast", "start the newer walcast"),
-    })
+    };
+    Ok(StateSchema { finding, migrations })
 }
 
 #[cfg(test)]

@@ -65,6 +65,27 @@ pub(super) async fn usable(
             findings.extend(table.usable(config));
         }
     }
+    findings.extend(filters(client, config, places).await?);
+    Ok(findings)
+}
+
+/// The columns of a row filter may be others than those that walcast reads, and our role must be let read them as well.
+async fn filters(client: &Client, config: &PostgresConfig, places: &Places) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for place in places.all().into_iter().filter(|place| place.row_filter.is_some()) {
+        let nothing = format!("SELECT 1 FROM {}{} LIMIT 0", place.sql(), rows::only(place, None));
+        let refused = client.execute(&nothing, &[]).await.map_err(sql::error).err();
+        // what else may be wrong has a finding of its own
+        if refused.is_some_and(|error| error.code() == Code::PostgresRights) {
+            findings.push(Finding::fail(
+                Code::PostgresRights,
+                "postgres.rights",
+                format!("rights of {} on {}", config.user, place.name),
+                format!("may not read the columns of the row filter of {}", config.publication),
+                format!("GRANT SELECT ON {} TO {};", place.sql(), identifier(&config.user)),
+            ));
+        }
+    }
     Ok(findings)
 }
 
@@ -76,6 +97,7 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     for place in places.all() {
         findings.extend(ask(client, config, place).await?.iter().flat_map(|table| table.usable(config)));
     }
+    findings.extend(filters(client, config, &places).await?);
     let places = slot::now(client, &places).await?;
     findings.extend(unreadable_content(client, &places.content).await);
     findings.extend(places.all().into_iter().flat_map(|place| left_out(config, place)));

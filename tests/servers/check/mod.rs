@@ -1,6 +1,6 @@
 //! `walcast check` on real servers: each fault is planted, found, and mended by pasting what the line says.
 
-mod operator;
+pub mod operator;
 
 mod command;
 mod failover;

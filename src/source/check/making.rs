@@ -1,0 +1,150 @@
+//! What `walcast init` makes in the database, and whether our role may make it. Where it may not, the statement that mends
+//! it is for the owner or a superuser.
+
+use tokio_postgres::Client;
+
+use crate::error::{Code, Result};
+use crate::finding::Finding;
+use crate::source::migrations::MIGRATIONS;
+use crate::source::quote::identifier;
+use crate::source::sql::{self, get};
+use crate::source::{PostgresConfig, slot};
+
+/// One row of `sql/check_making.sql`.
+pub struct Making {
+    may_create: bool,
+    /// Whether things may be made in the schema walcast; `None` where there is none.
+    may_make_in_state: Option<bool>,
+    /// Tables in it that belong to another role, as SQL.
+    others: Vec<String>,
+    tables: i64,
+    /// Of the source tables those that belong to another role.
+    tables_of_others: i64,
+    /// Schemas in which a source table is missing and may not be made.
+    closed_schemas: Vec<String>,
+}
+
+impl Making {
+    /// Asks the server.
+    pub async fn ask(client: &Client, config: &PostgresConfig) -> Result<Making> {
+        let places = config.places();
+        let [schemas, names] =
+            [places.all().map(|place| place.schema.as_str()), places.all().map(|place| place.name.as_str())];
+        let statement = include_str!("../../../sql/check_making.sql");
+        let row = client.query_one(statement, &[&schemas.as_slice(), &names.as_slice()]).await;
+        let row = row.map_err(sql::error)?;
+        Ok(Making {
+            may_create: get(&row, 0)?,
+            may_make_in_state: get(&row, 1)?,
+            others: get(&row, 2)?,
+            tables: get(&row, 3)?,
+            tables_of_others: get(&row, 4)?,
+            closed_schemas: get(&row, 5)?,
+        })
+    }
+
+    /// Whether both source tables are there.
+    pub fn has_tables(&self) -> bool {
+        self.tables == 2
+    }
+
+    /// Whether our role may let others read all source tables that are there.
+    pub fn owns_tables(&self) -> bool {
+        self.tables_of_others == 0
+    }
+
+    /// Of a role that owns the database and so many of the tables.
+    #[cfg(test)]
+    pub fn of_owner(tables: i64) -> Making {
+        Making {
+            may_create: true,
+            may_make_in_state: None,
+            others: Vec::new(),
+            tables,
+            tables_of_others: 0,
+            closed_schemas: Vec::new(),
+        }
+    }
+
+    /// What stands in the way of the schema walcast, or of changing it.
+    fn state(&self, role: &str, migrations: i64) -> Option<(&'static str, String)> {
+        match self.may_make_in_state {
+            None if self.may_create => None,
+            None => Some((
+                "may not make the schema walcast",
+                format!("CREATE SCHEMA walcast AUTHORIZATION {role};"),
+            )),
+            Some(_) if migrations == MIGRATIONS.len() as i64 => None,
+            Some(false) => Some((
+                "may not make tables in the schema walcast",
+                format!("GRANT USAGE, CREATE ON SCHEMA walcast TO {role};"),
+            )),
+            Some(true) if self.others.is_empty() => None,
+            Some(true) => {
+                let change = |table: &String| format!("ALTER TABLE {table} OWNER TO {role};");
+                let all: Vec<String> = self.others.iter().map(change).collect();
+                Some((
+                    "may not change the tables of the schema walcast, which are another role's",
+                    all.join(" "),
+                ))
+            }
+        }
+    }
+
+    fn tables(&self, role: &str, usual: bool) -> Option<(&'static str, String)> {
+        let schemas: Vec<String> = self.closed_schemas.iter().map(|schema| identifier(schema)).collect();
+        (usual && !schemas.is_empty()).then(|| {
+            let fix = format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role};", schemas.join(", "));
+            ("may not make the tables", fix)
+        })
+    }
+
+    /// Only its owner publishes a table.
+    fn publication(&self, config: &PostgresConfig) -> Option<(&'static str, String)> {
+        let making = making_publication(config);
+        let (role, db) = (identifier(&config.user), identifier(&config.db));
+        match (self.has_tables(), self.owns_tables()) {
+            (true, false) => Some(("may not publish the tables: it does not own them", format!("{making};"))),
+            (true, true) if !self.may_create => {
+                Some(("may not make a publication in this database", format!("{making};")))
+            }
+            (false, _) if !self.may_create => Some((
+                "may not make a publication in this database",
+                format!("GRANT CREATE ON DATABASE {db} TO {role};"),
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// The statement that makes the publication. A table that is partitioned, or will be one day, comes under its own name.
+pub fn making_publication(config: &PostgresConfig) -> String {
+    let tables = config.places().all().map(|place| place.sql()).join(", ");
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {tables} WITH (publish_via_partition_root = true)",
+        identifier(&config.publication)
+    )
+}
+
+/// What is missing, and may not be made by our role; nothing where all is there.
+pub(super) async fn findings(
+    client: &Client,
+    config: &PostgresConfig,
+    migrations: i64,
+) -> Result<Vec<Finding>> {
+    let making = Making::ask(client, config).await?;
+    let published = slot::publication_facts(client, &config.publication).await?.is_some();
+    let role = identifier(&config.user);
+    let usual = config.places().all().iter().all(|place| place.name == place.table.name);
+    let told = [
+        ("postgres.state", making.state(&role, migrations)),
+        ("postgres.table", making.tables(&role, usual)),
+        ("postgres.publication", making.publication(config).filter(|_| !published)),
+    ];
+    let subject = || format!("what {} may make", config.user);
+    let told = told.into_iter().filter_map(|(id, told)| {
+        let (message, fix) = told?;
+        Some(Finding::fail(Code::PostgresRights, id, subject(), message, fix))
+    });
+    Ok(told.collect())
+}
