@@ -14,7 +14,7 @@ SELECT has_database_privilege(current_database(), 'CREATE'),
        ARRAY(SELECT format('%I.%I', nspname, relname)
              FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
              WHERE nspname = 'walcast' AND relkind IN ('r', 'p') AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1),
-       (SELECT count(*) FROM there),
+       ARRAY(SELECT name::text FROM there),
        (SELECT count(*) FROM there WHERE NOT ours),
        ARRAY(SELECT DISTINCT schema
              FROM wanted JOIN pg_namespace ON nspname = schema

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::event::place::Places;
+use crate::event::place::{Place, Places};
 use crate::source::check::Making;
 
 /// Number, name and statements of each.
@@ -39,6 +39,15 @@ pub fn for_tables<'a>(statements: &'a str, places: &Places, making: &Making) -> 
     statements.replace(OUR_SCHEMA, "").replace(OUR_TABLES, &grant).into()
 }
 
+/// The statement that makes a source table in its place, for whoever may.
+pub fn making_table(place: &Place, places: &Places) -> String {
+    let begins = format!("CREATE TABLE IF NOT EXISTS {} ", place.table.name);
+    let from = SOURCE.find(&begins).and_then(|at| SOURCE.get(at + begins.len()..)).unwrap_or_default();
+    let columns = from.split(';').next().unwrap_or_default();
+    let refers = format!("REFERENCES {} ", places.content.sql());
+    format!("CREATE TABLE {} {};", place.sql(), columns.replace("REFERENCES content ", &refers))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,11 +59,11 @@ mod tests {
     #[test]
     fn a_role_may_read_the_tables_whatever_their_names() {
         let mut places = Places::usual("public");
-        let nothing = Making::of_owner(0);
+        let nothing = Making::of_owner(&[]);
         assert!(all(&places, &nothing).contains("CREATE TABLE IF NOT EXISTS engagement_events"));
         assert_eq!(all(&places, &nothing).matches(OUR_TABLES).count(), 1);
         assert!(!all(&places, &nothing).contains("CREATE SCHEMA"));
-        let both = Making::of_owner(2);
+        let both = Making::of_owner(&["content", "engagement_events"]);
         assert!(!all(&places, &both).contains("CREATE TABLE IF NOT EXISTS"));
         places.events.name = "plays".into();
         let statements = all(&places, &both);

@@ -218,3 +218,36 @@ async fn a_schema_of_an_older_walcast_and_another_role_can_be_changed() {
     shop.works().await;
     shop.close().await;
 }
+
+/// A table that walcast made beside one of another role's could not be published.
+#[tokio::test]
+async fn one_table_of_somebody_else_gets_the_other_from_the_same() {
+    let shop = Shop::closed().await;
+    run(
+        &shop.owner,
+        &format!(
+            "CREATE SCHEMA walcast AUTHORIZATION {1}; DROP TABLE engagement_events;
+             GRANT CREATE, CONNECT ON DATABASE {0} TO {1}; GRANT USAGE, CREATE ON SCHEMA shop TO {1};
+             ALTER ROLE {1} REPLICATION; GRANT SELECT ON content TO {1}",
+            shop.world.postgres.db, shop.role
+        ),
+    )
+    .await;
+    insta::assert_snapshot!(shop.mend().await.join("\n"), @r#"
+    CREATE TABLE "shop"."engagement_events" (
+      id BIGSERIAL PRIMARY KEY,
+      content_id UUID REFERENCES "shop"."content" (id),
+      user_id UUID,
+      event_type TEXT CHECK (event_type IN ('play', 'pause', 'finish', 'click')),
+      event_ts TIMESTAMPTZ NOT NULL,
+      duration_ms INTEGER,
+      device TEXT,
+      raw_payload JSONB
+    );
+    CREATE PUBLICATION "PUBLICATION" FOR TABLE "shop"."content", "shop"."engagement_events" WITH (publish_via_partition_root = true);
+    GRANT SELECT ON "shop"."engagement_events" TO "ROLE";
+    walcast init
+    "#);
+    shop.works().await;
+    shop.close().await;
+}

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use crate::error::{Code, Result};
 use crate::finding::Finding;
-use crate::source::migrations::MIGRATIONS;
+use crate::source::migrations::{MIGRATIONS, making_table};
 use crate::source::quote::identifier;
 use crate::source::sql::{self, get};
 use crate::source::{PostgresConfig, slot};
@@ -17,7 +17,8 @@ pub struct Making {
     may_make_in_state: Option<bool>,
     /// Tables in it that belong to another role, as SQL.
     others: Vec<String>,
-    tables: i64,
+    /// Of the source tables those that are there.
+    tables: Vec<String>,
     /// Of the source tables those that belong to another role.
     tables_of_others: i64,
     /// Schemas in which a source table is missing and may not be made.
@@ -45,7 +46,7 @@ impl Making {
 
     /// Whether both source tables are there.
     pub fn has_tables(&self) -> bool {
-        self.tables == 2
+        self.tables.len() == 2
     }
 
     /// Whether our role may let others read all source tables that are there.
@@ -53,14 +54,14 @@ impl Making {
         self.tables_of_others == 0
     }
 
-    /// Of a role that owns the database and so many of the tables.
+    /// Of a role that owns the database and these tables.
     #[cfg(test)]
-    pub fn of_owner(tables: i64) -> Making {
+    pub fn of_owner(tables: &[&str]) -> Making {
         Making {
             may_create: true,
             may_make_in_state: None,
             others: Vec::new(),
-            tables,
+            tables: tables.iter().map(|name| (*name).to_owned()).collect(),
             tables_of_others: 0,
             closed_schemas: Vec::new(),
         }
@@ -91,12 +92,26 @@ impl Making {
         }
     }
 
-    fn tables(&self, role: &str, usual: bool) -> Option<(&'static str, String)> {
+    /// A table of ours beside one of another role's would be published by neither.
+    fn tables(&self, config: &PostgresConfig, usual: bool) -> Option<(&'static str, String)> {
+        let (role, places) = (identifier(&config.user), config.places());
         let schemas: Vec<String> = self.closed_schemas.iter().map(|schema| identifier(schema)).collect();
-        (usual && !schemas.is_empty()).then(|| {
-            let fix = format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role};", schemas.join(", "));
-            ("may not make the tables", fix)
-        })
+        match self.tables_of_others {
+            _ if !usual || self.has_tables() => None,
+            0 if schemas.is_empty() => None,
+            0 => Some((
+                "may not make the tables",
+                format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role};", schemas.join(", ")),
+            )),
+            _ => {
+                let absent = places.all().into_iter().filter(|place| !self.tables.contains(&place.name));
+                let making: Vec<String> = absent.map(|place| making_table(place, &places)).collect();
+                Some((
+                    "may not make the one table and publish the other, which is another role's",
+                    making.join(" "),
+                ))
+            }
+        }
     }
 
     /// Only its owner publishes a table.
@@ -108,7 +123,7 @@ impl Making {
             (true, true) if !self.may_create => {
                 Some(("may not make a publication in this database", format!("{making};")))
             }
-            (false, _) if !self.may_create => Some((
+            (false, true) if !self.may_create => Some((
                 "may not make a publication in this database",
                 format!("GRANT CREATE ON DATABASE {db} TO {role};"),
             )),
@@ -138,7 +153,7 @@ pub(super) async fn findings(
     let usual = config.places().all().iter().all(|place| place.name == place.table.name);
     let told = [
         ("postgres.state", making.state(&role, migrations)),
-        ("postgres.table", making.tables(&role, usual)),
+        ("postgres.table", making.tables(config, usual)),
         ("postgres.publication", making.publication(config).filter(|_| !published)),
     ];
     let subject = || format!("what {} may make", config.user);

@@ -135,7 +135,14 @@ async fn a_role_is_told_what_it_lacks_and_gets_it() {
     }
     assert_eq!(
         told,
-        ["postgres.role", "postgres.state", "postgres.heartbeat", "postgres.statistics", "postgres.rights"]
+        [
+            "postgres.role",
+            "postgres.state",
+            "postgres.heartbeat",
+            "postgres.statistics",
+            "postgres.rights",
+            "postgres.rights"
+        ]
     );
     let (code, lines) = check(&as_role).await;
     assert_eq!((code, failed(&lines)), (Some(0), vec![]), "{lines:#?}");

@@ -69,11 +69,11 @@ fn write(value: &Value, draw: &mut impl FnMut() -> u8, out: &mut String) {
     match value {
         Value::String(text) => write_text(text, draw, out),
         Value::Number(number) => match number.as_i64() {
-            Some(whole) if draw() % 2 == 0 && whole.unsigned_abs() < 1 << 52 => {
+            Some(whole) if draw().is_multiple_of(2) && whole.unsigned_abs() < 1 << 52 => {
                 out.push_str(&[format!("{whole}.000"), format!("{whole}0e-1")][usize::from(draw() % 2)]);
             }
             Some(whole) => out.push_str(&whole.to_string()),
-            None if number.is_u64() || draw() % 2 == 0 => out.push_str(&number.to_string()),
+            None if number.is_u64() || draw().is_multiple_of(2) => out.push_str(&number.to_string()),
             None => out.push_str(
                 &format!("{:e}", number.as_f64().unwrap()).replace('e', ["e", "E"][usize::from(draw() % 2)]),
             ),
@@ -88,13 +88,13 @@ fn write(value: &Value, draw: &mut impl FnMut() -> u8, out: &mut String) {
         }
         Value::Object(fields) => {
             let mut fields: Vec<_> = fields.iter().collect();
-            if draw() % 2 == 0 {
+            if draw().is_multiple_of(2) {
                 fields.reverse();
             }
             out.push('{');
             for (at, (name, value)) in fields.into_iter().enumerate() {
                 out.push_str(if at > 0 { " ," } else { "" });
-                if draw() % 4 == 0 {
+                if draw().is_multiple_of(4) {
                     write_text(name, draw, out);
                     out.push_str(":[\"of no account\"],");
                 }
@@ -110,7 +110,7 @@ fn write(value: &Value, draw: &mut impl FnMut() -> u8, out: &mut String) {
 }
 
 fn write_text(text: &str, draw: &mut impl FnMut() -> u8, out: &mut String) {
-    if draw() % 2 == 0 {
+    if draw().is_multiple_of(2) {
         return out.push_str(&Value::from(text).to_string());
     }
     let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
