@@ -23,7 +23,7 @@ use walcast::sink::bigquery::encode::Encoder as BigQueryEncoder;
 use walcast::sink::kafka::KafkaConfig;
 use walcast::sink::kafka::encode::Encoder as KafkaEncoder;
 use walcast::sink::redis::connection::{Call, FLUSH};
-use walcast::sink::redis::flush::Flushes;
+use walcast::sink::redis::flush::{Flushes, Scope};
 use walcast::sink::redis::memory::{Memory, Wanted};
 use walcast::sink::redis::window::Sums;
 use walcast::transform::Transform;
@@ -151,7 +151,7 @@ impl Redis {
 
     fn write(&mut self, batches: &[Arc<Batch>]) {
         let mut flushes = Flushes::new(batches, self.checkpoint);
-        while let Some(flush) = flushes.next(&self.memory.rings, NOW) {
+        while let Some(flush) = flushes.next(&Scope { rings: &self.memory.rings, now: NOW }) {
             for wanted in self.memory.wanted(&flush) {
                 self.learn(wanted);
             }

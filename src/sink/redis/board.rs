@@ -137,6 +137,11 @@ impl Board {
 }
 
 impl Diff {
+    /// How many members are removed or put.
+    pub fn members(&self) -> usize {
+        self.gone.len() + self.put.len()
+    }
+
     /// Whether Redis has nothing and is to have nothing.
     pub fn is_idle(&self) -> bool {
         self.expected == Some(0) && self.put.is_empty()

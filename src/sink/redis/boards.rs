@@ -3,7 +3,7 @@
 use hashbrown::HashMap;
 use uuid::Uuid;
 
-use super::board::{Board, Diff, seconds_text};
+use super::board::{Board, Diff, SIZE, seconds_text};
 use super::connection::Call;
 use super::keys;
 use super::window::{Ring, WINDOWS};
@@ -20,7 +20,11 @@ pub struct Boards {
     type_of: HashMap<Uuid, usize>,
 }
 
+/// Members that one script may put on boards or remove: what one board may need.
+const MEMBERS_MAX: usize = 2 * SIZE;
+
 /// A refresh on its way: the script call's keys and arguments, and what it is about.
+#[derive(Default)]
 pub struct Refresh {
     /// The call, without the fence.
     pub call: Call,
@@ -28,6 +32,7 @@ pub struct Refresh {
     pub leaders: Vec<Uuid>,
     /// The boards in the call, by [`Boards::at`].
     sent: Vec<usize>,
+    members: usize,
 }
 
 impl Boards {
@@ -100,20 +105,24 @@ impl Boards {
         self.each().any(|board| board.changed())
     }
 
-    /// What Redis needs to show the boards as they are, and to keep them.
-    pub fn refresh(&mut self) -> Refresh {
-        let mut refresh = Refresh { call: Call::default(), leaders: Vec::new(), sent: Vec::new() };
+    /// What Redis needs to show the boards as they are, and to keep them; each to be sent in a script of its own.
+    pub fn refresh(&mut self) -> Vec<Refresh> {
+        let mut refreshes = vec![Refresh::default()];
         for (at, board) in self.each().enumerate() {
             let diff = board.diff();
             if diff.is_idle() {
                 continue;
             }
+            if refreshes.last().is_none_or(|last| last.members + diff.members() > MEMBERS_MAX) {
+                refreshes.push(Refresh::default());
+            }
+            let Some(refresh) = refreshes.last_mut() else { continue };
             refresh.add(at, board, &diff);
             if !board.expires {
                 refresh.leaders = diff.joined;
             }
         }
-        refresh
+        refreshes
     }
 
     /// Redis did not hold what was expected of these boards, numbered as in the call.
@@ -150,6 +159,7 @@ impl Boards {
 impl Refresh {
     fn add(&mut self, at: usize, board: &Board, diff: &Diff) {
         self.sent.push(at);
+        self.members += diff.members();
         self.call.key(&board.key);
         self.call.number_if(diff.expected).number_if(board.expires.then_some(keys::BOARD_SECONDS));
         self.call.number(diff.gone.len());
@@ -165,7 +175,6 @@ impl Refresh {
 
 #[cfg(test)]
 mod tests {
-    use super::super::board::SIZE;
     use super::*;
 
     fn id(n: usize) -> Uuid {

@@ -48,7 +48,7 @@ const COMMANDS: &[&str] = &[
     "HLEN walcast:check",
     "HSET walcast:check a b",
     "HDEL walcast:check a",
-    "GET walcast:check",
+    "GETRANGE walcast:check 0 1",
     "STRLEN walcast:check",
     "APPEND walcast:check a",
     "DEL walcast:check",

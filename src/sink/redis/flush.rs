@@ -1,8 +1,12 @@
 //! Cutting the event sequence into flushes, and what each amounts to. Pure.
 //!
-//! A flush is a prefix of what is not yet at Redis. It ends before it would touch more than [`TOUCHED_MAX`]
-//! contents (or days of contents, or minutes), so that one script stays short, and never between rows of one
-//! position: its checkpoint is the position of its last row, and every cut is a whole state.
+//! Redis does nothing else while a script runs. So a flush ends before it would touch more than [`TOUCHED_MAX`] contents
+//! (or days of contents, or minutes), or send more than about [`WORDS_MAX`] words or [`TEXT_MAX`] of text.
+//!
+//! A flush is a prefix of what is not yet at Redis, and never ends between rows of one position: its checkpoint is the
+//! position of its last row, and every cut is a whole state. There is one exception. A truncation gives as many rows of
+//! one position as there were contents. Its first rows go ahead in flushes of their own that leave the checkpoint where it
+//! is. Whoever goes on from there does the same again, and content rows are absolute: twice is as once.
 
 use std::sync::Arc;
 
@@ -20,12 +24,34 @@ use crate::model::content::Content;
 /// Contents, days of contents and minutes that one flush may touch, each.
 pub const TOUCHED_MAX: usize = 1_000;
 
+/// Words (keys, fields, values) that one flush may send, about: a script needs some 0.7 µs for each.
+pub const WORDS_MAX: usize = 14_000;
+
+/// The most words of a content row (whose two steps weigh more), of a day and of a minute; those of a sum in a bucket,
+/// which other contents may share; and those of a sum of all time. See [`super::memory::Memory::apply`].
+const ROW_WORDS: usize = 24;
+const DAY_WORDS: usize = 19;
+const MINUTE_WORDS: usize = 5;
+const CELL_WORDS: usize = 4;
+const TOTAL_WORDS: usize = 2;
+
+/// Bytes of content rows and event types that one flush may carry. A flush of one row may carry more.
+pub const TEXT_MAX: usize = 1 << 20;
+
 /// The rest of the event sequence, cut into flushes.
 pub struct Flushes<'a> {
     batches: &'a [Arc<Batch>],
     /// Rows of the first batch that are in an earlier flush.
     taken: usize,
     checkpoint: Checkpoint,
+}
+
+/// What decides in which keys an event counts.
+pub struct Scope<'a> {
+    /// The windows.
+    pub rings: &'a [Ring],
+    /// Microseconds since 1970.
+    pub now: i64,
 }
 
 /// What a prefix of the event sequence changes.
@@ -41,6 +67,8 @@ pub struct Flush<'a> {
     /// Events that came after their minute's counters had expired.
     pub expired_minutes: u64,
     days: usize,
+    words: usize,
+    text: usize,
 }
 
 /// What happened to a content.
@@ -71,7 +99,7 @@ impl<'a> Flushes<'a> {
     }
 
     /// The next flush; `None` when nothing is left, not even a checkpoint.
-    pub fn next(&mut self, rings: &[Ring], now: i64) -> Option<Flush<'a>> {
+    pub fn next(&mut self, scope: &Scope<'_>) -> Option<Flush<'a>> {
         let before = self.checkpoint;
         let mut flush = Flush {
             checkpoint: before,
@@ -80,18 +108,23 @@ impl<'a> Flushes<'a> {
             expired_days: 0,
             expired_minutes: 0,
             days: 0,
+            words: 0,
+            text: 0,
         };
         while let Some((batch, rest)) = self.batches.split_first() {
             let batch: &'a Batch = batch;
             let rest_of_batch = batch.rows().get(self.taken..).unwrap_or_default();
             for group in rest_of_batch.chunk_by(|a, b| a.position() == b.position()) {
                 if !flush.has_room_for(group) {
+                    if self.checkpoint == before {
+                        self.go_ahead(batch, group, scope, &mut flush);
+                    }
                     flush.checkpoint = self.checkpoint;
                     return Some(flush);
                 }
                 let position = group.last().map(Row::position);
                 debug_assert!(position.is_some_and(|position| !self.checkpoint.holds(position)));
-                group.iter().for_each(|row| flush.add(batch, row, rings, now));
+                group.iter().for_each(|row| flush.add(batch, row, scope));
                 self.taken += group.len();
                 self.checkpoint.position = position.max(self.checkpoint.position);
             }
@@ -102,14 +135,28 @@ impl<'a> Flushes<'a> {
         flush.checkpoint = self.checkpoint;
         (self.checkpoint != before).then_some(flush)
     }
+
+    /// Takes the first of too many rows of one position into an empty flush, which leaves the checkpoint as it is.
+    fn go_ahead(&mut self, batch: &'a Batch, group: &[Row], scope: &Scope<'_>, flush: &mut Flush<'a>) {
+        debug_assert!(group.len() > TOUCHED_MAX);
+        let some = group.iter().take(TOUCHED_MAX);
+        self.taken += some.len();
+        for row in some {
+            debug_assert!(matches!(row, Row::Content(_)), "an event would count twice");
+            flush.add(batch, row, scope);
+        }
+    }
 }
 
 impl<'a> Flush<'a> {
-    /// Whether these rows of one position can come in. An empty flush takes any number of them.
+    /// Whether these rows of one position can come in. An empty flush has room for [`TOUCHED_MAX`] of them.
     fn has_room_for(&self, group: &[Row]) -> bool {
+        if self.words >= WORDS_MAX || self.text >= TEXT_MAX {
+            return false;
+        }
         match group {
             [Row::Event(event)] => self.has_room_for_event(event),
-            _ => self.contents.is_empty() || self.contents.len() + group.len() <= TOUCHED_MAX,
+            _ => self.contents.len() + group.len() <= TOUCHED_MAX,
         }
     }
 
@@ -124,34 +171,43 @@ impl<'a> Flush<'a> {
         }
     }
 
-    fn add(&mut self, batch: &'a Batch, row: &Row, rings: &[Ring], now: i64) {
+    fn add(&mut self, batch: &'a Batch, row: &Row, scope: &Scope<'_>) {
         match row {
-            Row::Event(event) => self.add_event(batch, event, rings, now),
+            Row::Event(event) => self.add_event(batch, event, scope),
             Row::Content(change) => {
                 let touched = self.contents.entry(change.id).or_default();
-                touched.see(change.after.clone(), change.commit_ts);
+                self.words += touched.row.as_ref().map_or(ROW_WORDS, |_| 0);
+                self.text += touched.see(change.after.clone(), change.commit_ts);
             }
             Row::DeadLetter(_) | Row::EventChange(_) => {}
         }
     }
 
-    fn add_event(&mut self, batch: &'a Batch, event: &Event, rings: &[Ring], now: i64) {
+    fn add_event(&mut self, batch: &'a Batch, event: &Event, scope: &Scope<'_>) {
         let event_type = event.event_type.map(|span| batch.text(span));
         let minute = keys::minute_of(event.event_ts);
-        if keys::minute_expires_at(minute) * 1_000_000 > now {
-            *self.minutes.entry((minute, event_type.unwrap_or("null"))).or_default() += 1;
+        if keys::minute_expires_at(minute) * 1_000_000 > scope.now {
+            let count = self.minutes.entry((minute, event_type.unwrap_or("null"))).or_default();
+            if *count == 0 {
+                self.words += MINUTE_WORDS;
+                self.text += event_type.map_or(0, str::len);
+            }
+            *count += 1;
         } else {
             self.expired_minutes += 1;
         }
         let Some(id) = event.content_id else { return };
         let touched = self.contents.entry(id).or_default();
         if let Some(content) = &event.content {
-            touched.see(Some(Arc::clone(content)), event.event_ts);
+            self.words += touched.row.as_ref().map_or(ROW_WORDS, |_| 0);
+            self.text += touched.see(Some(Arc::clone(content)), event.event_ts);
         }
-        touched.add_ms(event, rings);
+        self.words += touched.add_ms(event, scope.rings);
         let day = keys::day_of(event.event_ts);
-        if keys::day_expires_at(day) * 1_000_000 > now {
-            self.days += usize::from(touched.add_day(day, &Day::of(event, event_type)));
+        if keys::day_expires_at(day) * 1_000_000 > scope.now {
+            let new = usize::from(touched.add_day(day, &Day::of(event, event_type)));
+            self.days += new;
+            self.words += new * DAY_WORDS;
         } else {
             self.expired_days += 1;
         }
@@ -173,25 +229,45 @@ impl Touched {
         true
     }
 
-    fn add_ms(&mut self, event: &Event, rings: &[Ring]) {
+    /// How many more words that takes.
+    fn add_ms(&mut self, event: &Event, rings: &[Ring]) -> usize {
         let ms = engagement_ms(event);
         if ms == 0 {
-            return;
+            return 0;
         }
+        let mut words = if self.ms == 0 { TOTAL_WORDS } else { 0 };
         self.ms = self.ms.saturating_add(ms);
         for (buckets, ring) in self.buckets.iter_mut().zip(rings) {
             let Some(bucket) = ring.place(event.event_ts) else { continue };
             match buckets.iter_mut().find(|(known, _)| *known == bucket) {
                 Some((_, sum)) => *sum = sum.saturating_add(ms),
-                None => buckets.push((bucket, ms)),
+                None => {
+                    buckets.push((bucket, ms));
+                    words += CELL_WORDS;
+                }
             }
         }
+        words
     }
 
-    fn see(&mut self, content: Option<Arc<Content>>, used_at: i64) {
-        let used_at = self.row.as_ref().map_or(used_at, |seen| seen.used_at.max(used_at));
+    /// How much text is new.
+    fn see(&mut self, content: Option<Arc<Content>>, used_at: i64) -> usize {
+        let (same, used_at) = match &self.row {
+            Some(Seen { content: Some(shown), used_at: at }) => {
+                (content.as_ref().is_some_and(|content| Arc::ptr_eq(content, shown)), used_at.max(*at))
+            }
+            Some(Seen { content: None, used_at: at }) => (content.is_none(), used_at.max(*at)),
+            None => (false, used_at),
+        };
+        let text = content.as_ref().filter(|_| !same).map_or(0, |content| text_of(content));
         self.row = Some(Seen { content, used_at });
+        text
     }
+}
+
+/// Bytes of a content row's texts.
+fn text_of(content: &Content) -> usize {
+    content.slug.len() + content.title.len() + content.content_type.as_ref().map_or(0, String::len)
 }
 
 #[cfg(test)]
@@ -276,7 +352,7 @@ mod tests {
 
     fn flushes(batches: &[Arc<Batch>], checkpoint: Checkpoint) -> Vec<Flush<'_>> {
         let mut flushes = Flushes::new(batches, checkpoint);
-        std::iter::from_fn(|| flushes.next(&rings(), NOW)).collect()
+        std::iter::from_fn(|| flushes.next(&Scope { rings: &rings(), now: NOW })).collect()
     }
 
     fn sum(flushes: &[Flush<'_>]) -> Sum {
@@ -310,19 +386,63 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_one_position_stay_together_however_many_they_are() {
+    fn too_many_rows_of_one_position_go_ahead_and_leave_the_checkpoint() {
         let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
         let at = |ordinal| Position { commit_lsn: Lsn(100), ordinal };
-        builder.push(Row::Event(event(at(0), Some(1), 0)));
-        for id in 0..2 * TOUCHED_MAX {
+        builder.push(Row::Event(event(at(0), None, 0)));
+        for id in 0..2 * TOUCHED_MAX + 1 {
             let id = Uuid::from_u128(id as u128);
             builder.push(Row::Content(ContentChange { position: at(1), commit_ts: NOW, id, after: None }));
         }
         builder.push(Row::Event(event(at(2), Some(1), 0)));
         let batches = [Arc::new(builder.finish(false))];
+        let flushes = flushes(&batches, Checkpoint::at(Lsn(1)));
         let ends: Vec<_> =
-            flushes(&batches, Checkpoint::at(Lsn(1))).iter().map(|flush| flush.checkpoint.position).collect();
-        assert_eq!(ends, [Some(at(0)), Some(at(2))]);
+            flushes.iter().map(|flush| (flush.contents.len(), flush.checkpoint.position)).collect();
+        assert_eq!(
+            ends,
+            [(0, Some(at(0))), (TOUCHED_MAX, Some(at(0))), (TOUCHED_MAX, Some(at(0))), (2, Some(at(2)))]
+        );
+        assert!(flushes[1..3].iter().all(|flush| flush.minutes.is_empty()), "no event goes ahead");
+    }
+
+    #[test]
+    fn engagement_with_many_contents_at_many_times_makes_many_flushes() {
+        let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
+        for ordinal in 0..20_000u64 {
+            let position = Position { commit_lsn: Lsn(100), ordinal };
+            let content = Some((ordinal % 100) as u16);
+            builder.push(Row::Event(event(position, content, 3 * (ordinal / 100) as i64)));
+        }
+        let batches = [Arc::new(builder.finish(false))];
+        let flushes = flushes(&batches, Checkpoint::at(Lsn(1)));
+        assert!(flushes.len() > 1);
+        for flush in flushes {
+            let cells: usize =
+                flush.contents.values().flat_map(|touched| &touched.buckets).map(Vec::len).sum();
+            assert!(cells * CELL_WORDS < flush.words && flush.words < WORDS_MAX + 100, "{}", flush.words);
+        }
+    }
+
+    #[test]
+    fn long_titles_make_many_flushes() {
+        let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
+        for ordinal in 0..50 {
+            let content = Arc::new(Content {
+                id: Uuid::from_u128(ordinal.into()),
+                slug: String::new(),
+                title: "t".repeat(TEXT_MAX / 10),
+                content_type: None,
+                length_seconds: None,
+                publish_ts: None,
+            });
+            let position = Position { commit_lsn: Lsn(100), ordinal };
+            let change = ContentChange { position, commit_ts: NOW, id: content.id, after: Some(content) };
+            builder.push(Row::Content(change));
+        }
+        let batches = [Arc::new(builder.finish(false))];
+        let flushes = flushes(&batches, Checkpoint::at(Lsn(1)));
+        assert_eq!(flushes.iter().map(|flush| flush.contents.len()).collect::<Vec<_>>(), [11, 11, 11, 11, 6]);
     }
 
     #[test]

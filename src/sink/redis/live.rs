@@ -1,16 +1,16 @@
 //! One life of the sink, from `recover` to the first error: a connection, the fence it took, and the memory
 //! that is only true while that fence holds.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use redis::{Cmd, FromRedisValue, Pipeline, Value};
+use redis::{Pipeline, Value};
 use uuid::Uuid;
 
 use super::connection::{self, Call, Connection};
 use super::counters::{DAY_FIELDS, Day};
-use super::flush::{Flush, Flushes};
+use super::flush::{Flush, Flushes, Scope};
 use super::memory::{Memory, Wanted};
+use super::pages::{self, parse};
 use super::window::{Step, Sums, WINDOWS, Window};
 use super::{NAME, keys, packed};
 use crate::batch::Batch;
@@ -29,6 +29,9 @@ const LEADERS_MICROS: i64 = 86_400_000_000;
 /// Buckets, or rows, read in one round trip.
 const BUCKETS_AT_ONCE: usize = 10;
 const ROWS_AT_ONCE: usize = 1_000;
+
+/// Contents packed in one script.
+const PACKED_AT_ONCE: usize = 5_000;
 
 /// A recovered sink at work.
 pub struct Live {
@@ -131,7 +134,7 @@ impl Live {
     pub async fn write(&mut self, batches: &[Arc<Batch>], now: i64) -> Result<Checkpoint> {
         self.advance(now).await?;
         let mut flushes = Flushes::new(batches, self.checkpoint);
-        while let Some(flush) = flushes.next(&self.memory.rings, now) {
+        while let Some(flush) = flushes.next(&Scope { rings: &self.memory.rings, now }) {
             self.flush(flush, now).await?;
         }
         Ok(self.checkpoint)
@@ -187,32 +190,41 @@ impl Live {
     pub async fn pack_one(&mut self, now: i64) -> Result<()> {
         for (ring, window) in self.memory.rings.iter_mut().zip(&WINDOWS) {
             let Some((bucket, fresh)) = ring.to_pack(now) else { continue };
-            let mut records = Vec::with_capacity(20 * fresh.len());
-            fresh.iter().for_each(|(id, ms)| packed::write(id, *ms, &mut records));
-            let mut call = self.fence.call();
-            call.key(keys::packed(window, bucket)).key(keys::bucket(window, bucket));
-            call.arg(records).number(keys::bucket_expires_at(window, bucket));
-            failpoint!("redis_before_pack");
-            self.connection.run(&connection::PACK, &call).await?;
-            ring.packed(bucket);
+            let fresh: Vec<(Uuid, u64)> = fresh.iter().map(|(id, ms)| (*id, *ms)).collect();
+            for part in fresh.chunks(PACKED_AT_ONCE) {
+                let mut records = Vec::with_capacity(20 * part.len());
+                part.iter().for_each(|(id, ms)| packed::write(id, *ms, &mut records));
+                let mut call = self.fence.call();
+                call.key(keys::packed(window, bucket)).key(keys::bucket(window, bucket));
+                call.arg(records).number(keys::bucket_expires_at(window, bucket));
+                for (id, _) in part {
+                    call.arg(id.as_bytes());
+                }
+                failpoint!("redis_before_pack");
+                self.connection.run(&connection::PACK, &call).await?;
+                ring.packed(bucket, part);
+            }
             break;
         }
         Ok(())
     }
 
     async fn refresh_boards(&mut self, now: i64) -> Result<()> {
-        let mut refresh = self.memory.boards.refresh();
-        self.fence.put_before(&mut refresh.call);
-        failpoint!("redis_before_boards");
-        let doubtful = self.connection.run(&connection::BOARDS, &refresh.call).await?;
-        failpoint!("redis_after_boards");
-        self.memory.boards.doubt(&refresh, &doubtful);
+        let mut leaders = Vec::new();
+        for mut refresh in self.memory.boards.refresh() {
+            self.fence.put_before(&mut refresh.call);
+            failpoint!("redis_before_boards");
+            let doubtful = self.connection.run(&connection::BOARDS, &refresh.call).await?;
+            failpoint!("redis_after_boards");
+            self.memory.boards.doubt(&refresh, &doubtful);
+            leaders.append(&mut refresh.leaders);
+        }
         self.refreshed_at = now;
         if now - self.leaders_renewed_at >= LEADERS_MICROS {
-            refresh.leaders = self.memory.boards.leaders();
+            leaders = self.memory.boards.leaders();
             self.leaders_renewed_at = now;
         }
-        self.renew_leaders(&refresh.leaders, now).await
+        self.renew_leaders(&leaders, now).await
     }
 
     /// The rows of contents on the board of all time outlive the 48 h of others.
@@ -242,7 +254,7 @@ impl Live {
         let mut cursor: u64 = 0;
         loop {
             let mut scan = redis::cmd("HSCAN");
-            scan.arg(keys::TOTALS).arg(cursor).arg("COUNT").arg(1_000);
+            scan.arg(keys::TOTALS).arg(cursor).arg("COUNT").arg(pages::FIELDS);
             let (next, totals): (u64, Vec<(Vec<u8>, u64)>) = self.connection.ask(&scan).await?;
             for (id, ms) in totals {
                 let id = Uuid::from_slice(&id).map_err(|_| self.unexpected_field(keys::TOTALS))?;
@@ -262,14 +274,16 @@ impl Live {
         for some in buckets.chunks(BUCKETS_AT_ONCE) {
             let mut pipeline = Pipeline::new();
             for bucket in some {
-                pipeline.cmd("HGETALL").arg(keys::bucket(window, *bucket));
-                pipeline.cmd("GET").arg(keys::packed(window, *bucket));
+                pages::ask_hash(&keys::bucket(window, *bucket), &mut pipeline);
+                pages::ask_string(&keys::packed(window, *bucket), &mut pipeline);
             }
             let mut answers = self.connection.read(&mut pipeline).await?.into_iter();
             for bucket in some {
-                let fresh = sums(&self.connection, &keys::bucket(window, *bucket), answers.next())?;
+                let key = keys::bucket(window, *bucket);
+                let fresh = pages::hash(&mut self.connection, &key, answers.next()).await?;
+                let fresh = sums(&self.connection, &key, fresh)?;
                 let key = keys::packed(window, *bucket);
-                let packed: Option<Vec<u8>> = parse(&self.connection, &key, answers.next())?;
+                let packed = pages::string(&mut self.connection, &key, answers.next()).await?;
                 let packed = packed.map(|bytes| unpack(&self.connection, &key, &bytes)).transpose()?;
                 ring.load(*bucket, fresh, packed, now);
             }
@@ -309,12 +323,17 @@ impl Live {
         wanted.iter().for_each(|wanted| wanted.ask(&mut pipeline));
         let mut answers = self.connection.read(&mut pipeline).await?.into_iter();
         for wanted in wanted {
-            self.learn(wanted, &mut answers, now)?;
+            self.learn(wanted, &mut answers, now).await?;
         }
         Ok(())
     }
 
-    fn learn(&mut self, wanted: Wanted, answers: &mut impl Iterator<Item = Value>, now: i64) -> Result<()> {
+    async fn learn(
+        &mut self,
+        wanted: Wanted,
+        answers: &mut impl Iterator<Item = Value>,
+        now: i64,
+    ) -> Result<()> {
         let Live { connection, memory, .. } = self;
         match wanted {
             Wanted::Day(id, day) => {
@@ -325,7 +344,13 @@ impl Live {
                 memory.learn_day(id, day, counted);
             }
             Wanted::Minute(minute) => {
-                let counted: HashMap<String, u64> = parse(connection, &keys::minute(minute), answers.next())?;
+                let key = keys::minute(minute);
+                let counted = pages::hash(connection, &key, answers.next()).await?;
+                let counted =
+                    counted.into_iter().map(|(kind, count)| Some((String::from_utf8(kind).ok()?, count)));
+                let counted = counted.collect::<Option<Vec<_>>>();
+                let counted =
+                    counted.ok_or_else(|| connection.unreadable(&key, "a field that is no text"))?;
                 memory.learn_minute(minute, counted);
             }
             Wanted::Total(id) => {
@@ -340,7 +365,9 @@ impl Live {
                 let (Some(window), Some(ring)) = (WINDOWS.get(at), memory.rings.get_mut(at)) else {
                     return Ok(());
                 };
-                let fresh = sums(connection, &keys::bucket(window, bucket), answers.next())?;
+                let key = keys::bucket(window, bucket);
+                let fresh = pages::hash(connection, &key, answers.next()).await?;
+                let fresh = sums(connection, &key, fresh)?;
                 let is_packed: bool = parse(connection, &keys::packed(window, bucket), answers.next())?;
                 ring.load(bucket, fresh, is_packed.then(Vec::new), now);
             }
@@ -377,7 +404,7 @@ impl Wanted {
                 pipeline.cmd("HMGET").arg(keys::engagement(&id, day)).arg(&DAY_FIELDS);
             }
             Wanted::Minute(minute) => {
-                pipeline.cmd("HGETALL").arg(keys::minute(minute));
+                pages::ask_hash(&keys::minute(minute), pipeline);
             }
             Wanted::Total(id) => {
                 pipeline.cmd("HGET").arg(keys::TOTALS).arg(id.as_bytes());
@@ -387,7 +414,7 @@ impl Wanted {
             }
             Wanted::Bucket(at, bucket) => {
                 let Some(window) = WINDOWS.get(at) else { return };
-                pipeline.cmd("HGETALL").arg(keys::bucket(window, bucket));
+                pages::ask_hash(&keys::bucket(window, bucket), pipeline);
                 pipeline.cmd("EXISTS").arg(keys::packed(window, bucket));
             }
         }
@@ -428,7 +455,10 @@ async fn refuse_remains(connection: &mut Connection, checkpoint_key: &str) -> Re
 
 async fn read_packed(connection: &mut Connection, window: &Window, bucket: i64) -> Result<Vec<(Uuid, u64)>> {
     let key = keys::packed(window, bucket);
-    let bytes: Option<Vec<u8>> = connection.ask(Cmd::new().arg("GET").arg(&key)).await?;
+    let mut pipeline = Pipeline::new();
+    pages::ask_string(&key, &mut pipeline);
+    let first = connection.read(&mut pipeline).await?.into_iter().next();
+    let bytes = pages::string(connection, &key, first).await?;
     // Gone before its time: this process slept, or the key was deleted. Memory cannot be mended by itself.
     let bytes = bytes.ok_or_else(|| Error::new(Code::RedisChanged, format!("{key} is gone")))?;
     unpack(connection, &key, &bytes)
@@ -438,17 +468,10 @@ fn unpack(connection: &Connection, key: &str, bytes: &[u8]) -> Result<Vec<(Uuid,
     packed::read(bytes).ok_or_else(|| connection.unreadable(key, "something else than packed sums"))
 }
 
-fn sums(connection: &Connection, key: &str, answer: Option<Value>) -> Result<Sums> {
-    let fields: Vec<(Vec<u8>, u64)> = parse(connection, key, answer)?;
+fn sums(connection: &Connection, key: &str, fields: Vec<(Vec<u8>, u64)>) -> Result<Sums> {
     let sums = fields.into_iter().map(|(id, ms)| Ok((Uuid::from_slice(&id)?, ms)));
     sums.collect::<Result<_, uuid::Error>>()
         .map_err(|error| connection.unreadable(key, "a field that is no content id").because(error))
-}
-
-fn parse<T: FromRedisValue>(connection: &Connection, key: &str, answer: Option<Value>) -> Result<T> {
-    // the client's own error quotes what is there
-    redis::from_redis_value(answer.unwrap_or(Value::Nil))
-        .map_err(|_| connection.unreadable(key, "something else than walcast keeps there"))
 }
 
 fn count_expired(flush: &Flush<'_>) {

@@ -27,6 +27,7 @@ mod keys;
 mod live;
 pub mod memory;
 mod packed;
+mod pages;
 pub mod read_back;
 pub mod reader;
 mod rebuild;

@@ -2,8 +2,8 @@
 //!
 //! While it lasts a key of its own, [`keys::rebuild`], takes the place of the checkpoint: everybody else is refused, also
 //! after a crash, until a rebuild has ended. The events go through the sink's own flushes and memory, so what is
-//! written is what the sink reads. Boards are written at the end, all in one script: readers see the former ones (or,
-//! after 30 s without a refresh, empty ones) and then the new.
+//! written is what the sink reads. Boards are written at the end, each in one act: readers see the former one (or,
+//! after 30 s without a refresh, an empty one) and then the new.
 
 use std::sync::Arc;
 

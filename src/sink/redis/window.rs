@@ -177,10 +177,15 @@ impl Ring {
             .map(|(at, bucket)| (*at, &bucket.fresh))
     }
 
-    /// The bucket's fresh part is packed now.
-    pub fn packed(&mut self, bucket: i64) {
+    /// This much of the bucket's fresh part is packed now.
+    pub fn packed(&mut self, bucket: i64, part: &[(Uuid, u64)]) {
         if let Some(bucket) = self.buckets.get_mut(&bucket) {
-            bucket.fresh = Sums::new();
+            for (id, _) in part {
+                bucket.fresh.remove(id);
+            }
+            if bucket.fresh.is_empty() {
+                bucket.fresh = Sums::new();
+            }
             bucket.packed = true;
         }
     }
@@ -272,10 +277,14 @@ mod tests {
             self.fresh.entry(bucket).or_default().insert(event.id, fresh);
         }
 
-        fn pack(&mut self, ring: &mut Ring, bucket: i64) {
-            let fresh = self.fresh.remove(&bucket).unwrap_or_default();
-            self.packed.entry(bucket).or_default().extend(fresh);
-            ring.packed(bucket);
+        fn pack(&mut self, ring: &mut Ring, bucket: i64, most: usize) {
+            let fresh = self.fresh.entry(bucket).or_default();
+            let part: Vec<(Uuid, u64)> = fresh.iter().take(most).map(|(id, ms)| (*id, *ms)).collect();
+            for (id, _) in &part {
+                fresh.remove(id);
+            }
+            ring.packed(bucket, &part);
+            self.packed.entry(bucket).or_default().extend(part);
         }
     }
 
@@ -291,7 +300,7 @@ mod tests {
         /// An event that is this much younger (or older) than now.
         Event(u8, i64, u64),
         Pass(i64),
-        Pack(usize),
+        Pack(usize, usize),
         Restart,
     }
 
@@ -300,7 +309,7 @@ mod tests {
         let action = prop_oneof![
             12 => (0u8..6, age, 1u64..100_000).prop_map(|(id, age, ms)| Action::Event(id, age, ms)),
             4 => prop_oneof![5 => 0i64..15, 1 => 0i64..1500].prop_map(Action::Pass),
-            1 => (0usize..64).prop_map(Action::Pack),
+            1 => (0usize..64, 1usize..6).prop_map(|(nth, most)| Action::Pack(nth, most)),
             1 => Just(Action::Restart),
         ];
         prop::collection::vec(action, 1..120)
@@ -338,9 +347,9 @@ mod tests {
                         now += seconds * 1_000_000;
                         store.advance(&mut ring, now);
                     }
-                    Action::Pack(nth) => {
+                    Action::Pack(nth, most) => {
                         let known: Vec<i64> = ring.buckets.keys().copied().collect();
-                        store.pack(&mut ring, known[nth % known.len()]);
+                        store.pack(&mut ring, known[nth % known.len()], most);
                     }
                     Action::Restart => {
                         ring = store.restart(window, now);
@@ -380,7 +389,8 @@ mod tests {
         });
         assert!(ring.to_pack(PACK_AFTER_MICROS - 1).is_none(), "still being written");
         assert_eq!(ring.to_pack(PACK_AFTER_MICROS).map(|(bucket, _)| bucket), Some(-1), "never that of now");
-        ring.packed(-1);
+        let all: Vec<_> = (0..PACK_MIN).map(|n| (id(n), 1)).collect();
+        ring.packed(-1, &all);
         assert!(ring.to_pack(PACK_AFTER_MICROS).is_none());
         (0..=FRESH_MAX).for_each(|n| {
             ring.add(0, id(n), 1, 0);

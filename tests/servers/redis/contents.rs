@@ -100,7 +100,7 @@ async fn an_event_that_comes_after_its_counters_have_expired_counts_for_all_time
 }
 
 #[tokio::test]
-async fn a_truncated_table_empties_its_rows_in_one_flush() {
+async fn a_truncated_table_empties_its_rows() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
     for n in 0..5_000 {

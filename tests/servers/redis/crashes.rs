@@ -9,10 +9,13 @@ use walcast::sink::{Sink, SinkAdmin};
 
 use super::assert_shown;
 use super::{recovered, refused, told, write};
-use crate::support::DEADLINE;
+use walcast::source::sql;
+
 use crate::support::redis_server::{Server, connect, fresh_database, public, run};
 use crate::support::story::{MINUTE, SECOND, Story, Time, seeded, session};
 use crate::support::wire::Wire;
+use crate::support::world::World;
+use crate::support::{self, DEADLINE, wait_until};
 
 /// The same database behind a wire.
 async fn wired(config: &RedisConfig) -> (Wire, RedisConfig) {
@@ -71,6 +74,65 @@ async fn random_kills_cuts_and_pauses_leave_what_a_plain_sum_gives() {
         sink.tick().await.unwrap();
         assert_shown(&config, &story, "").await;
     }
+}
+
+/// Its rows go in several flushes, of which only the last moves the checkpoint.
+#[tokio::test]
+async fn a_truncation_is_cut_anywhere_and_ends_whole() {
+    let config = fresh_database().await;
+    let (wire, through) = wired(&config).await;
+    let mut story = Story::new(&Time::real());
+    for n in 0..3_500 {
+        story.content(n, "some", Some("video"), Some(10));
+    }
+    story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
+    let (mut sink, checkpoint) = recovered(&through, &story.time, 1).await;
+    write(&mut sink, &story.beyond(checkpoint, 4_000)).await;
+    let before = story.end();
+    story.event(Some(1), Some("play"), 0, Some(500)).delete(0..3_500);
+    story.event(Some(2), Some("play"), 0, Some(700)).content(3, "again", None, None).commit();
+    // a deletion is some 65 bytes
+    for cut in [100, 50_000, 110_000, 150_000, 190_000] {
+        let found = recovered(&through, &story.time, 1).await;
+        sink = found.0;
+        wire.cut_requests_after(cut);
+        refused(sink.write(&story.beyond(found.1, 4_000)).await, Code::RedisUnreachable, "");
+        wire.mend();
+    }
+    assert_eq!(wire.cuts(), 5);
+    let (mut sink, found) = recovered(&through, &story.time, 2).await;
+    assert!(found.position > before.position && found != story.end(), "the first event alone is in: {found}");
+    write(&mut sink, &story.beyond(found, 4_000)).await;
+    sink.tick().await.unwrap();
+    assert_shown(&config, &story, "").await;
+}
+
+#[tokio::test]
+async fn a_truncation_survives_a_kill_between_each_pair_of_its_flushes() {
+    let world = World::new(support::fresh_database(support::postgres()).await).await;
+    let world = world.with("PIPELINE_SINKS", "redis");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let contents = "INSERT INTO content SELECT md5(i::text)::uuid, 's' || i, 't' || i, 'video', 60, now()
+                    FROM generate_series(1, 3500) AS i";
+    let play = "INSERT INTO engagement_events (content_id, event_type, event_ts, duration_ms)
+                SELECT md5('1')::uuid, 'play', now(), 1000";
+    let running = world.start().await;
+    let unbound = "ALTER TABLE engagement_events DROP CONSTRAINT engagement_events_content_id_fkey";
+    support::run(&client, &format!("{unbound}; {contents}; {play}")).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 1).await;
+    running.kill().await;
+    support::run(&client, &format!("BEGIN; {play}; TRUNCATE content; {play}; COMMIT")).await;
+    for passes in 0..5 {
+        let mut running =
+            world.with("FAILPOINTS", &format!("redis_after_flush={passes}*off->return")).spawn();
+        assert!(running.ends_within(DEADLINE).await, "{passes}: {}", running.log.lock().await);
+    }
+    let running = world.start().await;
+    wait_until("Redis has all", async || world.redis_plays().await == 3).await;
+    let rows: Vec<String> = run(&mut world.redis().await, &["KEYS", "content:*"]).await;
+    assert!(rows.is_empty(), "{} are left", rows.len());
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod contents;
 mod crashes;
 mod reader;
 mod setup;
+mod short_scripts;
 
 use std::sync::Arc;
 

@@ -20,7 +20,8 @@ else
   redis.call('HSET', KEYS[1], ARGV[1], '1000')
 end";
 
-fn not_as_expected(story: &Story, reading: &Reading) -> Vec<KeyFound> {
+/// What is found otherwise than the story amounts to, boards left out.
+pub fn not_as_expected(story: &Story, reading: &Reading) -> Vec<KeyFound> {
     let mut expected = Expected::new(reading.at);
     for batch in story.beyond(Checkpoint::default(), 100) {
         for row in batch.rows() {

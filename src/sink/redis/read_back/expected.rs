@@ -103,7 +103,7 @@ impl Expected {
             let bucket = window.bucket_of(event.event_ts);
             // what the boards may show: some buckets to either side of the window
             let near = window.bucket_of(self.at) - super::super::window::BUCKETS - 2;
-            let part = |reading: &Reading| Some(reading.buckets.get(at)?.get(&bucket)?.1);
+            let part = |reading: &Reading| Some(reading.buckets.get(at)?.get(&bucket)?.part(&id));
             if bucket >= near && covered(reading.and_then(part)) {
                 *buckets.entry(bucket).or_default().entry(id).or_default() += event.ms;
             }

@@ -1,7 +1,8 @@
 //! Whether Redis holds what the events amount to: [`Reading`] is what it holds, [`Expected`] what it should, and
 //! [`differences`] holds the one against the other.
 //!
-//! Redis is read in parts, each in one script together with the checkpoint that covers it: no script runs long. So what is
+//! Redis is read in parts, large keys in pages, each in one script together with the checkpoint that covers it: no script
+//! runs long. So what is
 //! expected of a key is cut at that key's own checkpoint. Boards follow the counters by up to a second: a score must lie
 //! between what the events before the reading amount to and what all up to the board's checkpoint do.
 
@@ -145,7 +146,7 @@ fn buckets(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFoun
     for ((window, wanted), held) in WINDOWS.iter().zip(&expected.buckets).zip(&reading.buckets) {
         for bucket in window.buckets_at(reading.at + CLOCK_SLACK_MICROS) {
             let wanted = wanted.get(&bucket).unwrap_or(&none);
-            let held = held.get(&bucket).map_or(&none, |(held, _)| held);
+            let held = held.get(&bucket).map_or(&none, |held| &held.sums);
             if wanted.is_empty() && held.is_empty() {
                 continue;
             }

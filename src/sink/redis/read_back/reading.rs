@@ -15,13 +15,14 @@ use crate::resume::read_stored;
 use crate::sink::redis::connection::{Call, Connection};
 use crate::sink::redis::counters::Day;
 use crate::sink::redis::window::{Sums, WINDOWS};
-use crate::sink::redis::{NAME, RedisConfig, keys, packed, system_micros};
+use crate::sink::redis::{NAME, RedisConfig, keys, packed, pages, system_micros};
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/read.lua")));
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/scan.lua")));
 
-/// Keys read in one script.
+/// Keys read in one script, and boards.
 const KEYS_AT_ONCE: usize = 200;
+const BOARDS_AT_ONCE: usize = 4;
 
 /// A sink that runs brings the boards up to date at least once a second; this is how long that may take.
 const BOARDS_FOLLOW: Duration = Duration::from_millis(1_500);
@@ -34,7 +35,7 @@ pub struct Reading {
     pub(super) days: HashMap<(Uuid, i32), (Day, u32)>,
     pub(super) minutes: HashMap<i64, (HashMap<String, u64>, u32)>,
     pub(super) totals: HashMap<Uuid, (u64, u32)>,
-    pub(super) buckets: [HashMap<i64, (Sums, u32)>; WINDOWS.len()],
+    pub(super) buckets: [HashMap<i64, Bucket>; WINDOWS.len()],
     /// Board → member → milliseconds.
     pub(super) boards: BTreeMap<String, Sums>,
     /// Keys that hold what walcast does not write.
@@ -44,6 +45,22 @@ pub struct Reading {
     /// When the boards were read.
     pub(super) boards_at: i64,
     checkpoints: Vec<Checkpoint>,
+}
+
+/// A bucket of a window, read in pages.
+#[derive(Default)]
+pub(super) struct Bucket {
+    pub(super) sums: Sums,
+    /// The part that the first page belongs to, and with it all contents that no later page has.
+    part: u32,
+    /// Contents of later pages.
+    later: HashMap<Uuid, u32>,
+}
+
+impl Bucket {
+    pub(super) fn part(&self, id: &Uuid) -> u32 {
+        self.later.get(id).copied().unwrap_or(self.part)
+    }
 }
 
 impl Reading {
@@ -83,13 +100,29 @@ pub async fn read(config: &RedisConfig, history_id: &HistoryId) -> Result<Readin
     let names = reader.names().await?;
     let (boards, others): (Vec<_>, Vec<_>) =
         names.into_iter().partition(|name| name.starts_with("top_engagement:"));
+    let (buckets, others): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|name| matches!(name_of(name), Some(Name::Bucket(..))));
     for some in others.chunks(KEYS_AT_ONCE) {
         reader.keys(some).await?;
+    }
+    for bucket in &buckets {
+        reader.bucket(bucket).await?;
     }
     reader.totals().await?;
     reader.wait_for_boards().await?;
     reader.boards(boards).await?;
     Ok(reader.reading)
+}
+
+/// A page of a hash.
+struct Page {
+    part: u32,
+    /// Where the next page begins; `0` after the last.
+    next: String,
+    /// `None` when the key holds something else.
+    fields: Option<Vec<(Vec<u8>, u64)>>,
+    /// How long what is packed is, and its beginning.
+    packed: (usize, Vec<u8>),
 }
 
 struct Reader<'a> {
@@ -127,16 +160,11 @@ impl Reader<'_> {
         for name in names {
             call.key(name);
             asked.push(name);
-            if let Some(Name::Bucket(..)) = name_of(name) {
-                call.key(format!("{name}:packed"));
-            }
         }
         let mut answers = self.connection.answer(&READ, &call).await?.into_iter();
         let part = self.part(answers.next())?;
         for name in asked {
-            let first = answers.next();
-            let second = matches!(name_of(name), Some(Name::Bucket(..))).then(|| answers.next()).flatten();
-            if self.take(name, first, second, part).is_none() {
+            if self.take(name, answers.next(), part).is_none() {
                 self.reading.unreadable.push(name.clone());
             }
         }
@@ -144,34 +172,24 @@ impl Reader<'_> {
     }
 
     /// Takes in what a key holds; `None` when it is not what walcast writes.
-    fn take(&mut self, name: &str, first: Option<Value>, second: Option<Value>, part: u32) -> Option<()> {
+    fn take(&mut self, name: &str, held: Option<Value>, part: u32) -> Option<()> {
         let reading = &mut self.reading;
         match name_of(name)? {
             Name::Day(id, day) => {
-                let fields: HashMap<String, String> = parse(first)?;
+                let fields: HashMap<String, String> = parse(held)?;
                 if !fields.is_empty() {
                     reading.days.insert((id, day), (Day::from_fields(&fields)?, part));
                 }
             }
             Name::Minute(minute) => {
-                let counts: HashMap<String, u64> = parse(first)?;
+                let counts: HashMap<String, u64> = parse(held)?;
                 if !counts.is_empty() {
                     reading.minutes.insert(minute, (counts, part));
                 }
             }
-            Name::Bucket(at, bucket) => {
-                let fresh: Vec<(Vec<u8>, u64)> = parse(first)?;
-                let mut sums = Sums::new();
-                for (id, ms) in fresh {
-                    *sums.entry(Uuid::from_slice(&id).ok()?).or_default() += ms;
-                }
-                for (id, ms) in packed_sums(second)? {
-                    *sums.entry(id).or_default() += ms;
-                }
-                reading.buckets.get_mut(at)?.insert(bucket, (sums, part));
-            }
+            Name::Bucket(..) => return None,
             Name::Board => {
-                let members: Vec<(String, f64)> = parse(first)?;
+                let members: Vec<(String, f64)> = parse(held)?;
                 let member = |(id, seconds): (String, f64)| {
                     Some((id.parse().ok()?, (seconds * 1000.0).round() as u64))
                 };
@@ -182,23 +200,92 @@ impl Reader<'_> {
         Some(())
     }
 
+    /// Reads a bucket: its hash in pages, and what is packed.
+    async fn bucket(&mut self, name: &str) -> Result<()> {
+        let Some(Name::Bucket(at, number)) = name_of(name) else { return Ok(()) };
+        match self.pages(name).await? {
+            Some(bucket) => {
+                let window = self.reading.buckets.get_mut(at);
+                window.map(|window| window.insert(number, bucket));
+            }
+            None => self.reading.unreadable.push(name.to_owned()),
+        }
+        Ok(())
+    }
+
+    /// `None` when it is not what walcast writes. Between two pages the sink may have packed a part: then what one page has
+    /// in the hash the next may have in the string, and reading begins again.
+    async fn pages(&mut self, name: &str) -> Result<Option<Bucket>> {
+        let key = format!("{name}:packed");
+        let (mut bucket, mut pages) = (Bucket::default(), 0);
+        let (mut cursor, mut length, mut packed) = ("0".to_owned(), 0, Vec::new());
+        loop {
+            let page =
+                self.page(name, Some(&key), &cursor, if pages == 0 { pages::BYTES } else { 0 }).await?;
+            let Page { part, next, fields: Some(fields), packed: (now, beginning) } = page else {
+                return Ok(None);
+            };
+            if pages == 0 {
+                (bucket, length, packed) = (Bucket { part, ..Bucket::default() }, now, beginning);
+            } else if now != length {
+                (pages, cursor) = (0, "0".to_owned());
+                continue;
+            }
+            pages += 1;
+            for (id, ms) in fields {
+                let Ok(id) = Uuid::from_slice(&id) else { return Ok(None) };
+                bucket.sums.insert(id, ms);
+                if pages > 1 {
+                    bucket.later.insert(id, part);
+                }
+            }
+            cursor = next;
+            if cursor == "0" {
+                break;
+            }
+        }
+        // It only grows: what was there when the pages were read stays as it was.
+        let packed = pages::rest(&mut self.connection, &key, packed).await?;
+        let Some(packed) = packed.get(..length.min(packed.len())).and_then(packed::read) else {
+            return Ok(None);
+        };
+        for (id, ms) in packed {
+            *bucket.sums.entry(id).or_default() += ms;
+        }
+        Ok(Some(bucket))
+    }
+
+    async fn page(&mut self, hash: &str, string: Option<&str>, cursor: &str, bytes: usize) -> Result<Page> {
+        let mut call = Call::default();
+        call.key(&self.checkpoint_key).key(hash);
+        if let Some(string) = string {
+            call.key(string);
+        }
+        call.arg(cursor).number(pages::FIELDS).number(bytes);
+        let mut answers = self.connection.answer(&SCAN, &call).await?.into_iter();
+        let part = self.part(answers.next())?;
+        let next = parse(answers.next()).unwrap_or_default();
+        let fields = parse(answers.next());
+        let packed = (parse(answers.next()).unwrap_or_default(), parse(answers.next()).unwrap_or_default());
+        Ok(Page { part, next, fields, packed })
+    }
+
     async fn totals(&mut self) -> Result<()> {
         let mut cursor = "0".to_owned();
         loop {
-            let mut call = Call::default();
-            call.key(&self.checkpoint_key).key(keys::TOTALS).arg(&cursor);
-            let mut answers = self.connection.answer(&SCAN, &call).await?.into_iter();
-            let part = self.part(answers.next())?;
-            let next: Option<String> = parse(answers.next());
-            let totals: Option<Vec<(Vec<u8>, u64)>> = parse(answers.next());
-            for (id, ms) in totals.unwrap_or_default() {
+            let Page { part, next, fields, .. } = self.page(keys::TOTALS, None, &cursor, 0).await?;
+            let Some(totals) = fields else {
+                self.reading.unreadable.push(keys::TOTALS.to_owned());
+                return Ok(());
+            };
+            for (id, ms) in totals {
                 match Uuid::from_slice(&id) {
                     Ok(id) => drop(self.reading.totals.insert(id, (ms, part))),
                     Err(_) => self.reading.unreadable.push(keys::TOTALS.to_owned()),
                 }
             }
-            cursor = next.unwrap_or_default();
-            if cursor == "0" || cursor.is_empty() {
+            cursor = next;
+            if cursor == "0" {
                 return Ok(());
             }
         }
@@ -231,7 +318,9 @@ impl Reader<'_> {
         names.extend(WINDOWS.iter().map(keys::board));
         names.sort();
         names.dedup();
-        self.keys(&names).await?;
+        for some in names.chunks(BOARDS_AT_ONCE) {
+            self.keys(some).await?;
+        }
         self.reading.boards_at = system_micros();
         Ok(())
     }
@@ -292,14 +381,6 @@ fn name_of(name: &str) -> Option<Name> {
     let at = WINDOWS.iter().position(|known| known.name == window)?;
     let start: i64 = start.parse().ok()?;
     Some(Name::Bucket(at, start.div_euclid(WINDOWS.get(at)?.bucket_seconds)))
-}
-
-/// A packed bucket; one that is not there comes as an empty list.
-fn packed_sums(value: Option<Value>) -> Option<Vec<(Uuid, u64)>> {
-    match value {
-        Some(Value::BulkString(bytes)) => packed::read(&bytes),
-        _ => Some(Vec::new()),
-    }
 }
 
 fn parse<T: FromRedisValue>(value: Option<Value>) -> Option<T> {

@@ -6,8 +6,6 @@ for i = 2, #KEYS do
   local kind = redis.call('TYPE', KEYS[i]).ok
   if kind == 'hash' then
     answer[i] = redis.call('HGETALL', KEYS[i])
-  elseif kind == 'string' then
-    answer[i] = redis.call('GET', KEYS[i])
   elseif kind == 'zset' then
     answer[i] = redis.call('ZRANGE', KEYS[i], 0, -1, 'WITHSCORES')
   else
