@@ -69,6 +69,8 @@ pub enum KeyState {
     Different,
     /// It should not be there.
     Unexpected,
+    /// It holds less, or nothing, as it may: the sink has left events out that came too early for their time.
+    Less,
 }
 
 /// A key, or a member or field of one.

@@ -74,6 +74,7 @@ metrics! {
     Counter SINK_RETRIES_TOTAL = "walcast_sink_retries_total", Count, "Retries after an error, by sink.";
     Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors, by sink and kind.";
     Counter REDIS_EXPIRED_EVENTS_TOTAL = "walcast_redis_expired_events_total", Count, "Events that arrived after the Redis key they count in had expired, by key (engagement or stats:events).";
+    Counter REDIS_AHEAD_EVENTS_TOTAL = "walcast_redis_ahead_events_total", Count, "Events dated further ahead than redis.future_hours_max. In Redis they count for all time, and in no day, minute or window.";
     Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "How long the partition's first open transaction has been open, by topic and partition. 0 once it has ended. A value far above the transaction timeout means that it hangs.";
     Gauge KAFKA_HIDDEN_RECORDS = "walcast_kafka_hidden_records", Count, "Records that read_committed readers cannot see yet (from the last stable offset to the high watermark), by topic and partition.";
     Gauge KAFKA_HUNG_TRANSACTIONS = "walcast_kafka_hung_transactions", Count, "Transactions in walcast's topics that have been open for longer than their timeout allows.";

@@ -151,7 +151,9 @@ impl Redis {
 
     fn write(&mut self, batches: &[Arc<Batch>]) {
         let mut flushes = Flushes::new(batches, self.checkpoint);
-        while let Some(flush) = flushes.next(&Scope { rings: &self.memory.rings, now: NOW }) {
+        while let Some(flush) =
+            flushes.next(&Scope { rings: &self.memory.rings, now: NOW, horizon: i64::MAX })
+        {
             for wanted in self.memory.wanted(&flush) {
                 self.learn(wanted);
             }
@@ -159,6 +161,7 @@ impl Redis {
             let checkpoint_text = StoredCheckpoint::new(&self.history_id, self.checkpoint).to_json();
             let mut call = Call::default();
             call.key("walcast:checkpoint:walcast")
+                .key("walcast:ahead")
                 .number(1)
                 .arg("session")
                 .arg(&self.checkpoint_text)

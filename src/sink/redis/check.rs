@@ -50,6 +50,7 @@ const COMMANDS: &[&str] = &[
     "HDEL walcast:check a",
     "GETRANGE walcast:check 0 1",
     "STRLEN walcast:check",
+    "SETBIT walcast:check 0 1",
     "APPEND walcast:check a",
     "DEL walcast:check",
     "UNLINK walcast:check",

@@ -33,6 +33,9 @@ pub struct RedisConfig {
     pub durability: Durability,
     /// How often walcast refreshes the leaderboards, in milliseconds, while events arrive; at least 10.
     pub refresh_ms: u64,
+    /// How many hours ahead of walcast's clock an event may be dated; at least 1. One that is further ahead counts for all time, and in
+    /// no day, minute or window.
+    pub future_hours_max: u64,
 }
 
 /// What a crash of Redis may cost.
@@ -60,11 +63,18 @@ impl Default for RedisConfig {
             sentinel_password: Secret::default(),
             durability: Durability::Aof,
             refresh_ms: 100,
+            future_hours_max: 48,
         }
     }
 }
 
 impl RedisConfig {
+    /// The latest time of an event that counts by its time, microseconds since 1970, when it is `now`.
+    pub fn horizon(&self, now: i64) -> i64 {
+        let hours = i64::try_from(self.future_hours_max).unwrap_or(i64::MAX).max(1);
+        now.saturating_add(hours.saturating_mul(3_600_000_000))
+    }
+
     /// How messages name this database: `redis 127.0.0.1:6379/0`.
     pub fn address(&self) -> String {
         if self.sentinel_master.is_empty() {

@@ -74,6 +74,14 @@ impl Day {
         unequal.chain(last).collect()
     }
 
+    /// The fields that hold more than another day's.
+    pub fn beyond(&self, other: &Day) -> Vec<&'static str> {
+        let counts = self.counts.iter().zip(&other.counts).zip(DAY_FIELDS);
+        let more = counts.filter(|((one, other), _)| one > other).map(|(_, field)| field);
+        let last = (self.last_event_ts > other.last_event_ts).then_some("last_event_ts");
+        more.chain(last).collect()
+    }
+
     /// Whether a field depends on the content's length.
     pub fn is_percent(field: &str) -> bool {
         field.starts_with("pct_")

@@ -10,12 +10,12 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::counters::{Day, engagement_ms};
-use super::keys;
 use super::window::{Ring, WINDOWS};
+use super::{ahead, keys};
 use crate::batch::{Batch, Row};
 use crate::event::Event;
 use crate::lsn::Checkpoint;
@@ -28,12 +28,13 @@ pub const TOUCHED_MAX: usize = 1_000;
 pub const WORDS_MAX: usize = 14_000;
 
 /// The most words of a content row (whose two steps weigh more), of a day and of a minute; those of a sum in a bucket,
-/// which other contents may share; and those of a sum of all time. See [`super::memory::Memory::apply`].
+/// which other contents may share; and those of a sum of all time and of a mark. See [`super::memory::Memory::apply`].
 const ROW_WORDS: usize = 24;
 const DAY_WORDS: usize = 19;
 const MINUTE_WORDS: usize = 5;
 const CELL_WORDS: usize = 4;
 const TOTAL_WORDS: usize = 2;
+const MARK_WORDS: usize = 2;
 
 /// Bytes of content rows and event types that one flush may carry. A flush of one row may carry more.
 pub const TEXT_MAX: usize = 1 << 20;
@@ -52,6 +53,8 @@ pub struct Scope<'a> {
     pub rings: &'a [Ring],
     /// Microseconds since 1970.
     pub now: i64,
+    /// The latest time at which an event counts by its time, microseconds since 1970.
+    pub horizon: i64,
 }
 
 /// What a prefix of the event sequence changes.
@@ -66,6 +69,10 @@ pub struct Flush<'a> {
     pub expired_days: u64,
     /// Events that came after their minute's counters had expired.
     pub expired_minutes: u64,
+    /// Events dated beyond the horizon.
+    pub ahead: u64,
+    /// The bits of the keys that lack them (see [`super::ahead`]).
+    pub marks: HashSet<u32>,
     days: usize,
     words: usize,
     text: usize,
@@ -107,6 +114,8 @@ impl<'a> Flushes<'a> {
             minutes: HashMap::new(),
             expired_days: 0,
             expired_minutes: 0,
+            ahead: 0,
+            marks: HashSet::new(),
             days: 0,
             words: 0,
             text: 0,
@@ -177,13 +186,49 @@ impl<'a> Flush<'a> {
             Row::Content(change) => {
                 let touched = self.contents.entry(change.id).or_default();
                 self.words += touched.row.as_ref().map_or(ROW_WORDS, |_| 0);
-                self.text += touched.see(change.after.clone(), change.commit_ts);
+                self.text += touched.see(change.after.clone(), change.commit_ts.min(scope.horizon));
             }
             Row::DeadLetter(_) | Row::EventChange(_) => {}
         }
     }
 
     fn add_event(&mut self, batch: &'a Batch, event: &Event, scope: &Scope<'_>) {
+        let ahead = event.event_ts > scope.horizon;
+        if ahead {
+            self.add_ahead(event);
+        } else {
+            self.add_minute(batch, event, scope);
+        }
+        let Some(id) = event.content_id else { return };
+        let touched = self.contents.entry(id).or_default();
+        if let Some(content) = &event.content {
+            self.words += touched.row.as_ref().map_or(ROW_WORDS, |_| 0);
+            self.text += touched.see(Some(Arc::clone(content)), event.event_ts.min(scope.horizon));
+        }
+        self.words += touched.add_ms(event, if ahead { &[] } else { scope.rings });
+        if ahead {
+            return;
+        }
+        let day = keys::day_of(event.event_ts);
+        if keys::day_expires_at(day) * 1_000_000 > scope.now {
+            let event_type = event.event_type.map(|span| batch.text(span));
+            let new = usize::from(touched.add_day(day, &Day::of(event, event_type)));
+            self.days += new;
+            self.words += new * DAY_WORDS;
+        } else {
+            self.expired_days += 1;
+        }
+    }
+
+    fn add_ahead(&mut self, event: &Event) {
+        self.ahead += 1;
+        let day = event.content_id.map(|id| ahead::day_bit(&id, keys::day_of(event.event_ts)));
+        for bit in day.into_iter().chain([ahead::minute_bit(keys::minute_of(event.event_ts))]) {
+            self.words += MARK_WORDS * usize::from(self.marks.insert(bit));
+        }
+    }
+
+    fn add_minute(&mut self, batch: &'a Batch, event: &Event, scope: &Scope<'_>) {
         let event_type = event.event_type.map(|span| batch.text(span));
         let minute = keys::minute_of(event.event_ts);
         if keys::minute_expires_at(minute) * 1_000_000 > scope.now {
@@ -195,21 +240,6 @@ impl<'a> Flush<'a> {
             *count += 1;
         } else {
             self.expired_minutes += 1;
-        }
-        let Some(id) = event.content_id else { return };
-        let touched = self.contents.entry(id).or_default();
-        if let Some(content) = &event.content {
-            self.words += touched.row.as_ref().map_or(ROW_WORDS, |_| 0);
-            self.text += touched.see(Some(Arc::clone(content)), event.event_ts);
-        }
-        self.words += touched.add_ms(event, scope.rings);
-        let day = keys::day_of(event.event_ts);
-        if keys::day_expires_at(day) * 1_000_000 > scope.now {
-            let new = usize::from(touched.add_day(day, &Day::of(event, event_type)));
-            self.days += new;
-            self.words += new * DAY_WORDS;
-        } else {
-            self.expired_days += 1;
         }
     }
 }
@@ -278,6 +308,7 @@ mod tests {
     use proptest::prelude::*;
 
     const NOW: i64 = 1_767_323_045_000_000;
+    const HORIZON: i64 = 48 * 3_600_000_000;
 
     /// A commit: rows of the stream, each one event, or several content rows of one position.
     type Commit = Vec<Result<(Option<u16>, i64), u8>>;
@@ -352,7 +383,8 @@ mod tests {
 
     fn flushes(batches: &[Arc<Batch>], checkpoint: Checkpoint) -> Vec<Flush<'_>> {
         let mut flushes = Flushes::new(batches, checkpoint);
-        std::iter::from_fn(|| flushes.next(&Scope { rings: &rings(), now: NOW })).collect()
+        std::iter::from_fn(|| flushes.next(&Scope { rings: &rings(), now: NOW, horizon: NOW + HORIZON }))
+            .collect()
     }
 
     fn sum(flushes: &[Flush<'_>]) -> Sum {
@@ -457,6 +489,23 @@ mod tests {
         assert_eq!((flush.expired_minutes, flush.expired_days), (2, 1));
         assert_eq!((flush.minutes.len(), flush.days), (1, 1), "{:?}", flush.minutes);
         assert_eq!(flush.contents[&Uuid::from_u128(1)].ms, 3, "all of them count for all time");
+    }
+
+    #[test]
+    fn what_is_dated_too_far_ahead_counts_for_all_time_and_is_marked() {
+        let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
+        let hours = [0, -48, -49, -24 * 3_650];
+        for (ordinal, (age, content)) in
+            hours.iter().flat_map(|age| [(age, Some(1)), (age, None)]).enumerate()
+        {
+            let position = Position { commit_lsn: Lsn(100), ordinal: ordinal as u64 };
+            builder.push(Row::Event(event(position, content, age * 3600)));
+        }
+        let batches = [Arc::new(builder.finish(false))];
+        let flush = flushes(&batches, Checkpoint::at(Lsn(1))).remove(0);
+        assert_eq!((flush.ahead, flush.marks.len(), flush.minutes.len(), flush.days), (4, 4, 2, 2));
+        let touched = &flush.contents[&Uuid::from_u128(1)];
+        assert_eq!((touched.ms, touched.buckets[2].len()), (4, 2), "all of them count for all time");
     }
 
     #[test]

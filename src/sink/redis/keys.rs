@@ -12,6 +12,9 @@ const MINUTE: i64 = 60 * SECOND;
 /// HASH of content id (16 bytes) → milliseconds of engagement since the first event. Never expires.
 pub const TOTALS: &str = "walcast:all";
 
+/// STRING of bits: which keys lack events that were dated too far ahead (see [`super::ahead`]). Never expires.
+pub const AHEAD: &str = "walcast:ahead";
+
 /// ZSET of content id → seconds of engagement since the first event.
 pub const BOARD_ALL: &str = "top_engagement:all";
 

@@ -12,13 +12,14 @@ use super::flush::{Flush, Flushes, Scope};
 use super::memory::{Memory, Wanted};
 use super::pages::{self, parse};
 use super::window::{Step, Sums, WINDOWS, Window};
-use super::{NAME, keys, packed};
+use super::{NAME, RedisConfig, keys, packed};
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, HistoryId, Session, StoredCheckpoint};
 use crate::resume::read_stored;
-use crate::telemetry::metrics::REDIS_EXPIRED_EVENTS_TOTAL;
+use crate::telemetry::log_throttle::LogThrottle;
+use crate::telemetry::metrics::{REDIS_AHEAD_EVENTS_TOTAL, REDIS_EXPIRED_EVENTS_TOTAL};
 
 /// Boards are refreshed at least this often, so that they do not expire.
 const REFRESH_MICROS: i64 = 1_000_000;
@@ -33,9 +34,12 @@ const ROWS_AT_ONCE: usize = 1_000;
 /// Contents packed in one script.
 const PACKED_AT_ONCE: usize = 5_000;
 
+const TOO_FAR_AHEAD: &str = "events are dated further ahead than redis.future_hours_max allows: they count for all time, and in no day, minute or window";
+
 /// A recovered sink at work.
 pub struct Live {
     connection: Connection,
+    config: RedisConfig,
     fence: Fence,
     history_id: HistoryId,
     /// The checkpoint as Redis has it, and its text there; empty while there is none.
@@ -44,6 +48,7 @@ pub struct Live {
     memory: Memory,
     refreshed_at: i64,
     leaders_renewed_at: i64,
+    throttle: LogThrottle,
 }
 
 struct Fence {
@@ -56,6 +61,7 @@ impl Live {
     /// Takes the fence, and reads what Redis holds.
     pub async fn recover(
         mut connection: Connection,
+        config: &RedisConfig,
         session: &Session,
         now: i64,
     ) -> Result<(Live, Option<StoredCheckpoint>)> {
@@ -74,33 +80,38 @@ impl Live {
             false => Some(read_stored(NAME, &fence.key, checkpoint_text.as_bytes())?),
         };
         let checkpoint = stored.as_ref().map_or(Checkpoint::at(session.start), |stored| stored.checkpoint);
-        let mut live = Live::new(connection, fence, session, checkpoint, checkpoint_text, now);
+        let mut live = Live::new((connection, config), fence, session, (checkpoint, checkpoint_text), now);
         live.load(now).await?;
         Ok((live, stored))
     }
 
     /// Takes the fence for a rebuild: the key that stands for it takes the checkpoint's place, and nothing is known to be
     /// there.
-    pub async fn rebuild(mut connection: Connection, session: &Session, now: i64) -> Result<Live> {
+    pub async fn rebuild(
+        mut connection: Connection,
+        config: &RedisConfig,
+        session: &Session,
+        now: i64,
+    ) -> Result<Live> {
         let fence = Fence::new(keys::rebuild(&session.history_id.slot), session);
         let mut call = Call::default();
         let slot = &session.history_id.slot;
         call.key(keys::checkpoint(slot)).key(&fence.key).key(keys::former_checkpoint(slot));
         call.number(fence.fencing_token).arg(&fence.session);
         connection.run(&connection::REBUILD, &call).await?;
-        Ok(Live::new(connection, fence, session, Checkpoint::default(), String::new(), now))
+        Ok(Live::new((connection, config), fence, session, Default::default(), now))
     }
 
     fn new(
-        connection: Connection,
+        (connection, config): (Connection, &RedisConfig),
         fence: Fence,
         session: &Session,
-        checkpoint: Checkpoint,
-        checkpoint_text: String,
+        (checkpoint, checkpoint_text): (Checkpoint, String),
         now: i64,
     ) -> Live {
         Live {
             connection,
+            config: config.clone(),
             fence,
             history_id: session.history_id.clone(),
             checkpoint,
@@ -108,6 +119,7 @@ impl Live {
             memory: Memory::new(now),
             refreshed_at: 0,
             leaders_renewed_at: 0,
+            throttle: LogThrottle::default(),
         }
     }
 
@@ -134,7 +146,8 @@ impl Live {
     pub async fn write(&mut self, batches: &[Arc<Batch>], now: i64) -> Result<Checkpoint> {
         self.advance(now).await?;
         let mut flushes = Flushes::new(batches, self.checkpoint);
-        while let Some(flush) = flushes.next(&Scope { rings: &self.memory.rings, now }) {
+        let horizon = self.config.horizon(now);
+        while let Some(flush) = flushes.next(&Scope { rings: &self.memory.rings, now, horizon }) {
             self.flush(flush, now).await?;
         }
         Ok(self.checkpoint)
@@ -153,11 +166,11 @@ impl Live {
 
     async fn flush(&mut self, flush: Flush<'_>, now: i64) -> Result<()> {
         self.read(&flush, now).await?;
-        count_expired(&flush);
+        self.count_left_out(&flush);
         let checkpoint = flush.checkpoint;
         let checkpoint_text = StoredCheckpoint::new(&self.history_id, checkpoint).to_json();
         let mut call = self.fence.call();
-        call.arg(&self.checkpoint_text).arg(&checkpoint_text);
+        call.key(keys::AHEAD).arg(&self.checkpoint_text).arg(&checkpoint_text);
         self.memory.apply(flush, now, &mut call);
         failpoint!("redis_before_flush");
         self.connection.run(&connection::FLUSH, &call).await?;
@@ -375,6 +388,25 @@ impl Live {
         Ok(())
     }
 
+    fn count_left_out(&mut self, flush: &Flush<'_>) {
+        for (key, count) in [("engagement", flush.expired_days), ("stats:events", flush.expired_minutes)] {
+            if count > 0 {
+                metrics::counter!(REDIS_EXPIRED_EVENTS_TOTAL, "key" => key).increment(count);
+            }
+        }
+        if flush.ahead > 0 {
+            metrics::counter!(REDIS_AHEAD_EVENTS_TOTAL).increment(flush.ahead);
+            if let Some(repeated) = self.throttle.say(TOO_FAR_AHEAD) {
+                tracing::warn!(
+                    events = flush.ahead,
+                    hours = self.config.future_hours_max,
+                    repeated = (repeated > 0).then_some(repeated),
+                    "{TOO_FAR_AHEAD}"
+                );
+            }
+        }
+    }
+
     fn unexpected_field(&self, key: &str) -> Error {
         self.connection.unreadable(key, "a field that is no content id")
     }
@@ -472,12 +504,4 @@ fn sums(connection: &Connection, key: &str, fields: Vec<(Vec<u8>, u64)>) -> Resu
     let sums = fields.into_iter().map(|(id, ms)| Ok((Uuid::from_slice(&id)?, ms)));
     sums.collect::<Result<_, uuid::Error>>()
         .map_err(|error| connection.unreadable(key, "a field that is no content id").because(error))
-}
-
-fn count_expired(flush: &Flush<'_>) {
-    for (key, count) in [("engagement", flush.expired_days), ("stats:events", flush.expired_minutes)] {
-        if count > 0 {
-            metrics::counter!(REDIS_EXPIRED_EVENTS_TOTAL, "key" => key).increment(count);
-        }
-    }
 }

@@ -137,6 +137,10 @@ impl Memory {
 
     /// Takes a flush in, and adds the steps to `call` that bring Redis to the same state.
     pub fn apply(&mut self, flush: Flush<'_>, now: i64, call: &mut Call) {
+        call.number(flush.marks.len());
+        for bit in &flush.marks {
+            call.number(bit);
+        }
         let mut totals = Vec::new();
         let mut buckets: HashMap<(usize, i64), Vec<(Uuid, u64)>> = HashMap::new();
         for (id, touched) in flush.contents {

@@ -17,6 +17,7 @@
 //!
 //! Every key is named in [`keys`].
 
+mod ahead;
 mod board;
 mod boards;
 mod check;
@@ -115,7 +116,7 @@ impl Sink for RedisSink {
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         self.live = None;
         let connection = Connection::open(&self.config).await?;
-        let (live, checkpoint) = Live::recover(connection, session, (self.clock)()).await?;
+        let (live, checkpoint) = Live::recover(connection, &self.config, session, (self.clock)()).await?;
         self.live = Some(live);
         Ok(checkpoint)
     }

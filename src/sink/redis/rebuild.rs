@@ -42,7 +42,7 @@ impl Rebuild {
     pub async fn begin(config: &RedisConfig, session: &Session) -> Result<Rebuild> {
         let mut connection = Connection::open(config).await?;
         let live_connection = Connection::open(config).await?;
-        let live = Live::rebuild(live_connection, session, system_micros()).await?;
+        let live = Live::rebuild(live_connection, config, session, system_micros()).await?;
         failpoint!("redis_rebuild_after_begin");
         clear(&mut connection, &live.fence_call()).await?;
         failpoint!("redis_rebuild_after_clear");

@@ -2,6 +2,7 @@
 
 mod model;
 
+mod ahead;
 mod read_back;
 mod boards;
 mod contents;

@@ -1,11 +1,15 @@
 //! What `walcast verify` reads of Redis, while the sink goes on writing there.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use redis::Script;
 use walcast::batch::Row;
 use walcast::lsn::Checkpoint;
+use walcast::sink::Sink;
 use walcast::sink::read_back::{KeyFound, KeyState};
 use walcast::sink::redis::read_back::{self, Expected, Reading};
+use walcast::sink::redis::{RedisConfig, RedisSink};
 
 use super::told;
 use crate::support::redis_server::{connect, fresh_database, run};
@@ -22,6 +26,13 @@ end";
 
 /// What is found otherwise than the story amounts to, boards left out.
 pub fn not_as_expected(story: &Story, reading: &Reading) -> Vec<KeyFound> {
+    let mut differing = compared(story, reading);
+    differing.retain(|found| found.state != KeyState::Same && !found.key.starts_with("top_engagement:"));
+    differing
+}
+
+/// How everything is found to be.
+pub fn compared(story: &Story, reading: &Reading) -> Vec<KeyFound> {
     let mut expected = Expected::new(reading.at);
     for batch in story.beyond(Checkpoint::default(), 100) {
         for row in batch.rows() {
@@ -29,13 +40,26 @@ pub fn not_as_expected(story: &Story, reading: &Reading) -> Vec<KeyFound> {
             expected.add(event, event.event_type.map(|span| batch.text(span)));
         }
     }
-    let mut differing = Vec::new();
-    read_back::differences(expected, &[], reading, &|_| false, &mut |found| {
-        if found.state != KeyState::Same && !found.key.starts_with("top_engagement:") {
-            differing.push(found);
+    let mut compared = Vec::new();
+    read_back::differences(expected, &[], reading, &|_| false, &mut |found| compared.push(found));
+    compared
+}
+
+/// Reads while the sink goes on refreshing its boards.
+pub async fn read_beside(sink: &mut RedisSink, config: &RedisConfig, time: &Time) -> Reading {
+    const PACE: Duration = Duration::from_millis(100);
+    let history_id = session(1).history_id;
+    let refreshing = async {
+        loop {
+            time.pass(PACE.as_micros() as i64);
+            sink.tick().await.unwrap();
+            tokio::time::sleep(PACE).await;
         }
-    });
-    differing
+    };
+    tokio::select! {
+        reading = read_back::read(config, &history_id) => reading.unwrap(),
+        () = refreshing => unreachable!(),
+    }
 }
 
 #[tokio::test]

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use walcast::sink::Sink;
-use walcast::sink::redis::{RedisConfig, read_back};
+use walcast::sink::redis::RedisConfig;
 
-use super::read_back::not_as_expected;
+use super::read_back::{not_as_expected, read_beside};
 use super::{assert_shown, recovered, told, write};
 use crate::support::redis_server::{Server, connect, run};
-use crate::support::story::{SECOND, Story, Time, session};
+use crate::support::story::{SECOND, Story, Time};
 
 /// More than one script or command may have at once, whatever it does.
 const WORDS_MAX: usize = 18_000;
@@ -129,10 +129,9 @@ async fn many_contents_at_one_time() {
         story.event(Some(n), Some("play"), 0, Some(1_000 + n as i64));
     }
     story.commit();
-    let sink = told(&server.config, &story).await;
+    let mut sink = told(&server.config, &story).await;
     assert_short(&server.config, "written").await;
-    drop(sink);
-    let verified = read_back::read(&server.config, &session(1).history_id).await.unwrap();
+    let verified = read_beside(&mut sink, &server.config, &story.time).await;
     assert_eq!(not_as_expected(&story, &verified), []);
     assert_short(&server.config, "verified").await;
     let (mut sink, _) = recovered(&server.config, &story.time, 2).await;
@@ -144,7 +143,7 @@ async fn many_contents_at_one_time() {
         sink.tick().await.unwrap();
     }
     assert_short(&server.config, "packed").await;
-    let verified = read_back::read(&server.config, &session(1).history_id).await.unwrap();
+    let verified = read_beside(&mut sink, &server.config, &story.time).await;
     assert_eq!(not_as_expected(&story, &verified), []);
     assert_short(&server.config, "verified when packed").await;
     let (mut sink, _) = recovered(&server.config, &story.time, 3).await;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::reading::Reading;
 use crate::event::Event;
 use crate::lsn::Position;
+use crate::sink::redis::ahead::Marks;
 use crate::sink::redis::counters::{Day, engagement_ms};
 use crate::sink::redis::keys;
 use crate::sink::redis::window::{Sums, WINDOWS, Window};
@@ -111,8 +112,8 @@ impl Expected {
     }
 
     /// What a window's board shows at least and at most of these events, when the clock that moves it is within
-    /// `slack` of `at`.
-    pub(super) fn window_at(&self, window: usize, at: i64, slack: i64) -> (Sums, Sums) {
+    /// `slack` of `at`. Sums that may lack events have no least.
+    pub(super) fn window_at(&self, window: usize, at: i64, slack: i64, marks: &Marks) -> (Sums, Sums) {
         let (mut least, mut most) = (Sums::new(), Sums::new());
         let (Some(buckets), Some(of)) = (self.buckets.get(window), WINDOWS.get(window)) else {
             return (least, most);
@@ -120,8 +121,9 @@ impl Expected {
         let (early, late) = (of.buckets_at(at - slack), of.buckets_at(at + slack));
         for (bucket, sums) in buckets {
             let (in_early, in_late) = (early.contains(bucket), late.contains(bucket));
+            let day = of.day_of(*bucket);
             for (id, ms) in sums {
-                if in_early && in_late {
+                if in_early && in_late && !marks.has_day(id, day) {
                     *least.entry(*id).or_default() += ms;
                 }
                 if in_early || in_late {
@@ -144,6 +146,11 @@ impl Window {
     /// The bucket of a time.
     pub(super) fn bucket_of(&self, micros: i64) -> i64 {
         micros.div_euclid(self.bucket_seconds * 1_000_000)
+    }
+
+    /// The day that a bucket lies in.
+    pub(super) fn day_of(&self, bucket: i64) -> i32 {
+        keys::day_of(bucket.saturating_mul(self.bucket_seconds * 1_000_000))
     }
 
     /// The buckets of the window at a time.

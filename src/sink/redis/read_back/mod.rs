@@ -2,9 +2,9 @@
 //! [`differences`] holds the one against the other.
 //!
 //! Redis is read in parts, large keys in pages, each in one script together with the checkpoint that covers it: no script
-//! runs long. So what is
-//! expected of a key is cut at that key's own checkpoint. Boards follow the counters by up to a second: a score must lie
-//! between what the events before the reading amount to and what all up to the board's checkpoint do.
+//! runs long. So what is expected of a key is cut at that key's own checkpoint. Boards follow the counters by up to a
+//! second: a score must lie between what the events before the reading amount to and what all up to the board's checkpoint
+//! do. A key that lacks events which came too early ([`super::ahead`]) must not hold more than expected.
 
 mod expected;
 mod reading;
@@ -105,7 +105,12 @@ fn days(
         if unsure(id) {
             fields.retain(|field| !Day::is_percent(field));
         }
-        let state = judge(held.is_some(), !fields.is_empty());
+        let mut state = judge(held.is_some(), !fields.is_empty());
+        if state != KeyState::Same && reading.marks.has_day(id, *day) {
+            let more = held.map_or_else(Vec::new, |held| held.beyond(wanted));
+            fields.retain(|field| more.contains(field));
+            state = if fields.is_empty() { KeyState::Less } else { state };
+        }
         found(KeyFound { state, key: keys::engagement(id, *day), fields });
     }
     for (id, day) in reading.days.keys().filter(|key| alive(key.1) && !expected.days.contains_key(key)) {
@@ -117,7 +122,12 @@ fn minutes(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFoun
     let alive = |minute: i64| keys::minute_expires_at(minute) > reading.seconds() + EXPIRY_SLACK_SECONDS;
     for (minute, wanted) in expected.minutes.iter().filter(|(minute, _)| alive(**minute)) {
         let held = reading.minutes.get(minute).map(|(held, _)| held);
-        let state = judge(held.is_some(), held != Some(wanted));
+        let mut state = judge(held.is_some(), held != Some(wanted));
+        let of_wanted = |kind: &String| wanted.get(kind).copied().unwrap_or_default();
+        let is_more = || held.is_some_and(|held| held.iter().any(|(kind, count)| *count > of_wanted(kind)));
+        if state != KeyState::Same && reading.marks.has_minute(*minute) && !is_more() {
+            state = KeyState::Less;
+        }
         found(KeyFound { state, key: keys::minute(*minute), fields: Vec::new() });
     }
     for minute in reading.minutes.keys().filter(|at| alive(**at) && !expected.minutes.contains_key(at)) {
@@ -150,14 +160,24 @@ fn buckets(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFoun
             if wanted.is_empty() && held.is_empty() {
                 continue;
             }
+            let may_lack = |id: &Uuid| reading.marks.has_day(id, window.day_of(bucket));
             let state = match (held.is_empty(), wanted.is_empty()) {
+                _ if held == wanted => KeyState::Same,
+                _ if only_lacks(held, wanted, may_lack) => KeyState::Less,
                 (true, _) => KeyState::Missing,
                 (_, true) => KeyState::Unexpected,
-                _ => judge(true, held != wanted),
+                _ => KeyState::Different,
             };
             found(KeyFound { state, key: keys::bucket(window, bucket), fields: Vec::new() });
         }
     }
+}
+
+/// Whether every content that differs has less and may lack events.
+fn only_lacks(held: &Sums, wanted: &Sums, may_lack: impl Fn(&Uuid) -> bool) -> bool {
+    let is_more = |(id, ms): (&Uuid, &u64)| wanted.get(id).is_none_or(|wanted| ms > wanted);
+    let is_less = |(id, ms): (&Uuid, &u64)| held.get(id).is_none_or(|held| held < ms);
+    !held.iter().any(is_more) && wanted.iter().filter(|one| is_less(*one)).all(|(id, _)| may_lack(id))
 }
 
 fn boards(expected: &Expected, later: &[Later], reading: &Reading, found: &mut dyn FnMut(KeyFound)) {
@@ -169,7 +189,8 @@ fn boards(expected: &Expected, later: &[Later], reading: &Reading, found: &mut d
     Board { key: keys::BOARD_ALL, at_least: totals, at_most: totals, more: &more }
         .compare(reading, true, found);
     for (at, window) in WINDOWS.iter().enumerate() {
-        let (at_least, at_most) = expected.window_at(at, reading.boards_at, CLOCK_SLACK_MICROS);
+        let (at_least, at_most) =
+            expected.window_at(at, reading.boards_at, CLOCK_SLACK_MICROS, &reading.marks);
         let key = keys::board(window);
         let board = Board { key: &key, at_least: &at_least, at_most: &at_most, more: &more };
         board.compare(reading, true, found);

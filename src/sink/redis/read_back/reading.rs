@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use redis::{FromRedisValue, Script, Value};
+use redis::{FromRedisValue, Pipeline, Script, Value};
 use uuid::Uuid;
 
 use super::CLOCK_SLACK_MICROS;
@@ -12,6 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::event::time;
 use crate::lsn::{Checkpoint, HistoryId, Position};
 use crate::resume::read_stored;
+use crate::sink::redis::ahead::Marks;
 use crate::sink::redis::connection::{Call, Connection};
 use crate::sink::redis::counters::Day;
 use crate::sink::redis::window::{Sums, WINDOWS};
@@ -38,6 +39,8 @@ pub struct Reading {
     pub(super) buckets: [HashMap<i64, Bucket>; WINDOWS.len()],
     /// Board → member → milliseconds.
     pub(super) boards: BTreeMap<String, Sums>,
+    /// Which keys lack events, read last.
+    pub(super) marks: Marks,
     /// Keys that hold what walcast does not write.
     pub(super) unreadable: Vec<String>,
     /// When reading began, microseconds since 1970.
@@ -111,6 +114,7 @@ pub async fn read(config: &RedisConfig, history_id: &HistoryId) -> Result<Readin
     reader.totals().await?;
     reader.wait_for_boards().await?;
     reader.boards(boards).await?;
+    reader.marks().await?;
     Ok(reader.reading)
 }
 
@@ -325,6 +329,16 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Every key that was read lacks no more than what is marked by now.
+    async fn marks(&mut self) -> Result<()> {
+        let mut pipeline = Pipeline::new();
+        pages::ask_string(keys::AHEAD, &mut pipeline);
+        let first = self.connection.read(&mut pipeline).await?.into_iter().next();
+        let bytes = pages::string(&mut self.connection, keys::AHEAD, first).await?;
+        self.reading.marks = Marks::new(bytes.unwrap_or_default());
+        Ok(())
+    }
+
     /// The number of the part that came with this checkpoint.
     fn part(&mut self, checkpoint: Option<Value>) -> Result<u32> {
         let text: String = parse(checkpoint).unwrap_or_default();
@@ -348,7 +362,7 @@ impl Reader<'_> {
 pub fn is_ours(name: &str) -> bool {
     let content = name.strip_prefix("content:").is_some_and(|id| id.parse::<Uuid>().is_ok());
     let state = name_of(name).is_some_and(|name| !matches!(name, Name::Board));
-    content || state || name == keys::TOTALS
+    content || state || name == keys::TOTALS || name == keys::AHEAD
 }
 
 /// The keys of all buckets that may be in a window while Redis is read.
