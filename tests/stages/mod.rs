@@ -151,9 +151,7 @@ impl Redis {
 
     fn write(&mut self, batches: &[Arc<Batch>]) {
         let mut flushes = Flushes::new(batches, self.checkpoint);
-        while let Some(flush) =
-            flushes.next(&Scope { rings: &self.memory.rings, now: NOW, horizon: i64::MAX })
-        {
+        while let Some(flush) = flushes.next(&Scope { memory: &self.memory, now: NOW, horizon: i64::MAX }) {
             for wanted in self.memory.wanted(&flush) {
                 self.learn(wanted);
             }

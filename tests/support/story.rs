@@ -162,7 +162,7 @@ impl Story {
         self
     }
 
-    /// Some transactions of random rows: mostly now, some late, some from the future, some too late.
+    /// Some transactions of random rows: mostly now, some late, some from the future, some too late or too far ahead.
     pub fn improvise(&mut self, rng: &mut StdRng, contents: u128, commits: usize) -> &mut Self {
         const KINDS: [Option<&str>; 6] =
             [Some("play"), Some("pause"), Some("finish"), Some("click"), Some("share"), None];
@@ -187,7 +187,8 @@ impl Story {
                             14 => rng.random_range(150 * MINUTE..30 * HOUR),
                             15 => rng.random_range(76 * HOUR..100 * HOUR),
                             16 => -rng.random_range(0..10 * MINUTE),
-                            17 => -rng.random_range(10 * MINUTE..50 * HOUR),
+                            17 if rng.random_bool(0.2) => -rng.random_range(50 * HOUR..80_000 * HOUR),
+                            17 => -rng.random_range(10 * MINUTE..47 * HOUR),
                             _ => rng.random_range(0..12 * MINUTE),
                         };
                         let content = rng.random_bool(0.95).then_some(n);

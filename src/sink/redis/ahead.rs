@@ -5,7 +5,7 @@
 //! with the checkpoint, so no replay decides it anew. But nobody who looks later knows when that was (a row of the table has no
 //! such time), and one day the clock has come so near that the event would count. So the outcome is kept as well: a bit for
 //! each key that lacks events, at the place that its hash tells. `walcast verify` asks of such a key only that it holds no more
-//! than its events amount to. The bits take 512 kB at most, however many keys they stand for; a key may share its
+//! than its events amount to. The bits take 512 kB (of memory up to twice that), however many keys they stand for; a key may share its
 //! bit with another, which is then judged as mildly. `walcast rebuild redis` writes them anew, with the keys.
 
 use uuid::Uuid;

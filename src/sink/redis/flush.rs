@@ -1,7 +1,7 @@
 //! Cutting the event sequence into flushes, and what each amounts to. Pure.
 //!
 //! Redis does nothing else while a script runs. So a flush ends before it would touch more than [`TOUCHED_MAX`] contents
-//! (or days of contents, or minutes), or send more than about [`WORDS_MAX`] words or [`TEXT_MAX`] of text.
+//! (or days of contents, or minutes), or cost Redis more than [`COST_MAX`], or carry more than [`TEXT_MAX`] of text.
 //!
 //! A flush is a prefix of what is not yet at Redis, and never ends between rows of one position: its checkpoint is the
 //! position of its last row, and every cut is a whole state. There is one exception. A truncation gives as many rows of
@@ -14,6 +14,7 @@ use hashbrown::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::counters::{Day, engagement_ms};
+use super::memory::Memory;
 use super::window::{Ring, WINDOWS};
 use super::{ahead, keys};
 use crate::batch::{Batch, Row};
@@ -24,17 +25,19 @@ use crate::model::content::Content;
 /// Contents, days of contents and minutes that one flush may touch, each.
 pub const TOUCHED_MAX: usize = 1_000;
 
-/// Words (keys, fields, values) that one flush may send, about: a script needs some 0.7 µs for each.
-pub const WORDS_MAX: usize = 14_000;
+/// What one flush may cost Redis: a word (key, field or value) is 1, a key that is new some more. That is 10 ms to 15 ms.
+pub const COST_MAX: usize = 24_000;
 
-/// The most words of a content row (whose two steps weigh more), of a day and of a minute; those of a sum in a bucket,
-/// which other contents may share; and those of a sum of all time and of a mark. See [`super::memory::Memory::apply`].
-const ROW_WORDS: usize = 24;
-const DAY_WORDS: usize = 19;
-const MINUTE_WORDS: usize = 5;
-const CELL_WORDS: usize = 4;
-const TOTAL_WORDS: usize = 2;
-const MARK_WORDS: usize = 2;
+/// See [`super::memory::Memory::apply`] for what is sent.
+const ROW_COST: usize = 36;
+const NEW_DAY_COST: usize = 36;
+const DAY_COST: usize = 13;
+const MINUTE_COST: usize = 5;
+const TOTAL_COST: usize = 2;
+const CELL_COST: usize = 2;
+/// A bucket of the future may have no other content.
+const FUTURE_CELL_COST: usize = 6;
+const MARK_COST: usize = 2;
 
 /// Bytes of content rows and event types that one flush may carry. A flush of one row may carry more.
 pub const TEXT_MAX: usize = 1 << 20;
@@ -49,8 +52,8 @@ pub struct Flushes<'a> {
 
 /// What decides in which keys an event counts.
 pub struct Scope<'a> {
-    /// The windows.
-    pub rings: &'a [Ring],
+    /// The windows, and what Redis has already.
+    pub memory: &'a Memory,
     /// Microseconds since 1970.
     pub now: i64,
     /// The latest time at which an event counts by its time, microseconds since 1970.
@@ -74,7 +77,7 @@ pub struct Flush<'a> {
     /// The bits of the keys that lack them (see [`super::ahead`]).
     pub marks: HashSet<u32>,
     days: usize,
-    words: usize,
+    cost: usize,
     text: usize,
 }
 
@@ -117,7 +120,7 @@ impl<'a> Flushes<'a> {
             ahead: 0,
             marks: HashSet::new(),
             days: 0,
-            words: 0,
+            cost: 0,
             text: 0,
         };
         while let Some((batch, rest)) = self.batches.split_first() {
@@ -160,7 +163,7 @@ impl<'a> Flushes<'a> {
 impl<'a> Flush<'a> {
     /// Whether these rows of one position can come in. An empty flush has room for [`TOUCHED_MAX`] of them.
     fn has_room_for(&self, group: &[Row]) -> bool {
-        if self.words >= WORDS_MAX || self.text >= TEXT_MAX {
+        if self.cost >= COST_MAX || self.text >= TEXT_MAX {
             return false;
         }
         match group {
@@ -185,7 +188,7 @@ impl<'a> Flush<'a> {
             Row::Event(event) => self.add_event(batch, event, scope),
             Row::Content(change) => {
                 let touched = self.contents.entry(change.id).or_default();
-                self.words += touched.row.as_ref().map_or(ROW_WORDS, |_| 0);
+                self.cost += touched.row.as_ref().map_or(ROW_COST, |_| 0);
                 self.text += touched.see(change.after.clone(), change.commit_ts.min(scope.horizon));
             }
             Row::DeadLetter(_) | Row::EventChange(_) => {}
@@ -202,19 +205,22 @@ impl<'a> Flush<'a> {
         let Some(id) = event.content_id else { return };
         let touched = self.contents.entry(id).or_default();
         if let Some(content) = &event.content {
-            self.words += touched.row.as_ref().map_or(ROW_WORDS, |_| 0);
+            if touched.row.is_none() && !scope.memory.shows(content) {
+                self.cost += ROW_COST;
+            }
             self.text += touched.see(Some(Arc::clone(content)), event.event_ts.min(scope.horizon));
         }
-        self.words += touched.add_ms(event, if ahead { &[] } else { scope.rings });
+        self.cost += touched.add_ms(event, if ahead { &[] } else { &scope.memory.rings });
         if ahead {
             return;
         }
         let day = keys::day_of(event.event_ts);
         if keys::day_expires_at(day) * 1_000_000 > scope.now {
             let event_type = event.event_type.map(|span| batch.text(span));
-            let new = usize::from(touched.add_day(day, &Day::of(event, event_type)));
-            self.days += new;
-            self.words += new * DAY_WORDS;
+            if touched.add_day(day, &Day::of(event, event_type)) {
+                self.days += 1;
+                self.cost += if scope.memory.knows_day(&id, day) { DAY_COST } else { NEW_DAY_COST };
+            }
         } else {
             self.expired_days += 1;
         }
@@ -224,7 +230,7 @@ impl<'a> Flush<'a> {
         self.ahead += 1;
         let day = event.content_id.map(|id| ahead::day_bit(&id, keys::day_of(event.event_ts)));
         for bit in day.into_iter().chain([ahead::minute_bit(keys::minute_of(event.event_ts))]) {
-            self.words += MARK_WORDS * usize::from(self.marks.insert(bit));
+            self.cost += MARK_COST * usize::from(self.marks.insert(bit));
         }
     }
 
@@ -234,7 +240,7 @@ impl<'a> Flush<'a> {
         if keys::minute_expires_at(minute) * 1_000_000 > scope.now {
             let count = self.minutes.entry((minute, event_type.unwrap_or("null"))).or_default();
             if *count == 0 {
-                self.words += MINUTE_WORDS;
+                self.cost += MINUTE_COST;
                 self.text += event_type.map_or(0, str::len);
             }
             *count += 1;
@@ -259,13 +265,13 @@ impl Touched {
         true
     }
 
-    /// How many more words that takes.
+    /// How much more that costs.
     fn add_ms(&mut self, event: &Event, rings: &[Ring]) -> usize {
         let ms = engagement_ms(event);
         if ms == 0 {
             return 0;
         }
-        let mut words = if self.ms == 0 { TOTAL_WORDS } else { 0 };
+        let mut cost = if self.ms == 0 { TOTAL_COST } else { 0 };
         self.ms = self.ms.saturating_add(ms);
         for (buckets, ring) in self.buckets.iter_mut().zip(rings) {
             let Some(bucket) = ring.place(event.event_ts) else { continue };
@@ -273,11 +279,11 @@ impl Touched {
                 Some((_, sum)) => *sum = sum.saturating_add(ms),
                 None => {
                     buckets.push((bucket, ms));
-                    words += CELL_WORDS;
+                    cost += if bucket > *ring.buckets().end() { FUTURE_CELL_COST } else { CELL_COST };
                 }
             }
         }
-        words
+        cost
     }
 
     /// How much text is new.
@@ -377,13 +383,10 @@ mod tests {
         }
     }
 
-    fn rings() -> [Ring; WINDOWS.len()] {
-        WINDOWS.map(|window| Ring::new(&window, NOW))
-    }
-
     fn flushes(batches: &[Arc<Batch>], checkpoint: Checkpoint) -> Vec<Flush<'_>> {
         let mut flushes = Flushes::new(batches, checkpoint);
-        std::iter::from_fn(|| flushes.next(&Scope { rings: &rings(), now: NOW, horizon: NOW + HORIZON }))
+        let memory = Memory::new(NOW);
+        std::iter::from_fn(|| flushes.next(&Scope { memory: &memory, now: NOW, horizon: NOW + HORIZON }))
             .collect()
     }
 
@@ -441,10 +444,10 @@ mod tests {
     #[test]
     fn engagement_with_many_contents_at_many_times_makes_many_flushes() {
         let mut builder = BatchBuilder::new(Checkpoint::at(Lsn(1)));
-        for ordinal in 0..20_000u64 {
+        for ordinal in 0..60_000u64 {
             let position = Position { commit_lsn: Lsn(100), ordinal };
-            let content = Some((ordinal % 100) as u16);
-            builder.push(Row::Event(event(position, content, 3 * (ordinal / 100) as i64)));
+            let content = Some((ordinal % 300) as u16);
+            builder.push(Row::Event(event(position, content, 3 * (ordinal / 300) as i64)));
         }
         let batches = [Arc::new(builder.finish(false))];
         let flushes = flushes(&batches, Checkpoint::at(Lsn(1)));
@@ -452,7 +455,7 @@ mod tests {
         for flush in flushes {
             let cells: usize =
                 flush.contents.values().flat_map(|touched| &touched.buckets).map(Vec::len).sum();
-            assert!(cells * CELL_WORDS < flush.words && flush.words < WORDS_MAX + 100, "{}", flush.words);
+            assert!(cells * CELL_COST < flush.cost && flush.cost < COST_MAX + 100, "{}", flush.cost);
         }
     }
 

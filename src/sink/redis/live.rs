@@ -147,7 +147,7 @@ impl Live {
         self.advance(now).await?;
         let mut flushes = Flushes::new(batches, self.checkpoint);
         let horizon = self.config.horizon(now);
-        while let Some(flush) = flushes.next(&Scope { rings: &self.memory.rings, now, horizon }) {
+        while let Some(flush) = flushes.next(&Scope { memory: &self.memory, now, horizon }) {
             self.flush(flush, now).await?;
         }
         Ok(self.checkpoint)

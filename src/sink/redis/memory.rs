@@ -106,6 +106,17 @@ impl Memory {
         wanted
     }
 
+    /// Whether what Redis has of a day is known, and something is there.
+    pub fn knows_day(&self, id: &Uuid, day: i32) -> bool {
+        self.days.peek(&(*id, day)).is_some_and(|known| !known.is_empty())
+    }
+
+    /// Whether Redis is known to show the content as it is.
+    pub fn shows(&self, content: &Arc<Content>) -> bool {
+        let shown = self.rows.peek(&content.id).and_then(|row| row.content.as_ref());
+        shown.is_some_and(|shown| Arc::ptr_eq(shown, content) || shown == content)
+    }
+
     /// Redis has this of a day.
     pub fn learn_day(&mut self, id: Uuid, day: i32, counted: Day) {
         self.days.insert((id, day), counted);

@@ -36,6 +36,11 @@ impl<K: Hash + Eq, V> Recent<K, V> {
         self.entries.get_mut(key).map(|entry| &mut entry.value)
     }
 
+    /// The entry, which is not in use for that.
+    pub fn peek(&self, key: &K) -> Option<&V> {
+        self.entries.get(key).map(|entry| &entry.value)
+    }
+
     /// Puts an entry in.
     pub fn insert(&mut self, key: K, value: V) {
         if self.entries.get(&key).is_none_or(|entry| entry.used_in != self.round) {

@@ -75,8 +75,13 @@ fn board(
     }
 }
 
+/// The story has no event close to the 48 hours: it may be written some time after it was told.
+fn is_too_far_ahead(event: &Event) -> bool {
+    event.event_ts > event.commit_ts + 48 * 3600 * SECOND
+}
+
 fn count_minute(shapes: &mut BTreeMap<String, Shape>, event: &Event, event_type: Option<&str>) {
-    if event.event_ts < event.commit_ts - 2 * 3600 * SECOND {
+    if event.event_ts < event.commit_ts - 2 * 3600 * SECOND || is_too_far_ahead(event) {
         return;
     }
     let minute = &time_text(event.event_ts)[..16];
@@ -86,7 +91,7 @@ fn count_minute(shapes: &mut BTreeMap<String, Shape>, event: &Event, event_type:
 fn count_day(shapes: &mut BTreeMap<String, Shape>, event: &Event, event_type: Option<&str>) {
     let Some(id) = event.content_id else { return };
     let day = event.event_ts.div_euclid(DAY);
-    if (day + 3) * DAY <= event.commit_ts {
+    if (day + 3) * DAY <= event.commit_ts || is_too_far_ahead(event) {
         return;
     }
     let key = format!("engagement:{id}:{}", &time_text(event.event_ts)[..10]);

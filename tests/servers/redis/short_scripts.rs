@@ -14,7 +14,7 @@ use crate::support::redis_server::{Server, connect, run};
 use crate::support::story::{SECOND, Story, Time};
 
 /// More than one script or command may have at once, whatever it does.
-const WORDS_MAX: usize = 18_000;
+const WORDS_MAX: usize = 26_000;
 
 /// What one of them may take: 20 ms where nothing else is done, and more beside other tests. A few in a hundred are let
 /// off.
