@@ -197,9 +197,11 @@ fn value_hash(value: &Value<'_>) -> Option<u32> {
         Value::Float(float) => hash_of(&float.to_bits()),
         Value::Text(text) => hash_of(text),
         Value::Id(id) => hash_of(id),
-        // JSON's null is NULL
-        Value::Json(text) if text.trim_ascii() == "null" => return Some(0),
-        Value::Json(text) => fold(json::hash(text)?),
+        Value::Json(text) => match json::hash(text)? {
+            // JSON's null is NULL
+            hash if hash == json::null() => return Some(0),
+            hash => fold(hash),
+        },
     };
     Some(hash.max(1))
 }

@@ -19,6 +19,11 @@ pub fn hash(text: &str) -> Option<u64> {
     }
 }
 
+/// The hash of JSON's null.
+pub fn null() -> u64 {
+    hash_of(&Kind::Null)
+}
+
 /// What a value is, before its hash.
 #[derive(Hash)]
 enum Kind {
