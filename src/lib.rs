@@ -37,6 +37,9 @@
 //! - **A history id names the history** that LSNs belong to ([`lsn::HistoryId`]); checkpoints of different history ids are never
 //!   compared. On a new timeline, the server's history says how far a checkpoint of the former one counts.
 //!   **A token** taken from PostgreSQL at start shuts older instances out of every target.
+//! - **Two tables, whatever they are called** ([`event::place`]): where they are, what their columns are called, and what of them
+//!   is published, for the stream and for SQL alike. What the source does to rows that went out is kept by id
+//!   ([`state::marks`]), so that whoever compares can tell it from a fault.
 //! - **What cannot be made whole is refused** with both positions (exit code 4). [`resume`] alone judges where a sink goes on: not
 //!   below the slot, not without the checkpoint that it had, not beyond the server's WAL, not from another history. What is
 //!   read again must be the stream that the sinks were fed from ([`continuity`]).

@@ -137,8 +137,8 @@ impl Transform {
         Ok(())
     }
 
-    /// The time of a commit is any that the session of a replication origin has said, and pgoutput names no origin that
-    /// was dropped since: a time before the last heartbeat, or ahead of now, is not this server's either.
+    /// The time of a commit is any that the session of a replication origin has said, and pgoutput need not name one that was
+    /// dropped since: a time before the last heartbeat, or ahead of now, is not this server's either.
     fn begin(&mut self, commit_ts: i64) {
         self.commit_ts = time::nearest(unix_micros(commit_ts));
         self.foreign = self.commit_ts < self.beaten_at.saturating_sub(CLOCKS_AGREE_MICROS)

@@ -107,7 +107,7 @@ async fn commit_times_of_other_servers_stop_nothing_and_count_for_nothing() {
     run(&client, &format!("SELECT pg_replication_origin_drop('{origin}')")).await;
 }
 
-/// What a finished migration leaves: the stream names no origin that is gone.
+/// What a finished migration leaves: the stream need not name an origin that is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_was_dropped_since_counts_for_nothing_either() {
     let world = World::initialised().await.with("PIPELINE_SINKS", "redis");
