@@ -22,7 +22,7 @@ static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../sc
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/scan.lua")));
 
 /// Keys read in one script, and boards.
-const KEYS_AT_ONCE: usize = 200;
+const KEYS_AT_ONCE: usize = 100;
 const BOARDS_AT_ONCE: usize = 4;
 
 /// A sink that runs brings the boards up to date at least once a second; this is how long that may take.
