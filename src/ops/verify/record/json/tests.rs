@@ -10,7 +10,7 @@ fn of_value(value: &Value) -> u64 {
     let mut hasher = DefaultHasher::new();
     match value {
         Value::Null => 0u8.hash(&mut hasher),
-        Value::Bool(truth) => truth.hash(&mut hasher),
+        Value::Bool(truth) => (6u8, truth).hash(&mut hasher),
         Value::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(whole), _) => (1u8, whole).hash(&mut hasher),
             (None, Some(float)) if float.fract() == 0.0 && float.abs() < 9e15 => {
