@@ -29,7 +29,7 @@ async fn partitioned(by: &str, key: &str, leaves: &str) -> World {
 }
 
 const DAYS: &str = "
-    CREATE TABLE today PARTITION OF engagement_events FOR VALUES FROM (date_trunc('day', now())) TO ('3000-01-01');
+    CREATE TABLE today PARTITION OF engagement_events FOR VALUES FROM (date_trunc('day', now())) TO ('infinity');
     CREATE TABLE yesterday PARTITION OF engagement_events
       FOR VALUES FROM (date_trunc('day', now()) - interval '1 day') TO (date_trunc('day', now()));
     CREATE TABLE others PARTITION OF engagement_events DEFAULT";
