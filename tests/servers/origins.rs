@@ -54,6 +54,20 @@ fn metric(metrics: &str, name: &str) -> f64 {
     line.unwrap_or_else(|| panic!("no {name} in {metrics}"))
 }
 
+/// Rows that came by way of an origin, at each of the times; the origin's name.
+async fn replicated(client: &Client) -> String {
+    let origin = fresh_name("origin");
+    let set_up = format!(
+        "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}')"
+    );
+    run(client, &set_up).await;
+    for (time, _) in TIMES {
+        replicated_at(client, time).await;
+    }
+    run(client, "SELECT pg_replication_origin_session_reset()").await;
+    origin
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commit_times_of_other_servers_stop_nothing_and_count_for_nothing() {
     let world = World::initialised().await;
@@ -62,18 +76,7 @@ async fn commit_times_of_other_servers_stop_nothing_and_count_for_nothing() {
     let running = world.start().await;
     // ours, so that all sinks have a latency to show
     run(&client, ROWS).await;
-    let origin = fresh_name("origin");
-    run(
-        &client,
-        &format!(
-            "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}')"
-        ),
-    )
-    .await;
-    for (time, _) in TIMES {
-        replicated_at(&client, time).await;
-    }
-    run(&client, "SELECT pg_replication_origin_session_reset()").await;
+    let origin = replicated(&client).await;
     wait_until("Redis has all", async || world.redis_plays().await == 8).await;
     wait_until("BigQuery has all", async || world.bigquery_ids().await.len() == 8).await;
     world.verify().await;
@@ -114,24 +117,8 @@ async fn an_origin_that_was_dropped_since_counts_for_nothing_either() {
     let client = sql::connect(&world.postgres).await.unwrap();
     let began = seconds_now();
     run(&client, "SELECT pg_logical_emit_message(true, 'walcast', '')").await;
-    let origin = fresh_name("origin");
-    run(
-        &client,
-        &format!(
-            "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}')"
-        ),
-    )
-    .await;
-    for (time, _) in TIMES {
-        replicated_at(&client, time).await;
-    }
-    run(
-        &client,
-        &format!(
-            "SELECT pg_replication_origin_session_reset(); SELECT pg_replication_origin_drop('{origin}')"
-        ),
-    )
-    .await;
+    let origin = replicated(&client).await;
+    run(&client, &format!("SELECT pg_replication_origin_drop('{origin}')")).await;
     let running = world.start().await;
     wait_until("Redis has all", async || world.redis_plays().await == 7).await;
     world.verify().await;
