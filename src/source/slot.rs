@@ -367,15 +367,8 @@ impl PublicationFacts {
             return unfit(format!("publication {name} does not have the table {table}"), mend);
         };
         let Some(listed) = &published.columns else { return Ok(()) };
-        let lacking = place.present().find(|(column, _)| {
-            column.required
-                && !listed.iter().any(|name| {
-                    place.position(name).is_some_and(|at| {
-                        place.table.columns.get(at).is_some_and(|one| one.name == column.name)
-                    })
-                })
-        });
-        match lacking {
+        let lacking = place.missing(|name| listed.iter().any(|listed| listed == name));
+        match lacking.into_iter().find(|(column, _)| column.required) {
             None => Ok(()),
             Some((_, column)) => unfit(
                 format!("publication {name} leaves out the column {column} of {table}"),

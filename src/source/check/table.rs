@@ -7,7 +7,7 @@ use crate::event::place::{Place, Places};
 use crate::event::schema::{CONTENT, Reads};
 use crate::finding::Finding;
 use crate::source::quote::identifier;
-use crate::source::slot::{self, ColumnFacts, PublishedTable};
+use crate::source::slot::{self, ColumnFacts, PublicationFacts, PublishedTable};
 use crate::source::sql::{self, get};
 use crate::source::{PostgresConfig, rows};
 
@@ -42,14 +42,11 @@ pub(super) async fn streamable(
     config: &PostgresConfig,
     places: &Places,
 ) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
-    for place in places.all() {
-        match ask(client, config, place).await? {
-            Some(table) => findings.extend(table.streamable(config)),
-            None => findings.push(missing(place, config)),
-        }
-    }
-    Ok(findings)
+    let told = |(place, table): (&Place, Option<Table<'_>>)| match table {
+        Some(table) => table.streamable(config),
+        None => vec![missing(place, config)],
+    };
+    Ok(ask(client, config, places).await?.into_iter().flat_map(told).collect())
 }
 
 /// What must be so of the tables that are there before they can be published and read.
@@ -58,13 +55,10 @@ pub(super) async fn usable(
     config: &PostgresConfig,
     places: &Places,
 ) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
-    for place in places.all() {
-        if let Some(table) = ask(client, config, place).await? {
-            findings.extend(table.streamable(config));
-            findings.extend(table.usable(config));
-        }
-    }
+    let tables = ask(client, config, places).await?;
+    let there = tables.iter().filter_map(|(_, table)| table.as_ref());
+    let mut findings: Vec<Finding> =
+        there.flat_map(|table| [table.streamable(config), table.usable(config)].concat()).collect();
     findings.extend(filters(client, config, places).await?);
     Ok(findings)
 }
@@ -94,9 +88,8 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     let mut findings = Vec::new();
     let publication = slot::publication(client, config).await?;
     let places = publication.map_or_else(|| config.places(), |publication| publication.places);
-    for place in places.all() {
-        findings.extend(ask(client, config, place).await?.iter().flat_map(|table| table.usable(config)));
-    }
+    let tables = ask(client, config, &places).await?;
+    findings.extend(tables.iter().flat_map(|(_, table)| table.iter().flat_map(|table| table.usable(config))));
     findings.extend(filters(client, config, &places).await?);
     let places = slot::now(client, &places).await?;
     findings.extend(unreadable_content(client, &places.content).await);
@@ -198,11 +191,28 @@ async fn published_besides(client: &Client, config: &PostgresConfig) -> Result<O
     Ok(Some(Finding::warn("postgres.publication_tables", subject, message, fix)))
 }
 
-async fn ask<'a>(client: &Client, config: &PostgresConfig, place: &'a Place) -> Result<Option<Table<'a>>> {
+/// Both tables; `None` for one that is not there.
+async fn ask<'a>(
+    client: &Client,
+    config: &PostgresConfig,
+    places: &'a Places,
+) -> Result<[(&'a Place, Option<Table<'a>>); 2]> {
+    let publication = slot::publication_facts(client, &config.publication).await?;
+    let [content, events] = places.all();
+    Ok([
+        (content, ask_one(client, publication.as_ref(), content).await?),
+        (events, ask_one(client, publication.as_ref(), events).await?),
+    ])
+}
+
+async fn ask_one<'a>(
+    client: &Client,
+    publication: Option<&PublicationFacts>,
+    place: &'a Place,
+) -> Result<Option<Table<'a>>> {
     let statement = include_str!("../../../sql/check_table.sql");
     let row = client.query_opt(statement, &[&place.schema, &place.name]).await.map_err(sql::error)?;
     let Some(row) = row else { return Ok(None) };
-    let publication = slot::publication_facts(client, &config.publication).await?;
     Ok(Some(Table {
         place,
         columns: slot::columns(client, place).await?,
