@@ -70,6 +70,7 @@ impl Bench {
             let content = Arc::clone(&self.contents[pick(&mut self.rng) as usize]);
             let kind = ["play", "pause", "finish", "click"][self.rng.random_range(0..4)];
             let event = Event {
+                extra: Default::default(),
                 position: Position { commit_lsn, ordinal },
                 commit_ts: now,
                 id: 0,

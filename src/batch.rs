@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-pub use crate::event::{ContentChange, Event, EventChange, Fate, Span, Texts};
+pub use crate::event::{ContentChange, Event, EventChange, Extra, ExtraColumn, Fate, Span, Texts};
 use crate::lsn::{Checkpoint, Lsn, Position};
 
 /// Slug and title of a content, mostly.
@@ -87,6 +87,7 @@ pub struct Batch {
     created: Instant,
     heartbeat: Option<Heartbeat>,
     foreign: Vec<Foreign>,
+    extra: Vec<ExtraSince>,
     bytes_beside: usize,
 }
 
@@ -96,6 +97,15 @@ struct Foreign {
     commit_lsn: Lsn,
     /// Microseconds since 1970.
     received_at: i64,
+}
+
+/// Which extra columns events have, from one of them on.
+#[derive(Debug, Clone)]
+pub struct ExtraSince {
+    /// The first event that has them.
+    pub since: Position,
+    /// The columns.
+    pub columns: Arc<[ExtraColumn]>,
 }
 
 /// A heartbeat that came back through the WAL, to be timed until the sinks hold its place.
@@ -118,6 +128,7 @@ impl Batch {
             created: Instant::now(),
             heartbeat: None,
             foreign: Vec::new(),
+            extra: Vec::new(),
             bytes_beside: 0,
         }
     }
@@ -158,6 +169,11 @@ impl Batch {
     /// The last heartbeat in it.
     pub fn heartbeat(&self) -> Option<Heartbeat> {
         self.heartbeat
+    }
+
+    /// Which extra columns its events have, and perhaps those before them, in stream order.
+    pub fn extra(&self) -> &[ExtraSince] {
+        &self.extra
     }
 
     /// When the first row was put in.
@@ -201,6 +217,7 @@ impl Batch {
             created: self.created,
             heartbeat: self.heartbeat,
             foreign: self.foreign.clone(),
+            extra: self.extra.clone(),
             bytes_beside: self.bytes_beside,
         }))
     }
@@ -217,6 +234,7 @@ pub struct BatchBuilder {
     foreign: Vec<Foreign>,
     /// The open transaction's commit time is not this server's.
     foreign_open: bool,
+    extra: Vec<ExtraSince>,
     /// Of texts that are not in `text`.
     bytes_beside: usize,
 }
@@ -232,6 +250,7 @@ impl BatchBuilder {
             heartbeat: None,
             foreign: Vec::new(),
             foreign_open: false,
+            extra: Vec::new(),
             bytes_beside: 0,
         }
     }
@@ -239,6 +258,19 @@ impl BatchBuilder {
     /// Copies a text into the arena.
     pub fn intern(&mut self, text: &str) -> Span {
         crate::event::intern(&mut self.text, text)
+    }
+
+    /// Lets an event's extra columns be written into the arena, of which `columns` it has.
+    pub fn put_extra(
+        &mut self,
+        since: Position,
+        columns: &Arc<[ExtraColumn]>,
+        put: impl FnOnce(&mut String) -> Extra,
+    ) -> Extra {
+        if self.extra.last().is_none_or(|last| !Arc::ptr_eq(&last.columns, columns)) {
+            self.extra.push(ExtraSince { since, columns: Arc::clone(columns) });
+        }
+        put(&mut self.text)
     }
 
     /// Adds a row; rows come in stream order.
@@ -307,6 +339,7 @@ impl BatchBuilder {
         let text = String::with_capacity(with_margin(self.text.len()));
         self.rows.shrink_to_fit();
         self.text.shrink_to_fit();
+        let goes_on = self.extra.last().cloned().into_iter().collect();
         Batch {
             rows: std::mem::replace(&mut self.rows, rows),
             text: std::mem::replace(&mut self.text, text),
@@ -315,6 +348,7 @@ impl BatchBuilder {
             created: self.first_row_at.take().unwrap_or_else(Instant::now),
             heartbeat: self.heartbeat.take(),
             foreign: std::mem::take(&mut self.foreign),
+            extra: std::mem::replace(&mut self.extra, goes_on),
             bytes_beside: std::mem::take(&mut self.bytes_beside),
         }
     }

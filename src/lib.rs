@@ -40,6 +40,8 @@
 //! - **Two tables, whatever they are called** ([`event::place`]): where they are, what their columns are called, and what of them
 //!   is published, for the stream and for SQL alike. What the source does to rows that went out is kept by id
 //!   ([`state::marks`]), so that whoever compares can tell it from a fault.
+//! - **Columns that walcast does not know pass through** ([`event::extra`]): read once, from their binary form, and written as
+//!   JSON into the batch's arena; [`batch::ExtraSince`] tells which events have which, so that BigQuery's table can follow.
 //! - **What cannot be made whole is refused** with both positions (exit code 4). [`resume`] alone judges where a sink goes on: not
 //!   below the slot, not without the checkpoint that it had, not beyond the server's WAL, not from another history. What is
 //!   read again must be the stream that the sinks were fed from ([`continuity`]).

@@ -2,6 +2,7 @@
 //! is written down once, in [`schema`]; how it is put into bytes, and read back, in [`encoding`].
 
 pub mod encoding;
+pub mod extra;
 pub mod row;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -14,10 +15,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::lsn::Position;
+pub use extra::{Extra, ExtraColumn};
 pub use row::{Content, Engagement};
 
 /// A piece of text in the batch's arena; [`Texts`] reads it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Span {
     pub(crate) start: u32,
     pub(crate) len: u32,
@@ -72,6 +74,8 @@ pub struct Event {
     pub raw_payload_bytes: Option<u32>,
     /// The content row as of this event's place in the stream; `None` when there was none.
     pub content: Option<Arc<Content>>,
+    /// The columns that walcast does not know and passes on.
+    pub extra: Extra,
 }
 
 impl Event {
@@ -103,6 +107,7 @@ impl Event {
             raw_payload: row.raw_payload.filter(|_| keep_payload).map(&mut intern),
             raw_payload_bytes: row.raw_payload.map(|text| text.len() as u32),
             content,
+            extra: Extra::default(),
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::extra::Wanted;
 use super::schema::{CONTENT, ENGAGEMENT_EVENTS, SourceColumn, SourceTable};
 use crate::error::{Code, Error, Result};
+use crate::pgoutput::Column;
 use crate::quote::identifier;
 
 /// One of the source tables as a database has it.
@@ -17,6 +19,8 @@ pub struct Place {
     pub name: String,
     /// The condition, as SQL, that the rows published meet; `None` for all rows.
     pub row_filter: Option<String>,
+    /// Which of the columns that walcast does not know are passed on.
+    pub extra: Wanted,
     /// What each column of [`SourceTable::columns`] is called.
     columns: Vec<Called>,
 }
@@ -54,7 +58,27 @@ impl Place {
             Called { names, dispensable: !none.is_empty() }
         };
         let columns = table.columns.iter().map(called).collect();
-        Place { table, schema: schema.to_owned(), name: name.to_owned(), row_filter: None, columns }
+        Place {
+            table,
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+            row_filter: None,
+            extra: Wanted::default(),
+            columns,
+        }
+    }
+
+    /// The same with these columns passed on.
+    pub fn with_extra(self, names: &[String]) -> Place {
+        Place { extra: Wanted::new(names), ..self }
+    }
+
+    /// Of a table's columns those that walcast does not know, each with what comes with it.
+    pub fn unknown<'a, C>(
+        &self,
+        columns: impl Iterator<Item = (&'a Column, C)>,
+    ) -> impl Iterator<Item = (&'a Column, C)> {
+        columns.filter(|(column, _)| self.position(&column.name).is_none())
     }
 
     /// Refuses names for columns that walcast does not know, and a column left out that it cannot do without. `setting`
@@ -146,6 +170,7 @@ impl Place {
             }
         }
         place.row_filter = row_filter.map(str::to_owned);
+        place.extra = place.extra.published(columns);
         place
     }
 }

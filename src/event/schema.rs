@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 use uuid::Uuid;
 
-use super::{ContentChange, Event, Texts};
+use super::{ContentChange, Event, Texts, extra};
 use crate::lsn::{Lsn, Position};
 use crate::pgoutput::{self, Column};
 
@@ -257,13 +257,17 @@ pub enum Value<'a> {
     Lsn(Lsn),
 }
 
-/// An event as a sink gives it back: a value for each of [`EVENT_FIELDS`], or `None` where it cannot be told.
+/// An event as a sink gives it back: a value for each of [`EVENT_FIELDS`], or `None` where it cannot be told; and its extra
+/// columns, by name, as JSON.
 #[derive(Debug, Clone, PartialEq)]
-pub struct EventValues<'a>(pub [Option<Value<'a>>; EVENT_FIELD_COUNT]);
+pub struct EventValues<'a>(pub [Option<Value<'a>>; EVENT_FIELD_COUNT], pub ExtraValues<'a>);
+
+/// Names of extra columns, each with its value as JSON.
+pub type ExtraValues<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
 
 impl Default for EventValues<'_> {
     fn default() -> Self {
-        EventValues([const { None }; EVENT_FIELD_COUNT])
+        EventValues([const { None }; EVENT_FIELD_COUNT], Vec::new())
     }
 }
 
@@ -272,6 +276,14 @@ impl<'a> EventValues<'a> {
     pub fn of(record: &EventRecord<'a>) -> Self {
         let mut values = Collect { values: EventValues::default(), next: 0 };
         visit_event(record, &mut values);
+        let extra = &record.event.extra;
+        if !extra.is_empty() {
+            let members = [extra.plain, extra.json].map(|span| record.texts.get(span));
+            let EventValues(_, to) = &mut values.values;
+            extra::for_each(members, &mut String::new(), |name, value| {
+                to.push((name.to_owned().into(), value.to_owned().into()));
+            });
+        }
         values.values
     }
 

@@ -34,6 +34,12 @@ pub fn time_text(micros: i64) -> Option<[u8; 27]> {
     Some(text)
 }
 
+/// A day since 1970 as `2026-01-02`; `None` outside the years 1 to 9999.
+pub fn date_text(day: i64) -> Option<[u8; 10]> {
+    let text = time_text(day.checked_mul(DAY_MICROS)?)?;
+    text.first_chunk().copied()
+}
+
 /// Reads [`time_text`] back. A calendar's date and time, and not its instants: those end before the last day does, so
 /// that every time zone has them.
 pub fn micros_of(text: &str) -> Option<i64> {

@@ -1,10 +1,13 @@
 //! The `engagement_events` table.
 
+use std::sync::Arc;
+
 use super::{RowError, TableColumns, UnfitTable};
 use crate::event::place::Place;
 pub use crate::event::row::Engagement;
 use crate::event::row::{UncheckedEngagement, missing};
 use crate::event::schema::EngagementColumn;
+use crate::event::{Extra, ExtraColumn};
 use crate::pgoutput::{Relation, Tuple};
 
 /// The columns of `engagement_events`, whatever their order and whatever others there are.
@@ -25,6 +28,16 @@ impl EngagementTable {
             row.put(field, (column, value))?;
         }
         row.checked()
+    }
+
+    /// The columns that are passed on as they are.
+    pub fn extra_columns(&self) -> &Arc<[ExtraColumn]> {
+        &self.columns.extra
+    }
+
+    /// Writes a row's extra columns behind what stands in the arena.
+    pub fn put_extra(&self, tuple: &Tuple<'_>, arena: &mut String) -> Extra {
+        self.columns.put_extra(tuple, arena)
     }
 
     /// The id alone: of an old row other columns may be missing.

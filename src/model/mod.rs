@@ -3,11 +3,15 @@
 pub mod content;
 pub mod engagement;
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
 use crate::error::{Code, Error};
+use crate::event::Span;
+use crate::event::extra::{self, Extra, ExtraColumn, Shape};
 use crate::event::place::{Place, Places};
 use crate::event::row::Cell;
 pub use crate::event::row::RowError;
@@ -177,6 +181,10 @@ pub struct TableColumns<F> {
     fields: Vec<Option<F>>,
     /// Our names of the columns, theirs where they are not ours.
     names: Vec<String>,
+    /// The columns that are passed on.
+    extra: Arc<[ExtraColumn]>,
+    /// Of each column its place among them.
+    extra_at: Vec<Option<usize>>,
 }
 
 impl<F: Copy> TableColumns<F> {
@@ -200,7 +208,38 @@ impl<F: Copy> TableColumns<F> {
         };
         let names = relation.columns.iter().zip(&places).map(ours).collect();
         let fields = places.iter().map(|at| fields.get((*at)?).copied()).collect();
-        Ok(TableColumns { relation, fields, names })
+        let (extra, left_out) = place
+            .extra
+            .split(place.unknown(relation.columns.iter().zip(0..)).collect::<Vec<_>>().into_iter());
+        for (column, why) in left_out {
+            tracing::warn!(column, "an extra column is not passed on: {why}");
+        }
+        let mut extra_at = vec![None; if extra.is_empty() { 0 } else { relation.columns.len() }];
+        for (index, (_, at)) in extra.iter().enumerate() {
+            if let Some(place) = extra_at.get_mut(*at) {
+                *place = Some(index);
+            }
+        }
+        let extra = extra.into_iter().map(|(column, _): (_, usize)| column).collect();
+        Ok(TableColumns { relation, fields, names, extra, extra_at })
+    }
+
+    /// Writes a row's extra columns behind what stands in the arena.
+    fn put_extra(&self, tuple: &Tuple<'_>, arena: &mut String) -> Extra {
+        let mut put = |json: bool| {
+            let start = arena.len();
+            let places = self.relation.columns.iter().zip(&self.extra_at);
+            for ((column, at), value) in places.zip(tuple.columns()) {
+                let extra = at.and_then(|at| self.extra.get(at));
+                if let (Some(extra), Ok(value)) = (extra, value)
+                    && (extra.shape == Shape::Json) == json
+                {
+                    extra::put_member(&extra.name, column.type_oid, value, arena);
+                }
+            }
+            Span { start: start as u32, len: (arena.len() - start) as u32 }
+        };
+        if self.extra.is_empty() { Extra::default() } else { Extra { plain: put(false), json: put(true) } }
     }
 
     /// The values of our fields.

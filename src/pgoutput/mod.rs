@@ -47,4 +47,4 @@ pub use relation::{Column, Relation, Relations, ReplicaIdentity};
 pub use timestamp::Timestamp;
 pub use transaction::Transaction;
 pub use tuple::{Columns, Tuple};
-pub use value::Value;
+pub use value::{Value, oid};

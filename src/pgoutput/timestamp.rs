@@ -12,6 +12,17 @@ pub enum Timestamp {
     Infinity,
 }
 
+impl Timestamp {
+    /// Of the binary form.
+    pub fn of_wire(wire_micros: i64) -> Timestamp {
+        match wire_micros {
+            i64::MAX => Timestamp::Infinity,
+            i64::MIN => Timestamp::NegativeInfinity,
+            _ => Timestamp::At(unix_micros(wire_micros)),
+        }
+    }
+}
+
 /// Microseconds since 1970 of the wire's microseconds since 2000, for the times of Begin and Commit.
 pub fn unix_micros(wire_micros: i64) -> i64 {
     wire_micros.saturating_add(WIRE_EPOCH_MICROS)
@@ -19,12 +30,3 @@ pub fn unix_micros(wire_micros: i64) -> i64 {
 
 /// 2000-01-01 UTC in microseconds since 1970.
 const WIRE_EPOCH_MICROS: i64 = 946_684_800_000_000;
-
-/// Reads the binary form.
-pub(super) fn from_wire(wire_micros: i64) -> Timestamp {
-    match wire_micros {
-        i64::MAX => Timestamp::Infinity,
-        i64::MIN => Timestamp::NegativeInfinity,
-        _ => Timestamp::At(unix_micros(wire_micros)),
-    }
-}

@@ -9,7 +9,7 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::cursor::Cursor;
-use super::timestamp::{self, Timestamp};
+use super::timestamp::Timestamp;
 use super::{Column, DecodeError, Found};
 
 /// A value as it stands in a message.
@@ -113,39 +113,58 @@ impl fmt::Debug for Value<'_> {
     }
 }
 
-/// OIDs of the built-in types that have a reader (`pg_type.dat`; they never change).
-pub(super) mod oid {
-    pub const NAME: u32 = 19;
-    pub const INT8: u32 = 20;
-    pub const INT2: u32 = 21;
-    pub const INT4: u32 = 23;
-    pub const TEXT: u32 = 25;
-    pub const JSON: u32 = 114;
-    pub const BPCHAR: u32 = 1042;
-    pub const VARCHAR: u32 = 1043;
-    pub const TIMESTAMPTZ: u32 = 1184;
-    pub const UUID: u32 = 2950;
-    pub const JSONB: u32 = 3802;
+/// OIDs of the built-in types that are read here or by others (`pg_type.dat`; they never change).
+pub mod oid {
+    /// Names and OIDs, of each type and of its array.
+    macro_rules! types {
+        ($($constant:ident $name:literal $oid:literal $array:literal;)+) => {
+            $(
+                #[doc = concat!("`", $name, "`.")]
+                pub const $constant: u32 = $oid;
+            )+
+
+            /// The OID of the type that `pg_catalog` holds under this name; an array's is its element's, with `_` before it.
+            pub fn by_name(name: &str) -> Option<u32> {
+                match name {
+                    $($name => Some($oid), concat!("_", $name) => Some($array),)+
+                    _ => None,
+                }
+            }
+
+            /// Whether it is the array of one of these types.
+            pub fn is_array(oid: u32) -> bool {
+                matches!(oid, $($array)|+)
+            }
+        };
+    }
+
+    types! {
+        BOOL "bool" 16 1000;
+        BYTEA "bytea" 17 1001;
+        NAME "name" 19 1003;
+        INT8 "int8" 20 1016;
+        INT2 "int2" 21 1005;
+        INT4 "int4" 23 1007;
+        TEXT "text" 25 1009;
+        JSON "json" 114 199;
+        CIDR "cidr" 650 651;
+        FLOAT4 "float4" 700 1021;
+        FLOAT8 "float8" 701 1022;
+        INET "inet" 869 1041;
+        BPCHAR "bpchar" 1042 1014;
+        VARCHAR "varchar" 1043 1015;
+        DATE "date" 1082 1182;
+        TIME "time" 1083 1183;
+        TIMESTAMP "timestamp" 1114 1115;
+        TIMESTAMPTZ "timestamptz" 1184 1185;
+        INTERVAL "interval" 1186 1187;
+        NUMERIC "numeric" 1700 1231;
+        UUID "uuid" 2950 2951;
+        JSONB "jsonb" 3802 3807;
+    }
+
     /// The first OID that a type made by users can have (`FirstNormalObjectId`).
     pub const FIRST_USER: u32 = 16384;
-
-    /// The OID of the type that `pg_catalog` holds under this name.
-    pub fn by_name(name: &str) -> Option<u32> {
-        Some(match name {
-            "name" => NAME,
-            "int8" => INT8,
-            "int2" => INT2,
-            "int4" => INT4,
-            "text" => TEXT,
-            "json" => JSON,
-            "bpchar" => BPCHAR,
-            "varchar" => VARCHAR,
-            "timestamptz" => TIMESTAMPTZ,
-            "uuid" => UUID,
-            "jsonb" => JSONB,
-            _ => return None,
-        })
-    }
 }
 
 const INTEGER: &str = "int2, int4 or int8";
@@ -178,7 +197,7 @@ fn uuid(bytes: &[u8]) -> Result<Uuid, Found> {
 
 fn timestamptz(bytes: &[u8]) -> Result<Timestamp, Found> {
     let micros = bytes.try_into().map_err(|_| Found::Binary(bytes.len()))?;
-    Ok(timestamp::from_wire(i64::from_be_bytes(micros)))
+    Ok(Timestamp::of_wire(i64::from_be_bytes(micros)))
 }
 
 /// A type made by users may be anything. One whose binary form is not text (a composite, a range) shows itself

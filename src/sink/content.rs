@@ -11,8 +11,9 @@ use async_trait::async_trait;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Transaction};
 
-use crate::batch::{Batch, ContentChange, DeadLetter, Row};
+use crate::batch::{Batch, ContentChange, DeadLetter, ExtraSince, Row};
 use crate::error::Result;
+use crate::event::place::Place;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
 use crate::resume::SinkName;
@@ -20,7 +21,7 @@ use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, slot, sql};
 use crate::state::marks::EventMarks;
-use crate::state::{State, store_progress};
+use crate::state::{State, extra, store_progress};
 use crate::transform::content_cache::ContentCache;
 
 const NAME: SinkName = SinkName::new("content");
@@ -44,6 +45,10 @@ pub struct ContentSink {
     letters: Vec<DeadLetter>,
     waiting_bytes: usize,
     marks: EventMarks,
+    /// The events table.
+    events: Place,
+    /// Extra columns, as they begin with an event beyond the stored checkpoint.
+    extra: Vec<ExtraSince>,
     flushes: u32,
     /// The slot's confirmed LSN when versions were last pruned.
     pruned: Lsn,
@@ -61,6 +66,8 @@ impl ContentSink {
             letters: Vec::new(),
             waiting_bytes: 0,
             marks: EventMarks::default(),
+            events: postgres.places().events,
+            extra: Vec::new(),
             flushes: 0,
             pruned: Lsn::default(),
         }
@@ -78,6 +85,7 @@ impl ContentSink {
 
     fn forget_rows(&mut self) {
         self.marks.stored();
+        self.extra.clear();
         self.changes.clear();
         self.letters.clear();
         self.waiting_bytes = 0;
@@ -93,6 +101,9 @@ impl ContentSink {
         insert_versions(&transaction, session, &self.changes).await?;
         insert_letters(&transaction, session, &self.letters).await?;
         self.marks.store(&transaction, &session.history_id).await?;
+        for ExtraSince { since, columns } in &self.extra {
+            extra::store(&transaction, &session.history_id, &self.events, (*since, columns)).await?;
+        }
         store_progress(
             &transaction,
             session,
@@ -133,6 +144,9 @@ impl Sink for ContentSink {
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         let (stored, _) = self.state.progress::<()>(session, NAME).await?;
         self.forget_rows();
+        let transaction = self.state.guarded(session).await?;
+        extra::forget(&transaction, &session.history_id, &self.events.extra).await?;
+        transaction.commit().await.map_err(sql::error)?;
         self.marks = EventMarks::begin(self.state.client().await?, &session.history_id).await?;
         self.marks.stored();
         self.stored = stored.as_ref().map(|stored| stored.checkpoint).unwrap_or_default();
@@ -143,6 +157,8 @@ impl Sink for ContentSink {
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         for batch in batches {
+            let begins = |extra: &&ExtraSince| !self.accepted.holds(extra.since);
+            self.extra.extend(batch.extra().iter().filter(begins).cloned());
             batch.rows().iter().for_each(|row| self.take(row));
             self.accepted = self.accepted.advanced(batch.checkpoint());
         }

@@ -15,6 +15,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (6, "dead_letter_store", include_str!("../../migrations/0006_dead_letter_store.sql")),
     (7, "words", include_str!("../../migrations/0007_words.sql")),
     (8, "event_marks", include_str!("../../migrations/0008_event_marks.sql")),
+    (9, "extra_columns", include_str!("../../migrations/0009_extra_columns.sql")),
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");

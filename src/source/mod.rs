@@ -23,7 +23,8 @@ mod script;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
+use crate::event::extra;
 use crate::event::place::{ColumnNames, Place, Places};
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 
@@ -59,6 +60,9 @@ pub struct PostgresConfig {
     pub events_columns: ColumnNames,
     /// What the columns of the contents table are called.
     pub content_columns: ColumnNames,
+    /// Columns of the events table to pass on beside those that walcast knows, typed, under their own names: into Kafka's
+    /// records and BigQuery's table. `["*"]` is for all of them, those too that are added while walcast runs.
+    pub extra_columns: Vec<String>,
     /// Name of the replication slot.
     pub slot: String,
     /// Name of the publication.
@@ -97,6 +101,7 @@ impl Default for PostgresConfig {
             content_table: CONTENT.name.into(),
             events_columns: ColumnNames::new(),
             content_columns: ColumnNames::new(),
+            extra_columns: Vec::new(),
             slot: "walcast".into(),
             publication: "walcast".into(),
         }
@@ -108,13 +113,27 @@ impl PostgresConfig {
     pub fn places(&self) -> Places {
         Places {
             content: Place::new(&CONTENT, &self.schema, &self.content_table, &self.content_columns),
-            events: Place::new(&ENGAGEMENT_EVENTS, &self.schema, &self.events_table, &self.events_columns),
+            events: Place::new(&ENGAGEMENT_EVENTS, &self.schema, &self.events_table, &self.events_columns)
+                .with_extra(&self.extra_columns),
         }
     }
 
     /// Refuses columns' names that mean nothing.
     pub fn check_names(&self) -> Result<()> {
         Place::check(&CONTENT, &self.content_columns, "postgres.content_columns")?;
-        Place::check(&ENGAGEMENT_EVENTS, &self.events_columns, "postgres.events_columns")
+        Place::check(&ENGAGEMENT_EVENTS, &self.events_columns, "postgres.events_columns")?;
+        let events = self.places().events;
+        for name in events.extra.named() {
+            let why = match events.position(name) {
+                Some(_) => Some("walcast passes it on already, as postgres.events_columns says"),
+                None => extra::unfit_name(name),
+            };
+            if let Some(why) = why {
+                let message = format!("postgres.extra_columns: {name} cannot be passed on: {why}");
+                return Err(Error::new(Code::Configuration, message)
+                    .hint("leave it out, or give the column another name in the table"));
+            }
+        }
+        Ok(())
     }
 }

@@ -1,16 +1,19 @@
 //! The rows of the source tables, and of the content versions that walcast keeps, by SQL. Statements have their columns
 //! from the lists in [`crate::event::schema`].
 
-use tokio_postgres::types::{FromSql, ToSql};
+use std::ops::Range;
+
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use crate::error::Result;
-use crate::event::Content;
+use crate::event::extra::{self, Extra};
 use crate::event::place::{Place, Places};
 use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
 use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn};
-use crate::pgoutput::Timestamp;
+use crate::event::{Content, Span};
+use crate::pgoutput::{Timestamp, Value};
 use crate::quote::identifier;
 
 /// A column read as [`Reads::Int4`] may be a bigint.
@@ -87,6 +90,39 @@ pub fn engagement(row: &Row, first: usize) -> Result<UncheckedEngagement<'_>, to
         read.put(*column, SqlCell { row, at })?;
     }
     Ok(read)
+}
+
+/// Writes the extra columns that stand in a row, as the stream's are written, behind what stands in the arena.
+pub fn put_extra(
+    row: &Row,
+    columns: Range<usize>,
+    arena: &mut String,
+) -> Result<Extra, tokio_postgres::Error> {
+    let start = arena.len();
+    for at in columns {
+        let Some(column) = row.columns().get(at) else { continue };
+        let value = row.try_get::<_, Option<Raw<'_>>>(at)?;
+        let value = value.map_or(Value::Null, |Raw(bytes)| Value::Binary(bytes));
+        extra::put_member(column.name(), column.type_().oid(), value, arena);
+    }
+    let plain = Span { start: start as u32, len: (arena.len() - start) as u32 };
+    Ok(Extra { plain, json: Span::default() })
+}
+
+/// A value of any type in its binary form.
+struct Raw<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(
+        _: &Type,
+        raw: &'a [u8],
+    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Raw(raw))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
 }
 
 /// A row of `content` as [`select`] gives it, or a statement with [`content_statement`], from its first column on. `None`

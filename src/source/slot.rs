@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Row};
 use crate::error::{Code, Error, Result};
 use crate::event::place::{Place, Places};
 use crate::lsn::Lsn;
+use crate::pgoutput::Column;
 use crate::source::PostgresConfig;
 use crate::source::quote::{identifier, literal};
 use crate::source::server_error::{Asked, WAL_LEVEL};
@@ -298,14 +299,25 @@ pub struct ColumnFacts {
     pub type_oid: u32,
     /// Whether our role may read it.
     pub may_read: bool,
+    /// Whether its values are texts, labels of an enum, or arrays.
+    pub says_text: bool,
+}
+
+impl ColumnFacts {
+    /// As a relation of the stream would have it.
+    pub fn column(&self) -> Column {
+        Column { name: self.name.clone(), type_oid: self.type_oid, type_modifier: -1, key: false }
+    }
 }
 
 /// The columns of a table; none of one that does not exist.
 pub async fn columns(client: &Client, place: &Place) -> Result<Vec<ColumnFacts>> {
     let statement = include_str!("../../sql/check_columns.sql");
     let rows = client.query(statement, &[&place.schema, &place.name]).await.map_err(sql::error)?;
-    let column =
-        |row: &Row| Ok(ColumnFacts { name: get(row, 0)?, type_oid: get(row, 1)?, may_read: get(row, 2)? });
+    let column = |row: &Row| {
+        let (name, type_oid, may_read) = (get(row, 0)?, get(row, 1)?, get(row, 2)?);
+        Ok(ColumnFacts { name, type_oid, may_read, says_text: get(row, 3)? })
+    };
     rows.iter().map(column).collect()
 }
 

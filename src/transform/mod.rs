@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::batch::{
-    Batch, BatchBuilder, ContentChange, DeadLetter, Event, EventChange, Fate, Heartbeat, Row,
+    Batch, BatchBuilder, ContentChange, DeadLetter, Event, EventChange, Extra, Fate, Heartbeat, Row,
 };
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
@@ -227,7 +227,16 @@ impl Transform {
                         metrics::change_skipped(ENGAGEMENT_EVENTS.name, "update");
                         self.event_changes(position, Fate::Touched(row.id));
                     }
-                    Ok(row) => self.event(position, &row),
+                    Ok(row) => {
+                        let columns = table.extra_columns();
+                        let extra = match columns.is_empty() {
+                            true => Extra::default(),
+                            false => {
+                                self.builder.put_extra(position, columns, |arena| table.put_extra(new, arena))
+                            }
+                        };
+                        self.event(position, &row, extra);
+                    }
                     Err(error) => {
                         let letter = table.dead_letter(new, error);
                         self.dead_letter(position, letter);
@@ -249,8 +258,8 @@ impl Transform {
         Ok(())
     }
 
-    fn event(&mut self, position: Position, row: &engagement::Engagement<'_>) {
-        let text_bytes = row.text_bytes();
+    fn event(&mut self, position: Position, row: &engagement::Engagement<'_>, extra: Extra) {
+        let text_bytes = row.text_bytes() + extra.bytes();
         let oversized = text_bytes > self.bounds.row_bytes_max;
         if oversized {
             metrics::oversized_row();
@@ -265,7 +274,7 @@ impl Transform {
         }
         let place = (position, self.commit_ts);
         let event = Event::of(row, place, content, !oversized, |text| self.builder.intern(text));
-        self.builder.push(Row::Event(event));
+        self.builder.push(Row::Event(Event { extra, ..event }));
     }
 
     fn update(

@@ -15,6 +15,7 @@ mod check;
 mod dashboard;
 mod dead_letters;
 mod end_to_end;
+mod extra;
 mod gaps;
 mod generate;
 mod kafka;

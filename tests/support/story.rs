@@ -145,6 +145,7 @@ impl Story {
         let now = self.time.now();
         let content_id = content.map(Uuid::from_u128);
         let event = Event {
+            extra: Default::default(),
             position,
             commit_ts: now,
             id: self.rows.len() as i64,

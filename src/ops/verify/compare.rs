@@ -1,8 +1,9 @@
 //! Holding the sides against each other, partition by partition. Pure.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
-use super::record::{ALL, ANY_PARTITION, Fields, OF_CONTENT, Record, flag, names};
+use super::record::{ALL, ANY_PARTITION, Extras, Fields, OF_CONTENT, Record, flag, names};
 use super::report::{Difference, Report};
 use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::Position;
@@ -33,6 +34,8 @@ pub struct Context {
     pub ranges: Option<Vec<(i64, i64)>>,
     /// Of fields that are enums, by their places: the hashes of the labels that there are.
     pub labels: Vec<(usize, HashSet<u32>)>,
+    /// The extra columns that are compared.
+    pub extras: Arc<Extras>,
     /// What of that was seen, and of which contents.
     pub amended: Amended,
 }
@@ -143,7 +146,7 @@ impl Event<'_> {
                 (source, events) => self.present(source, sink, events, context, report),
             }
         }
-        self.compare_sinks(report);
+        self.compare_sinks(context, report);
     }
 
     /// A sink has no event where the source has a row.
@@ -222,7 +225,8 @@ impl Event<'_> {
                 context.amended.contents.insert(source.content());
             }
             if fields != 0 {
-                let what = || (format!("event {} at {}", event.id, event.position), names(fields));
+                let names = names(fields, &context.extras);
+                let what = || (format!("event {} at {}", event.id, event.position), names);
                 report.differs(sink, half_hour, Difference::Different, what);
                 break;
             }
@@ -230,7 +234,7 @@ impl Event<'_> {
     }
 
     /// What only the sinks know must be the same in all; where the source tells, it has been compared already.
-    fn compare_sinks(&self, report: &mut Report) {
+    fn compare_sinks(&self, context: &Context, report: &mut Report) {
         let mut events = self.sinks.iter().filter_map(|(sink, records)| {
             Some((*sink, records.iter().find(|record| !record.has(flag::LETTER))?))
         });
@@ -241,8 +245,8 @@ impl Event<'_> {
             let fields = first.differences(record, !told);
             if fields != 0 {
                 let half_hour = Some(self.source.unwrap_or(first).half_hour);
-                let what =
-                    || (format!("event {} at {}, from {one},", record.id, record.position), names(fields));
+                let names = names(fields, &context.extras);
+                let what = || (format!("event {} at {}, from {one},", record.id, record.position), names);
                 report.differs(other, half_hour, Difference::Different, what);
             }
         }

@@ -53,7 +53,7 @@ impl Events {
                 self.trimmed.insert(partition);
                 return Ok(());
             }
-            Found::Event(values, partition) => match Record::of(values) {
+            Found::Event(values, partition) => match Record::of(values, self.spill.extras()) {
                 Some(record) => self.event(record, partition)?,
                 None => self.unreadable += 1,
             },

@@ -28,17 +28,18 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::place::Places;
-use crate::lsn::{HistoryId, Lsn};
+use crate::lsn::{HistoryId, Lsn, Position};
 use crate::ops::rebuild;
 use crate::sink::read_back::{Found, ReadBack, ReadEvents};
 use crate::sinks;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
-use crate::state::history;
 use crate::state::marks::EventMarks;
+use crate::state::{extra, history};
 use compare::{Context, Side};
 use events::Events;
 use pre_existing::PreExisting;
+use record::Extras;
 use report::Report;
 use spill::Spill;
 use sums::{Later, Sums};
@@ -82,6 +83,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
         history_id: &history_id,
         end,
         progress,
+        extras: Arc::default(),
         report: Report::default(),
     };
     verifying.compare_all(read_back, snapshot, &client).await?;
@@ -100,6 +102,7 @@ struct Verifying<'a> {
     history_id: &'a HistoryId,
     end: Lsn,
     progress: Progress,
+    extras: Arc<Extras>,
     report: Report,
 }
 
@@ -128,6 +131,7 @@ impl Verifying<'_> {
             }
         };
         let marks = EventMarks::load(client, history_id).await?;
+        self.extras = Arc::new(Extras(self.extra_columns(client).await?));
         let context = self.events(&reader, client, &versions, marks, readers, &mut sums).await?;
         // where no sink tells the events' places, any content that has changed may have changed after them
         let first_lsn = if context.tells_places { end } else { Lsn(1) };
@@ -147,6 +151,14 @@ impl Verifying<'_> {
             sums.compare(unsure, amended, &mut self.report);
         }
         Ok(())
+    }
+
+    /// The extra columns that are passed on now.
+    async fn extra_columns(&self, client: &Client) -> Result<Vec<(String, Position)>> {
+        let events = &self.places.events;
+        let mut columns = extra::load(client, self.history_id, events).await?;
+        columns.retain(|(name, _)| events.extra.asks_for(name) && !events.extra.is_left_out(name));
+        Ok(columns)
     }
 
     /// Compares each sink's events with those of the snapshot, and adds these up in `sums`.
@@ -175,17 +187,19 @@ impl Verifying<'_> {
             marks: &marks,
             pre_existing: &pre_existing,
             versions,
+            extras: &self.extras,
             partition_of: partition_of.as_deref(),
         };
         let source = truth::read(config, reader, &known, spill, sums, &bar);
         let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
         tracing::info!("all events read");
         let ranges = truth::ranges(reader, &places.events).await?;
-        let labels = truth::labels(reader, &places.events).await?;
+        let labels = truth::labels(reader, &places.events, &self.extras).await?;
         let mut context = Context {
             marks,
             ranges,
             labels,
+            extras: Arc::clone(&self.extras),
             tells_letters,
             tells_places: !read.is_empty(),
             ..Context::default()
@@ -219,7 +233,7 @@ impl Verifying<'_> {
 
     fn spill(&self, count: u64) -> Result<Spill> {
         let folder = self.options.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
-        truth::spill(&folder, count)
+        truth::spill(&folder, count, &self.extras)
     }
 }
 

@@ -6,14 +6,16 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use uuid::Uuid;
 
+use crate::event::extra::{self, EXTRA_COLUMNS_MAX};
 use crate::event::schema::{EVENT_FIELD_COUNT, EVENT_FIELDS, EventValues, Origin, Value, event_field};
 use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::{Lsn, Position};
 
-/// Fields, as bits by their places in [`EVENT_FIELDS`].
+/// Fields, as bits by their places in [`EVENT_FIELDS`]; behind them the extra columns.
 pub type Fields = u64;
 
-const _: () = assert!(EVENT_FIELD_COUNT <= Fields::BITS as usize);
+const FIELDS_MAX: usize = EVENT_FIELD_COUNT + EXTRA_COLUMNS_MAX;
+const _: () = assert!(FIELDS_MAX <= Fields::BITS as usize);
 
 /// All fields.
 pub const ALL: Fields = Fields::MAX;
@@ -48,6 +50,22 @@ pub mod flag {
     pub const RENAMED: u8 = 32;
 }
 
+/// The extra columns that are compared: each one's name, and the first event that has it.
+#[derive(Debug, Clone, Default)]
+pub struct Extras(pub Vec<(String, Position)>);
+
+impl Extras {
+    /// The bytes that a [`Record`] has on disk.
+    pub fn record_bytes(&self) -> usize {
+        8 + 8 + 8 + 4 + 2 + 2 + 8 + 4 * (EVENT_FIELD_COUNT + self.0.len())
+    }
+
+    /// The place of one among a record's fields.
+    pub fn field(&self, name: &str) -> Option<usize> {
+        Some(EVENT_FIELD_COUNT + self.0.iter().position(|(known, _)| known == name)?)
+    }
+}
+
 /// An event as one side knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
@@ -63,11 +81,8 @@ pub struct Record {
     /// See [`flag`].
     pub flags: u8,
     known: Fields,
-    hashes: [u32; EVENT_FIELD_COUNT],
+    hashes: [u32; FIELDS_MAX],
 }
-
-/// How many bytes a [`Record`] has on disk.
-pub const RECORD_BYTES: usize = 8 + 8 + 8 + 4 + 2 + 2 + 8 + 4 * EVENT_FIELD_COUNT;
 
 /// The partition of an event without a content id: any.
 pub const ANY_PARTITION: u16 = u16::MAX;
@@ -82,14 +97,16 @@ impl Record {
             partition: ANY_PARTITION,
             flags: 0,
             known: 0,
-            hashes: [0; EVENT_FIELD_COUNT],
+            hashes: [0; FIELDS_MAX],
         }
     }
 
     /// The record of an event that a sink holds; `None` when it does not say which it is.
-    pub fn of(values: &EventValues<'_>) -> Option<Record> {
-        let mut record = Record::new(values.id()?, values.position()?, values.event_ts()?);
+    pub fn of(values: &EventValues<'_>, extras: &Extras) -> Option<Record> {
+        let position = values.position()?;
+        let mut record = Record::new(values.id()?, position, values.event_ts()?);
         record.take(values);
+        record.take_extra(values, extras, |since| position >= since);
         Some(record)
     }
 
@@ -98,6 +115,22 @@ impl Record {
         for (at, value) in values.0.iter().enumerate() {
             if let Some(hash) = value.as_ref().and_then(value_hash) {
                 self.set(at, hash);
+            }
+        }
+    }
+
+    /// Takes over the extra columns that hold for this event, which `has` says from the first event that has one. One that
+    /// is not there is NULL.
+    pub fn take_extra(
+        &mut self,
+        EventValues(_, values): &EventValues<'_>,
+        Extras(columns): &Extras,
+        has: impl Fn(Position) -> bool,
+    ) {
+        for (at, (name, since)) in (EVENT_FIELD_COUNT..).zip(columns) {
+            if has(*since) {
+                let value = values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+                self.set(at, value.map_or(0, |(_, json)| extra_hash(json)));
             }
         }
     }
@@ -132,7 +165,7 @@ impl Record {
     }
 
     /// Appends the record as it lies on disk.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub fn write(&self, Extras(columns): &Extras, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.id.to_le_bytes());
         out.extend_from_slice(&self.position.commit_lsn.0.to_le_bytes());
         out.extend_from_slice(&self.position.ordinal.to_le_bytes());
@@ -140,11 +173,12 @@ impl Record {
         out.extend_from_slice(&self.partition.to_le_bytes());
         out.extend_from_slice(&[self.flags, 0]);
         out.extend_from_slice(&self.known.to_le_bytes());
-        self.hashes.iter().for_each(|hash| out.extend_from_slice(&hash.to_le_bytes()));
+        let hashes = self.hashes.iter().take(EVENT_FIELD_COUNT + columns.len());
+        hashes.for_each(|hash| out.extend_from_slice(&hash.to_le_bytes()));
     }
 
     /// Reads a record back; `None` when there are too few bytes.
-    pub fn read(mut bytes: &[u8]) -> Option<Record> {
+    pub fn read(mut bytes: &[u8], Extras(columns): &Extras) -> Option<Record> {
         fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
             let (taken, rest) = bytes.split_first_chunk::<N>()?;
             *bytes = rest;
@@ -158,8 +192,8 @@ impl Record {
         let partition = u16::from_le_bytes(take(bytes)?);
         let [flags, _] = take(bytes)?;
         let known = Fields::from_le_bytes(take(bytes)?);
-        let mut hashes = [0; EVENT_FIELD_COUNT];
-        for hash in &mut hashes {
+        let mut hashes = [0; FIELDS_MAX];
+        for hash in hashes.iter_mut().take(EVENT_FIELD_COUNT + columns.len()) {
             *hash = u32::from_le_bytes(take(bytes)?);
         }
         let position = Position { commit_lsn, ordinal };
@@ -168,13 +202,32 @@ impl Record {
 }
 
 /// The names of fields given as bits.
-pub fn names(bits: Fields) -> Vec<&'static str> {
-    EVENT_FIELDS
-        .iter()
-        .enumerate()
-        .filter(|(at, _)| bits & (1 << at) != 0)
-        .map(|(_, field)| field.name)
-        .collect()
+pub fn names(bits: Fields, Extras(columns): &Extras) -> Vec<String> {
+    let names =
+        EVENT_FIELDS.iter().map(|field| field.name).chain(columns.iter().map(|(name, _)| name.as_str()));
+    names.enumerate().filter(|(at, _)| bits & (1 << at) != 0).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// The hash of an extra column's value, 0 for NULL. Sinks write a value each in its own form: a number is the same as a text
+/// that says it, and JSON the same as a text that holds it.
+pub fn extra_hash(json: &str) -> u32 {
+    let Some(scalar) = extra::scalar(json) else {
+        return json::hash(json).map_or(1, |hash| fold(hash).max(1));
+    };
+    if extra::is_null(json) {
+        return 0;
+    }
+    let hash = match (scalar.parse::<i64>(), scalar.parse::<f64>()) {
+        (Ok(int), _) => hash_of(&int),
+        // whole numbers that both can be
+        (_, Ok(float)) if float.fract() == 0.0 && float.abs() < 9e15 => hash_of(&(float as i64)),
+        (_, Ok(float)) => hash_of(&float.to_bits()),
+        _ => match scalar.as_bytes().first() {
+            Some(b'{' | b'[' | b'"') if json::hash(&scalar).is_some() => return extra_hash(&scalar),
+            _ => return text_hash(&scalar),
+        },
+    };
+    hash.max(1)
 }
 
 /// The hash by which a text is known.
@@ -238,10 +291,13 @@ mod tests {
         record.tell("user_id", Value::Null);
         (record.partition, record.flags) = (15, flag::BEFORE);
         let mut bytes = Vec::new();
-        record.write(&mut bytes);
-        assert_eq!(bytes.len(), RECORD_BYTES);
-        assert_eq!(Record::read(&bytes), Some(record));
-        assert_eq!(Record::read(&bytes[1..]), None);
+        let extras = Extras(vec![("country".to_owned(), record.position)]);
+        let extra = vec![("country".into(), "\"PL\"".into())];
+        record.take_extra(&EventValues(EventValues::default().0, extra), &extras, |_| true);
+        record.write(&extras, &mut bytes);
+        assert_eq!(bytes.len(), extras.record_bytes());
+        assert_eq!(Record::read(&bytes, &extras), Some(record));
+        assert_eq!(Record::read(&bytes[1..], &extras), None);
     }
 
     #[test]
@@ -251,7 +307,7 @@ mod tests {
         a.tell("user_id", Value::Null);
         b.tell("user_id", Value::Id(Uuid::nil()));
         b.tell("title", Value::Text("t".into()));
-        assert_eq!(names(a.differences(&b, ALL)), ["user_id"]);
+        assert_eq!(names(a.differences(&b, ALL), &Extras::default()), ["user_id"]);
         assert_eq!(a.differences(&b, OF_CONTENT), 0);
     }
 
@@ -277,9 +333,39 @@ mod tests {
     }
 
     #[test]
+    fn an_extra_value_is_the_same_in_each_form() {
+        let same = [
+            ["5", "\"5\"", "5.0"],
+            ["\"12.50\"", "\"12.5\"", "12.5"],
+            ["\"NaN\"", "\"NaN\"", "\"NaN\""],
+            [r#"{"a":[1]}"#, r#"{"a": [1.0]}"#, r#""{\"a\":[1]}""#],
+            [r#""x""#, r#""\u0078""#, r#""\"x\"""#],
+            ["true", "true", "\"true\""],
+        ];
+        for forms in same {
+            let [a, b, c] = forms.map(extra_hash);
+            assert_eq!((a, a), (b, c), "{forms:?}");
+        }
+        let others = [
+            "null",
+            "\"\"",
+            "0",
+            "\"a\"",
+            "\"A\"",
+            "false",
+            "[]",
+            "{}",
+            "9007199254740993",
+            "9007199254740992",
+        ];
+        let hashes: std::collections::HashSet<u32> = others.iter().map(|json| extra_hash(json)).collect();
+        assert_eq!((hashes.len(), extra_hash("null")), (others.len(), 0));
+    }
+
+    #[test]
     fn what_depends_on_the_content_row_is_known() {
         assert_eq!(
-            names(OF_CONTENT),
+            names(OF_CONTENT, &Extras::default()),
             ["slug", "title", "content_type", "length_seconds", "publish_ts", "engagement_pct"]
         );
     }

@@ -111,7 +111,7 @@ pub struct Example {
     sink: &'static str,
     difference: Difference,
     what: String,
-    fields: Vec<&'static str>,
+    fields: Vec<String>,
 }
 
 /// What was found.
@@ -146,7 +146,7 @@ impl Report {
         sink: &'static str,
         half_hour: Option<i32>,
         difference: Difference,
-        what: impl FnOnce() -> (String, Vec<&'static str>),
+        what: impl FnOnce() -> (String, Vec<String>),
     ) {
         self.counters(sink, half_hour).count(difference);
         let examples = self.examples.entry((sink, difference)).or_default();

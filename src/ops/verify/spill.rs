@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::record::{RECORD_BYTES, Record};
+use super::record::{Extras, Record};
 use crate::error::{Code, Error, Result};
 
 /// Bytes of one partition that wait in memory to be written together.
@@ -17,6 +18,7 @@ const BLOCK_BYTES: usize = 16 << 10;
 pub struct Spill {
     file: File,
     end: u64,
+    extras: Arc<Extras>,
     partitions: Vec<Partition>,
 }
 
@@ -29,12 +31,12 @@ struct Partition {
 
 impl Spill {
     /// An empty one. The file has no name from the start: it is gone when this process is.
-    pub fn new(folder: &Path, partitions: usize) -> Result<Spill> {
+    pub fn new(folder: &Path, partitions: usize, extras: &Arc<Extras>) -> Result<Spill> {
         let path = folder.join(format!("walcast-verify-{}", Uuid::new_v4()));
         let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
         std::fs::remove_file(&path).map_err(failed)?;
         let partitions = (0..partitions.max(1)).map(|_| Partition::default()).collect();
-        Ok(Spill { file, end: 0, partitions })
+        Ok(Spill { file, end: 0, extras: Arc::clone(extras), partitions })
     }
 
     /// Adds a record.
@@ -42,7 +44,7 @@ impl Spill {
         let at =
             ((record.id as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize % self.partitions.len();
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
-        record.write(&mut partition.waiting);
+        record.write(&self.extras, &mut partition.waiting);
         if partition.waiting.len() < BLOCK_BYTES {
             return Ok(());
         }
@@ -51,6 +53,11 @@ impl Spill {
         self.end += partition.waiting.len() as u64;
         partition.waiting.clear();
         Ok(())
+    }
+
+    /// The extra columns that its records have.
+    pub fn extras(&self) -> &Arc<Extras> {
+        &self.extras
     }
 
     /// How many partitions there are.
@@ -68,7 +75,8 @@ impl Spill {
             self.file.seek(SeekFrom::Start(start)).map_err(failed)?;
             self.file.read_exact(bytes.get_mut(known..).unwrap_or_default()).map_err(failed)?;
         }
-        let mut records: Vec<Record> = bytes.chunks_exact(RECORD_BYTES).filter_map(Record::read).collect();
+        let each = bytes.chunks_exact(self.extras.record_bytes());
+        let mut records: Vec<Record> = each.filter_map(|bytes| Record::read(bytes, &self.extras)).collect();
         records.sort_by_key(|record| record.id);
         Ok(records)
     }
@@ -87,7 +95,7 @@ mod tests {
 
     #[test]
     fn all_records_come_back_each_in_one_partition() {
-        let mut spill = Spill::new(&std::env::temp_dir(), 3).unwrap();
+        let mut spill = Spill::new(&std::env::temp_dir(), 3, &Arc::default()).unwrap();
         for id in (-5_000..5_000).rev() {
             spill.add(&Record::new(id, Position { commit_lsn: Lsn(9), ordinal: 0 }, 0)).unwrap();
         }

@@ -184,5 +184,6 @@ fn tell(sink: &'static str, found: KeyFound, report: &mut Report) {
         KeyState::Different => Difference::Different,
         KeyState::Unexpected => Difference::Unexpected,
     };
-    report.differs(sink, None, difference, || (found.key, found.fields));
+    let names = found.fields.into_iter().map(str::to_owned).collect();
+    report.differs(sink, None, difference, || (found.key, names));
 }

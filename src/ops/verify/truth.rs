@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::pre_existing::{PreExisting, Xid};
-use super::record::{ANY_PARTITION, Record, flag, text_hash};
+use super::record::{ANY_PARTITION, Extras, Record, extra_hash, flag, text_hash};
 use super::spill::Spill;
 use super::sums::Sums;
 use crate::config::Config;
@@ -20,6 +20,7 @@ use crate::event::place::Place;
 use crate::event::schema::{EVENT_FIELDS, EventRecord, EventValues, FieldKind, Origin};
 use crate::event::{Content, Event, Texts, intern};
 use crate::lsn::{HistoryId, Lsn, Position};
+use crate::quote::identifier;
 use crate::sink::read_back::PartitionOf;
 use crate::source::{rows, slot, sql};
 use crate::state::marks::EventMarks;
@@ -56,17 +57,21 @@ pub async fn ranges(client: &Client, events: &Place) -> Result<Option<Vec<(i64, 
 }
 
 /// The labels of the enums among the events' columns: the place of each one's field, and the hashes of its labels.
-pub async fn labels(client: &Client, events: &Place) -> Result<Vec<(usize, HashSet<u32>)>> {
+pub async fn labels(client: &Client, events: &Place, extras: &Extras) -> Result<Vec<(usize, HashSet<u32>)>> {
     let query = "SELECT array_agg(enumlabel::text) FROM pg_enum WHERE enumtypid = $1";
     let mut labels = Vec::new();
     for column in slot::columns(client, events).await? {
         let field = events.position(&column.name).and_then(|at| events.table.columns.get(at));
         let at = field.and_then(|field| EVENT_FIELDS.iter().position(|one| one.name == field.name));
+        let (at, hash): (_, fn(&str) -> u32) = match field {
+            Some(_) => (at, text_hash),
+            None => {
+                (extras.field(&column.name), |label| extra_hash(&serde_json::Value::from(label).to_string()))
+            }
+        };
         let row = client.query_one(query, &[&column.type_oid]).await.map_err(sql::error)?;
         let found: Option<Vec<String>> = sql::get(&row, 0)?;
-        labels.extend(
-            at.zip(found).map(|(at, found)| (at, found.iter().map(|label| text_hash(label)).collect())),
-        );
+        labels.extend(at.zip(found).map(|(at, found)| (at, found.iter().map(|label| hash(label)).collect())));
     }
     Ok(labels)
 }
@@ -81,6 +86,8 @@ pub struct Known<'a> {
     pub pre_existing: &'a PreExisting,
     /// The newest versions of the contents.
     pub versions: &'a Versions,
+    /// The extra columns that are compared.
+    pub extras: &'a Extras,
     /// Where a sink puts them.
     pub partition_of: Option<&'a PartitionOf>,
 }
@@ -94,17 +101,21 @@ pub async fn read(
     sums: &mut [Sums],
     progress: &ProgressBar,
 ) -> Result<Spill> {
-    let query = rows::select(known.events, &["xmin"], None);
+    let Extras(extras) = known.extras;
+    let names: Vec<String> = extras.iter().map(|(name, _)| identifier(name)).collect();
+    let before: Vec<&str> = std::iter::once("xmin").chain(names.iter().map(String::as_str)).collect();
+    let query = rows::select(known.events, &before, None);
     let rows = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut rows = std::pin::pin!(rows);
     let mut texts = String::new();
     while let Some(row) = rows.try_next().await.map_err(sql::error)? {
         texts.clear();
-        let (source, keeps_rules) = rows::engagement(&row, 1).map_err(sql::error)?.as_it_is();
+        let (source, keeps_rules) = rows::engagement(&row, before.len()).map_err(sql::error)?.as_it_is();
         let content = source.content_id.and_then(|id| known.versions.content(&id)).cloned();
-        let event = Event::of(&source, (BEFORE_ALL, 0), content, true, |text| intern(&mut texts, text));
+        let mut event = Event::of(&source, (BEFORE_ALL, 0), content, true, |text| intern(&mut texts, text));
+        event.extra = rows::put_extra(&row, 1..before.len(), &mut texts).map_err(sql::error)?;
         let event = EventRecord { event: &event, texts: Texts(&texts) };
-        let mut record = record(config, known, &event, source.text_bytes());
+        let mut record = record(config, known, &event, source.text_bytes() + event.event.extra.bytes());
         let before = match known.marks.was_before(record.id) {
             Some(before) => before,
             None => known.pre_existing.saw(row.try_get::<_, Xid>(0).map_err(sql::error)?),
@@ -144,6 +155,7 @@ fn record(config: &Config, known: &Known<'_>, event: &EventRecord<'_>, text_byte
     }
     let mut record = Record::new(event.event.id, seen.flatten().unwrap_or(BEFORE_ALL), event.event.event_ts);
     record.take(&values);
+    record.take_extra(&values, known.extras, |_| true);
     if let Some(id) = content_id {
         record.partition =
             known.partition_of.map_or(ANY_PARTITION, |partition_of| partition_of(&id.to_string()));
@@ -224,7 +236,7 @@ pub async fn dead_letters(
 }
 
 /// A folder for the files that hold the records.
-pub fn spill(folder: &Path, events: u64) -> Result<Spill> {
+pub fn spill(folder: &Path, events: u64, extras: &Arc<Extras>) -> Result<Spill> {
     const EVENTS_AT_ONCE: u64 = 50_000;
-    Spill::new(folder, (events / EVENTS_AT_ONCE + 1).min(2_000) as usize)
+    Spill::new(folder, (events / EVENTS_AT_ONCE + 1).min(2_000) as usize, extras)
 }

@@ -27,6 +27,7 @@ use uuid::Uuid;
 use super::column::Record;
 use super::config::APPEND_BYTES_LIMIT;
 use super::encode::{Encoder, schema};
+use super::extra::ExtraTable;
 use super::refusal::Refusal;
 use super::write::{RETRY_FOR, WriteClient};
 use crate::batch::{Batch, BatchBuilder, Event, Row};
@@ -112,14 +113,18 @@ enum Answer {
 
 impl Appender {
     /// Makes a stream.
-    pub async fn open(client: &WriteClient, request_bytes_max: usize) -> Result<Self> {
+    pub async fn open(
+        client: &WriteClient,
+        request_bytes_max: usize,
+        extra: &Arc<ExtraTable>,
+    ) -> Result<Self> {
         Ok(Appender {
             client: client.clone(),
-            stream: client.create_stream().await?,
+            stream: client.create_stream().await?.name,
             request_bytes_max,
             rows: 0,
             bytes: 0,
-            encoder: Encoder::default(),
+            encoder: Encoder::new(Arc::clone(extra)),
             call: None,
         })
     }
@@ -184,13 +189,13 @@ impl Appender {
     /// An error when the table does not even take a row that no table refuses. It goes into a stream that is never
     /// committed: nobody sees it, and it expires.
     async fn require_rows_taken(&mut self) -> Result<()> {
-        let stream = self.client.create_stream().await?;
+        let stream = self.client.create_stream().await?.name;
         let mut probe = Call::open(self.client.clone(), stream.clone());
         let request = AppendRowsRequest {
             write_stream: stream,
             offset: Some(0),
             trace_id: "walcast".to_owned(),
-            rows: Some(rows_of(true, vec![plain_row()])),
+            rows: Some(rows_of(Some(self.encoder.extra()), vec![plain_row()])),
             ..Default::default()
         };
         // a failure shows when the answer is awaited
@@ -270,7 +275,13 @@ impl Appender {
     fn next_request(&mut self, transfer: &mut Transfer<'_>, start: usize) -> (usize, usize, Vec<Vec<u8>>) {
         let (mut end, mut bytes, mut rows) = (start, 0, Vec::new());
         while let Some(record) = transfer.records.get(end) {
-            let row = self.encoder.encode(record);
+            let row = match self.encoder.encode(record) {
+                Ok(row) => row,
+                Err(unfit) => {
+                    transfer.refuse(end, "unfit_extra_column", unfit);
+                    continue;
+                }
+            };
             if row.len() > APPEND_BYTES_LIMIT {
                 let message = format!("the row has {} bytes, BigQuery takes {APPEND_BYTES_LIMIT}", row.len());
                 transfer.refuse(end, "too_large", message);
@@ -293,7 +304,8 @@ impl Appender {
         for index in 0..transfer.sent.len() {
             let Some(rows) = transfer.sent.get(index).map(|sent| sent.rows.clone()) else { break };
             let records = transfer.records.get(rows.clone()).unwrap_or_default();
-            let encoded = records.iter().map(|record| self.encoder.encode(record)).collect();
+            // what could not be encoded has been taken out
+            let encoded = records.iter().filter_map(|record| self.encoder.encode(record).ok()).collect();
             // a failure shows again when the answer is awaited
             if self.send(rows.start, encoded).await.is_err() {
                 break;
@@ -308,7 +320,7 @@ impl Appender {
             write_stream: if first { self.stream.clone() } else { String::new() },
             offset: Some((self.rows + start as u64) as i64),
             trace_id: if first { "walcast".to_owned() } else { String::new() },
-            rows: Some(rows_of(first, rows)),
+            rows: Some(rows_of(first.then(|| self.encoder.extra()), rows)),
             ..Default::default()
         };
         call.requests.send(request).await.map_err(|_| Status::unavailable("the append call has ended").into())
@@ -436,9 +448,10 @@ fn storable(message: &str) -> String {
     message.chars().filter(|char| *char != '\0').take(MESSAGE_CHARS_MAX).collect()
 }
 
-fn rows_of(first: bool, rows: Vec<Vec<u8>>) -> Rows {
+/// `first`: of a call, whose rows have these extra columns.
+fn rows_of(first: Option<&ExtraTable>, rows: Vec<Vec<u8>>) -> Rows {
     Rows::ProtoRows(ProtoData {
-        writer_schema: first.then(schema),
+        writer_schema: first.map(schema),
         rows: Some(ProtoRows { serialized_rows: rows }),
     })
 }
@@ -469,7 +482,7 @@ fn plain_row() -> Vec<u8> {
     let batch = batch.finish(false);
     let mut rows =
         batch.events().map(|event| Record { event, batch: &batch, epoch: "probe", ingested_at: 0 });
-    rows.next().map(|record| Encoder::default().encode(&record)).unwrap_or_default()
+    rows.next().and_then(|record| Encoder::default().encode(&record).ok()).unwrap_or_default()
 }
 
 /// The event as JSON; as JSON text of its own when it is not JSON itself, which may be why it was refused, or is nested

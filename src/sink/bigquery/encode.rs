@@ -1,5 +1,7 @@
 //! Events as rows of the Storage Write service: protocol buffer messages, and their descriptor.
 
+use std::sync::Arc;
+
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::ProtoSchema;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use prost_types::field_descriptor_proto::{Label, Type};
@@ -8,11 +10,13 @@ use prost_types::{DescriptorProto, FieldDescriptorProto};
 use uuid::Uuid;
 
 use super::column::{ColumnType, Record, columns, visit_row};
+use super::extra::ExtraTable;
+use crate::event::extra::{self, Extra};
 use crate::event::schema::{Field, Visit};
 use crate::lsn::Lsn;
 
-/// What the service must know to read the rows.
-pub fn schema() -> ProtoSchema {
+/// What the service must know to read the rows, with these extra columns.
+pub fn schema(extra: &ExtraTable) -> ProtoSchema {
     let field = |(index, column): (usize, &Field)| FieldDescriptorProto {
         name: Some(column.name.to_owned()),
         number: Some(index as i32 + 1),
@@ -24,27 +28,57 @@ pub fn schema() -> ProtoSchema {
         } as i32),
         ..Default::default()
     };
-    ProtoSchema {
-        proto_descriptor: Some(DescriptorProto {
-            name: Some("EngagementEvent".into()),
-            field: columns().enumerate().map(field).collect(),
-            ..Default::default()
-        }),
-    }
+    let mut rows = DescriptorProto {
+        name: Some("EngagementEvent".into()),
+        field: columns().enumerate().map(field).collect(),
+        ..Default::default()
+    };
+    extra.describe(&mut rows);
+    ProtoSchema { proto_descriptor: Some(rows) }
 }
 
 /// Encodes rows.
 #[derive(Default)]
 pub struct Encoder {
     row: Vec<u8>,
+    extra: Arc<ExtraTable>,
+    /// For the extra columns of a row.
+    room: String,
 }
 
 impl Encoder {
-    /// The row's message: one allocation, of its very size.
-    pub fn encode(&mut self, record: &Record<'_>) -> Vec<u8> {
+    /// With these extra columns.
+    pub fn new(extra: Arc<ExtraTable>) -> Self {
+        Encoder { extra, ..Encoder::default() }
+    }
+
+    /// The extra columns that it writes.
+    pub fn extra(&self) -> &ExtraTable {
+        &self.extra
+    }
+
+    /// The row's message: one allocation, of its very size. What is wrong where an extra column does not take its value.
+    pub fn encode(&mut self, record: &Record<'_>) -> Result<Vec<u8>, String> {
         self.row.clear();
-        visit_row(record, &mut Fields { row: &mut self.row, number: 0 });
-        self.row.as_slice().to_vec()
+        let mut fields = Fields { row: &mut self.row, number: 0 };
+        visit_row(record, &mut fields);
+        if !record.event.extra.is_empty() {
+            let number = fields.number;
+            self.put_extra(record, number)?;
+        }
+        Ok(self.row.as_slice().to_vec())
+    }
+
+    #[cold]
+    fn put_extra(&mut self, record: &Record<'_>, before: u32) -> Result<(), String> {
+        let Extra { plain, json } = record.event.extra;
+        let (mut taken, texts) = (Ok(()), [plain, json].map(|span| record.batch.text(span)));
+        extra::for_each(texts, &mut self.room, |name, json| {
+            if taken.is_ok() {
+                taken = self.extra.put(before, name, json, &mut self.row);
+            }
+        });
+        taken
     }
 }
 
@@ -77,10 +111,7 @@ impl<'a> Visit<'a> for Fields<'_> {
 
     #[inline(always)]
     fn float(&mut self, _: &'static Field, value: Option<f64>) {
-        self.put(value, |number, float, row| {
-            encode_key(number, WireType::SixtyFourBit, row);
-            row.extend_from_slice(&float.to_le_bytes());
-        });
+        self.put(value, put_float);
     }
 
     #[inline(always)]
@@ -111,15 +142,34 @@ impl<'a> Visit<'a> for Fields<'_> {
     }
 }
 
-fn put_int(number: u32, int: i64, row: &mut Vec<u8>) {
+/// Appends a float.
+#[inline(always)]
+pub fn put_float(number: u32, float: f64, row: &mut Vec<u8>) {
+    encode_key(number, WireType::SixtyFourBit, row);
+    row.extend_from_slice(&float.to_le_bytes());
+}
+
+/// Appends true or false.
+pub fn put_bool(number: u32, value: bool, row: &mut Vec<u8>) {
+    put_int(number, value.into(), row);
+}
+
+/// Appends bytes.
+pub fn put_bytes(number: u32, bytes: &[u8], row: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, row);
+    encode_varint(bytes.len() as u64, row);
+    row.extend_from_slice(bytes);
+}
+
+/// Appends an integer.
+pub fn put_int(number: u32, int: i64, row: &mut Vec<u8>) {
     encode_key(number, WireType::Varint, row);
     encode_varint(int.cast_unsigned(), row);
 }
 
-fn put_text(number: u32, text: &str, row: &mut Vec<u8>) {
-    encode_key(number, WireType::LengthDelimited, row);
-    encode_varint(text.len() as u64, row);
-    row.extend_from_slice(text.as_bytes());
+/// Appends a text.
+pub fn put_text(number: u32, text: &str, row: &mut Vec<u8>) {
+    put_bytes(number, text.as_bytes(), row);
 }
 
 #[cfg(test)]
@@ -230,8 +280,8 @@ mod tests {
     fn a_column_is_null_only_where_it_may_be() {
         let (full, empty) = (batch(full_event), batch(|_| empty_event()));
         let numbers = |batch| {
-            let message = Encoder::default().encode(&record(batch));
-            let fields = schema().proto_descriptor.unwrap().field;
+            let message = Encoder::default().encode(&record(batch)).unwrap();
+            let fields = schema(&ExtraTable::default()).proto_descriptor.unwrap().field;
             let known = move |number: &u32| fields.iter().any(|field| field.number() == *number as i32);
             numbers_of(&message).into_iter().filter(known).collect::<Vec<u32>>()
         };
@@ -255,7 +305,7 @@ mod tests {
     fn table_and_descriptor_have_the_same_columns() {
         let table = table::wanted(&BigQueryConfig::default());
         let columns = table.schema.fields().clone().unwrap();
-        let fields = schema().proto_descriptor.unwrap().field;
+        let fields = schema(&ExtraTable::default()).proto_descriptor.unwrap().field;
         assert_eq!(columns.len(), fields.len());
         let line = |(column, field): (&TableFieldSchema, &FieldDescriptorProto)| {
             assert_eq!(column.name, field.name());
@@ -297,9 +347,9 @@ mod tests {
         let batch = builder.finish(false);
         let mut encoder = Encoder::default();
         let record = |event| Record { event, batch: &batch, epoch: "e", ingested_at: 13 };
-        let rows: Vec<u8> = events.iter().flat_map(|event| encoder.encode(&record(event))).collect();
+        let rows: Vec<u8> = events.iter().flat_map(|event| encoder.encode(&record(event)).unwrap()).collect();
         assert_eq!((rows.len(), samples::fingerprint(&rows)), (314_109, 8_181_084_708_181_905_007));
-        let descriptor = schema().encode_to_vec();
+        let descriptor = schema(&ExtraTable::default()).encode_to_vec();
         assert_eq!((descriptor.len(), samples::fingerprint(&descriptor)), (457, 12_395_389_857_920_488_523));
         let tables = [Partitioning::HalfHour, Partitioning::Hour].map(|partitioning| {
             let config = BigQueryConfig { project_id: "acme".into(), partitioning, ..Default::default() };
@@ -338,10 +388,11 @@ mod tests {
                 raw_payload: texts.2.as_deref().map(|text| builder.intern(text)),
                 raw_payload_bytes: numbers.1,
                 content: content.clone(),
+                extra: Default::default(),
             });
             let event = batch.events().next().unwrap();
             let mut encoder = Encoder::default();
-            encoder.encode(&record(&batch));
+            encoder.encode(&record(&batch)).unwrap();
             let row = encoder.encode(&record(&batch));
             let wanted = Decoded {
                 event_id: id,
@@ -367,7 +418,7 @@ mod tests {
                 bucket_30m: crate::sink::bigquery::column::bucket_30m(event_ts),
                 ingested_at: 13,
             };
-            prop_assert_eq!(Decoded::decode(row.as_slice()).unwrap(), wanted);
+            prop_assert_eq!(Decoded::decode(row.unwrap().as_slice()).unwrap(), wanted);
         }
     }
 }

@@ -8,6 +8,7 @@ use gcp_bigquery_client::model::table::Table;
 use super::append::{Appender, RefusedRow};
 use super::column::{Footprint, Record};
 use super::config::BigQueryConfig;
+use super::extra::ExtraTable;
 use super::progress::{self, Intent};
 use super::rest::Rest;
 use super::write::{Commit, WriteClient};
@@ -37,6 +38,8 @@ pub struct Live {
     accepted: Checkpoint,
     /// What the driver knows that we hold.
     reported: Checkpoint,
+    /// The table's columns for the events' extra columns.
+    extra: Arc<ExtraTable>,
     open: Option<Open>,
     refused: Vec<RefusedRow>,
     in_table: InTable,
@@ -103,6 +106,7 @@ impl Live {
             target,
             accepted: checkpoint.unwrap_or_default(),
             reported: checkpoint.unwrap_or_default(),
+            extra: Arc::default(),
             open: None,
             refused: Vec::new(),
             in_table: InTable::LookUp,
@@ -115,6 +119,7 @@ impl Live {
     /// Puts events into streams, ending those that get full.
     pub async fn write(&mut self, state: &mut State, batches: &[Arc<Batch>]) -> Result<()> {
         self.look_up(batches).await?;
+        self.make_columns(state, batches).await?;
         let mut rest = batches;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.fitting(rest));
@@ -128,6 +133,21 @@ impl Live {
         if self.open.is_none() && batches.iter().all(|batch| batch.rows().is_empty()) {
             self.settle(state).await?;
         }
+        Ok(())
+    }
+
+    /// Gives the table the extra columns that events have and it has not. A stream takes rows of the columns that it was
+    /// opened for: one that is open is ended first.
+    async fn make_columns(&mut self, state: &mut State, batches: &[Arc<Batch>]) -> Result<()> {
+        let columns = || batches.iter().flat_map(|batch| batch.extra()).flat_map(|extra| &*extra.columns);
+        if columns().all(|column| self.extra.has(column)) {
+            return Ok(());
+        }
+        self.settle(state).await?;
+        let known = self.extra.columns().iter().map(|column| column.name.as_str());
+        let extra = self.rest.columns_for(known, columns()).await?;
+        self.client.await_columns(&extra).await?;
+        self.extra = Arc::new(extra);
         Ok(())
     }
 
@@ -241,7 +261,8 @@ impl Live {
             let open = match &mut self.open {
                 Some(open) => open,
                 none => {
-                    let appender = Appender::open(&self.client, self.config.append_bytes_max).await?;
+                    let appender =
+                        Appender::open(&self.client, self.config.append_bytes_max, &self.extra).await?;
                     // afterwards: whatever comes later, the stream is of no other table
                     require_same_table(&self.rest, &self.target, &self.session).await?;
                     none.insert(Open {

@@ -25,6 +25,7 @@ mod check;
 pub mod column;
 mod config;
 pub mod encode;
+pub mod extra;
 mod live;
 mod progress;
 mod read_back;
@@ -46,6 +47,7 @@ use write::WriteClient;
 
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
+use crate::event::extra::Wanted;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
@@ -63,13 +65,20 @@ const TICK_EVERY: Duration = Duration::from_millis(500);
 pub struct BigQuerySink {
     config: BigQueryConfig,
     state: State,
+    /// The extra columns that are asked for.
+    wanted: Wanted,
     live: Option<Live>,
 }
 
 impl BigQuerySink {
     /// A sink that connects at first use; checkpoints and intents are kept in `postgres`.
     pub fn new(config: BigQueryConfig, postgres: &PostgresConfig) -> Self {
-        BigQuerySink { config, state: State::new(postgres.clone()), live: None }
+        BigQuerySink {
+            config,
+            state: State::new(postgres.clone()),
+            wanted: Wanted::new(&postgres.extra_columns),
+            live: None,
+        }
     }
 }
 
@@ -173,7 +182,7 @@ impl SinkAdmin for BigQuerySink {
     }
 
     fn read_back(&self) -> ReadBack {
-        ReadBack::Events(Box::new(read_back::ReadTable(self.config.clone())))
+        ReadBack::Events(Box::new(read_back::ReadTable(self.config.clone(), self.wanted.clone())))
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

@@ -16,8 +16,10 @@ use uuid::Uuid;
 use super::auth::{Credentials, token_error};
 use super::column::Footprint;
 use super::config::BigQueryConfig;
+use super::extra::{ExtraTable, ExtraType};
 use super::table;
 use crate::error::{Code, Error, Result};
+use crate::event::ExtraColumn;
 use crate::lsn::{Lsn, Position};
 
 const GOOGLE: &str = "https://bigquery.googleapis.com";
@@ -89,6 +91,59 @@ impl Rest {
             Err(error) => return Err(self.failed("cannot be made", error)),
         }
         Ok(())
+    }
+
+    /// The table's columns that are known, and those for these, which are added where it has none.
+    pub async fn columns_for<'a>(
+        &self,
+        known: impl Iterator<Item = &'a str> + Clone,
+        extra: impl Iterator<Item = &'a ExtraColumn> + Clone,
+    ) -> Result<ExtraTable> {
+        // each once, in the order in which they came: the same name may come with another shape
+        let mut names: Vec<&str> = Vec::new();
+        for name in known.chain(extra.clone().map(|column| column.name.as_str())) {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name);
+            }
+        }
+        let names = || names.iter().copied();
+        let there = self.extra_table(names()).await?;
+        let missing: Vec<&ExtraColumn> = extra.clone().filter(|column| !there.has(column)).collect();
+        if missing.is_empty() {
+            return Ok(there);
+        }
+        // one that has come in two shapes takes both as texts
+        let mut add: Vec<(&str, ExtraType)> = Vec::new();
+        for column in missing {
+            let wanted = ExtraType::wanted(column.shape);
+            match add.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(&column.name)) {
+                Some((_, known)) if *known != wanted => *known = ExtraType::String,
+                Some(_) => {}
+                None => add.push((&column.name, wanted)),
+            }
+        }
+        let clauses: Vec<String> = add
+            .iter()
+            .map(|(name, column_type)| format!("ADD COLUMN IF NOT EXISTS `{name}` {}", column_type.sql()))
+            .collect();
+        self.query(&format!("ALTER TABLE {} {}", self.config.sql_table(), clauses.join(", "))).await?;
+        let names_added: Vec<&str> = add.iter().map(|(name, _)| *name).collect();
+        tracing::info!("{} has the columns {} from now on", self.config.address(), names_added.join(", "));
+        let there = self.extra_table(names()).await?;
+        match extra.clone().find(|column| !there.has(column)) {
+            None => Ok(there),
+            Some(column) => {
+                let message = format!("{} does not show column {} yet", self.config.address(), column.name);
+                Err(Error::new(Code::BigQueryUnreachable, message))
+            }
+        }
+    }
+
+    /// Those of these columns that the table has.
+    async fn extra_table<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<ExtraTable> {
+        let table = self.table().await?;
+        let fields = table.as_ref().and_then(|table| table.schema.fields().as_deref());
+        Ok(ExtraTable::of(fields.unwrap_or_default(), names))
     }
 
     async fn create_dataset(&self) -> Result<()> {

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Credentials;
 use super::config::BigQueryConfig;
+use super::extra::ExtraTable;
 use super::refusal::Refusal;
 use crate::error::{Code, Error, Kind, Result};
 use crate::sink::retry::Backoff;
@@ -73,8 +74,8 @@ impl WriteClient {
         &self.address
     }
 
-    /// Makes a pending stream and gives its name.
-    pub async fn create_stream(&self) -> Result<String> {
+    /// Makes a pending stream.
+    pub async fn create_stream(&self) -> Result<WriteStream> {
         let request = CreateWriteStreamRequest {
             parent: self.table.clone(),
             write_stream: Some(WriteStream {
@@ -89,12 +90,32 @@ impl WriteClient {
             .await;
         let what = format!("{} gives no write stream", self.address);
         match made {
-            Ok(stream) => Ok(stream.name),
+            Ok(stream) => Ok(stream),
             // a table just made is not known everywhere at once
             Err(refusal) if refusal.is_not_found() => Err(Error::new(Code::BigQueryUnreachable, what)
                 .because(refusal.message)
                 .hint("a table just made may take a minute; else `walcast check` tells whether it is there")),
             Err(refusal) => Err(refusal.into_error(what)),
+        }
+    }
+
+    /// Returns when the service takes rows with these columns: one just added is not known everywhere at once.
+    pub async fn await_columns(&self, extra: &ExtraTable) -> Result<()> {
+        let (asked, mut backoff) = (Instant::now(), Backoff::default());
+        loop {
+            // a service that does not say is taken at its word when rows come
+            let Some(schema) = self.create_stream().await?.table_schema else { return Ok(()) };
+            let known = |name: &str| schema.fields.iter().any(|field| field.name.eq_ignore_ascii_case(name));
+            let Some(unknown) = extra.columns().iter().find(|column| !known(&column.name)) else {
+                return Ok(());
+            };
+            if asked.elapsed() > RETRY_FOR {
+                let message = format!("{} does not take column {} yet", self.address, unknown.name);
+                return Err(Error::new(Code::BigQueryUnreachable, message).hint(
+                    "a column just added takes some minutes to be known everywhere; it is tried again",
+                ));
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
         }
     }
 

@@ -6,6 +6,7 @@ use crate::error::{Code, Result};
 use crate::event::place::{Place, Places};
 use crate::event::schema::{CONTENT, Reads};
 use crate::finding::Finding;
+use crate::pgoutput::{Column, oid};
 use crate::source::quote::identifier;
 use crate::source::slot::{self, ColumnFacts, PublicationFacts, PublishedTable};
 use crate::source::sql::{self, get};
@@ -90,6 +91,7 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     let places = publication.map_or_else(|| config.places(), |publication| publication.places);
     let tables = ask(client, config, &places).await?;
     findings.extend(tables.iter().flat_map(|(_, table)| table.iter().flat_map(|table| table.usable(config))));
+    findings.extend(tables.iter().flat_map(|(_, table)| table.iter().flat_map(Table::extra_columns)));
     findings.extend(filters(client, config, &places).await?);
     let places = slot::now(client, &places).await?;
     findings.extend(unreadable_content(client, &places.content).await);
@@ -408,14 +410,16 @@ impl Table<'_> {
                 format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
             ));
         }
-        let unreadable =
-            |column: &&ColumnFacts| !column.may_read && self.place.position(&column.name).is_some();
-        let columns: Vec<String> =
-            self.columns.iter().filter(unreadable).map(|column| identifier(&column.name)).collect();
+        let is_read = |column: &&ColumnFacts| {
+            self.place.position(&column.name).is_some() || self.place.extra.asks_for(&column.name)
+        };
+        let unreadable = |column: &&ColumnFacts| !column.may_read;
+        let read = || self.columns.iter().filter(is_read);
+        let columns: Vec<String> = read().filter(unreadable).map(|column| identifier(&column.name)).collect();
         if self.may_read || columns.is_empty() {
             return Some(Finding::ok(id, subject, "may read it"));
         }
-        let all = columns.len() == self.place.present().count();
+        let all = columns.len() == read().count();
         let what = if all { String::new() } else { format!(" ({})", columns.join(", ")) };
         let message = match all {
             true => "may not read it: a new slot, `walcast verify` and `walcast rebuild` must".to_owned(),
@@ -425,6 +429,46 @@ impl Table<'_> {
             ),
         };
         Some(fail(&message, format!("GRANT SELECT{what} ON {} TO {role};", self.place.sql())))
+    }
+
+    /// What becomes of the columns that walcast does not know.
+    fn extra_columns(&self) -> Vec<Finding> {
+        let id = "postgres.extra_columns";
+        let Place { name: table, extra: wanted, .. } = self.place;
+        let columns: Vec<Column> = self.columns.iter().map(ColumnFacts::column).collect();
+        let unknown: Vec<_> = self.place.unknown(columns.iter().zip(&self.columns)).collect();
+        let (taken, refused) = wanted.split(unknown.into_iter());
+        let why_not = |facts: &ColumnFacts| {
+            if self.generated.contains(&facts.name) {
+                Some("it is generated, and so not in the stream")
+            } else if facts.type_oid >= oid::FIRST_USER && !facts.says_text {
+                Some("its type has no form that walcast writes: it is always null")
+            } else {
+                None
+            }
+        };
+        let (unfit, taken): (Vec<_>, Vec<_>) =
+            taken.into_iter().partition(|(_, facts)| why_not(facts).is_some());
+        let unfit = unfit.iter().map(|(column, facts)| (column.name.as_str(), why_not(facts).unwrap_or("")));
+        let refused = refused.iter().map(|(name, why)| (*name, why.as_str())).chain(unfit);
+        let names: Vec<&str> = taken.iter().map(|(column, _)| column.name.as_str()).collect();
+        let passed_on = (!names.is_empty()).then(|| {
+            let subject = format!("columns {} of {table}", names.join(", "));
+            Finding::ok(id, subject, "go out as they are, to Kafka and BigQuery")
+        });
+        let fix = format!("export {}={}", environment_name("extra_columns"), names.join(","));
+        let refused = refused.map(|(name, why)| {
+            let subject = format!("column {name} of {table}");
+            Finding::warn(id, subject, format!("does not go out: {why}"), fix.clone())
+        });
+        let absent = wanted.named().filter(|name| columns.iter().all(|column| column.name != *name));
+        let absent = absent.map(|name| {
+            let fix = format!("ALTER TABLE {} ADD COLUMN {} text;", self.place.sql(), identifier(name));
+            let subject = format!("column {name} of {table}");
+            let message = "is not there yet: it goes out from the first row on that has it";
+            Finding::warn(id, subject, message, fix)
+        });
+        passed_on.into_iter().chain(refused).chain(absent).collect()
     }
 
     /// The stream brings all rows, whatever a policy says; what is read with SQL would be without those that it hides.

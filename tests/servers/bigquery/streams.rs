@@ -13,6 +13,7 @@ use walcast::error::{self, Class};
 use walcast::sink::Sink;
 use walcast::sink::bigquery::column::Record;
 use walcast::sink::bigquery::encode::{Encoder, schema};
+use walcast::sink::bigquery::extra::ExtraTable;
 use walcast::source::sql;
 
 use super::proxy::Fault;
@@ -76,11 +77,14 @@ async fn a_stream_with_a_row_too_many_is_never_committed() {
 /// Puts the batch's first row into the stream once more, as a request that was thought lost might.
 async fn append_again(stream: &str, batch: &Batch) {
     let record = Record { event: batch.events().next().unwrap(), batch, epoch: "e", ingested_at: 0 };
-    let row = ProtoRows { serialized_rows: vec![Encoder::default().encode(&record)] };
+    let row = ProtoRows { serialized_rows: vec![Encoder::default().encode(&record).unwrap()] };
     let request = AppendRowsRequest {
         write_stream: stream.to_owned(),
         offset: Some(EVENTS_A_COMMIT as i64),
-        rows: Some(Rows::ProtoRows(ProtoData { writer_schema: Some(schema()), rows: Some(row) })),
+        rows: Some(Rows::ProtoRows(ProtoData {
+            writer_schema: Some(schema(&ExtraTable::default())),
+            rows: Some(row),
+        })),
         ..Default::default()
     };
     let url = env("BIGQUERY_GRPC_URL", "http://127.0.0.1:29060");

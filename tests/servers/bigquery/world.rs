@@ -150,6 +150,7 @@ pub fn batches_with(count: u64, change: impl Fn(&mut BatchBuilder, &mut Event)) 
         for ordinal in 0..EVENTS_A_COMMIT {
             let id = (number * EVENTS_A_COMMIT + ordinal) as i64;
             let mut event = Event {
+                extra: Default::default(),
                 position: Position { commit_lsn: Lsn(1_000 * (number + 1)), ordinal },
                 commit_ts: now,
                 id,

@@ -194,6 +194,7 @@ pub fn stream_of(
         for ordinal in 0..EVENTS_A_COMMIT {
             let id = (number * EVENTS_A_COMMIT + ordinal) as i64;
             let event = Event {
+                extra: Default::default(),
                 position: Position { commit_lsn: Lsn(lsn(number)), ordinal },
                 commit_ts: id,
                 id,

@@ -204,6 +204,7 @@ pub fn position(commit_lsn: u64, ordinal: u64) -> Position {
 
 pub fn event(position: Position, id: i64, content_id: Option<Uuid>) -> Row {
     Row::Event(Event {
+        extra: Default::default(),
         position,
         commit_ts: *COMMIT_TS,
         id,

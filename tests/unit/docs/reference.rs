@@ -8,7 +8,7 @@ use serde_json::Value;
 use walcast::config::{self, Config};
 use walcast::error::{Code, Explanation};
 use walcast::event::schema;
-use walcast::sink::bigquery::column;
+use walcast::sink::bigquery::{column, extra};
 use walcast::telemetry::metrics::{ALL, Metric, MetricKind};
 
 use super::pages::root;
@@ -57,7 +57,8 @@ fn the_record_is_that_of_the_code() {
 #[test]
 fn the_tables_are_those_of_the_code() {
     let (intro, columns) = (include_str!("tables_intro.md"), schema::tables_markdown());
-    compare("tables.md", &format!("{intro}{columns}"));
+    let intro = intro.replace("EXTRA_TYPES\n", &extra::reference_markdown());
+    compare("tables.md", &format!("{intro}\n{columns}"));
 }
 
 /// What an operator pastes from the page is what `walcast check` asks for.

@@ -1,0 +1,673 @@
+//! Extra columns: those of the events table that walcast does not know and passes on, each under its own name and as what
+//! it is. A value is read once, from its binary form, be it of the stream or of SQL, and written as JSON; that is what sinks
+//! and readers make theirs of.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::Span;
+use super::schema::EVENT_FIELDS;
+use super::time::{date_text, time_text};
+use crate::pgoutput::{Column, Timestamp, Value, oid};
+
+/// How many extra columns a table may have; those beyond are left out.
+pub const EXTRA_COLUMNS_MAX: usize = 40;
+/// Stands for all columns.
+const ALL: &str = "*";
+/// Names that BigQuery's table has beside the fields.
+const OTHER_NAMES: [&str; 3] = ["epoch", "bucket_30m", "ingested_at"];
+/// What names of columns must not begin with in BigQuery.
+const RESERVED: [&str; 7] =
+    ["_table_", "_file_", "_partition", "_row_timestamp", "__root__", "_colidentifier", "_change_"];
+
+/// What the values of a column are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// True or false.
+    Bool,
+    /// A whole number of up to 64 bits.
+    Int,
+    /// A floating-point number.
+    Float,
+    /// A decimal number of any length.
+    Numeric,
+    /// A decimal number of at most so many digits, of which so many stand behind the point.
+    Decimal(i32, i32),
+    /// A text.
+    Text,
+    /// Bytes.
+    Bytes,
+    /// A day.
+    Date,
+    /// A time of day.
+    TimeOfDay,
+    /// A date and time without a zone.
+    LocalTime,
+    /// A time.
+    Time,
+    /// JSON.
+    Json,
+    /// An array.
+    List,
+}
+
+/// A column as a relation of the stream, or a table, has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraColumn {
+    /// Its name, in the table and in every sink.
+    pub name: String,
+    /// What its values are.
+    pub shape: Shape,
+}
+
+/// Which columns are to be passed on: names, or `*`.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    names: Vec<String>,
+    /// What a publication that brings some columns only brings.
+    published: Option<Vec<String>>,
+}
+
+/// A column that is not passed on, and why not.
+pub type LeftOut<'a> = (&'a str, String);
+
+/// An event's extra columns: members of a JSON object, with a comma before each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// Those that are no JSON themselves.
+    pub plain: Span,
+    /// Those that are.
+    pub json: Span,
+}
+
+impl Extra {
+    /// Bytes of both.
+    pub fn bytes(&self) -> usize {
+        self.plain.len as usize + self.json.len as usize
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.plain.len + self.json.len == 0
+    }
+}
+
+impl Wanted {
+    /// Of a setting.
+    pub fn new(names: &[String]) -> Self {
+        Wanted { names: names.to_vec(), published: None }
+    }
+
+    /// Of them only these are published.
+    pub fn published(mut self, columns: Option<&[String]>) -> Self {
+        self.published = columns.map(<[String]>::to_vec);
+        self
+    }
+
+    /// Whether any are wanted.
+    pub fn any(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    /// Those named, which may not be there.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str).filter(|name| *name != ALL)
+    }
+
+    /// Whether a column of this name is asked for, whether or not it can be passed on.
+    pub fn asks_for(&self, name: &str) -> bool {
+        self.names.iter().any(|wanted| wanted == name || wanted == ALL)
+    }
+
+    /// Whether a publication that brings some columns only leaves it out.
+    pub fn is_left_out(&self, name: &str) -> bool {
+        self.published.as_ref().is_some_and(|columns| !columns.iter().any(|column| column == name))
+    }
+
+    /// Of a table's columns, ours left out, those that are passed on; and each other that is asked for, with the reason why
+    /// not. In the table's order.
+    pub fn split<'a, C: Copy>(
+        &self,
+        columns: impl Iterator<Item = (&'a Column, C)>,
+    ) -> (Vec<(ExtraColumn, C)>, Vec<LeftOut<'a>>) {
+        let (mut taken, mut refused) = (Vec::<(ExtraColumn, C)>::new(), Vec::new());
+        for (column, with) in columns.filter(|(column, _)| self.asks_for(&column.name)) {
+            let twin = taken.iter().find(|(one, _)| one.name.eq_ignore_ascii_case(&column.name));
+            let why_not = match (unfit_name(&column.name), Shape::of(column), twin) {
+                (Some(why), _, _) => why.to_owned(),
+                (_, None, _) => "its type has no form that walcast writes".to_owned(),
+                (_, _, Some((one, _))) => format!("BigQuery takes {} for the same name", one.name),
+                _ if taken.len() >= EXTRA_COLUMNS_MAX => {
+                    format!("{EXTRA_COLUMNS_MAX} extra columns are all that walcast takes")
+                }
+                _ if self.is_left_out(&column.name) => "the publication leaves it out".to_owned(),
+                (None, Some(shape), None) => {
+                    taken.push((ExtraColumn { name: column.name.clone(), shape }, with));
+                    continue;
+                }
+            };
+            refused.push((column.name.as_str(), why_not));
+        }
+        (taken, refused)
+    }
+}
+
+/// Why no extra column can have this name; `None` when it can.
+pub fn unfit_name(name: &str) -> Option<&'static str> {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    let lower = name.to_ascii_lowercase();
+    let letters = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if name == ALL {
+        None
+    } else if !letters || name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) {
+        Some("its name has other characters than letters, digits and _")
+    } else if EVENT_FIELDS.iter().any(|field| is(field.name)) || OTHER_NAMES.iter().any(|other| is(other)) {
+        Some("a field of walcast's own has this name")
+    } else if RESERVED.iter().any(|reserved| lower.starts_with(reserved)) {
+        Some("BigQuery keeps names that begin so for itself")
+    } else {
+        None
+    }
+}
+
+impl Shape {
+    /// Of a column of this type; `None` for one that is not passed on.
+    pub fn of(column: &Column) -> Option<Shape> {
+        Some(match column.type_oid {
+            oid::BOOL => Shape::Bool,
+            oid::INT2 | oid::INT4 | oid::INT8 => Shape::Int,
+            oid::FLOAT4 | oid::FLOAT8 => Shape::Float,
+            oid::NUMERIC if column.type_modifier < 4 => Shape::Numeric,
+            oid::NUMERIC => {
+                let packed = column.type_modifier - 4;
+                // eleven bits with a sign
+                Shape::Decimal((packed >> 16) & 0xffff, ((packed & 0x7ff) ^ 1024) - 1024)
+            }
+            oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME | oid::UUID | oid::INET | oid::CIDR => {
+                Shape::Text
+            }
+            oid::INTERVAL => Shape::Text,
+            // an enum, mostly
+            oid::FIRST_USER.. => Shape::Text,
+            oid::BYTEA => Shape::Bytes,
+            oid::DATE => Shape::Date,
+            oid::TIME => Shape::TimeOfDay,
+            oid::TIMESTAMP => Shape::LocalTime,
+            oid::TIMESTAMPTZ => Shape::Time,
+            oid::JSON | oid::JSONB => Shape::Json,
+            array if oid::is_array(array) => Shape::List,
+            _ => return None,
+        })
+    }
+
+    /// In words, for the reference.
+    pub fn words(self) -> &'static str {
+        match self {
+            Shape::Bool => "true or false",
+            Shape::Int => "number, whole",
+            Shape::Float => "number; `\"NaN\"`, `\"Infinity\"`, `\"-Infinity\"`",
+            Shape::Numeric | Shape::Decimal(..) => "text, all its digits",
+            Shape::Text => "text",
+            Shape::Bytes => "text, base64",
+            Shape::Date => "text, `2026-01-02`",
+            Shape::TimeOfDay => "text, `03:04:05.678901`",
+            Shape::LocalTime => "text, `2026-01-02T03:04:05.678901`",
+            Shape::Time => "text, RFC 3339 in UTC with microseconds",
+            Shape::Json => "as it stands",
+            Shape::List => "an array of such values",
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Shape::Bool => "bool",
+            Shape::Int => "int",
+            Shape::Float => "float",
+            Shape::Numeric => "numeric",
+            Shape::Decimal(precision, scale) => return write!(f, "numeric({precision},{scale})"),
+            Shape::Text => "text",
+            Shape::Bytes => "bytes",
+            Shape::Date => "date",
+            Shape::TimeOfDay => "time of day",
+            Shape::LocalTime => "local time",
+            Shape::Time => "time",
+            Shape::Json => "json",
+            Shape::List => "array",
+        })
+    }
+}
+
+/// Appends a column as a member, with a comma before it. What has no JSON form, as a time outside the years 1 to 9999, is
+/// null.
+pub fn put_member(name: &str, type_oid: u32, value: Value<'_>, out: &mut String) {
+    // writing into a string cannot fail
+    let _ = write!(out, ",\"{name}\":");
+    let before = out.len();
+    let written = match value {
+        Value::Null | Value::Unchanged => None,
+        Value::Text(bytes) => std::str::from_utf8(bytes).ok().map(|text| put_text(text, out)),
+        Value::Binary(bytes) => put(type_oid, bytes, out),
+    };
+    if written.is_none() {
+        out.truncate(before);
+        out.push_str("null");
+    }
+}
+
+/// Appends a value as JSON; what was appended means nothing where it cannot be read.
+fn put(type_oid: u32, bytes: &[u8], out: &mut String) -> Option<()> {
+    match type_oid {
+        oid::BOOL => out.push_str(if *bytes.first()? == 0 { "false" } else { "true" }),
+        oid::INT2 => put_shown(i16::from_be_bytes(bytes.try_into().ok()?), out),
+        oid::INT4 => put_shown(i32::from_be_bytes(bytes.try_into().ok()?), out),
+        oid::INT8 => put_shown(i64::from_be_bytes(bytes.try_into().ok()?), out),
+        oid::FLOAT4 => {
+            let float = f32::from_be_bytes(bytes.try_into().ok()?);
+            put_float(f64::from(float), &float, out);
+        }
+        oid::FLOAT8 => {
+            let float = f64::from_be_bytes(bytes.try_into().ok()?);
+            put_float(float, &float, out);
+        }
+        oid::NUMERIC => put_numeric(bytes, out)?,
+        oid::UUID => put_plain(Uuid::from_slice(bytes).ok()?.hyphenated(), out),
+        oid::BPCHAR => put_text(std::str::from_utf8(bytes).ok()?.trim_end_matches(' '), out),
+        oid::TEXT | oid::VARCHAR | oid::NAME => put_text(std::str::from_utf8(bytes).ok()?, out),
+        oid::BYTEA => put_plain(BASE64.encode(bytes), out),
+        oid::DATE => put_plain(date(i32::from_be_bytes(bytes.try_into().ok()?))?, out),
+        oid::TIME => put_plain(time_of_day(i64::from_be_bytes(bytes.try_into().ok()?))?, out),
+        oid::TIMESTAMP => put_plain(time(bytes)?.trim_end_matches('Z'), out),
+        oid::TIMESTAMPTZ => put_plain(time(bytes)?, out),
+        oid::INTERVAL => put_plain(interval(bytes)?, out),
+        oid::INET | oid::CIDR => put_plain(network(bytes)?, out),
+        oid::JSON => out.push_str(std::str::from_utf8(bytes).ok()?),
+        oid::JSONB => out.push_str(std::str::from_utf8(bytes.strip_prefix(&[1])?).ok()?),
+        oid::FIRST_USER.. if !bytes.contains(&0) => put_text(std::str::from_utf8(bytes).ok()?, out),
+        // of a type that its users have made, or of one that is built in
+        _ => put_array(bytes, out)?,
+    }
+    Some(())
+}
+
+fn put_shown(value: impl fmt::Display, out: &mut String) {
+    let _ = write!(out, "{value}");
+}
+
+/// A text that has nothing to be escaped.
+fn put_plain(text: impl fmt::Display, out: &mut String) {
+    let _ = write!(out, "\"{text}\"");
+}
+
+fn put_text(text: &str, out: &mut String) {
+    let plain = text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\');
+    if plain { put_plain(text, out) } else { put_shown(serde_json::Value::from(text), out) }
+}
+
+/// The shortest text that reads back as the same number.
+fn put_float(float: f64, shown: &impl serde::Serialize, out: &mut String) {
+    match (float.is_nan(), float.is_infinite(), float > 0.0) {
+        (true, ..) => put_plain("NaN", out),
+        (_, true, true) => put_plain("Infinity", out),
+        (_, true, false) => put_plain("-Infinity", out),
+        _ => out.push_str(&serde_json::to_string(shown).unwrap_or_default()),
+    }
+}
+
+/// Digits of base 10,000, how many of them stand before the point but for one, a sign, and how many decimal digits are
+/// shown behind it.
+fn put_numeric(bytes: &[u8], out: &mut String) -> Option<()> {
+    let (head, digits) = bytes.split_first_chunk::<8>()?;
+    let [count_0, count_1, weight_0, weight_1, sign_0, sign_1, scale_0, scale_1] = *head;
+    let [count, weight, sign, scale] =
+        [[count_0, count_1], [weight_0, weight_1], [sign_0, sign_1], [scale_0, scale_1]]
+            .map(u16::from_be_bytes);
+    let special = match sign {
+        0xC000 => Some("NaN"),
+        0xD000 => Some("Infinity"),
+        0xF000 => Some("-Infinity"),
+        0 | 0x4000 if digits.len() == 2 * usize::from(count) => None,
+        _ => return None,
+    };
+    if let Some(special) = special {
+        put_plain(special, out);
+        return Some(());
+    }
+    let (weight, scale) = (i64::from(weight.cast_signed()), i64::from(scale));
+    let digit = |place: i64| {
+        let at = usize::try_from(weight - place).ok().and_then(|at| at.checked_mul(2));
+        let two = at.and_then(|at| digits.get(at..at + 2));
+        two.and_then(|two| two.try_into().ok()).map_or(0, u16::from_be_bytes)
+    };
+    out.push_str(if sign == 0 { "\"" } else { "\"-" });
+    let _ = write!(out, "{}", digit(weight.max(0)));
+    for place in (0..weight.max(0)).rev() {
+        let _ = write!(out, "{:04}", digit(place));
+    }
+    if scale > 0 {
+        out.push('.');
+        let end = out.len() + usize::try_from(scale).ok()?;
+        for place in (1..=(scale + 3) / 4).map(|place| -place) {
+            let _ = write!(out, "{:04}", digit(place));
+        }
+        out.truncate(end);
+    }
+    out.push('"');
+    Some(())
+}
+
+fn date(days: i32) -> Option<String> {
+    const DAY_2000: i64 = 10_957;
+    let text = date_text(i64::from(days) + DAY_2000).filter(|_| days != i32::MAX && days != i32::MIN)?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// 24:00:00 is one.
+fn time_of_day(micros: i64) -> Option<String> {
+    let seconds = micros / 1_000_000;
+    (micros >= 0).then(|| {
+        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        format!("{hour:02}:{minute:02}:{second:02}.{:06}", micros % 1_000_000)
+    })
+}
+
+fn time(bytes: &[u8]) -> Option<String> {
+    let Timestamp::At(micros) = Timestamp::of_wire(i64::from_be_bytes(bytes.try_into().ok()?)) else {
+        return None;
+    };
+    time_text(micros).map(|text| String::from_utf8_lossy(&text).into_owned())
+}
+
+/// As ISO 8601 has it, and PostgreSQL with `intervalstyle = iso_8601`.
+fn interval(bytes: &[u8]) -> Option<String> {
+    let (micros, rest) = bytes.split_first_chunk::<8>()?;
+    let (days, months) = rest.split_first_chunk::<4>()?;
+    let (micros, days) = (i64::from_be_bytes(*micros), i32::from_be_bytes(*days));
+    let months = i32::from_be_bytes(months.try_into().ok()?);
+    match (micros, days, months) {
+        (i64::MAX, i32::MAX, i32::MAX) | (i64::MIN, i32::MIN, i32::MIN) => return None,
+        (0, 0, 0) => return Some("PT0S".to_owned()),
+        _ => {}
+    }
+    let mut text = String::from("P");
+    let mut part = |number: i64, unit: char| {
+        if number != 0 {
+            let _ = write!(text, "{number}{unit}");
+        }
+    };
+    part(i64::from(months / 12), 'Y');
+    part(i64::from(months % 12), 'M');
+    part(i64::from(days), 'D');
+    if micros != 0 {
+        text.push('T');
+        let mut part = |number: i64, unit: char| {
+            if number != 0 {
+                let _ = write!(text, "{number}{unit}");
+            }
+        };
+        part(micros / 3_600_000_000, 'H');
+        part(micros / 60_000_000 % 60, 'M');
+        let rest = micros % 60_000_000;
+        if rest != 0 {
+            let (sign, rest) = (if rest < 0 { "-" } else { "" }, rest.unsigned_abs());
+            let fraction = format!("{:06}", rest % 1_000_000);
+            let fraction = fraction.trim_end_matches('0');
+            let point = if fraction.is_empty() { "" } else { "." };
+            let _ = write!(text, "{sign}{}{point}{fraction}S", rest / 1_000_000);
+        }
+    }
+    Some(text)
+}
+
+/// An address, with the length of its network where that is not all of it.
+fn network(bytes: &[u8]) -> Option<String> {
+    let [_, bits, is_cidr, length, address @ ..] = bytes else { return None };
+    let (shown, all) = match (address.len(), usize::from(*length)) {
+        (4, 4) => (Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).to_string(), 32),
+        (16, 16) => (Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).to_string(), 128),
+        _ => return None,
+    };
+    Some(if *bits == all && *is_cidr == 0 { shown } else { format!("{shown}/{bits}") })
+}
+
+/// Dimensions, whether there are nulls, the elements' type; each dimension's length and lower bound; each element's length
+/// and bytes.
+fn put_array(bytes: &[u8], out: &mut String) -> Option<()> {
+    const DIMENSIONS_MAX: usize = 6;
+    let mut rest = bytes;
+    let mut int = || {
+        let (int, behind) = rest.split_first_chunk::<4>()?;
+        rest = behind;
+        Some(i32::from_be_bytes(*int))
+    };
+    let (dimensions, nulls, element) = (usize::try_from(int()?).ok()?, int()?, int()?.cast_unsigned());
+    if dimensions > DIMENSIONS_MAX || !matches!(nulls, 0 | 1) || element == 0 || oid::is_array(element) {
+        return None;
+    }
+    let mut lengths = Vec::with_capacity(dimensions);
+    for _ in 0..dimensions {
+        let (length, _lower_bound) = (usize::try_from(int()?).ok()?, int()?);
+        lengths.push(length);
+    }
+    if lengths.is_empty() {
+        out.push_str("[]");
+    } else {
+        put_dimension(&lengths, element, &mut rest, out)?;
+    }
+    rest.is_empty().then_some(())
+}
+
+fn put_dimension(lengths: &[usize], element: u32, rest: &mut &[u8], out: &mut String) -> Option<()> {
+    let (length, inner) = lengths.split_first()?;
+    out.push('[');
+    for at in 0..*length {
+        if at > 0 {
+            out.push(',');
+        }
+        if !inner.is_empty() {
+            put_dimension(inner, element, rest, out)?;
+            continue;
+        }
+        let (bytes, behind) = rest.split_first_chunk::<4>()?;
+        *rest = behind;
+        let Ok(bytes) = usize::try_from(i32::from_be_bytes(*bytes)) else {
+            out.push_str("null");
+            continue;
+        };
+        let (value, behind) = rest.split_at_checked(bytes)?;
+        *rest = behind;
+        let before = out.len();
+        if put(element, value, out).is_none() {
+            out.truncate(before);
+            out.push_str("null");
+        }
+    }
+    out.push(']');
+    Some(())
+}
+
+/// Gives each member's name, and its value as JSON, of members as [`put_member`] has written them. `room` is for their copy.
+pub fn for_each(members: [&str; 2], room: &mut String, mut take: impl FnMut(&str, &str)) {
+    room.clear();
+    members.into_iter().for_each(|members| room.push_str(members));
+    let Some(rest) = room.get(1..).map(str::len) else { return };
+    debug_assert!(rest > 0);
+    room.replace_range(..1, "{");
+    room.push('}');
+    let read = serde_json::Deserializer::from_str(room).deserialize_map(Members(&mut take));
+    debug_assert!(read.is_ok(), "{read:?}");
+}
+
+struct Members<'f, F>(&'f mut F);
+
+impl<'de, F: FnMut(&str, &str)> Visitor<'de> for Members<'_, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("extra columns")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        while let Some((name, value)) = members.next_entry::<&str, &RawValue>()? {
+            (self.0)(name, value.get());
+        }
+        Ok(())
+    }
+}
+
+/// Whether a value is null.
+pub fn is_null(json: &str) -> bool {
+    json.as_bytes() == b"null"
+}
+
+/// What a value says, where it is a text, a number, true or false.
+pub fn scalar(json: &str) -> Option<Cow<'_, str>> {
+    match json.as_bytes().first()? {
+        b'"' => {
+            let inner = json.get(1..json.len().checked_sub(1)?)?;
+            if inner.contains('\\') {
+                serde_json::from_str(json).ok().map(Cow::Owned)
+            } else {
+                Some(inner.into())
+            }
+        }
+        b'{' | b'[' => None,
+        _ => Some(json.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TYPES: [u32; 25] = [
+        oid::BOOL,
+        oid::BYTEA,
+        oid::NAME,
+        oid::INT8,
+        oid::INT2,
+        oid::INT4,
+        oid::TEXT,
+        oid::CIDR,
+        oid::FLOAT4,
+        oid::FLOAT8,
+        oid::INET,
+        oid::BPCHAR,
+        oid::VARCHAR,
+        oid::DATE,
+        oid::TIME,
+        oid::TIMESTAMP,
+        oid::TIMESTAMPTZ,
+        oid::INTERVAL,
+        oid::NUMERIC,
+        oid::UUID,
+        oid::FIRST_USER,
+        1007,
+        1009,
+        1231,
+        1185,
+    ];
+
+    fn member(type_oid: u32, bytes: &[u8]) -> String {
+        let mut out = String::new();
+        put_member("x", type_oid, Value::Binary(bytes), &mut out);
+        out.strip_prefix(",\"x\":").unwrap().to_owned()
+    }
+
+    /// An array of one dimension, of elements that are given as they are.
+    fn array(element: u32, elements: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for number in [1, 0, element, elements.len() as u32, 1] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+        for element in elements {
+            bytes.extend_from_slice(&(element.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(element);
+        }
+        bytes
+    }
+
+    #[test]
+    fn an_array_is_told_from_what_only_looks_like_one() {
+        let two = array(oid::INT2, &[&[0, 1], &[0, 2]]);
+        assert_eq!(member(1005, &two), "[1,2]");
+        assert_eq!(member(oid::FIRST_USER, &two), "[1,2]");
+        assert_eq!(member(1005, two.get(..two.len() - 1).unwrap()), "null");
+        assert_eq!(member(oid::FIRST_USER, &[two.as_slice(), &[0]].concat()), "null");
+        // a composite of one integer
+        assert_eq!(member(oid::FIRST_USER, &[0, 0, 0, 1, 0, 0, 0, 23, 0, 0, 0, 4, 0, 0, 0, 7]), "null");
+    }
+
+    #[test]
+    fn numbers_of_many_digits_are_whole() {
+        let numeric = |weight: i16, scale: u16, digits: &[u16]| {
+            let head = [digits.len() as u16, weight.cast_unsigned(), 0x4000, scale];
+            member(
+                oid::NUMERIC,
+                &head.iter().chain(digits).flat_map(|word| word.to_be_bytes()).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(numeric(0, 2, &[12, 5000]), "\"-12.50\"");
+        assert_eq!(numeric(2, 0, &[1]), "\"-100000000\"");
+        assert_eq!(numeric(-2, 9, &[1230]), "\"-0.000012300\"");
+        let long = numeric(32_767, 0, &[9_999]);
+        assert_eq!((long.len(), long.get(..8)), (131_072 + 3, Some("\"-999900")));
+        assert_eq!(member(oid::NUMERIC, &[0, 9, 0, 0, 0, 0, 0, 0]), "null", "fewer digits than are said");
+    }
+
+    #[test]
+    fn members_come_back_as_they_were_written() {
+        let (mut members, mut room, mut found) = (String::new(), String::new(), Vec::new());
+        put_member("a", oid::TEXT, Value::Binary(b"x,\"y\\"), &mut members);
+        put_member("b", oid::JSONB, Value::Binary(b"\x01{\"c\": [1e400]}"), &mut members);
+        put_member("d", oid::INT2, Value::Null, &mut members);
+        let mut take = |name: &str, json: &str| found.push((name.to_owned(), json.to_owned()));
+        for_each([&members, ""], &mut room, &mut take);
+        for_each(["", ""], &mut room, &mut take);
+        let wanted = [("a", r#""x,\"y\\""#), ("b", r#"{"c": [1e400]}"#), ("d", "null")];
+        assert_eq!(found, wanted.map(|(name, json)| (name.to_owned(), json.to_owned())));
+    }
+
+    #[test]
+    fn only_so_many_columns_and_each_name_once() {
+        let column =
+            |name: &str| Column { name: name.to_owned(), type_oid: oid::TEXT, type_modifier: -1, key: false };
+        let mut columns: Vec<Column> = (0..EXTRA_COLUMNS_MAX).map(|at| column(&format!("c{at}"))).collect();
+        columns.insert(1, column("C0"));
+        columns.push(column("one_more"));
+        let (taken, refused) = Wanted::new(&["*".to_owned()]).split(columns.iter().zip(0..));
+        let refused: Vec<&str> = refused.iter().map(|(name, _)| *name).collect();
+        assert_eq!((taken.len(), refused), (EXTRA_COLUMNS_MAX, vec!["C0", "one_more"]));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_json(bytes in proptest::collection::vec(any::<u8>(), 0..64), at in 0..TYPES.len()) {
+            let json = member(TYPES[at], &bytes);
+            prop_assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "{}", json);
+        }
+
+        #[test]
+        fn whatever_stands_in_an_array_is_json(
+            elements in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..12), 0..5),
+            at in 0..TYPES.len(),
+        ) {
+            let elements: Vec<&[u8]> = elements.iter().map(Vec::as_slice).collect();
+            let json = member(oid::FIRST_USER, &array(TYPES[at], &elements));
+            let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+            prop_assert!(found.is_null() || found.as_array().is_some_and(|found| found.len() == elements.len()));
+        }
+    }
+}
