@@ -6,14 +6,15 @@
 postgres_address() { echo "127.0.0.1:$(postgres_port_of "$1")"; }
 
 postgres_start() {
-  local name=$1 dir bin
+  local name=$1 dir bin clock=()
   dir=$(dir_of "$name")
   need_port "$(postgres_port_of "$name")" SERVICES_POSTGRES_PORT
   bin=$(postgres_binaries "$(postgres_version "$name")")
   [ -e "$dir/data/PG_VERSION" ] || postgres_initdb "$bin" "$dir"
   postgres_clear_remains "$dir/data"
   postgres_conf "$name" >"$dir/data/services.conf"
-  (cd / && launch "$name" "${as_postgres[@]}" "LOCPATH=$(postgres_locales "$name")" "$bin/postgres" -D "$dir/data")
+  [ ! -e "$dir/clock" ] || mapfile -t clock < <(clock_env "$dir/clock")
+  (cd / && launch "$name" "${as_postgres[@]}" "LOCPATH=$(postgres_locales "$name")" "${clock[@]}" "$bin/postgres" -D "$dir/data")
 }
 
 # Line 8 of postmaster.pid is the server's own word: starting, ready, stopping.
@@ -44,6 +45,7 @@ postgres_command() {
   case $command in
     up) install_packages; case $name in postgres-de-*) install_debian_postgres ;; esac; postgres_choose "$name" "$@"; up "$name" ;;
     env) postgres_env "$name" ;;
+    clock) [ $# -eq 1 ] || usage; mkdir -p "$(dir_of "$name")"; clock_move "$(dir_of "$name")/clock" "$1" ;;
     copy) [ $# -ge 1 ] || usage; postgres_copy "$name" "postgres-${1/:/-}" "${2:-}" ;;
     down | wipe | restart) "$command" "$name" ;;
     kill) signal "$name" "$@" ;;
