@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use crate::event::{ContentChange, Event, EventChange, Extra, ExtraColumn, Fate, Span, Texts};
 use crate::lsn::{Checkpoint, Lsn, Position};
+use crate::source::clock::{Showing, SourceClock};
 
 /// Slug and title of a content, mostly.
 const SHORT_BYTES: usize = 500;
@@ -84,7 +84,8 @@ pub struct Batch {
     text: String,
     checkpoint: Checkpoint,
     urgent: bool,
-    created: Instant,
+    /// What the source's clock showed when the first row was put in.
+    clock: Showing,
     heartbeat: Option<Heartbeat>,
     foreign: Vec<Foreign>,
     extra: Vec<ExtraSince>,
@@ -95,8 +96,7 @@ pub struct Batch {
 #[derive(Debug, Clone, Copy)]
 struct Foreign {
     commit_lsn: Lsn,
-    /// Microseconds since 1970.
-    received_at: i64,
+    received_at: Instant,
 }
 
 /// Which extra columns events have, from one of them on.
@@ -113,8 +113,8 @@ pub struct ExtraSince {
 pub struct Heartbeat {
     /// The end of its transaction.
     pub end_lsn: Lsn,
-    /// When that committed, microseconds since 1970.
-    pub commit_ts: i64,
+    /// When that committed.
+    pub committed_at: Instant,
 }
 
 impl Batch {
@@ -125,7 +125,7 @@ impl Batch {
             text: String::new(),
             checkpoint,
             urgent,
-            created: Instant::now(),
+            clock: Showing { at: Instant::now(), micros: 0 },
             heartbeat: None,
             foreign: Vec::new(),
             extra: Vec::new(),
@@ -178,18 +178,21 @@ impl Batch {
 
     /// When the first row was put in.
     pub fn created(&self) -> Instant {
-        self.created
+        self.clock.at
     }
 
-    /// Each row's place, and since when it is under way, microseconds since 1970: since its commit, or since it was received
-    /// where the commit's time is not this server's.
-    pub fn under_way(&self) -> impl Iterator<Item = (Position, i64)> {
+    /// Each row's place, and since when it is under way: since its commit, or since it was received where the commit's time is
+    /// not this server's.
+    pub fn under_way(&self) -> impl Iterator<Item = (Position, Instant)> {
         self.rows.iter().map(|row| {
             let position = row.position();
             let foreign =
                 self.foreign.binary_search_by_key(&position.commit_lsn, |foreign| foreign.commit_lsn);
             let foreign = foreign.ok().and_then(|at| self.foreign.get(at));
-            (position, foreign.map_or(row.commit_ts(), |foreign| foreign.received_at))
+            (
+                position,
+                foreign.map_or_else(|| self.clock.moment(row.commit_ts()), |foreign| foreign.received_at),
+            )
         })
     }
 
@@ -214,7 +217,7 @@ impl Batch {
             text: self.text.clone(),
             checkpoint: self.checkpoint,
             urgent: self.urgent,
-            created: self.created,
+            clock: self.clock,
             heartbeat: self.heartbeat,
             foreign: self.foreign.clone(),
             extra: self.extra.clone(),
@@ -229,7 +232,9 @@ pub struct BatchBuilder {
     rows: Vec<Row>,
     text: String,
     checkpoint: Checkpoint,
-    first_row_at: Option<Instant>,
+    clock: SourceClock,
+    /// What the clock showed when the first row came.
+    first_row: Option<Showing>,
     heartbeat: Option<Heartbeat>,
     foreign: Vec<Foreign>,
     /// The open transaction's commit time is not this server's.
@@ -246,13 +251,19 @@ impl BatchBuilder {
             rows: Vec::new(),
             text: String::new(),
             checkpoint,
-            first_row_at: None,
+            clock: SourceClock::default(),
+            first_row: None,
             heartbeat: None,
             foreign: Vec::new(),
             foreign_open: false,
             extra: Vec::new(),
             bytes_beside: 0,
         }
+    }
+
+    /// The same builder; commits are dated by this clock.
+    pub fn dated_by(self, clock: SourceClock) -> Self {
+        BatchBuilder { clock, ..self }
     }
 
     /// Copies a text into the arena.
@@ -277,7 +288,7 @@ impl BatchBuilder {
     pub fn push(&mut self, row: Row) {
         debug_assert!(self.checkpoint.position.is_none_or(|last| last <= row.position()));
         self.checkpoint.position = Some(row.position());
-        self.first_row_at.get_or_insert_with(Instant::now);
+        self.first_row.get_or_insert_with(|| self.clock.showing());
         if self.foreign_open {
             self.push_foreign(row.position().commit_lsn);
         }
@@ -293,7 +304,7 @@ impl BatchBuilder {
     #[cold]
     fn push_foreign(&mut self, commit_lsn: Lsn) {
         if self.foreign.last().is_none_or(|last| last.commit_lsn != commit_lsn) {
-            self.foreign.push(Foreign { commit_lsn, received_at: Timestamp::now().as_microsecond() });
+            self.foreign.push(Foreign { commit_lsn, received_at: Instant::now() });
         }
     }
 
@@ -329,7 +340,7 @@ impl BatchBuilder {
 
     /// When the first row came; `None` while there is none.
     pub fn first_row_at(&self) -> Option<Instant> {
-        self.first_row_at
+        self.first_row.map(|first| first.at)
     }
 
     /// Ends the batch here and starts the next, with room for as much: that spares growing by steps. What the
@@ -340,12 +351,13 @@ impl BatchBuilder {
         self.rows.shrink_to_fit();
         self.text.shrink_to_fit();
         let goes_on = self.extra.last().cloned().into_iter().collect();
+        let clock = self.first_row.take().unwrap_or_else(|| Showing { at: Instant::now(), micros: 0 });
         Batch {
             rows: std::mem::replace(&mut self.rows, rows),
             text: std::mem::replace(&mut self.text, text),
             checkpoint: self.checkpoint,
             urgent,
-            created: self.first_row_at.take().unwrap_or_else(Instant::now),
+            clock,
             heartbeat: self.heartbeat.take(),
             foreign: std::mem::take(&mut self.foreign),
             extra: std::mem::replace(&mut self.extra, goes_on),

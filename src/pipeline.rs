@@ -17,6 +17,7 @@ use crate::shutdown::Shutdown;
 use crate::sink::retry::Backoff;
 use crate::sink::{self, Sink};
 use crate::sinks;
+use crate::source::clock::SourceClock;
 use crate::source::connection::Connection;
 use crate::source::heartbeat::Watch;
 use crate::source::slot::Publication;
@@ -68,7 +69,8 @@ async fn stream_once(
     backoff: &mut Backoff,
     shutdown: &mut Shutdown,
 ) -> Result<()> {
-    let starting = start(config, registry, former);
+    let clock = SourceClock::default();
+    let starting = start(config, registry, former, &clock);
     let (streaming, publication) = tokio::select! {
         started = starting => started?,
         () = shutdown.wait() => return Ok(()),
@@ -81,7 +83,7 @@ async fn stream_once(
     );
     registry.streaming(true);
     let began = Instant::now();
-    let (watch, doubts) = Watch::new(publication.identity);
+    let (watch, doubts) = Watch::new(publication.identity, clock);
     let ended = streaming.run(watch.run(&config.postgres), doubts, shutdown).await;
     backoff.worked_for(began.elapsed());
     ended
@@ -93,6 +95,7 @@ async fn start(
     config: &Config,
     registry: &StatusRegistry,
     former: &mut Option<Session>,
+    clock: &SourceClock,
 ) -> Result<(Streaming, Publication)> {
     let mut state = State::new(config.postgres.clone());
     if let Some(former) = former {
@@ -125,12 +128,13 @@ async fn start(
     let cache = sink::content::load(state.client().await?, &session, from).await?;
     tracing::debug!(rows = cache.len(), "content loaded");
     let places = history::publication(&config.postgres, state.client().await?).await?.places;
-    let transform = Transform::new(&places, from, cache, config.pipeline.bounds());
+    clock.ask(state.client().await?).await?;
+    let transform = Transform::new(&places, from, cache, config.pipeline.bounds()).dated_by(clock.clone());
     let connection = Connection::connect(&config.postgres).await?;
     let opened =
         connection.start_replication(&config.postgres.slot, &config.postgres.publication, from).await;
     let stream = match opened {
-        Ok(stream) => stream,
+        Ok(stream) => stream.dated_by(clock.clone()),
         Err(refused) => {
             return Err(history::why_refused(&config.postgres, state.client().await?, refused).await);
         }

@@ -140,7 +140,7 @@ impl Work {
             let end = self.accepted.advanced(last.checkpoint());
             self.driver.status.begins(end.durable_lsn, batches.iter().map(|batch| batch.created()));
             for heartbeat in batches.iter().filter_map(|batch| batch.heartbeat()) {
-                self.driver.status.awaits(heartbeat.end_lsn, heartbeat.commit_ts);
+                self.driver.status.awaits(heartbeat.end_lsn, heartbeat.committed_at);
             }
             if let Some((_, since)) = batches.iter().find_map(|batch| batch.under_way().next()) {
                 self.driver.status.takes(since);

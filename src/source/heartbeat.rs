@@ -10,6 +10,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
 use crate::error::{Code, Error, Result};
+use crate::source::clock::SourceClock;
 use crate::source::server_error::ServerError;
 use crate::source::slot::{Publication, PublicationIdentity};
 use crate::source::{PostgresConfig, slot, sql};
@@ -51,6 +52,8 @@ pub fn doubts() -> (Doubts, Answers) {
 pub struct Watch {
     /// What the slot was made for.
     publication: PublicationIdentity,
+    /// Set right with every heartbeat.
+    clock: SourceClock,
     answers: Answers,
 }
 
@@ -97,9 +100,9 @@ impl Answers {
 
 impl Watch {
     /// A watch over a stream of this publication, and the stream's end of their talk.
-    pub fn new(publication: PublicationIdentity) -> (Watch, Doubts) {
+    pub fn new(publication: PublicationIdentity, clock: SourceClock) -> (Watch, Doubts) {
         let (doubts, answers) = doubts();
-        (Watch { publication, answers }, doubts)
+        (Watch { publication, clock, answers }, doubts)
     }
 
     /// Runs until the session is lost or something is wrong with the source; gives the reason. The end of this
@@ -134,6 +137,8 @@ impl Watch {
 
     /// Sends a heartbeat if our role may; says so once if it may not, and goes on without. A grant mends it at the next.
     async fn tend(&self, client: &Client, beating: bool) -> Result<bool> {
+        // before it, so that its own age is told by what the clock shows then
+        self.clock.ask(client).await?;
         let allowed = may_beat(client).await?;
         if allowed {
             beat(client).await?;

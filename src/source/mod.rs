@@ -11,6 +11,7 @@ pub mod session;
 pub mod stream;
 pub use crate::quote;
 pub mod sql;
+pub mod clock;
 pub mod rows;
 pub mod migrations;
 pub mod slot;

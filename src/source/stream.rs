@@ -1,6 +1,6 @@
 //! A running replication stream.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::BufMut;
 use postgres_protocol::message::frontend;
@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
+use crate::source::clock::SourceClock;
 use crate::source::connect::Stream;
 use crate::source::frame::{Frame, POSTGRES_EPOCH_MICROS};
 use crate::source::server_error::{Asked, ServerError};
@@ -20,11 +21,17 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// [`fill`](Self::fill).
 pub struct ReplicationStream<S = Stream> {
     wire: Wire<S>,
+    clock: SourceClock,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
     pub(crate) fn new(wire: Wire<S>) -> Self {
-        ReplicationStream { wire }
+        ReplicationStream { wire, clock: SourceClock::default() }
+    }
+
+    /// The same stream, whose status updates are dated by this clock: the server tells their age by its own.
+    pub fn dated_by(self, clock: SourceClock) -> Self {
+        ReplicationStream { clock, ..self }
     }
 
     /// A stream over bytes of which the first belongs to a frame: the answer to START_REPLICATION has been read.
@@ -109,14 +116,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
         out.put_u64(written.max(flushed).0);
         out.put_u64(flushed.0);
         out.put_u64(flushed.0);
-        out.put_i64(now_micros() - POSTGRES_EPOCH_MICROS);
+        out.put_i64(self.clock.now() - POSTGRES_EPOCH_MICROS);
         out.put_u8(u8::from(reply));
     }
-}
-
-/// Our clock, microseconds since 1970.
-fn now_micros() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
 #[cfg(test)]
@@ -211,7 +213,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_status_cut_short_is_completed_before_the_next() {
-        let (mut stream, mut server) = stream(10);
+        let (stream, mut server) = stream(10);
+        let shown = SourceClock::default();
+        shown.showed(7_000_000, tokio::time::Instant::now(), tokio::time::Instant::now());
+        let mut stream = stream.dated_by(shown.clone());
         let sent =
             tokio::time::timeout(Duration::from_secs(1), stream.send_status(Lsn(9), Lsn(5), false)).await;
         assert!(sent.is_err(), "nobody reads: only 10 bytes fit");
@@ -222,7 +227,7 @@ mod tests {
             let (write, flush, apply) = (body.get_u64(), body.get_u64(), body.get_u64());
             assert_eq!((write, flush, apply), (written, flushed, flushed));
             let clock = body.get_i64() + POSTGRES_EPOCH_MICROS;
-            assert!((now_micros() - clock).abs() < 60_000_000, "{clock}");
+            assert!((7_000_000..=shown.now()).contains(&clock), "{clock}");
             assert_eq!(body.get_u8(), reply);
         }
         assert!(sending.await.is_ok_and(|sent| sent.is_ok()));

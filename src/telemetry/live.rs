@@ -245,7 +245,7 @@ mod tests {
         let mut kafka = registry.sink("kafka", Checkpoint::at(Lsn(1)));
         assert_eq!(look(&mut recorder)["figures"]["sinks"][0]["latency_objective_ms"], 5_000);
         let position = |ordinal| Position { commit_lsn: Lsn(0x10), ordinal };
-        let committed = Timestamp::now().as_microsecond() - 40_000;
+        let committed = tokio::time::Instant::now() - Duration::from_millis(40);
         kafka.takes(committed);
         kafka.wrote([(position(0), committed), (position(1), committed)]);
         kafka.durable(Checkpoint { position: Some(position(1)), durable_lsn: Lsn(0x20) });

@@ -209,10 +209,10 @@ pub fn dead_letters(reason: &'static str, rows: u64) {
     counter!(DEAD_LETTERS_TOTAL, "reason" => reason).increment(rows);
 }
 
-/// A transaction came in whole; `commit_ts` in microseconds since 1970 by the server's clock.
-pub fn commit_received(commit_ts: i64) {
+/// A transaction came in whole, so long after its commit.
+pub fn commit_received(after: Duration) {
     if let Some(installed) = INSTALLED.get() {
-        let seconds = seconds_since(commit_ts);
+        let seconds = after.as_secs_f64();
         installed.commit_to_receive.record(seconds);
         installed.received.record(seconds);
     }
@@ -237,12 +237,6 @@ pub fn heartbeat_age() -> Option<Duration> {
     let installed = INSTALLED.get()?;
     let millis = installed.heartbeat_millis.load(Ordering::Relaxed).checked_sub(1)?;
     Some(installed.since.elapsed().saturating_sub(Duration::from_millis(millis)))
-}
-
-/// Seconds from a moment, in microseconds since 1970, until now; 0 when clocks disagree.
-pub fn seconds_since(micros: i64) -> f64 {
-    let age = jiff::Timestamp::now().as_microsecond().saturating_sub(micros);
-    age.max(0) as f64 / 1e6
 }
 
 /// What one sink's driver counts.
@@ -386,7 +380,7 @@ mod tests {
         let handle = install().unwrap();
         change_skipped("content", "truncate");
         heartbeat_received();
-        commit_received(jiff::Timestamp::now().as_microsecond() - 7_000_000);
+        commit_received(Duration::from_secs(7));
         let counters = SinkCounters::new("metrics-test");
         counters.wrote(12);
         counters.durable(0.003, Duration::from_millis(2));

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::error::{Class, Code, Error};
 use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::telemetry::delivery::Delivery;
-use crate::telemetry::metrics::{self as names, SinkCounters};
+use crate::telemetry::metrics::SinkCounters;
 use crate::telemetry::status::{SinkLine, SinkState};
 
 /// How many transactions of one sink may wait to be measured; more are left out.
@@ -36,8 +36,8 @@ pub(super) struct Standing {
     pub(super) queue_bytes: u64,
     pub(super) backpressure: bool,
     rows_total: u64,
-    /// When the oldest transaction committed that it was given and does not hold; microseconds since 1970.
-    oldest_commit_ts: Option<i64>,
+    /// When the oldest transaction committed that it was given and does not hold.
+    oldest_committed_at: Option<Instant>,
     /// What it was given amounts to.
     given: Lsn,
     heartbeat: Option<Beaten>,
@@ -47,8 +47,8 @@ pub(super) struct Standing {
 /// A heartbeat whose place a sink holds.
 #[derive(Clone, Copy)]
 struct Beaten {
-    commit_ts: i64,
-    took_seconds: f64,
+    committed_at: Instant,
+    took: Duration,
 }
 
 /// Where one sink's driver writes how the sink is.
@@ -56,21 +56,21 @@ pub struct SinkStatus {
     facts: Arc<SinkFacts>,
     counters: SinkCounters,
     /// When the first row committed that is being written.
-    in_hand_commit_ts: Option<i64>,
+    in_hand_committed_at: Option<Instant>,
     /// When the write began that is under way.
     writing_since: Option<Instant>,
     /// When it was given what is being written, also across retries.
     given_at: Option<Instant>,
     waiting: VecDeque<Waiting>,
     /// Heartbeats whose place it does not hold yet: the end of their transactions, and when those committed.
-    heartbeats: VecDeque<(Lsn, i64)>,
+    heartbeats: VecDeque<(Lsn, Instant)>,
 }
 
 /// A transaction that a sink has and does not hold durably.
 #[derive(Clone, Copy)]
 struct Waiting {
     last: Position,
-    commit_ts: i64,
+    committed_at: Instant,
     given_at: Instant,
 }
 
@@ -85,7 +85,7 @@ impl SinkStatus {
         SinkStatus {
             counters: SinkCounters::new(facts.name),
             facts,
-            in_hand_commit_ts: None,
+            in_hand_committed_at: None,
             writing_since: None,
             given_at: None,
             waiting: VecDeque::new(),
@@ -115,10 +115,10 @@ impl SinkStatus {
     }
 
     /// Among what it was given is a heartbeat.
-    pub fn awaits(&mut self, end_lsn: Lsn, commit_ts: i64) {
+    pub fn awaits(&mut self, end_lsn: Lsn, committed_at: Instant) {
         let known = self.heartbeats.back().is_some_and(|(last, _)| *last >= end_lsn);
         if !known && self.heartbeats.len() < HEARTBEATS_MAX {
-            self.heartbeats.push_back((end_lsn, commit_ts));
+            self.heartbeats.push_back((end_lsn, committed_at));
         }
     }
 
@@ -127,21 +127,21 @@ impl SinkStatus {
         self.update(|sink| sink.trouble = trouble);
     }
 
-    /// It is to write a row that committed at `commit_ts`, microseconds since 1970.
-    pub fn takes(&mut self, commit_ts: i64) {
-        self.in_hand_commit_ts.get_or_insert(commit_ts);
+    /// It is to write a row that committed then.
+    pub fn takes(&mut self, committed_at: Instant) {
+        self.in_hand_committed_at.get_or_insert(committed_at);
         self.writing_since = Some(Instant::now());
         self.update(|_| {});
     }
 
-    /// It took these rows: each one's position and commit time, in stream order.
-    pub fn wrote(&mut self, rows: impl IntoIterator<Item = (Position, i64)>) {
+    /// It took these rows: each one's position and when it committed, in stream order.
+    pub fn wrote(&mut self, rows: impl IntoIterator<Item = (Position, Instant)>) {
         let mut count = 0;
-        for (position, commit_ts) in rows {
+        for (position, committed_at) in rows {
             count += 1;
-            self.wait_for(position, commit_ts);
+            self.wait_for(position, committed_at);
         }
-        self.in_hand_commit_ts = None;
+        self.in_hand_committed_at = None;
         self.given_at = None;
         self.counters.wrote(count);
         if let Some(since) = self.writing_since.take() {
@@ -156,17 +156,16 @@ impl SinkStatus {
     /// It holds everything up to this checkpoint durably.
     pub fn durable(&mut self, checkpoint: Checkpoint) {
         while let Some(waiting) = self.waiting.front().filter(|waiting| checkpoint.holds(waiting.last)) {
-            let seconds = names::seconds_since(waiting.commit_ts);
+            let seconds = waiting.committed_at.elapsed().as_secs_f64();
             self.counters.durable(seconds, waiting.given_at.elapsed());
             self.facts.delivery.latencies.record(seconds);
             self.waiting.pop_front();
         }
         let mut heartbeat = None;
-        while let Some((_, commit_ts)) =
+        while let Some((_, committed_at)) =
             self.heartbeats.front().filter(|(end_lsn, _)| checkpoint.durable_lsn >= *end_lsn)
         {
-            heartbeat =
-                Some(Beaten { commit_ts: *commit_ts, took_seconds: names::seconds_since(*commit_ts) });
+            heartbeat = Some(Beaten { committed_at: *committed_at, took: committed_at.elapsed() });
             self.heartbeats.pop_front();
         }
         self.update(|sink| {
@@ -189,12 +188,12 @@ impl SinkStatus {
         });
     }
 
-    fn wait_for(&mut self, position: Position, commit_ts: i64) {
+    fn wait_for(&mut self, position: Position, committed_at: Instant) {
         let given_at = self.given_at.unwrap_or_else(Instant::now);
         let room = self.waiting.len() < WAITING_MAX;
         match self.waiting.back_mut() {
             Some(waiting) if waiting.last.commit_lsn == position.commit_lsn => waiting.last = position,
-            _ if room => self.waiting.push_back(Waiting { last: position, commit_ts, given_at }),
+            _ if room => self.waiting.push_back(Waiting { last: position, committed_at, given_at }),
             _ => {}
         }
     }
@@ -202,8 +201,8 @@ impl SinkStatus {
     fn update(&self, change: impl FnOnce(&mut Standing)) {
         let mut sink = self.facts.standing();
         change(&mut sink);
-        sink.oldest_commit_ts =
-            self.waiting.front().map(|waiting| waiting.commit_ts).or(self.in_hand_commit_ts);
+        sink.oldest_committed_at =
+            self.waiting.front().map(|waiting| waiting.committed_at).or(self.in_hand_committed_at);
     }
 }
 
@@ -228,9 +227,9 @@ impl SinkFacts {
             lag_bytes: received.bytes_since(now.durable.durable_lsn),
             queue_lag_bytes: received.bytes_since(now.given),
             delivery_lag_bytes: now.given.bytes_since(now.durable.durable_lsn),
-            lag_seconds: now.oldest_commit_ts.map_or(0.0, names::seconds_since),
-            heartbeat_age_seconds: now.heartbeat.map(|heartbeat| names::seconds_since(heartbeat.commit_ts)),
-            heartbeat_seconds: now.heartbeat.map(|heartbeat| heartbeat.took_seconds),
+            lag_seconds: now.oldest_committed_at.map_or(0.0, seconds_since),
+            heartbeat_age_seconds: now.heartbeat.map(|heartbeat| seconds_since(heartbeat.committed_at)),
+            heartbeat_seconds: now.heartbeat.map(|heartbeat| heartbeat.took.as_secs_f64()),
             queue_bytes: now.queue_bytes,
             backpressure: now.backpressure,
             rows_total: now.rows_total,
@@ -249,10 +248,12 @@ impl Standing {
     }
 }
 
+fn seconds_since(moment: Instant) -> f64 {
+    moment.elapsed().as_secs_f64()
+}
+
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::telemetry::registry::StatusRegistry;
 
@@ -264,8 +265,8 @@ mod tests {
         Checkpoint { position: Some(position(commit_lsn, ordinal)), durable_lsn: Lsn(durable) }
     }
 
-    fn now_micros() -> i64 {
-        Timestamp::now().as_microsecond()
+    fn ago(seconds: u64) -> Instant {
+        Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap_or_else(Instant::now)
     }
 
     fn line(registry: &StatusRegistry) -> SinkLine {
@@ -277,11 +278,8 @@ mod tests {
         let registry = StatusRegistry::new();
         let mut sink = registry.sink("bigquery", Checkpoint::at(Lsn(100)));
         assert_eq!(line(&registry).lag_seconds, 0.0);
-        sink.takes(now_micros() - 90_000_000);
-        sink.wrote([
-            (position(100, 0), now_micros() - 90_000_000),
-            (position(200, 0), now_micros() - 40_000_000),
-        ]);
+        sink.takes(ago(90));
+        sink.wrote([(position(100, 0), ago(90)), (position(200, 0), ago(40))]);
         registry.source(Lsn(250), Lsn(100), [("bigquery", 77)]);
         let behind = line(&registry);
         assert!((89.0..95.0).contains(&behind.lag_seconds), "{}", behind.lag_seconds);
@@ -309,10 +307,10 @@ mod tests {
     fn a_heartbeat_counts_when_its_place_is_held() {
         let registry = StatusRegistry::new();
         let mut sink = registry.sink("bigquery", Checkpoint::at(Lsn(100)));
-        sink.awaits(Lsn(150), now_micros() - 30_000_000);
-        sink.awaits(Lsn(150), now_micros()); // the same, given again after an error
-        sink.awaits(Lsn(160), now_micros() - 20_000_000);
-        sink.awaits(Lsn(300), now_micros() - 10_000_000);
+        sink.awaits(Lsn(150), ago(30));
+        sink.awaits(Lsn(150), ago(0)); // the same, given again after an error
+        sink.awaits(Lsn(160), ago(20));
+        sink.awaits(Lsn(300), ago(10));
         sink.durable(Checkpoint::at(Lsn(149)));
         assert_eq!((line(&registry).heartbeat_age_seconds, line(&registry).heartbeat_seconds), (None, None));
         sink.durable(Checkpoint::at(Lsn(200)));
@@ -327,7 +325,7 @@ mod tests {
     fn a_sink_that_cannot_write_falls_behind() {
         let registry = StatusRegistry::new();
         let mut sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
-        sink.takes(now_micros() - 5_000_000);
+        sink.takes(ago(5));
         sink.failed(&Error::new(Code::Unavailable, "down"));
         sink.durable(Checkpoint::at(Lsn(100))); // it was asked, and stands where it stood
         assert!(line(&registry).lag_seconds >= 5.0);
@@ -337,8 +335,8 @@ mod tests {
     fn a_transaction_is_measured_when_all_rows_that_were_written_are_durable() {
         let registry = StatusRegistry::new();
         let mut sink = registry.sink("kafka", Checkpoint::at(Lsn(100)));
-        sink.wrote((0..3).map(|ordinal| (position(100, ordinal), 0)));
-        sink.wrote((3..5).map(|ordinal| (position(100, ordinal), 0)));
+        sink.wrote((0..3).map(|ordinal| (position(100, ordinal), ago(0))));
+        sink.wrote((3..5).map(|ordinal| (position(100, ordinal), ago(0))));
         assert_eq!(sink.waiting.len(), 1);
         sink.durable(checkpoint(100, 2, 100));
         assert_eq!(sink.waiting.len(), 1);
@@ -349,9 +347,9 @@ mod tests {
     #[test]
     fn a_sink_recovered_anew_goes_on_counting() {
         let registry = StatusRegistry::new();
-        registry.sink("kafka", Checkpoint::at(Lsn(1))).wrote([(position(1, 0), 0)]);
+        registry.sink("kafka", Checkpoint::at(Lsn(1))).wrote([(position(1, 0), ago(0))]);
         let mut again = registry.sink("kafka", Checkpoint::at(Lsn(1)));
-        again.wrote([(position(2, 0), 0)]);
+        again.wrote([(position(2, 0), ago(0))]);
         assert_eq!(registry.status().sinks.len(), 1);
         assert_eq!(line(&registry).rows_total, 2);
     }

@@ -6,7 +6,6 @@ pub mod content_cache;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::batch::{
@@ -21,6 +20,7 @@ use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::model::{RowError, Table, Tables, engagement};
 use crate::pgoutput::timestamp::unix_micros;
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
+use crate::source::clock::SourceClock;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 use content_cache::ContentCache;
@@ -67,10 +67,13 @@ pub struct Transform {
     heartbeat_seen: bool,
     /// The open transaction is a heartbeat.
     beating: bool,
+    /// The open transaction was replicated to the server from elsewhere, as the stream says.
+    replicated: bool,
     /// The open transaction's commit time is not this server's.
     foreign: bool,
     /// When the last heartbeat was committed: all that follows it in the WAL was committed after it.
     beaten_at: i64,
+    clock: SourceClock,
     urgent: bool,
     throttle: LogThrottle,
 }
@@ -92,11 +95,18 @@ impl Transform {
             sent_at: Instant::now(),
             heartbeat_seen: false,
             beating: false,
+            replicated: false,
             foreign: false,
             beaten_at: i64::MIN,
+            clock: SourceClock::default(),
             urgent: false,
             throttle: LogThrottle::default(),
         }
+    }
+
+    /// The same transform; commits are dated by this clock.
+    pub fn dated_by(self, clock: SourceClock) -> Self {
+        Transform { builder: self.builder.dated_by(clock.clone()), clock, ..self }
     }
 
     /// Takes the payload of the next XLogData frame.
@@ -125,6 +135,7 @@ impl Transform {
             }
             Message::Logical { .. } => {}
             Message::Origin { .. } => {
+                self.replicated = true;
                 self.foreign = true;
                 self.builder.transaction(true);
             }
@@ -138,24 +149,27 @@ impl Transform {
     }
 
     /// The time of a commit is any that the session of a replication origin has said, and pgoutput need not name one that was
-    /// dropped since: a time before the last heartbeat, or ahead of now, is not this server's either.
+    /// dropped since: a time before the last heartbeat, or ahead of the server's clock, is not this server's either. So is one
+    /// from after its clock was set, until the next heartbeat shows what it is now.
     fn begin(&mut self, commit_ts: i64) {
         self.commit_ts = time::nearest(unix_micros(commit_ts));
+        self.replicated = false;
         self.foreign = self.commit_ts < self.beaten_at.saturating_sub(CLOCKS_AGREE_MICROS)
-            || self.commit_ts > Timestamp::now().as_microsecond().saturating_add(CLOCKS_AGREE_MICROS);
+            || self.commit_ts > self.clock.now().saturating_add(CLOCKS_AGREE_MICROS);
         self.builder.transaction(self.foreign);
     }
 
     fn commit(&mut self, end_lsn: Lsn) {
         self.builder.hold(end_lsn);
-        let beating = std::mem::take(&mut self.beating);
-        if self.foreign {
-            return;
-        }
-        metrics::commit_received(self.commit_ts);
+        let beating = std::mem::take(&mut self.beating) && !self.replicated;
+        let now = self.clock.showing();
         if beating {
+            let committed_at = if self.foreign { now.at } else { now.moment(self.commit_ts) };
             self.beaten_at = self.commit_ts;
-            self.builder.beat(Heartbeat { end_lsn, commit_ts: self.commit_ts });
+            self.builder.beat(Heartbeat { end_lsn, committed_at });
+        }
+        if !self.foreign {
+            metrics::commit_received(now.age(self.commit_ts));
         }
     }
 

@@ -455,9 +455,8 @@ fn wire_now(seconds: i64) -> i64 {
 
 /// Since when each row is under way, in seconds before now, and the record's own time of commit.
 fn times(batch: &Batch) -> Vec<(i64, i64)> {
-    let now = jiff::Timestamp::now().as_microsecond();
     let rows = batch.under_way().zip(batch.rows());
-    rows.map(|((_, since), row)| ((now - since) / 1_000_000, row.commit_ts())).collect()
+    rows.map(|((_, since), row)| (since.elapsed().as_secs().cast_signed(), row.commit_ts())).collect()
 }
 
 #[test]
@@ -488,6 +487,24 @@ fn only_the_servers_own_commit_times_are_measured_by() {
         let (since, commit_ts) = times(&stream.batch())[0];
         let shown = String::from_utf8(walcast::event::time::time_text(commit_ts).unwrap().to_vec()).unwrap();
         assert!(since == 0 && shown.starts_with(&format!("{year:04}-")), "{since} {shown}");
+    }
+}
+
+/// A server's clock that was set back, or was wrong and is set right: its next heartbeat says what it shows now.
+#[test]
+fn a_heartbeat_shows_that_the_servers_clock_was_set() {
+    let heartbeat =
+        Sent::Logical { transactional: true, lsn: Lsn(99), prefix: "walcast".into(), content: vec![] };
+    let mut stream = Stream::new(BOUNDS, []);
+    let since = |batch: &Batch| times(batch).into_iter().map(|(since, _)| since).collect::<Vec<_>>();
+    for shown in [-100, -3_700, -50, 3_600, 0, -7_000] {
+        stream.transaction_at(wire_now(shown), [play(1, 1)]);
+        let before = since(&stream.batch())[0];
+        assert!(before < 200, "{shown}: {before} s before a heartbeat has come");
+        stream.transaction_at(wire_now(shown), [heartbeat.clone()]);
+        assert!(stream.batch().heartbeat().unwrap().committed_at.elapsed().as_secs() < 200, "{shown}");
+        stream.transaction_at(wire_now(shown.min(0) + 1), [play(1, 1)]);
+        assert_eq!(since(&stream.batch()), [(-shown - 1).max(0)], "{shown}: by the clock as it is now");
     }
 }
 

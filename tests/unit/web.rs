@@ -96,7 +96,7 @@ async fn the_status_has_everything_of_every_sink() {
     let mut redis = redis.promising("exactly once", Duration::from_secs(5));
     site.registry.streaming(true);
     let position = Position { commit_lsn: Lsn(0x20), ordinal: 3 };
-    redis.wrote([(position, 0)]);
+    redis.wrote([(position, tokio::time::Instant::now())]);
     redis.durable(Checkpoint { position: Some(position), durable_lsn: Lsn(0x30) });
     site.registry.source(Lsn(0x40), Lsn(0x30), [("redis", 9)]);
     site.registry.slot(SlotStatus { name: "w".into(), retained_bytes: 5, ..SlotStatus::default() });

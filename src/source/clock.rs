@@ -1,0 +1,188 @@
+//! What the source's clock shows. Commits are dated by it, so by it alone is told how long ago one was.
+//!
+//! Our own wall clock is not asked: it may differ, or be set. The server is asked what its clock shows at the start and
+//! with every heartbeat, and our monotonic clock carries that on in between. So an age that was found once grows by the
+//! second, whatever clock is set meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use crate::error::Result;
+use crate::source::sql;
+
+/// Where the parts of a stream read what the source's clock shows. Clones are the same clock. No call waits.
+#[derive(Debug, Clone)]
+pub struct SourceClock(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    anchor: Instant,
+    /// What the clock showed at the anchor, had it always gone as it does now; microseconds since 1970.
+    at_anchor: AtomicI64,
+    /// By how much that may be wrong, in microseconds.
+    doubt: AtomicI64,
+}
+
+/// What a clock showed at a moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Showing {
+    /// The moment.
+    pub at: Instant,
+    /// Microseconds since 1970.
+    pub micros: i64,
+}
+
+impl Default for SourceClock {
+    /// Our own clock as it is now, until the source has been asked.
+    fn default() -> Self {
+        let at_anchor = AtomicI64::new(Timestamp::now().as_microsecond());
+        SourceClock(Arc::new(Shared {
+            anchor: Instant::now(),
+            at_anchor,
+            doubt: AtomicI64::new(i64::MAX / 4),
+        }))
+    }
+}
+
+impl SourceClock {
+    /// Asks the server what its clock shows.
+    pub async fn ask(&self, client: &Client) -> Result<()> {
+        let query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        let statement = client.prepare(query).await.map_err(sql::error)?;
+        let asked = Instant::now();
+        let row = client.query_one(&statement, &[]).await.map_err(sql::error)?;
+        self.showed(sql::get(&row, 0)?, asked, Instant::now());
+        Ok(())
+    }
+
+    /// It showed this at some moment between the two. What is known already stays, unless that contradicts it or knows it
+    /// better: an answer that took its time says little.
+    pub(super) fn showed(&self, micros: i64, asked: Instant, answered: Instant) {
+        let since = |moment: Instant| micros_of(moment.saturating_duration_since(self.0.anchor));
+        let (earliest, latest) = (micros - since(answered), micros - since(asked));
+        let (middle, doubt) = (earliest.midpoint(latest), (latest - earliest + 1) / 2);
+        let (known, known_doubt) =
+            (self.0.at_anchor.load(Ordering::Relaxed), self.0.doubt.load(Ordering::Relaxed));
+        if doubt < known_doubt || (middle - known).abs() > doubt + known_doubt {
+            self.0.at_anchor.store(middle, Ordering::Relaxed);
+            self.0.doubt.store(doubt, Ordering::Relaxed);
+        }
+    }
+
+    /// What it shows now, microseconds since 1970.
+    pub fn now(&self) -> i64 {
+        self.showing().micros
+    }
+
+    /// What it shows now.
+    pub fn showing(&self) -> Showing {
+        let at = Instant::now();
+        let since = micros_of(at.saturating_duration_since(self.0.anchor));
+        Showing { at, micros: self.0.at_anchor.load(Ordering::Relaxed).saturating_add(since) }
+    }
+}
+
+impl Showing {
+    /// The moment at which it showed this, had it always gone as it did then.
+    pub fn moment(&self, micros: i64) -> Instant {
+        let ago = self.micros.saturating_sub(micros);
+        let span = Duration::from_micros(ago.unsigned_abs());
+        let moment = if ago < 0 { self.at.checked_add(span) } else { self.at.checked_sub(span) };
+        moment.unwrap_or(self.at)
+    }
+
+    /// How long before that moment it showed this; nothing when that was yet to come.
+    pub fn age(&self, micros: i64) -> Duration {
+        Duration::from_micros(self.micros.saturating_sub(micros).try_into().unwrap_or(0))
+    }
+}
+
+fn micros_of(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: i64 = 1_000_000;
+    const HOUR: i64 = 3_600 * SECOND;
+
+    async fn clock() -> SourceClock {
+        let clock = SourceClock::default();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        clock
+    }
+
+    /// An answer that took `took`, with what the clock showed in its middle.
+    fn answered(clock: &SourceClock, micros: i64, took: Duration) {
+        let now = Instant::now();
+        clock.showed(micros, now - took / 2, now + took / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_clock_shows_is_carried_on_between_answers() {
+        let clock = clock().await;
+        answered(&clock, 7 * HOUR, Duration::from_millis(2));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(clock.now(), 7 * HOUR + 10 * SECOND);
+        assert_eq!(clock.clone().showing().age(7 * HOUR), Duration::from_secs(10));
+        assert_eq!(clock.showing().age(8 * HOUR), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_is_followed_and_ages_found_before_stay() {
+        for jump in [HOUR, -HOUR] {
+            let clock = clock().await;
+            answered(&clock, 7 * HOUR, Duration::from_millis(2));
+            let committed = clock.showing().moment(7 * HOUR - 3 * SECOND);
+            tokio::time::advance(Duration::from_secs(10)).await;
+            answered(&clock, 7 * HOUR + 10 * SECOND + jump, Duration::from_millis(2));
+            assert_eq!(clock.now(), 7 * HOUR + 10 * SECOND + jump);
+            assert_eq!(committed.elapsed(), Duration::from_secs(13));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_took_long_does_not_blur_what_is_known() {
+        let clock = clock().await;
+        answered(&clock, 7 * HOUR, Duration::from_micros(200));
+        answered(&clock, 7 * HOUR + SECOND / 2, Duration::from_secs(2));
+        assert_eq!(clock.now(), 7 * HOUR);
+        answered(&clock, 7 * HOUR + 2 * SECOND, Duration::from_secs(2));
+        assert_eq!(clock.now(), 7 * HOUR + 2 * SECOND, "this one contradicts it");
+        answered(&clock, 7 * HOUR + SECOND, Duration::from_micros(100));
+        assert_eq!(clock.now(), 7 * HOUR + SECOND, "this one knows better");
+    }
+
+    proptest! {
+        #[test]
+        fn any_time_at_all_has_an_age(micros in any::<i64>(), shown in any::<i64>()) {
+            let showing = Showing { at: Instant::now(), micros: shown };
+            let (moment, age) = (showing.moment(micros), showing.age(micros));
+            prop_assert!(micros <= shown || age == Duration::ZERO);
+            prop_assert!(moment <= showing.at || micros > shown);
+        }
+
+        /// Whatever answers come, what is shown is within the doubt of the last.
+        #[test]
+        fn the_last_answer_is_never_contradicted(answers in prop::collection::vec((-HOUR..HOUR, 0u64..3_000_000), 1..20)) {
+            let clock = SourceClock::default();
+            for (micros, took) in answers {
+                let now = Instant::now();
+                let took = Duration::from_micros(took);
+                clock.showed(micros, now, now + took);
+                let shown = clock.now() - micros_of(now.elapsed());
+                let known = clock.0.doubt.load(Ordering::Relaxed);
+                prop_assert!((shown + micros_of(took) / 2 - micros).abs() <= micros_of(took) / 2 + known + 50);
+            }
+        }
+    }
+}
