@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 pub use crate::event::{ContentChange, Event, EventChange, Extra, ExtraColumn, Fate, Span, Texts};
+use crate::clock::{ServerClock, Showing};
 use crate::lsn::{Checkpoint, Lsn, Position};
-use crate::source::clock::{Showing, SourceClock};
 
 /// Slug and title of a content, mostly.
 const SHORT_BYTES: usize = 500;
@@ -232,7 +232,7 @@ pub struct BatchBuilder {
     rows: Vec<Row>,
     text: String,
     checkpoint: Checkpoint,
-    clock: SourceClock,
+    clock: ServerClock,
     /// What the clock showed when the first row came.
     first_row: Option<Showing>,
     heartbeat: Option<Heartbeat>,
@@ -251,7 +251,7 @@ impl BatchBuilder {
             rows: Vec::new(),
             text: String::new(),
             checkpoint,
-            clock: SourceClock::default(),
+            clock: ServerClock::default(),
             first_row: None,
             heartbeat: None,
             foreign: Vec::new(),
@@ -262,7 +262,7 @@ impl BatchBuilder {
     }
 
     /// The same builder; commits are dated by this clock.
-    pub fn dated_by(self, clock: SourceClock) -> Self {
+    pub fn dated_by(self, clock: ServerClock) -> Self {
         BatchBuilder { clock, ..self }
     }
 

@@ -76,6 +76,7 @@ pub mod secret;
 pub mod shutdown;
 pub mod quote;
 pub mod size;
+pub mod clock;
 pub mod pgoutput;
 pub mod event;
 pub mod model;

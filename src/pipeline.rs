@@ -7,6 +7,7 @@
 
 use tokio::time::Instant;
 
+use crate::clock::ServerClock;
 use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
 use crate::failpoint::failpoint;
@@ -17,9 +18,8 @@ use crate::shutdown::Shutdown;
 use crate::sink::retry::Backoff;
 use crate::sink::{self, Sink};
 use crate::sinks;
-use crate::source::clock::SourceClock;
 use crate::source::connection::Connection;
-use crate::source::heartbeat::Watch;
+use crate::source::heartbeat::{Watch, ask_clock};
 use crate::source::slot::Publication;
 use crate::source::{check, slot};
 use crate::state::{State, history};
@@ -69,7 +69,7 @@ async fn stream_once(
     backoff: &mut Backoff,
     shutdown: &mut Shutdown,
 ) -> Result<()> {
-    let clock = SourceClock::default();
+    let clock = ServerClock::default();
     let starting = start(config, registry, former, &clock);
     let (streaming, publication) = tokio::select! {
         started = starting => started?,
@@ -95,7 +95,7 @@ async fn start(
     config: &Config,
     registry: &StatusRegistry,
     former: &mut Option<Session>,
-    clock: &SourceClock,
+    clock: &ServerClock,
 ) -> Result<(Streaming, Publication)> {
     let mut state = State::new(config.postgres.clone());
     if let Some(former) = former {
@@ -128,7 +128,7 @@ async fn start(
     let cache = sink::content::load(state.client().await?, &session, from).await?;
     tracing::debug!(rows = cache.len(), "content loaded");
     let places = history::publication(&config.postgres, state.client().await?).await?.places;
-    clock.ask(state.client().await?).await?;
+    ask_clock(state.client().await?, clock).await?;
     let transform = Transform::new(&places, from, cache, config.pipeline.bounds()).dated_by(clock.clone());
     let connection = Connection::connect(&config.postgres).await?;
     let opened =

@@ -6,11 +6,11 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_postgres::Client;
 
+use crate::clock::ServerClock;
 use crate::error::{Code, Error, Result};
-use crate::source::clock::SourceClock;
 use crate::source::server_error::ServerError;
 use crate::source::slot::{Publication, PublicationIdentity};
 use crate::source::{PostgresConfig, slot, sql};
@@ -53,7 +53,7 @@ pub struct Watch {
     /// What the slot was made for.
     publication: PublicationIdentity,
     /// Set right with every heartbeat.
-    clock: SourceClock,
+    clock: ServerClock,
     answers: Answers,
 }
 
@@ -100,7 +100,7 @@ impl Answers {
 
 impl Watch {
     /// A watch over a stream of this publication, and the stream's end of their talk.
-    pub fn new(publication: PublicationIdentity, clock: SourceClock) -> (Watch, Doubts) {
+    pub fn new(publication: PublicationIdentity, clock: ServerClock) -> (Watch, Doubts) {
         let (doubts, answers) = doubts();
         (Watch { publication, clock, answers }, doubts)
     }
@@ -138,7 +138,7 @@ impl Watch {
     /// Sends a heartbeat if our role may; says so once if it may not, and goes on without. A grant mends it at the next.
     async fn tend(&self, client: &Client, beating: bool) -> Result<bool> {
         // before it, so that its own age is told by what the clock shows then
-        self.clock.ask(client).await?;
+        ask_clock(client, &self.clock).await?;
         let allowed = may_beat(client).await?;
         if allowed {
             beat(client).await?;
@@ -199,6 +199,16 @@ fn dropped(config: &PostgresConfig) -> Error {
     Error::new(Code::PublicationChanged, message).hint(
         "the next `walcast run` refuses to start, and says what mends it: the slot cannot read past that place",
     )
+}
+
+/// Asks the server what its clock shows.
+pub async fn ask_clock(client: &Client, clock: &ServerClock) -> Result<()> {
+    let query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+    let statement = client.prepare(query).await.map_err(sql::error)?;
+    let asked = Instant::now();
+    let row = client.query_one(&statement, &[]).await.map_err(sql::error)?;
+    clock.showed(sql::get(&row, 0)?, asked, Instant::now());
+    Ok(())
 }
 
 /// Whether our role may write a heartbeat. PostgreSQL 17 has given the function one more argument.

@@ -11,7 +11,6 @@ pub mod session;
 pub mod stream;
 pub use crate::quote;
 pub mod sql;
-pub mod clock;
 pub mod rows;
 pub mod migrations;
 pub mod slot;

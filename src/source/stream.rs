@@ -6,9 +6,9 @@ use bytes::BufMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::clock::ServerClock;
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
-use crate::source::clock::SourceClock;
 use crate::source::connect::Stream;
 use crate::source::frame::{Frame, POSTGRES_EPOCH_MICROS};
 use crate::source::server_error::{Asked, ServerError};
@@ -21,16 +21,16 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// [`fill`](Self::fill).
 pub struct ReplicationStream<S = Stream> {
     wire: Wire<S>,
-    clock: SourceClock,
+    clock: ServerClock,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ReplicationStream<S> {
     pub(crate) fn new(wire: Wire<S>) -> Self {
-        ReplicationStream { wire, clock: SourceClock::default() }
+        ReplicationStream { wire, clock: ServerClock::default() }
     }
 
     /// The same stream, whose status updates are dated by this clock: the server tells their age by its own.
-    pub fn dated_by(self, clock: SourceClock) -> Self {
+    pub fn dated_by(self, clock: ServerClock) -> Self {
         ReplicationStream { clock, ..self }
     }
 
@@ -214,7 +214,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_status_cut_short_is_completed_before_the_next() {
         let (stream, mut server) = stream(10);
-        let shown = SourceClock::default();
+        let shown = ServerClock::default();
         shown.showed(7_000_000, tokio::time::Instant::now(), tokio::time::Instant::now());
         let mut stream = stream.dated_by(shown.clone());
         let sent =

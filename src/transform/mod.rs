@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::batch::{
     Batch, BatchBuilder, ContentChange, DeadLetter, Event, EventChange, Extra, Fate, Heartbeat, Row,
 };
+use crate::clock::ServerClock;
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
 use crate::event::place::Places;
@@ -20,7 +21,6 @@ use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::model::{RowError, Table, Tables, engagement};
 use crate::pgoutput::timestamp::unix_micros;
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
-use crate::source::clock::SourceClock;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 use content_cache::ContentCache;
@@ -73,7 +73,7 @@ pub struct Transform {
     foreign: bool,
     /// When the last heartbeat was committed: all that follows it in the WAL was committed after it.
     beaten_at: i64,
-    clock: SourceClock,
+    clock: ServerClock,
     urgent: bool,
     throttle: LogThrottle,
 }
@@ -98,14 +98,14 @@ impl Transform {
             replicated: false,
             foreign: false,
             beaten_at: i64::MIN,
-            clock: SourceClock::default(),
+            clock: ServerClock::default(),
             urgent: false,
             throttle: LogThrottle::default(),
         }
     }
 
     /// The same transform; commits are dated by this clock.
-    pub fn dated_by(self, clock: SourceClock) -> Self {
+    pub fn dated_by(self, clock: ServerClock) -> Self {
         Transform { builder: self.builder.dated_by(clock.clone()), clock, ..self }
     }
 

@@ -10,10 +10,10 @@ use crate::support::{
 };
 use serde_json::{Value, json};
 use tokio_postgres::Client;
+use walcast::clock::ServerClock;
 use walcast::error::Error;
 use walcast::lsn::Lsn;
 use walcast::ops::init;
-use walcast::source::clock::SourceClock;
 use walcast::source::connection::Connection;
 use walcast::source::heartbeat::Watch;
 use walcast::source::server_error::ServerError;
@@ -355,7 +355,7 @@ async fn a_warning_is_a_loss_where_the_catalog_shows_one() {
             ..Default::default()
         };
         let ask = async || {
-            let (watch, mut doubts) = Watch::new(known.clone(), SourceClock::default());
+            let (watch, mut doubts) = Watch::new(known.clone(), ServerClock::default());
             doubts.raise(warning.clone());
             assert!(doubts.is_pending());
             tokio::select! {

@@ -89,6 +89,12 @@ impl Running {
         self.get(port, "/metrics").await.unwrap().text().await.unwrap()
     }
 
+    /// What it answers at this path now.
+    pub async fn json(&self, path: &str) -> Value {
+        let port = listening_port(self.pid()).expect("it listens");
+        self.get(port, path).await.unwrap().json().await.unwrap()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
     }

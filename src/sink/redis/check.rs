@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::acl;
+use super::clock::system_micros;
 use super::config::{Durability, RedisConfig};
 use super::connection::{Connection, cluster};
-use super::{acl, system_micros};
 use crate::error::{Code, Result};
 use crate::sink::{Finding, Verdict};
 use crate::size::size;
@@ -31,7 +32,7 @@ pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Resul
 const VERSION_MIN: u32 = 6;
 /// A server this full refuses writes soon.
 const MEMORY_SHARE_MAX: f64 = 0.9;
-/// Keys expire by the server's clock, boards are drained by ours.
+/// Boards are drained and keys expire by the server's clock, and events are dated by other ones.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(2);
 /// Every command that walcast sends or that its scripts run, on a key of each kind that it is used for. No key of
 /// these names is walcast's: should a server run them after all, nothing of worth is touched.
@@ -244,7 +245,7 @@ async fn clock(connection: &mut Connection, config: &RedisConfig) -> Result<Find
     Ok(match skew > CLOCK_SKEW_MAX {
         true => {
             let message = format!(
-                "has a clock that is {:.1} s from this machine's: keys expire at the wrong time; set the one that is wrong",
+                "has a clock that is {:.1} s from this machine's: boards are drained and keys expire by Redis's; set the one that is wrong",
                 skew.as_secs_f64()
             );
             finding(id, config, Verdict::Warn, message, Some("timedatectl set-ntp true"))

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use redis::{Pipeline, Value};
 use uuid::Uuid;
 
+use super::clock::RedisClock;
 use super::connection::{self, Call, Connection};
 use super::counters::{DAY_FIELDS, Day};
 use super::flush::{Flush, Flushes, Scope};
 use super::memory::{Memory, Wanted};
 use super::pages::{self, parse};
 use super::window::{Step, Sums, WINDOWS, Window};
-use super::{NAME, RedisConfig, keys, packed};
+use super::{Clock, NAME, RedisConfig, keys, packed};
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
@@ -39,6 +40,7 @@ const TOO_FAR_AHEAD: &str = "events are dated further ahead than redis.future_ho
 /// A recovered sink at work.
 pub struct Live {
     connection: Connection,
+    clock: RedisClock,
     config: RedisConfig,
     fence: Fence,
     history_id: HistoryId,
@@ -63,7 +65,7 @@ impl Live {
         mut connection: Connection,
         config: &RedisConfig,
         session: &Session,
-        now: i64,
+        given: Option<&Clock>,
     ) -> Result<(Live, Option<StoredCheckpoint>)> {
         let fence = Fence::new(keys::checkpoint(&session.history_id.slot), session);
         let mut call = fence.call();
@@ -80,8 +82,10 @@ impl Live {
             false => Some(read_stored(NAME, &fence.key, checkpoint_text.as_bytes())?),
         };
         let checkpoint = stored.as_ref().map_or(Checkpoint::at(session.start), |stored| stored.checkpoint);
-        let mut live = Live::new((connection, config), fence, session, (checkpoint, checkpoint_text), now);
-        live.load(now).await?;
+        let clock = RedisClock::new(given, &mut connection).await?;
+        let stands = (checkpoint, checkpoint_text);
+        let mut live = Live::new((connection, clock, config), fence, session, stands);
+        live.load().await?;
         Ok((live, stored))
     }
 
@@ -91,7 +95,6 @@ impl Live {
         mut connection: Connection,
         config: &RedisConfig,
         session: &Session,
-        now: i64,
     ) -> Result<Live> {
         let fence = Fence::new(keys::rebuild(&session.history_id.slot), session);
         let mut call = Call::default();
@@ -99,26 +102,27 @@ impl Live {
         call.key(keys::checkpoint(slot)).key(&fence.key).key(keys::former_checkpoint(slot));
         call.number(fence.fencing_token).arg(&fence.session);
         connection.run(&connection::REBUILD, &call).await?;
-        Ok(Live::new((connection, config), fence, session, Default::default(), now))
+        let clock = RedisClock::new(None, &mut connection).await?;
+        Ok(Live::new((connection, clock, config), fence, session, Default::default()))
     }
 
     fn new(
-        (connection, config): (Connection, &RedisConfig),
+        (connection, clock, config): (Connection, RedisClock, &RedisConfig),
         fence: Fence,
         session: &Session,
         (checkpoint, checkpoint_text): (Checkpoint, String),
-        now: i64,
     ) -> Live {
         Live {
+            memory: Memory::new(clock.now()),
             connection,
+            clock,
             config: config.clone(),
             fence,
             history_id: session.history_id.clone(),
             checkpoint,
             checkpoint_text,
-            memory: Memory::new(now),
-            refreshed_at: 0,
-            leaders_renewed_at: 0,
+            refreshed_at: i64::MIN,
+            leaders_renewed_at: i64::MIN,
             throttle: LogThrottle::default(),
         }
     }
@@ -129,8 +133,8 @@ impl Live {
     }
 
     /// Shows the boards as they are now.
-    pub async fn show(&mut self, now: i64) -> Result<()> {
-        self.advance(now).await?;
+    pub async fn show(&mut self) -> Result<()> {
+        let now = self.advance().await?;
         self.memory.boards.follow(&mut self.memory.rings);
         self.refresh_boards(now).await
     }
@@ -143,8 +147,8 @@ impl Live {
     }
 
     /// Writes all batches, flush by flush; gives the checkpoint of the last.
-    pub async fn write(&mut self, batches: &[Arc<Batch>], now: i64) -> Result<Checkpoint> {
-        self.advance(now).await?;
+    pub async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Checkpoint> {
+        let now = self.advance().await?;
         let mut flushes = Flushes::new(batches, self.checkpoint);
         let horizon = self.config.horizon(now);
         while let Some(flush) = flushes.next(&Scope { memory: &self.memory, now, horizon }) {
@@ -154,11 +158,11 @@ impl Live {
     }
 
     /// Lets time pass: windows move, one idle bucket is packed, boards are refreshed.
-    pub async fn tick(&mut self, now: i64) -> Result<()> {
-        self.advance(now).await?;
-        self.pack_one(now).await?;
+    pub async fn tick(&mut self) -> Result<()> {
+        let now = self.advance().await?;
+        self.pack_one().await?;
         let changed = self.memory.boards.follow(&mut self.memory.rings);
-        if changed || now - self.refreshed_at >= REFRESH_MICROS {
+        if changed || has_passed(REFRESH_MICROS, self.refreshed_at, now) {
             self.refresh_boards(now).await?;
         }
         Ok(())
@@ -180,10 +184,17 @@ impl Live {
         Ok(())
     }
 
-    /// Moves the windows to `now`.
-    async fn advance(&mut self, now: i64) -> Result<()> {
+    /// Moves the windows to the time that it is now, and gives that.
+    async fn advance(&mut self) -> Result<i64> {
+        let now = self.clock.time(&mut self.connection).await?;
         for (at, window) in WINDOWS.iter().enumerate() {
             let Some(ring) = self.memory.rings.get_mut(at) else { continue };
+            if ring.is_ahead_of(now) {
+                ring.turn_back(now);
+                let buckets: Vec<i64> = ring.buckets().collect();
+                self.load_buckets(at, &buckets, now).await?;
+                continue;
+            }
             let Some(Step { leaving, coming }) = ring.step(now) else { continue };
             for (bucket, is_packed) in leaving {
                 let gone = match is_packed {
@@ -196,11 +207,13 @@ impl Live {
             ring.forget_idle(now);
             self.load_buckets(at, &coming, now).await?;
         }
-        self.load_types().await
+        self.load_types().await?;
+        Ok(now)
     }
 
     /// Packs one bucket that is at rest, or one of too many.
-    pub async fn pack_one(&mut self, now: i64) -> Result<()> {
+    pub async fn pack_one(&mut self) -> Result<()> {
+        let now = self.clock.now();
         for (ring, window) in self.memory.rings.iter_mut().zip(&WINDOWS) {
             let Some((bucket, fresh)) = ring.to_pack(now) else { continue };
             let fresh: Vec<(Uuid, u64)> = fresh.iter().map(|(id, ms)| (*id, *ms)).collect();
@@ -233,7 +246,7 @@ impl Live {
             leaders.append(&mut refresh.leaders);
         }
         self.refreshed_at = now;
-        if now - self.leaders_renewed_at >= LEADERS_MICROS {
+        if has_passed(LEADERS_MICROS, self.leaders_renewed_at, now) {
             leaders = self.memory.boards.leaders();
             self.leaders_renewed_at = now;
         }
@@ -258,7 +271,8 @@ impl Live {
 
     /// Reads all that must be whole: the windows and the board of all time. (The types of contents follow
     /// when time next passes.)
-    async fn load(&mut self, now: i64) -> Result<()> {
+    async fn load(&mut self) -> Result<()> {
+        let now = self.clock.now();
         for at in 0..WINDOWS.len() {
             let Some(ring) = self.memory.rings.get(at) else { continue };
             let buckets: Vec<i64> = ring.buckets().collect();
@@ -483,6 +497,11 @@ async fn refuse_remains(connection: &mut Connection, checkpoint_key: &str) -> Re
         format!("redis holds counters of walcast ({}) and no {checkpoint_key}: they belong to another slot, or their checkpoint was deleted", keys::TOTALS),
     )
     .hint("give walcast a database of its own (redis.db), or run `walcast rebuild redis`, which replaces what walcast keeps there"))
+}
+
+/// Whether so much time has passed since then, or the clock was set back meanwhile.
+fn has_passed(span: i64, since: i64, now: i64) -> bool {
+    !(0..span).contains(&now.saturating_sub(since))
 }
 
 async fn read_packed(connection: &mut Connection, window: &Window, bucket: i64) -> Result<Vec<(Uuid, u64)>> {

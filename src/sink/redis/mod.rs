@@ -12,6 +12,8 @@
 //! takes a new fence, which shuts out all that is still on its way, reads checkpoint and windows, and goes on from
 //! the checkpoint it finds. There is no other repair.
 //!
+//! Windows move by Redis's own clock ([`clock`]), by which keys expire.
+//!
 //! Boards are for show: [`boards`] writes only what differs from what Redis shows, and rewrites a board that
 //! it finds otherwise. They vanish when walcast stops, rather than be stale.
 //!
@@ -21,6 +23,7 @@ mod ahead;
 mod board;
 mod boards;
 mod check;
+mod clock;
 mod config;
 pub mod connection;
 pub mod flush;
@@ -37,7 +40,7 @@ mod counters;
 pub mod window;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -72,19 +75,20 @@ pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 /// Keeps boards and counters at Redis.
 pub struct RedisSink {
     config: RedisConfig,
-    clock: Clock,
+    /// Not Redis's own: a test's.
+    clock: Option<Clock>,
     live: Option<Live>,
 }
 
 impl RedisSink {
     /// A sink that connects at first use.
     pub fn new(config: RedisConfig) -> Self {
-        RedisSink::with_clock(config, Arc::new(system_micros))
+        RedisSink { config, clock: None, live: None }
     }
 
     /// A sink for which it is the time that `clock` says.
     pub fn with_clock(config: RedisConfig, clock: Clock) -> Self {
-        RedisSink { config, clock, live: None }
+        RedisSink { config, clock: Some(clock), live: None }
     }
 
     async fn inspect(&self) -> Result<Vec<Finding>> {
@@ -116,7 +120,8 @@ impl Sink for RedisSink {
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         self.live = None;
         let connection = Connection::open(&self.config).await?;
-        let (live, checkpoint) = Live::recover(connection, &self.config, session, (self.clock)()).await?;
+        let (live, checkpoint) =
+            Live::recover(connection, &self.config, session, self.clock.as_ref()).await?;
         self.live = Some(live);
         Ok(checkpoint)
     }
@@ -126,14 +131,14 @@ impl Sink for RedisSink {
         let Some(mut live) = self.live.take() else {
             return Err(Error::new(Code::Unavailable, "redis is to be recovered first"));
         };
-        let checkpoint = live.write(batches, (self.clock)()).await?;
+        let checkpoint = live.write(batches).await?;
         self.live = Some(live);
         Ok(Written::Durable(checkpoint))
     }
 
     async fn tick(&mut self) -> Result<Option<Checkpoint>> {
         if let Some(mut live) = self.live.take() {
-            live.tick((self.clock)()).await?;
+            live.tick().await?;
             self.live = Some(live);
         }
         Ok(None)
@@ -180,9 +185,4 @@ impl SinkAdmin for RedisSink {
         let mut connection = Connection::open(&self.config).await?;
         live::peek(&mut connection, &session.history_id.slot).await
     }
-}
-
-fn system_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

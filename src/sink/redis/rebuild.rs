@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::connection::{self, Call, Connection};
 use super::live::Live;
 use super::read_back::is_ours;
-use super::{RedisConfig, keys, system_micros};
+use super::{RedisConfig, keys};
 use crate::batch::{BatchBuilder, Event, Row};
 use crate::error::{Code, Error, Result};
 use crate::event::{Content, Engagement};
@@ -42,7 +42,7 @@ impl Rebuild {
     pub async fn begin(config: &RedisConfig, session: &Session) -> Result<Rebuild> {
         let mut connection = Connection::open(config).await?;
         let live_connection = Connection::open(config).await?;
-        let live = Live::rebuild(live_connection, config, session, system_micros()).await?;
+        let live = Live::rebuild(live_connection, config, session).await?;
         failpoint!("redis_rebuild_after_begin");
         clear(&mut connection, &live.fence_call()).await?;
         failpoint!("redis_rebuild_after_clear");
@@ -61,15 +61,15 @@ impl Rebuild {
 
     async fn write(&mut self) -> Result<()> {
         let batch = Arc::new(self.builder.finish(false));
-        self.live.write(&[batch], system_micros()).await?;
+        self.live.write(&[batch]).await?;
         failpoint!("redis_rebuild_after_write");
-        self.live.pack_one(system_micros()).await
+        self.live.pack_one().await
     }
 
     /// Shows the boards, and sets the checkpoint: all below `end` is in.
     pub async fn end(mut self, end: Lsn) -> Result<()> {
         self.write().await?;
-        self.live.show(system_micros()).await?;
+        self.live.show().await?;
         failpoint!("redis_rebuild_before_checkpoint");
         let checkpoint = StoredCheckpoint::new(&self.session.history_id, Checkpoint::at(end));
         self.live.rebuilt(&keys::checkpoint(&self.session.history_id.slot), &checkpoint).await?;

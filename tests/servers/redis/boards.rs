@@ -44,6 +44,40 @@ async fn an_event_from_the_future_counts_when_its_time_has_come() {
     }
 }
 
+/// The clock was wrong by an hour, or is now: what a board shows follows it, and no board vanishes.
+#[tokio::test]
+async fn boards_follow_a_clock_that_is_set_back() {
+    let config = fresh_database().await;
+    let mut story = Story::new(&Time::real());
+    story.content(1, "One", Some("video"), Some(10));
+    for (content, age) in [(1, 0), (1, 40 * MINUTE), (2, 0), (2, 90 * MINUTE), (3, -30 * MINUTE)] {
+        story.event(Some(content), Some("play"), age, Some(500));
+    }
+    story.commit();
+    let mut sink = told(&config, &story).await;
+    let mut connection = connect(&config).await;
+    for (round, minutes) in [-70, 70, 70, -70, -20, 20].into_iter().enumerate() {
+        story.time.pass(minutes * MINUTE);
+        sink.tick().await.unwrap();
+        assert_shown(&config, &story, &format!("round {round}")).await;
+        run::<i64>(&mut connection, &["EXPIRE", "top_engagement:24h", "9"]).await;
+        story.time.pass(SECOND);
+        sink.tick().await.unwrap();
+        let seconds = run::<i64>(&mut connection, &["TTL", "top_engagement:24h"]).await;
+        assert!(seconds > 20, "round {round}: it lives {seconds} s");
+        story.time.pass(-2 * SECOND);
+        run::<i64>(&mut connection, &["EXPIRE", "top_engagement:24h", "9"]).await;
+        sink.tick().await.unwrap();
+        let seconds = run::<i64>(&mut connection, &["TTL", "top_engagement:24h"]).await;
+        assert!(seconds > 20, "round {round}, a little back: it lives {seconds} s");
+        let checkpoint = story.end();
+        story.event(Some(1 + round as u128 % 3), Some("play"), 0, Some(100)).commit();
+        write(&mut sink, &story.beyond(checkpoint, 100)).await;
+        sink.tick().await.unwrap();
+        assert_shown(&config, &story, &format!("round {round}, after a write")).await;
+    }
+}
+
 #[tokio::test]
 async fn a_board_has_the_best_thousand_only() {
     let config = fresh_database().await;

@@ -13,10 +13,11 @@ use crate::event::time;
 use crate::lsn::{Checkpoint, HistoryId, Position};
 use crate::resume::read_stored;
 use crate::sink::redis::ahead::Marks;
+use crate::sink::redis::clock::RedisClock;
 use crate::sink::redis::connection::{Call, Connection};
 use crate::sink::redis::counters::Day;
 use crate::sink::redis::window::{Sums, WINDOWS};
-use crate::sink::redis::{NAME, RedisConfig, keys, packed, pages, system_micros};
+use crate::sink::redis::{NAME, RedisConfig, keys, packed, pages};
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/read.lua")));
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/scan.lua")));
@@ -94,11 +95,14 @@ enum Name {
 
 /// Reads all that a sink of this history id has written. Kind `Resync` when there is no checkpoint of it.
 pub async fn read(config: &RedisConfig, history_id: &HistoryId) -> Result<Reading> {
+    let mut connection = Connection::open(config).await?;
+    let clock = RedisClock::new(None, &mut connection).await?;
     let mut reader = Reader {
-        connection: Connection::open(config).await?,
+        connection,
         checkpoint_key: keys::checkpoint(&history_id.slot),
         history_id,
-        reading: Reading { at: system_micros(), ..Reading::default() },
+        reading: Reading { at: clock.now(), ..Reading::default() },
+        clock,
     };
     let names = reader.names().await?;
     let (boards, others): (Vec<_>, Vec<_>) =
@@ -133,6 +137,7 @@ struct Reader<'a> {
     connection: Connection,
     checkpoint_key: String,
     history_id: &'a HistoryId,
+    clock: RedisClock,
     reading: Reading,
 }
 
@@ -325,7 +330,7 @@ impl Reader<'_> {
         for some in names.chunks(BOARDS_AT_ONCE) {
             self.keys(some).await?;
         }
-        self.reading.boards_at = system_micros();
+        self.reading.boards_at = self.clock.time(&mut self.connection).await?;
         Ok(())
     }
 

@@ -1,8 +1,8 @@
-//! What the source's clock shows. Commits are dated by it, so by it alone is told how long ago one was.
+//! What a server's clock shows. PostgreSQL dates commits by its clock, and Redis expires keys by its own: how long ago a commit
+//! was, or when a key goes, is told by that clock alone.
 //!
-//! Our own wall clock is not asked: it may differ, or be set. The server is asked what its clock shows at the start and
-//! with every heartbeat, and our monotonic clock carries that on in between. So an age that was found once grows by the
-//! second, whatever clock is set meanwhile.
+//! Our own wall clock is not asked: it may differ, or be set. The server is asked now and then, and our monotonic clock carries
+//! on in between what its clock showed. So an age that was found once grows by the second, whatever clock is set meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,14 +10,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
-use crate::error::Result;
-use crate::source::sql;
-
-/// Where the parts of a stream read what the source's clock shows. Clones are the same clock. No call waits.
+/// Where it is read what a server's clock shows. Clones are the same clock. No call waits.
 #[derive(Debug, Clone)]
-pub struct SourceClock(Arc<Shared>);
+pub struct ServerClock(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -37,11 +33,11 @@ pub struct Showing {
     pub micros: i64,
 }
 
-impl Default for SourceClock {
-    /// Our own clock as it is now, until the source has been asked.
+impl Default for ServerClock {
+    /// Our own clock as it is now, until the server has been asked.
     fn default() -> Self {
         let at_anchor = AtomicI64::new(Timestamp::now().as_microsecond());
-        SourceClock(Arc::new(Shared {
+        ServerClock(Arc::new(Shared {
             anchor: Instant::now(),
             at_anchor,
             doubt: AtomicI64::new(i64::MAX / 4),
@@ -49,20 +45,10 @@ impl Default for SourceClock {
     }
 }
 
-impl SourceClock {
-    /// Asks the server what its clock shows.
-    pub async fn ask(&self, client: &Client) -> Result<()> {
-        let query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-        let statement = client.prepare(query).await.map_err(sql::error)?;
-        let asked = Instant::now();
-        let row = client.query_one(&statement, &[]).await.map_err(sql::error)?;
-        self.showed(sql::get(&row, 0)?, asked, Instant::now());
-        Ok(())
-    }
-
-    /// It showed this at some moment between the two. What is known already stays, unless that contradicts it or knows it
-    /// better: an answer that took its time says little.
-    pub(super) fn showed(&self, micros: i64, asked: Instant, answered: Instant) {
+impl ServerClock {
+    /// The server was asked at one moment and answered at the other that its clock shows this, microseconds since 1970. What is
+    /// known already stays, unless that contradicts it or knows it better: an answer that took its time says little.
+    pub fn showed(&self, micros: i64, asked: Instant, answered: Instant) {
         let since = |moment: Instant| micros_of(moment.saturating_duration_since(self.0.anchor));
         let (earliest, latest) = (micros - since(answered), micros - since(asked));
         let (middle, doubt) = (earliest.midpoint(latest), (latest - earliest + 1) / 2);
@@ -115,14 +101,14 @@ mod tests {
     const SECOND: i64 = 1_000_000;
     const HOUR: i64 = 3_600 * SECOND;
 
-    async fn clock() -> SourceClock {
-        let clock = SourceClock::default();
+    async fn clock() -> ServerClock {
+        let clock = ServerClock::default();
         tokio::time::advance(Duration::from_secs(3)).await;
         clock
     }
 
     /// An answer that took `took`, with what the clock showed in its middle.
-    fn answered(clock: &SourceClock, micros: i64, took: Duration) {
+    fn answered(clock: &ServerClock, micros: i64, took: Duration) {
         let now = Instant::now();
         clock.showed(micros, now - took / 2, now + took / 2);
     }
@@ -174,7 +160,7 @@ mod tests {
         /// Whatever answers come, what is shown is within the doubt of the last.
         #[test]
         fn the_last_answer_is_never_contradicted(answers in prop::collection::vec((-HOUR..HOUR, 0u64..3_000_000), 1..20)) {
-            let clock = SourceClock::default();
+            let clock = ServerClock::default();
             for (micros, took) in answers {
                 let now = Instant::now();
                 let took = Duration::from_micros(took);
