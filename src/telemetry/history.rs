@@ -1,6 +1,7 @@
 //! The last hour, a sample a second, in bounded memory: about 2 MB with five sinks.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -14,6 +15,8 @@ pub const SAMPLES_MAX: usize = 3_600;
 pub struct Sample {
     /// Milliseconds since 1970; of each sample another.
     pub at_ms: i64,
+    /// The same by a clock that nobody sets, from any beginning: rates are told by it.
+    pub taken_at: Duration,
     /// Engagement events received.
     pub events_total: u64,
     /// The server's WAL end; `None` when the server has not been seen lately.
@@ -80,11 +83,12 @@ pub struct SinkColumns {
 }
 
 impl History {
-    /// One more; the oldest goes when there are too many. The clock may go back, samples do not: this one's time is
-    /// made later than the last one's.
+    /// One more; the oldest goes when there are too many. The clock may go back, samples do not: their times go at half the
+    /// speed until the clock has come up.
     pub fn push(&mut self, mut sample: Sample) -> i64 {
         if let Some(last) = self.0.back() {
-            sample.at_ms = sample.at_ms.max(last.at_ms + 1);
+            let passed = sample.taken_at.saturating_sub(last.taken_at).as_millis();
+            sample.at_ms = sample.at_ms.max(last.at_ms + (passed as i64 / 2).max(1));
         }
         if self.0.len() >= SAMPLES_MAX {
             self.0.pop_front();
@@ -100,10 +104,11 @@ impl History {
     }
 
     /// By how much a total has grown a second over the last so many seconds, or since it is known.
-    pub fn rate(&self, seconds: i64, total: impl Fn(&Sample) -> Option<u64>) -> Option<f64> {
+    pub fn rate(&self, seconds: u64, total: impl Fn(&Sample) -> Option<u64>) -> Option<f64> {
         let last = self.0.back()?;
-        let from = last.at_ms - seconds * 1_000 - 500;
-        let since = self.0.iter().rev().take_while(|sample| sample.at_ms >= from);
+        let span = Duration::from_secs(seconds) + Duration::from_millis(500);
+        let since =
+            self.0.iter().rev().take_while(|sample| last.taken_at.saturating_sub(sample.taken_at) <= span);
         let first = since.filter(|sample| total(sample).is_some()).last()?;
         per_second(first, last, &total)
     }
@@ -142,7 +147,7 @@ impl Columns {
 }
 
 fn per_second(from: &Sample, to: &Sample, total: impl Fn(&Sample) -> Option<u64>) -> Option<f64> {
-    let seconds = (to.at_ms - from.at_ms) as f64 / 1e3;
+    let seconds = to.taken_at.saturating_sub(from.taken_at).as_secs_f64();
     let grown = total(to)?.saturating_sub(total(from)?);
     (seconds > 0.0).then(|| grown as f64 / seconds)
 }
@@ -158,7 +163,8 @@ mod tests {
 
     fn sample(at_ms: i64, events_total: u64) -> Sample {
         let sinks = vec![SinkSample { rows_total: 2 * events_total, lag_ms: 1.26, ..SinkSample::default() }];
-        Sample { at_ms, events_total, sinks, ..Sample::default() }
+        let taken_at = Duration::from_millis(at_ms as u64);
+        Sample { at_ms, taken_at, events_total, sinks, ..Sample::default() }
     }
 
     #[test]
@@ -192,7 +198,8 @@ mod tests {
     #[test]
     fn columns_are_of_one_length_also_while_sinks_are_missing() {
         let mut history = History::default();
-        history.push(Sample { at_ms: 500, ..Sample::default() });
+        let taken_at = Duration::from_millis(500);
+        history.push(Sample { at_ms: 500, taken_at, ..Sample::default() });
         history.push(sample(1_000, 0));
         history.push(sample(2_000, 7));
         let columns = history.columns(0);
@@ -201,11 +208,25 @@ mod tests {
         assert_eq!(sink, Some((vec![None, None, Some(14.0)], vec![None, Some(1.3), Some(1.3)])));
     }
 
+    /// Ten events a second, while the clock jumps by an hour and is set right.
     #[test]
-    fn a_clock_that_goes_back_does_not_turn_the_order() {
-        let mut history = History::default();
-        history.push(sample(9_000, 1));
-        assert_eq!(history.push(sample(5_000, 2)), 9_001);
-        assert_eq!(history.columns(9_000).at_ms, [9_001]);
+    fn a_clock_that_jumps_turns_no_order_and_changes_no_rate() {
+        const HOUR: i64 = 3_600_000;
+        for jump in [HOUR, -HOUR] {
+            let (mut history, mut times) = (History::default(), Vec::new());
+            for second in 0..60 {
+                let off = if (20..40).contains(&second) { jump } else { 0 };
+                let at_ms = 2 * HOUR + second * 1_000;
+                times.push(history.push(Sample { at_ms: at_ms + off, ..sample(at_ms, second as u64 * 10) }));
+            }
+            assert!(times.is_sorted_by(|one, next| one < next), "{times:?}");
+            let rates = history.columns(0).events_per_second;
+            assert!(rates.iter().flatten().all(|rate| *rate == 10.0), "{rates:?}");
+            assert_eq!(history.rate(30, |sample| Some(sample.events_total)), Some(10.0));
+            for second in 60..10_000 {
+                times.push(history.push(sample(2 * HOUR + second * 1_000, 0)));
+            }
+            assert_eq!(times.last(), Some(&(2 * HOUR + 9_999_000)), "it has come up");
+        }
     }
 }

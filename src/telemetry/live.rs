@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::telemetry::delivery::{Delivery, Failure};
 use crate::telemetry::history::{Columns, History, Sample, SinkSample};
@@ -17,8 +17,8 @@ use crate::telemetry::status::{SinkLine, SlotStatus, Status};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Rates of rows are those of the last seconds, the rate of WAL that of the last minutes.
-const ROWS_SECONDS: i64 = 5;
-const WAL_SECONDS: i64 = 300;
+const ROWS_SECONDS: u64 = 5;
+const WAL_SECONDS: u64 = 300;
 /// Figures of the slot that are older say nothing of now.
 const SLOT_AGE_MAX_SECONDS: f64 = 5.0;
 
@@ -90,6 +90,7 @@ impl Page {
         let (frames, newest) = watch::channel(Arc::default());
         let mut recorder = Recorder {
             registry,
+            began: Instant::now(),
             history: Arc::clone(&history),
             minutes: Vec::new(),
             received: Minute::default(),
@@ -118,6 +119,7 @@ impl Page {
 
 struct Recorder {
     registry: StatusRegistry,
+    began: Instant,
     history: Arc<Mutex<History>>,
     /// One for each sink.
     minutes: Vec<Minute>,
@@ -135,8 +137,8 @@ impl Recorder {
             minute.look(&delivery.latencies);
         }
         let sinks = status.sinks.iter().zip(&deliveries).zip(&self.minutes);
-        let sample =
-            sample(&status, sinks.map(|((line, delivery), minute)| sink_sample(line, delivery, minute)));
+        let sinks = sinks.map(|((line, delivery), minute)| sink_sample(line, delivery, minute));
+        let sample = Sample { taken_at: self.began.elapsed(), ..sample(&status, sinks) };
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let at_ms = history.push(sample);
         let figures = figures(&history, &status, &deliveries, &self.received);
@@ -156,6 +158,7 @@ fn sample(status: &Status, sinks: impl Iterator<Item = SinkSample>) -> Sample {
         retained_bytes: slot.map(|slot| slot.retained_bytes),
         safe_wal_bytes: slot.and_then(|slot| slot.safe_wal_bytes),
         sinks: sinks.collect(),
+        ..Sample::default()
     }
 }
 
@@ -236,6 +239,7 @@ mod tests {
         let registry = StatusRegistry::new();
         let mut recorder = Recorder {
             registry: registry.clone(),
+            began: Instant::now(),
             history: Arc::default(),
             minutes: Vec::new(),
             received: Minute::default(),
