@@ -5,7 +5,8 @@
 //! instead of `op`, so that tools made for those work.
 //!
 //! A record's timestamp is the time of writing, and not that of the commit, which a replication origin may set to anything:
-//! brokers delete by it what is old, and refuse what lies ahead. The commit's time is a field of the record.
+//! brokers delete by it what is old, and refuse what lies ahead. The broker says it (LogAppendTime), since our clock may be
+//! wrong too. The commit's time is a field of the record.
 
 use std::fmt;
 

@@ -139,13 +139,14 @@ pub(super) fn definite(code: Code) -> Option<(error::Code, &'static str)> {
             return Some((error::Code::KafkaTopicUnfit, hint));
         }
         Code::InvalidTimestamp => {
-            "the clocks of walcast's machine and of the brokers differ by more than the topic allows: mend them, or raise \
-             the topic's message.timestamp.after.max.ms and message.timestamp.before.max.ms (kafka-configs.sh)"
+            "the clocks of walcast's machine and of the brokers differ by more than the topic's message.timestamp.after.max.ms \
+             and message.timestamp.before.max.ms allow: mend them, and give the topic \
+             message.timestamp.type=LogAppendTime (kafka-configs.sh)"
         }
         Code::InvalidRecord | Code::InvalidDifferentRecord => {
             "the broker's log says why. Mostly the clocks of walcast's machine and of the brokers differ by more than the \
-             topic's message.timestamp.after.max.ms and message.timestamp.before.max.ms allow: mend them, or raise these \
-             (kafka-configs.sh). A broker that validates schemas has to let walcast's records pass"
+             topic's message.timestamp.after.max.ms and message.timestamp.before.max.ms allow: mend them, and give the \
+             topic message.timestamp.type=LogAppendTime (kafka-configs.sh). A broker that validates schemas has to let walcast's records pass"
         }
         Code::MessageBatchTooLarge => "raise the topic's segment.bytes (kafka-configs.sh)",
         Code::UnsupportedForMessageFormat | Code::UnsupportedCompressionType => {

@@ -355,7 +355,7 @@ fn wanted(config: &KafkaConfig, row_bytes_max: usize) -> [Wanted; 4] {
         let mut rules = vec![
             Rule::new("cleanup.policy", cleanup_policy, Need::Exactly),
             Rule::new("min.insync.replicas", config.min_insync_replicas, Need::AtLeast),
-            Rule::new("message.timestamp.type", "CreateTime", Need::Told),
+            Rule::new("message.timestamp.type", "LogAppendTime", Need::Told),
         ];
         rules.extend(more);
         Wanted { name, partitions, rules }
