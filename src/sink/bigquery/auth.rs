@@ -1,11 +1,18 @@
-//! Who walcast is to Google: one token, cached until it expires, for REST and gRPC alike.
+//! Who walcast is to Google: one token, kept until it expires, for REST and gRPC alike.
+//!
+//! How long it is good is told by the monotonic clock. By the wall clock, one would be shown for an hour after its end where that
+//! is set back by an hour.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use gcp_bigquery_client::auth::Authenticator;
 use gcp_bigquery_client::error::BQError;
 use serde::Deserialize;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 use yup_oauth2::authenticator::{ApplicationDefaultCredentialsTypes, DefaultAuthenticator};
 use yup_oauth2::{
     ApplicationDefaultCredentialsAuthenticator, ApplicationDefaultCredentialsFlowOpts,
@@ -13,6 +20,11 @@ use yup_oauth2::{
 };
 
 use crate::error::{Code, Error, Result};
+
+/// Google's tokens live for an hour.
+const GOOD_SECONDS_MAX: i64 = 3_600;
+/// How long before its end a token is not shown any more.
+const RENEW_BEFORE: Duration = Duration::from_secs(60);
 
 const SCOPES: [&str; 1] = ["https://www.googleapis.com/auth/bigquery"];
 
@@ -22,7 +34,56 @@ pub enum Credentials {
     /// Nothing: an emulator.
     None,
     /// A Google access token.
-    Google(DefaultAuthenticator),
+    Google(Google),
+}
+
+/// Gets access tokens, and keeps the last. Clones share it.
+#[derive(Clone)]
+pub struct Google {
+    authenticator: DefaultAuthenticator,
+    known: Arc<Mutex<Option<Known>>>,
+}
+
+struct Known {
+    token: String,
+    good_until: Instant,
+}
+
+impl Google {
+    fn new(authenticator: DefaultAuthenticator) -> Self {
+        Google { authenticator, known: Arc::default() }
+    }
+
+    async fn token(&self) -> Result<Option<String>, yup_oauth2::Error> {
+        let mut known = self.known.lock().await;
+        if let Some(known) = known.as_ref().filter(|known| Instant::now() < known.good_until) {
+            return Ok(Some(known.token.clone()));
+        }
+        // the library's own store goes by the wall clock
+        let got = self.authenticator.force_refreshed_token(&SCOPES).await;
+        let got = got.map_err(|error| if known.is_some() { once_taken(error) } else { error })?;
+        let expires_at = got.expiration_time().map(|at| at.unix_timestamp());
+        let Some(token) = got.token().map(str::to_owned) else { return Ok(None) };
+        let good_until = Instant::now() + good_for(expires_at, seconds_now());
+        *known = Some(Known { token: token.clone(), good_until });
+        Ok(Some(token))
+    }
+}
+
+/// How long a token is shown that has just come, by times in seconds since 1970.
+fn good_for(expires_at: Option<i64>, now: i64) -> Duration {
+    let left = expires_at.map_or(0, |at| at.saturating_sub(now).clamp(0, GOOD_SECONDS_MAX));
+    Duration::from_secs(left.unsigned_abs()).saturating_sub(RENEW_BEFORE)
+}
+
+fn seconds_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed()
+}
+
+/// Google has taken these credentials before. What it refuses now may be the time in our request, while this machine's clock
+/// is wrong: that is worth another try.
+fn once_taken(error: yup_oauth2::Error) -> yup_oauth2::Error {
+    yup_oauth2::Error::LowLevelError(std::io::Error::other(error))
 }
 
 impl Credentials {
@@ -33,7 +94,7 @@ impl Credentials {
             Some(path) => from_file(&path).await?,
             None => from_metadata_server().await,
         };
-        built.map(Credentials::Google).map_err(|error| {
+        built.map(|built| Credentials::Google(Google::new(built))).map_err(|error| {
             Error::new(Code::BigQueryRefused, "the Google credentials cannot be used")
                 .because(error)
                 .hint(FIX)
@@ -44,10 +105,7 @@ impl Credentials {
     pub async fn token(&self) -> Result<Option<String>> {
         match self {
             Credentials::None => Ok(None),
-            Credentials::Google(google) => {
-                let token = google.token(&SCOPES).await.map_err(token_error)?;
-                Ok(token.token().map(str::to_owned))
-            }
+            Credentials::Google(google) => google.token().await.map_err(token_error),
         }
     }
 }
@@ -58,10 +116,7 @@ impl Authenticator for Credentials {
         match self {
             // sent as a bearer token that nobody reads
             Credentials::None => Ok("none".to_owned()),
-            Credentials::Google(google) => {
-                let token = google.token(&SCOPES).await?;
-                token.token().map(str::to_owned).ok_or(BQError::NoToken)
-            }
+            Credentials::Google(google) => google.token().await?.ok_or(BQError::NoToken),
         }
     }
 }
@@ -76,7 +131,7 @@ pub fn token_error(error: yup_oauth2::Error) -> Error {
     Error::new(code, "Google gives no access token").because(error).hint(FIX)
 }
 
-const FIX: &str = "set bigquery.credentials_file to a service account's key file, or run where there are application default credentials; the account needs roles/bigquery.dataEditor on the dataset and roles/bigquery.jobUser";
+const FIX: &str = "set bigquery.credentials_file to a service account's key file, or run where there are application default credentials; the account needs roles/bigquery.dataEditor on the dataset and roles/bigquery.jobUser; Google gives none to a machine whose clock is wrong";
 
 /// Where the application default credentials lie; `None` leaves the metadata server.
 fn default_file() -> Option<PathBuf> {
@@ -125,6 +180,24 @@ async fn from_metadata_server() -> std::io::Result<DefaultAuthenticator> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Class;
+
+    #[test]
+    fn a_token_is_good_for_what_it_is_given_for_and_never_longer_than_google_gives_one() {
+        let seconds = |left: Option<i64>| good_for(left.map(|left| 7_000 + left), 7_000).as_secs();
+        assert_eq!(seconds(Some(3_599)), 3_539);
+        assert_eq!(seconds(Some(7_200)), 3_540, "our clock was set while it came");
+        assert_eq!([Some(-3_600), Some(59), None].map(seconds), [0; 3]);
+    }
+
+    #[test]
+    fn what_google_refuses_to_whom_it_has_taken_before_is_tried_again() {
+        let refused = || yup_oauth2::Error::MissingAccessToken;
+        assert_eq!(token_error(refused()).code(), Code::BigQueryRefused);
+        let again = token_error(once_taken(refused()));
+        assert_eq!((again.code(), again.class()), (Code::BigQueryUnreachable, Class::Transient), "{again:?}");
+        assert!(again.advice().contains("clock"), "{again:?}");
+    }
 
     #[tokio::test]
     async fn a_file_that_is_no_credentials_is_named_and_not_shown() {
