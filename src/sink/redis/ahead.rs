@@ -1,7 +1,7 @@
 //! Events dated further ahead than `redis.future_hours_max`. They count for all time; no day, minute or window ever has
 //! them, or a few wrong clocks would fill Redis with keys that live until the year 9999.
 //!
-//! What is too far ahead is decided once, by walcast's clock, when the event is written: the outcome is in Redis together
+//! What is too far ahead is decided once, by Redis's clock, when the event is written: the outcome is in Redis together
 //! with the checkpoint, so no replay decides it anew. But nobody who looks later knows when that was (a row of the table has no
 //! such time), and one day the clock has come so near that the event would count. So the outcome is kept as well: a bit for
 //! each key that lacks events, at the place that its hash tells. `walcast verify` asks of such a key only that it holds no more

@@ -33,7 +33,7 @@ pub struct RedisConfig {
     pub durability: Durability,
     /// How often walcast refreshes the leaderboards, in milliseconds, while events arrive; at least 10.
     pub refresh_ms: u64,
-    /// How many hours ahead of walcast's clock an event may be dated; at least 1. One that is further ahead counts for all time, and in
+    /// How many hours ahead of Redis's clock an event may be dated; at least 1. One that is further ahead counts for all time, and in
     /// no day, minute or window.
     pub future_hours_max: u64,
 }

@@ -246,7 +246,9 @@ fn clock(ahead_seconds: f64) -> Finding {
     if ahead_seconds.abs() <= CLOCK_SKEW_MAX.as_secs_f64() {
         return Finding::ok(id, subject, message);
     }
-    let message = format!("{message}: boards and latencies are off by as much; set the clock that is wrong");
+    let message = format!(
+        "{message}: times in the log, on the page and in BigQuery's ingested_at differ by as much from the commits'; set the clock that is wrong"
+    );
     Finding::warn(id, subject, message, "timedatectl set-ntp true")
 }
 

@@ -50,7 +50,7 @@ async fn boards_follow_a_clock_that_is_set_back() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
     story.content(1, "One", Some("video"), Some(10));
-    for (content, age) in [(1, 0), (1, 40 * MINUTE), (2, 0), (2, 90 * MINUTE), (3, -30 * MINUTE)] {
+    for (content, age) in [(1, 0), (1, 40 * MINUTE), (2, 0), (2, 3 * HOUR), (3, -30 * MINUTE)] {
         story.event(Some(content), Some("play"), age, Some(500));
     }
     story.commit();
