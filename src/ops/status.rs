@@ -326,6 +326,8 @@ fn grouped(number: u64) -> String {
 
 /// `0.25 s`, `2.5 s`, `42 s`, `5 min 3 s`, `2 h 10 min`, `3 d 4 h`.
 fn seconds(amount: f64) -> String {
+    // a clock was set back meanwhile
+    let amount = amount.max(0.0);
     let whole = amount as u64;
     match whole {
         0 => format!("{amount:.2} s"),
@@ -341,6 +343,11 @@ fn seconds(amount: f64) -> String {
 mod tests {
     use super::*;
     use crate::telemetry::status::{SinkState, SourceStatus, State};
+
+    #[test]
+    fn a_time_that_is_yet_to_come_is_no_time_ago() {
+        assert_eq!([seconds(-3_600.0), seconds(0.25), seconds(3_700.0)], ["0.00 s", "0.25 s", "1 h 1 min"]);
+    }
 
     #[test]
     fn each_sink_says_what_it_promises() {

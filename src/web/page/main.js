@@ -18,7 +18,7 @@ function live(state) {
   mark(document.body, "data-link", "live");
   say(at("link"), `live, ${time(state.at_ms)}`);
   const { status } = state;
-  say(at("about"), `${status.version}, ${status.state} for ${span((state.at_ms - Date.parse(status.since)) / 1000)}`);
+  say(at("about"), `${status.version}, ${status.state} for ${span(Math.max(0, (state.at_ms - Date.parse(status.since)) / 1000))}`);
   showPipeline(state);
   showSource(state);
   showSinks(state);
