@@ -12,6 +12,7 @@ mod bigquery;
 mod bigquery_faults;
 mod canary;
 mod check;
+mod clocks;
 mod dashboard;
 mod dead_letters;
 mod end_to_end;
