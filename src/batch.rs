@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-pub use crate::event::{ContentChange, Event, EventChange, Extra, ExtraColumn, Fate, Span, Texts};
 use crate::clock::{ServerClock, Showing};
+pub use crate::event::{ContentChange, Event, EventChange, Extra, ExtraColumn, Fate, Span, Texts};
 use crate::lsn::{Checkpoint, Lsn, Position};
 
 /// Slug and title of a content, mostly.
