@@ -287,8 +287,9 @@ impl Transform {
             metrics::unknown_content();
         }
         let place = (position, self.commit_ts);
-        let event = Event::of(row, place, content, !oversized, |text| self.builder.intern(text));
-        self.builder.push(Row::Event(Event { extra, ..event }));
+        let mut event = Event::of(row, place, content, !oversized, |text| self.builder.intern(text));
+        event.extra = extra;
+        self.builder.push(Row::Event(event));
     }
 
     fn update(
