@@ -98,7 +98,7 @@ impl Expected {
             return;
         }
         if covered(reading.and_then(|reading| Some(reading.totals.get(&id)?.1))) {
-            *self.totals.entry(id).or_default() += event.ms;
+            add(self.totals.entry(id).or_default(), event.ms);
         }
         for (at, (window, buckets)) in WINDOWS.iter().zip(&mut self.buckets).enumerate() {
             let bucket = window.bucket_of(event.event_ts);
@@ -106,7 +106,7 @@ impl Expected {
             let near = window.bucket_of(self.at) - super::super::window::BUCKETS - 2;
             let part = |reading: &Reading| Some(reading.buckets.get(at)?.get(&bucket)?.part(&id));
             if bucket >= near && covered(reading.and_then(part)) {
-                *buckets.entry(bucket).or_default().entry(id).or_default() += event.ms;
+                add(buckets.entry(bucket).or_default().entry(id).or_default(), event.ms);
             }
         }
     }
@@ -124,15 +124,20 @@ impl Expected {
             let day = of.day_of(*bucket);
             for (id, ms) in sums {
                 if in_early && in_late && !marks.has_day(id, day) {
-                    *least.entry(*id).or_default() += ms;
+                    add(least.entry(*id).or_default(), *ms);
                 }
                 if in_early || in_late {
-                    *most.entry(*id).or_default() += ms;
+                    add(most.entry(*id).or_default(), *ms);
                 }
             }
         }
         (least, most)
     }
+}
+
+/// Redis is not given more than there can be.
+pub(super) fn add(sum: &mut u64, ms: u64) {
+    *sum = sum.saturating_add(ms);
 }
 
 fn entry<'a>(counts: &'a mut HashMap<String, u64>, name: &str) -> &'a mut u64 {

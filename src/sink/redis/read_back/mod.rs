@@ -183,7 +183,7 @@ fn only_lacks(held: &Sums, wanted: &Sums, may_lack: impl Fn(&Uuid) -> bool) -> b
 fn boards(expected: &Expected, later: &[Later], reading: &Reading, found: &mut dyn FnMut(KeyFound)) {
     let mut more = Sums::new();
     for (id, ms) in later.iter().filter_map(Later::engagement) {
-        *more.entry(id).or_default() += ms;
+        expected::add(more.entry(id).or_default(), ms);
     }
     let totals = &expected.totals;
     Board { key: keys::BOARD_ALL, at_least: totals, at_most: totals, more: &more }
@@ -219,17 +219,25 @@ impl Board<'_> {
             found(KeyFound { state, key: format!("{} {id}", self.key), fields: Vec::new() });
         };
         for (id, ms) in shown {
-            let right = (of(self.at_least, id)..=of(self.at_most, id) + of(self.more, id)).contains(ms);
+            let most = of(self.at_most, id).saturating_add(of(self.more, id));
+            let right = (score(of(self.at_least, id))..=score(most)).contains(&score(*ms));
             tell(if right { KeyState::Same } else { KeyState::Different }, id);
         }
         if !whole {
             return;
         }
         let lowest = if shown.len() < SIZE { 0 } else { shown.values().min().copied().unwrap_or_default() };
-        for (id, _) in self.at_least.iter().filter(|(id, ms)| **ms > lowest && !shown.contains_key(*id)) {
+        for (id, _) in
+            self.at_least.iter().filter(|(id, ms)| score(**ms) > score(lowest) && !shown.contains_key(*id))
+        {
             tell(KeyState::Missing, id);
         }
     }
+}
+
+/// What a sum is as a score: Redis has these as floating-point numbers, which above 2^53 are not all integers.
+fn score(ms: u64) -> f64 {
+    ms as f64
 }
 
 fn judge(there: bool, differs: bool) -> KeyState {

@@ -8,6 +8,7 @@ use redis::{FromRedisValue, Pipeline, Script, Value};
 use uuid::Uuid;
 
 use super::CLOCK_SLACK_MICROS;
+use super::expected;
 use crate::error::{Code, Error, Result};
 use crate::event::time;
 use crate::lsn::{Checkpoint, HistoryId, Position};
@@ -259,7 +260,7 @@ impl Reader<'_> {
             return Ok(None);
         };
         for (id, ms) in packed {
-            *bucket.sums.entry(id).or_default() += ms;
+            expected::add(bucket.sums.entry(id).or_default(), ms);
         }
         Ok(Some(bucket))
     }
