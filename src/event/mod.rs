@@ -3,6 +3,7 @@
 
 pub mod encoding;
 pub mod extra;
+pub mod zone;
 pub mod row;
 #[cfg(test)]
 pub(crate) mod samples;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::extra::Wanted;
 use super::schema::{CONTENT, ENGAGEMENT_EVENTS, SourceColumn, SourceTable};
+use super::zone::Zone;
 use crate::error::{Code, Error, Result};
 use crate::pgoutput::Column;
 use crate::quote::identifier;
@@ -21,6 +22,8 @@ pub struct Place {
     pub row_filter: Option<String>,
     /// Which of the columns that walcast does not know are passed on.
     pub extra: Wanted,
+    /// Whose clock its local times show; `None` where there may be none.
+    pub zone: Option<Zone>,
     /// What each column of [`SourceTable::columns`] is called.
     columns: Vec<Called>,
 }
@@ -64,6 +67,7 @@ impl Place {
             name: name.to_owned(),
             row_filter: None,
             extra: Wanted::default(),
+            zone: None,
             columns,
         }
     }

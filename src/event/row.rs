@@ -90,6 +90,7 @@ pub struct UncheckedEngagement<'a> {
     id: Option<i64>,
     event_ts: Option<Timestamp>,
     row: Engagement<'a>,
+    refused: Option<RowError>,
 }
 
 impl<'a> UncheckedEngagement<'a> {
@@ -110,10 +111,18 @@ impl<'a> UncheckedEngagement<'a> {
         Ok(())
     }
 
+    /// Keeps that a value could not be read, for who goes on with the others.
+    pub fn refuse(&mut self, error: RowError) {
+        self.refused = Some(error);
+    }
+
     /// The row, if it keeps the rules: an id, a stamp within the years 1 to 9999, no negative duration.
     #[inline(always)]
     pub fn checked(self) -> Result<Engagement<'a>, RowError> {
-        let UncheckedEngagement { id, event_ts, mut row } = self;
+        let UncheckedEngagement { id, event_ts, mut row, refused } = self;
+        if let Some(error) = refused {
+            return Err(error);
+        }
         row.id = id.ok_or_else(|| missing("id"))?;
         row.event_ts = writable(event_ts.ok_or_else(|| missing("event_ts"))?).ok_or_else(|| RowError {
             reason: "event_ts_out_of_range",
@@ -128,12 +137,13 @@ impl<'a> UncheckedEngagement<'a> {
         Ok(row)
     }
 
-    /// The row as it is, and whether it keeps the rules; 0 stands for an id or a stamp that is not there.
-    pub fn as_it_is(mut self) -> (Engagement<'a>, bool) {
-        self.row.id = self.id.unwrap_or_default();
+    /// The row as it is, and whether it keeps the rules; 0 stands for a stamp that is not there. `None` without an id: it
+    /// is a dead letter, and nobody can tell whose.
+    pub fn as_it_is(mut self) -> Option<(Engagement<'a>, bool)> {
+        self.row.id = self.id?;
         self.row.event_ts = self.event_ts.and_then(writable).unwrap_or_default();
         let as_it_is = self.row.clone();
-        (as_it_is, self.checked().is_ok())
+        Some((as_it_is, self.checked().is_ok()))
     }
 }
 

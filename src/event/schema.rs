@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 
 use uuid::Uuid;
 
+use super::zone::Zone;
 use super::{ContentChange, Event, Texts, extra};
 use crate::lsn::{Lsn, Position};
 use crate::pgoutput::{self, Column};
@@ -506,24 +507,32 @@ impl SourceColumn {
     /// The types that it may have, in words.
     pub const fn accepts(&self) -> &'static str {
         match self.reads {
-            Reads::Int8 => "smallint, integer, bigint",
-            Reads::Int4 => "smallint, integer, bigint within 32 bits",
+            Reads::Int8 => "smallint, integer, bigint; numeric that is whole and within 64 bits",
+            Reads::Int4 => "smallint, integer; bigint and numeric that are whole and within 32 bits",
             Reads::Uuid => "uuid",
             Reads::Text => "text, varchar, char(n), name, an enum",
-            Reads::Time => "timestamptz",
+            Reads::Time => "timestamptz; timestamp where postgres.timestamp_zone names its zone",
             Reads::Json => "json, jsonb",
         }
     }
 
+    /// Whether a column's values are local times, which can be read as this where their zone is named.
+    pub fn wants_zone(&self, column: &Column) -> bool {
+        let null = pgoutput::Value::Null;
+        let of_any_zone = || null.time(column, Some(|local| local));
+        self.reads == Reads::Time && null.timestamptz(column).is_err() && of_any_zone().is_ok()
+    }
+
     /// Whether a column's values can be read as this; its type is the base type where it is a domain.
-    pub fn fits(&self, column: &Column) -> Result<(), pgoutput::DecodeError> {
+    /// `zone` is that of local times.
+    pub fn fits(&self, column: &Column, zone: Option<&Zone>) -> Result<(), pgoutput::DecodeError> {
         let null = pgoutput::Value::Null;
         match self.reads {
             Reads::Int8 => null.int8(column).map(drop),
             Reads::Int4 => null.int4(column).map(drop),
             Reads::Uuid => null.uuid(column).map(drop),
             Reads::Text => null.text(column).map(drop),
-            Reads::Time => null.timestamptz(column).map(drop),
+            Reads::Time => null.time(column, zone.map(|zone| |local| zone.instant(local))).map(drop),
             Reads::Json => null.json(column).map(drop),
         }
     }

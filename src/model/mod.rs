@@ -16,11 +16,15 @@ use crate::event::place::{Place, Places};
 use crate::event::row::Cell;
 pub use crate::event::row::RowError;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, Reads, SourceColumn};
+use crate::event::zone::Zone;
 use crate::lsn::Lsn;
 use crate::pgoutput::{Column, DecodeError, Relation, Relations, Timestamp, Tuple, Value};
 use crate::quote::identifier;
 use content::ContentTable;
 use engagement::EngagementTable;
+
+/// The variable of the environment that names the zone of local times.
+const ZONE_VARIABLE: &str = "POSTGRES_TIMESTAMP_ZONE";
 
 /// What a relation of the stream is to us.
 pub enum Table {
@@ -86,10 +90,21 @@ impl Tables {
 }
 
 impl SourceColumn {
-    /// Why a column of this type, called so, cannot be read; `type_oid` is the base type where it is a domain.
-    pub fn misfit(&self, called: &str, type_oid: u32) -> Option<String> {
-        let column = Column { name: called.to_owned(), type_oid, type_modifier: -1, key: false };
-        self.fits(&column).err().map(|error| error.to_string())
+    /// Why a column of the table at `place` cannot be read as this, and what it takes to mend it. It has the base type where
+    /// it is of a domain.
+    pub fn misfit(&self, place: &Place, column: &Column) -> Option<String> {
+        let error = self.fits(column, place.zone.as_ref()).err()?;
+        let rewrite = "to change that, PostgreSQL writes the table anew";
+        Some(match (self.reads, self.wants_zone(column)) {
+            (Reads::Time, true) => format!(
+                "{error} ({rewrite}; in place of 'UTC' stands the zone whose clock it shows. Where {ZONE_VARIABLE} names that \
+                 zone, it can stay as it is)"
+            ),
+            (Reads::Time, false) => {
+                format!("{error} ({rewrite}; in place of 'UTC' stands the zone whose clock it shows)")
+            }
+            _ => format!("{error} ({rewrite})"),
+        })
     }
 
     /// The statement that adds it to the table at `place`, called so.
@@ -131,10 +146,9 @@ impl UnfitTable {
         );
         let setting = |value: String| format!("{}='{value}'", place.names_variable());
         let renamed = |(column, called): &(&SourceColumn, &str)| {
-            let mut others = relation
-                .columns
-                .iter()
-                .filter(|other| place.position(&other.name).is_none() && column.fits(other).is_ok());
+            let mut others = relation.columns.iter().filter(|other| {
+                place.position(&other.name).is_none() && column.fits(other, place.zone.as_ref()).is_ok()
+            });
             let other = others.next().filter(|_| others.next().is_none());
             let other = other.map_or("<its name then>", |other| &*other.name);
             format!("\"{}\": \"{called},{other}\"", column.name)
@@ -155,7 +169,15 @@ impl UnfitTable {
     fn misfits(relation: &Relation, place: &Place, column: &SourceColumn, error: &DecodeError) -> Self {
         let what = format!("rows of {}.{} of another type: {error}", relation.namespace, relation.name);
         let resync = "bring the sinks level with PostgreSQL, and make a new slot: docs/operate/resync.md";
+        let wants_zone = relation
+            .columns
+            .iter()
+            .any(|one| place.position(&one.name).is_some() && place.zone.is_none() && column.wants_zone(one));
         let advice = match column.required {
+            _ if wants_zone => format!(
+                "they are kept in the slot. Name the zone whose clock they show: export {ZONE_VARIABLE}=Europe/Warsaw; or \
+                 {resync}"
+            ),
             true => resync.to_owned(),
             false => format!(
                 "they are kept in the slot. Let the column be null until they are through: export {}='{{\"{}\": \"\"}}'; or \
@@ -185,6 +207,8 @@ pub struct TableColumns<F> {
     extra: Arc<[ExtraColumn]>,
     /// Of each column its place among them.
     extra_at: Vec<Option<usize>>,
+    /// Whose clock local times show.
+    zone: Option<Zone>,
 }
 
 impl<F: Copy> TableColumns<F> {
@@ -201,7 +225,8 @@ impl<F: Copy> TableColumns<F> {
         let wanted = |at: &Option<usize>| at.and_then(|at| place.table.columns.get(at));
         for (column, at) in relation.columns.iter().zip(&places) {
             let Some(wanted) = wanted(at) else { continue };
-            wanted.fits(column).map_err(|error| UnfitTable::misfits(&relation, &place, wanted, &error))?;
+            let fits = wanted.fits(column, place.zone.as_ref());
+            fits.map_err(|error| UnfitTable::misfits(&relation, &place, wanted, &error))?;
         }
         let ours = |(column, at): (&Column, &Option<usize>)| {
             wanted(at).map_or_else(|| column.name.clone(), |wanted| wanted.name.to_owned())
@@ -221,7 +246,7 @@ impl<F: Copy> TableColumns<F> {
             }
         }
         let extra = extra.into_iter().map(|(column, _): (_, usize)| column).collect();
-        Ok(TableColumns { relation, fields, names, extra, extra_at })
+        Ok(TableColumns { relation, fields, names, zone: place.zone, extra, extra_at })
     }
 
     /// Writes a row's extra columns behind what stands in the arena.
@@ -259,20 +284,26 @@ impl<F: Copy> TableColumns<F> {
     }
 
     /// A row that cannot go on: the error, the table's name, and the row as a JSON object of column name (ours, where
-    /// the column is) to text, or to `{"$base64": …}` for values that came in binary form.
+    /// the column is) to text, also for numerics, or to `{"$base64": …}` for values that came in binary form.
     pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> (RowError, String, String) {
         let row: serde_json::Map<String, serde_json::Value> = self
             .names
             .iter()
-            .zip(tuple.columns())
-            .map(|(name, value)| (name.clone(), value.map_or(serde_json::Value::Null, value_json)))
+            .zip(self.relation.columns.iter().zip(tuple.columns()))
+            .map(|(name, (column, value))| {
+                (name.clone(), value.map_or(serde_json::Value::Null, |value| value_json(column, value)))
+            })
             .collect();
         let table = format!("{}.{}", self.relation.namespace, self.relation.name);
         (error, table, serde_json::Value::Object(row).to_string())
     }
 }
 
-fn value_json(value: Value<'_>) -> serde_json::Value {
+/// A numeric stands there as its text: its bytes could be taken for those of an integer.
+fn value_json(column: &Column, value: Value<'_>) -> serde_json::Value {
+    if let Ok(Some(number)) = value.numeric(column) {
+        return number.to_string().into();
+    }
     match value {
         Value::Null => serde_json::Value::Null,
         Value::Unchanged => serde_json::json!({ "$unchanged": true }),
@@ -284,8 +315,8 @@ fn value_json(value: Value<'_>) -> serde_json::Value {
     }
 }
 
-/// A value of the stream, with the column that it stands in.
-impl<'t> Cell<'t> for (&Column, Value<'t>) {
+/// A value of the stream, with the column that it stands in, and the zone of local times.
+impl<'t> Cell<'t> for (&Column, Value<'t>, Option<&Zone>) {
     type Error = DecodeError;
 
     #[inline(always)]
@@ -310,7 +341,7 @@ impl<'t> Cell<'t> for (&Column, Value<'t>) {
 
     #[inline(always)]
     fn time(self) -> Result<Option<Timestamp>, DecodeError> {
-        self.1.timestamptz(self.0)
+        self.1.time(self.0, self.2.map(|zone| |local| zone.instant(local)))
     }
 
     #[inline(always)]

@@ -106,12 +106,12 @@ pub(super) async fn readable(config: &PostgresConfig, client: &Client) -> Result
 }
 
 async fn contents(client: &Client, content: &Place) -> Result<Contents> {
-    let query = rows::select(content, &[], Some(&rows::content_is_readable(content)));
+    let query = rows::select(content, &[], None);
     let found = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut found = std::pin::pin!(found);
     let mut contents = Contents::new();
     while let Some(row) = found.try_next().await.map_err(sql::error)? {
-        let Some(content) = rows::content(&row, 0)? else { continue };
+        let Some(content) = rows::content(&row, 0, content)? else { continue };
         contents.insert(content.id, Arc::new(content));
     }
     Ok(contents)
@@ -135,7 +135,7 @@ async fn fill(
     while let Some(row) = found.try_next().await.map_err(sql::error)? {
         progress.inc(1);
         let xid = row.try_get::<_, Xid>(0).map_err(sql::error)?;
-        let unchecked = rows::engagement(&row, 1).map_err(sql::error)?;
+        let unchecked = rows::engagement(&row, 1, events)?;
         // walcast refuses the others
         let Ok(row) = unchecked.checked() else { continue };
         if marks.was_before(row.id).unwrap_or_else(|| pre_existing.saw(xid)) {

@@ -119,6 +119,10 @@ pub enum Found {
     Binary(usize),
     /// A number beyond the wanted type.
     OutOfRange,
+    /// A number with a fraction.
+    NotWhole,
+    /// What is no number, or has no end.
+    NotFinite,
     /// An unchanged TOAST value, which the stream leaves out.
     Unchanged,
 }
@@ -136,6 +140,8 @@ impl fmt::Display for Found {
             Found::Text(bytes) => write!(f, "a text form of {bytes} bytes"),
             Found::Binary(bytes) => write!(f, "a binary form of {bytes} bytes"),
             Found::OutOfRange => f.write_str("a number out of its range"),
+            Found::NotWhole => f.write_str("a number with a fraction"),
+            Found::NotFinite => f.write_str("NaN or an infinity"),
             Found::Unchanged => f.write_str("an unchanged TOAST value, which the stream leaves out"),
         }
     }

@@ -35,6 +35,7 @@
 mod cursor;
 mod error;
 mod message;
+mod numeric;
 mod relation;
 pub mod timestamp;
 mod transaction;
@@ -43,6 +44,7 @@ mod value;
 
 pub use error::{DecodeError, Found};
 pub use message::{Message, OldKind, OldTuple, RelationIds, TruncateOptions};
+pub use numeric::Numeric;
 pub use relation::{Column, Relation, Relations, ReplicaIdentity};
 pub use timestamp::Timestamp;
 pub use transaction::Transaction;

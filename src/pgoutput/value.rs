@@ -9,6 +9,7 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::cursor::Cursor;
+use super::numeric::Numeric;
 use super::timestamp::Timestamp;
 use super::{Column, DecodeError, Found};
 
@@ -26,14 +27,25 @@ pub enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// Reads an `int2`, `int4` or `int8` column.
+    /// Reads an `int2`, `int4` or `int8` column, or a `numeric` one whose value has to be such a number.
     pub fn int8(self, column: &Column) -> Result<Option<i64>, DecodeError> {
-        self.read_as(column, INTEGER, is_integer, integer)
+        match is_integer(column.type_oid) {
+            true => self.read_as(column, INTEGER, |_| true, integer),
+            false => self.whole(column, Ok),
+        }
     }
 
-    /// Reads an `int2`, `int4` or `int8` column whose value has to fit into 32 bits.
+    /// As [`Self::int8`], of a value that has to fit into 32 bits.
     pub fn int4(self, column: &Column) -> Result<Option<i32>, DecodeError> {
-        self.read_as(column, INTEGER, is_integer, narrow)
+        match is_integer(column.type_oid) {
+            true => self.read_as(column, INTEGER, |_| true, |bytes| narrow(integer(bytes)?)),
+            false => self.whole(column, narrow),
+        }
+    }
+
+    /// Reads a `numeric` column.
+    pub fn numeric(self, column: &Column) -> Result<Option<Numeric<'a>>, DecodeError> {
+        self.read_as(column, "numeric", |oid| oid == oid::NUMERIC, Numeric::parse)
     }
 
     /// Reads a `uuid` column.
@@ -60,7 +72,20 @@ impl<'a> Value<'a> {
 
     /// Reads a `timestamptz` column.
     pub fn timestamptz(self, column: &Column) -> Result<Option<Timestamp>, DecodeError> {
-        self.read_as(column, "timestamptz", |oid| oid == oid::TIMESTAMPTZ, timestamptz)
+        self.time(column, None::<fn(i64) -> i64>)
+    }
+
+    /// Reads a `timestamptz` column; where `instant` tells which instant a local time is, a `timestamp` one too.
+    #[inline]
+    pub fn time(
+        self,
+        column: &Column,
+        instant: Option<impl FnOnce(i64) -> i64>,
+    ) -> Result<Option<Timestamp>, DecodeError> {
+        match column.type_oid {
+            oid::TIMESTAMPTZ => self.read_as(column, TIME, |_| true, timestamptz),
+            _ => self.local_time(column, instant),
+        }
     }
 
     /// Reads a `json` or `jsonb` column as JSON text.
@@ -69,6 +94,31 @@ impl<'a> Value<'a> {
             oid::JSONB => self.read_as(column, JSON, |_| true, jsonb),
             _ => self.read_as(column, JSON, |oid| oid == oid::JSON, utf8),
         }
+    }
+
+    /// Integers of PostgreSQL's own are on the way of every event; this stays out of it.
+    #[cold]
+    fn whole<T>(
+        self,
+        column: &Column,
+        read: impl FnOnce(i64) -> Result<T, Found>,
+    ) -> Result<Option<T>, DecodeError> {
+        let whole = |bytes| read(Numeric::parse(bytes)?.whole()?);
+        self.read_as(column, INTEGER, |oid| oid == oid::NUMERIC, whole)
+    }
+
+    #[cold]
+    fn local_time(
+        self,
+        column: &Column,
+        instant: Option<impl FnOnce(i64) -> i64>,
+    ) -> Result<Option<Timestamp>, DecodeError> {
+        let fits = |oid| oid == oid::TIMESTAMP && instant.is_some();
+        let local = self.read_as(column, TIME, fits, timestamptz)?;
+        Ok(match (local, instant) {
+            (Some(Timestamp::At(micros)), Some(instant)) => Some(Timestamp::At(instant(micros))),
+            (infinite, _) => infinite,
+        })
     }
 
     #[inline]
@@ -167,7 +217,8 @@ pub mod oid {
     pub const FIRST_USER: u32 = 16384;
 }
 
-const INTEGER: &str = "int2, int4 or int8";
+const INTEGER: &str = "int2, int4, int8 or numeric";
+const TIME: &str = "timestamptz";
 const JSON: &str = "json or jsonb";
 const TEXT: &str = "text, varchar or an enum";
 
@@ -187,8 +238,8 @@ fn integer(bytes: &[u8]) -> Result<i64, Found> {
     }
 }
 
-fn narrow(bytes: &[u8]) -> Result<i32, Found> {
-    integer(bytes)?.try_into().map_err(|_| Found::OutOfRange)
+fn narrow(value: i64) -> Result<i32, Found> {
+    value.try_into().map_err(|_| Found::OutOfRange)
 }
 
 fn uuid(bytes: &[u8]) -> Result<Uuid, Found> {

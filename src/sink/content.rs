@@ -278,5 +278,5 @@ pub async fn load(client: &Client, session: &Session, start: Lsn) -> Result<Cont
         .query(&statement, &[&session.history_id.uuid, &PgLsn::from(start.0)])
         .await
         .map_err(sql::error)?;
-    found.iter().filter_map(|row| rows::content(row, 0).transpose()).collect()
+    found.iter().filter_map(|row| rows::kept_content(row, 0).transpose()).collect()
 }

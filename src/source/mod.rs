@@ -27,6 +27,7 @@ use crate::error::{Code, Error, Result};
 use crate::event::extra;
 use crate::event::place::{ColumnNames, Place, Places};
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
+use crate::event::zone::Zone;
 
 /// `[postgres]`: where events come from, and where walcast keeps its state.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -63,6 +64,10 @@ pub struct PostgresConfig {
     /// Columns of the events table to pass on beside those that walcast knows, typed, under their own names: into Kafka's
     /// records and BigQuery's table. `["*"]` is for all of them, those too that are added while walcast runs.
     pub extra_columns: Vec<String>,
+    /// The time zone whose clock columns of the type `timestamp` show, by its name in the IANA's database, such as
+    /// `Europe/Warsaw` or `UTC`. It must stay the same as long as there are rows that were read with it. Empty: such columns
+    /// are refused.
+    pub timestamp_zone: String,
     /// Name of the replication slot.
     pub slot: String,
     /// Name of the publication.
@@ -102,6 +107,7 @@ impl Default for PostgresConfig {
             events_columns: ColumnNames::new(),
             content_columns: ColumnNames::new(),
             extra_columns: Vec::new(),
+            timestamp_zone: String::new(),
             slot: "walcast".into(),
             publication: "walcast".into(),
         }
@@ -111,15 +117,27 @@ impl Default for PostgresConfig {
 impl PostgresConfig {
     /// The two tables, as they are said to be.
     pub fn places(&self) -> Places {
+        // one that there is not has been refused, and means that there is none
+        let zone = self.zone().ok().flatten();
+        let place = |table, name, columns| {
+            let mut place = Place::new(table, &self.schema, name, columns);
+            place.zone.clone_from(&zone);
+            place
+        };
         Places {
-            content: Place::new(&CONTENT, &self.schema, &self.content_table, &self.content_columns),
-            events: Place::new(&ENGAGEMENT_EVENTS, &self.schema, &self.events_table, &self.events_columns)
-                .with_extra(&self.extra_columns),
+            content: place(&CONTENT, &self.content_table, &self.content_columns),
+            events: place(&ENGAGEMENT_EVENTS, &self.events_table, &self.events_columns).with_extra(&self.extra_columns),
         }
     }
 
-    /// Refuses columns' names that mean nothing.
+    fn zone(&self) -> Result<Option<Zone>> {
+        let name = Some(self.timestamp_zone.trim()).filter(|name| !name.is_empty());
+        name.map(|name| Zone::named(name, "postgres.timestamp_zone")).transpose()
+    }
+
+    /// Refuses names of columns, and of a time zone, that mean nothing.
     pub fn check_names(&self) -> Result<()> {
+        self.zone()?;
         Place::check(&CONTENT, &self.content_columns, "postgres.content_columns")?;
         Place::check(&ENGAGEMENT_EVENTS, &self.events_columns, "postgres.events_columns")?;
         let events = self.places().events;

@@ -1,6 +1,8 @@
 //! The rows of the source tables, and of the content versions that walcast keeps, by SQL. Statements have their columns
-//! from the lists in [`crate::event::schema`].
+//! from the lists in [`crate::event::schema`]. Numbers and times come as they are, and are read as those of the stream are:
+//! what is a value there is the same here, and what is none is none.
 
+use std::error::Error;
 use std::ops::Range;
 
 use tokio_postgres::types::{FromSql, ToSql, Type};
@@ -12,11 +14,12 @@ use crate::event::extra::{self, Extra};
 use crate::event::place::{Place, Places};
 use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
 use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn};
+use crate::event::zone::Zone;
 use crate::event::{Content, Span};
-use crate::pgoutput::{Timestamp, Value};
+use crate::pgoutput::{Column, DecodeError, Timestamp, Value};
 use crate::quote::identifier;
 
-/// A column read as [`Reads::Int4`] may be a bigint.
+/// A column read as [`Reads::Int4`] may be a bigint, or a numeric.
 const INT4: &str = "BETWEEN -2147483648 AND 2147483647";
 
 /// A statement that reads all rows of a table that are published and meet a condition: first what `before` names, then
@@ -48,19 +51,13 @@ pub async fn probe(client: &Client, places: &Places) -> Result<()> {
 }
 
 impl SourceColumn {
-    /// Its values in the one type that they are read as. Times are microseconds since 1970; NULL outside the years
-    /// 1 to 9999. All are NULL of a column that is not there.
+    /// Its values, for the reader of this type. All are NULL of a column that is not there.
     fn read_as(&self, called: Option<&str>) -> String {
         let Some(name) = called.map(identifier) else { return format!("NULL::{}", self.stored_type()) };
         match self.reads {
-            Reads::Int8 => format!("{name}::bigint"),
-            Reads::Int4 => format!("CASE WHEN {name} {INT4} THEN {name}::integer END"),
+            Reads::Int8 | Reads::Int4 | Reads::Time => name,
             Reads::Uuid => format!("{name}::uuid"),
             Reads::Text | Reads::Json => format!("{name}::text"),
-            Reads::Time => format!(
-                "CASE WHEN {name} >= '0001-01-01 00:00:00+00' AND {name} < '10000-01-01 00:00:00+00' \
-                 THEN (EXTRACT(EPOCH FROM {name}) * 1000000)::bigint END"
-            ),
         }
     }
 
@@ -83,11 +80,15 @@ impl SourceColumn {
     }
 }
 
-/// A row of `engagement_events` as [`select`] gives it, from its first column on.
-pub fn engagement(row: &Row, first: usize) -> Result<UncheckedEngagement<'_>, tokio_postgres::Error> {
+/// A row of `engagement_events` as [`select`] gives it of the table at `place`, from its first column on.
+pub fn engagement<'a>(row: &'a Row, first: usize, place: &'a Place) -> Result<UncheckedEngagement<'a>> {
     let mut read = UncheckedEngagement::default();
     for (column, at) in EngagementColumn::ALL.iter().zip(first..) {
-        read.put(*column, SqlCell { row, at })?;
+        match read.put(*column, SqlCell { row, at, zone: place.zone.as_ref() }) {
+            Ok(()) => {}
+            Err(Unread::Value(error)) => read.refuse(error.into()),
+            Err(Unread::Row(error)) => return Err(super::sql::error(error)),
+        }
     }
     Ok(read)
 }
@@ -102,35 +103,33 @@ pub fn put_extra(
     for at in columns {
         let Some(column) = row.columns().get(at) else { continue };
         let value = row.try_get::<_, Option<Raw<'_>>>(at)?;
-        let value = value.map_or(Value::Null, |Raw(bytes)| Value::Binary(bytes));
-        extra::put_member(column.name(), column.type_().oid(), value, arena);
+        let (type_oid, value) =
+            value.map_or((0, Value::Null), |Raw { type_oid, bytes }| (type_oid, Value::Binary(bytes)));
+        extra::put_member(column.name(), type_oid, value, arena);
     }
     let plain = Span { start: start as u32, len: (arena.len() - start) as u32 };
     Ok(Extra { plain, json: Span::default() })
 }
 
-/// A value of any type in its binary form.
-struct Raw<'a>(&'a [u8]);
-
-impl<'a> FromSql<'a> for Raw<'a> {
-    fn from_sql(
-        _: &Type,
-        raw: &'a [u8],
-    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Raw(raw))
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
+/// A row of `content` as [`select`] gives it of the table at `place`, from its first column on. `None` for a row that the
+/// stream would refuse: walcast knows no such content.
+pub fn content(row: &Row, first: usize, place: &Place) -> Result<Option<Content>> {
+    read_content(row, first, place.zone.as_ref())
 }
 
-/// A row of `content` as [`select`] gives it, or a statement with [`content_statement`], from its first column on. `None`
-/// for a row that the stream would refuse: walcast knows no such content.
-pub fn content(row: &Row, first: usize) -> Result<Option<Content>> {
+/// A row of a statement with [`content_statement`], from its first column on.
+pub fn kept_content(row: &Row, first: usize) -> Result<Option<Content>> {
+    read_content(row, first, None)
+}
+
+fn read_content(row: &Row, first: usize, zone: Option<&Zone>) -> Result<Option<Content>> {
     let mut read = UncheckedContent::default();
     for (column, at) in ContentColumn::ALL.iter().zip(first..) {
-        read.put(*column, SqlCell { row, at }).map_err(super::sql::error)?;
+        match read.put(*column, SqlCell { row, at, zone }) {
+            Ok(()) => {}
+            Err(Unread::Value(_)) => return Ok(None),
+            Err(Unread::Row(error)) => return Err(super::sql::error(error)),
+        }
     }
     Ok(read.checked().ok())
 }
@@ -142,7 +141,7 @@ pub fn content_is_readable(content: &Place) -> String {
         let name = identifier(called);
         match source.reads {
             _ if source.required => Some(format!("{name} IS NOT NULL")),
-            Reads::Int4 => Some(format!("coalesce({name} {INT4}, true)")),
+            Reads::Int4 => Some(format!("coalesce({name} {INT4} AND {name} % 1 = 0, true)")),
             _ => None,
         }
     };
@@ -169,17 +168,6 @@ pub fn content_statement(template: &str, first: usize) -> String {
     )
 }
 
-/// The statement that keeps what the slot's snapshot has of the contents.
-pub fn content_snapshot(content: &Place) -> String {
-    let columns = content.columns().filter(|(column, _)| column.name != "id");
-    let columns: Vec<String> = columns.map(|(column, called)| column.read_as(called)).collect();
-    content_statement(include_str!("../../sql/snapshot_content.sql"), 0)
-        .replace("{id}", &identifier(content.called("id")))
-        .replace("{read}", &columns.join(", "))
-        .replace("{table}", &content.sql())
-        .replace("{only}", &only(content, Some(&content_is_readable(content))))
-}
-
 /// The values of `{arrays}`: of each column, those of all rows; NULL for a row that is gone.
 pub fn content_arrays<'a>(
     rows: impl Iterator<Item = Option<&'a Content>> + Clone,
@@ -204,27 +192,62 @@ pub fn content_arrays<'a>(
     kept().filter_map(array).collect()
 }
 
-/// A value of a statement's answer.
+/// A value of a statement's answer, and the zone of local times.
 struct SqlCell<'a> {
     row: &'a Row,
     at: usize,
+    zone: Option<&'a Zone>,
+}
+
+/// Why a value was not read.
+enum Unread {
+    /// The stream would refuse it.
+    Value(DecodeError),
+    /// It is not what the statement was to give.
+    Row(tokio_postgres::Error),
+}
+
+/// A value in its binary form, which is that of the stream.
+struct Raw<'a> {
+    type_oid: u32,
+    bytes: &'a [u8],
+}
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(of: &Type, bytes: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Raw { type_oid: of.oid(), bytes })
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
 }
 
 impl<'a> SqlCell<'a> {
-    fn get<T: FromSql<'a>>(self) -> Result<Option<T>, tokio_postgres::Error> {
-        self.row.try_get(self.at)
+    fn get<T: FromSql<'a>>(&self) -> Result<Option<T>, Unread> {
+        self.row.try_get(self.at).map_err(Unread::Row)
+    }
+
+    /// Reads it as one of the stream.
+    fn read<T>(
+        &self,
+        read: impl FnOnce(Value<'a>, &Column) -> Result<Option<T>, DecodeError>,
+    ) -> Result<Option<T>, Unread> {
+        let Some(Raw { type_oid, bytes }) = self.get()? else { return Ok(None) };
+        let column = Column { name: String::new(), type_oid, type_modifier: -1, key: false };
+        read(Value::Binary(bytes), &column).map_err(Unread::Value)
     }
 }
 
 impl<'a> Cell<'a> for SqlCell<'a> {
-    type Error = tokio_postgres::Error;
+    type Error = Unread;
 
     fn int8(self) -> Result<Option<i64>, Self::Error> {
-        self.get()
+        self.read(Value::int8)
     }
 
     fn int4(self) -> Result<Option<i32>, Self::Error> {
-        self.get()
+        self.read(Value::int4)
     }
 
     fn uuid(self) -> Result<Option<Uuid>, Self::Error> {
@@ -235,8 +258,13 @@ impl<'a> Cell<'a> for SqlCell<'a> {
         self.get()
     }
 
+    /// Kept contents have microseconds since 1970.
     fn time(self) -> Result<Option<Timestamp>, Self::Error> {
-        Ok(self.get()?.map(Timestamp::At))
+        match self.row.columns().get(self.at).map(|column| column.type_()) {
+            Some(&Type::INT8) => Ok(self.get()?.map(Timestamp::At)),
+            _ => self
+                .read(|value, column| value.time(column, self.zone.map(|zone| |local| zone.instant(local)))),
+        }
     }
 
     fn json(self) -> Result<Option<&'a str>, Self::Error> {
@@ -252,7 +280,7 @@ mod tests {
     fn a_condition_keeps_every_rule_that_the_stream_keeps() {
         insta::assert_snapshot!(
             content_is_readable(&Places::usual("public").content),
-            @r#""id" IS NOT NULL AND "slug" IS NOT NULL AND "title" IS NOT NULL AND coalesce("length_seconds" BETWEEN -2147483648 AND 2147483647, true)"#
+            @r#""id" IS NOT NULL AND "slug" IS NOT NULL AND "title" IS NOT NULL AND coalesce("length_seconds" BETWEEN -2147483648 AND 2147483647 AND "length_seconds" % 1 = 0, true)"#
         );
     }
 
@@ -260,11 +288,14 @@ mod tests {
     fn statements_have_their_columns_from_the_lists() {
         let events = Places::usual("my \"shop\"").events;
         let statement = select(&events, &["xmin"], None);
-        assert!(statement.starts_with(r#"SELECT xmin, "id"::bigint, "content_id"::uuid, "#), "{statement}");
+        assert!(statement.starts_with(r#"SELECT xmin, "id", "content_id"::uuid, "#), "{statement}");
         assert!(statement.ends_with(r#" FROM "my ""shop"""."engagement_events""#), "{statement}");
         let some = ["id", "event_ts"].map(str::to_owned);
         let published = select(&events.published(Some(&some), Some("id > 7")), &[], Some("true"));
-        assert!(published.contains("NULL::uuid, NULL::uuid, NULL::text, CASE"), "{published}");
+        assert!(
+            published.contains(r#"NULL::uuid, NULL::uuid, NULL::text, "event_ts", NULL::bigint"#),
+            "{published}"
+        );
         assert!(published.ends_with(r#""engagement_events" WHERE (id > 7) AND (true)"#), "{published}");
         insta::assert_snapshot!(
             content_statement("{stored} / {arrays}", 6),

@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Row};
 
 use crate::error::{Code, Error, Result};
 use crate::event::place::{Place, Places};
+use crate::event::zone::Zone;
 use crate::lsn::Lsn;
 use crate::pgoutput::Column;
 use crate::source::PostgresConfig;
@@ -310,6 +311,19 @@ impl ColumnFacts {
     }
 }
 
+impl ColumnFacts {
+    /// As the stream describes it.
+    pub fn of_stream(&self) -> Column {
+        Column { name: self.name.clone(), type_oid: self.type_oid, type_modifier: -1, key: false }
+    }
+
+    /// Whether it is one of ours, of local times.
+    pub fn is_local_time(&self, place: &Place) -> bool {
+        let ours = place.position(&self.name).and_then(|at| place.table.columns.get(at));
+        ours.is_some_and(|ours| ours.wants_zone(&self.of_stream()))
+    }
+}
+
 /// The columns of a table; none of one that does not exist.
 pub async fn columns(client: &Client, place: &Place) -> Result<Vec<ColumnFacts>> {
     let statement = include_str!("../../sql/check_columns.sql");
@@ -319,6 +333,14 @@ pub async fn columns(client: &Client, place: &Place) -> Result<Vec<ColumnFacts>>
         Ok(ColumnFacts { name, type_oid, may_read, says_text: get(row, 3)? })
     };
     rows.iter().map(column).collect()
+}
+
+/// The zone of a column's times, where these are local ones.
+pub async fn local_times<'a>(client: &Client, place: &'a Place, called: &str) -> Result<Option<&'a Zone>> {
+    let columns = columns(client, place).await?;
+    let column = columns.iter().find(|column| column.name == called);
+    let is_local = column.is_some_and(|column| column.is_local_time(place));
+    Ok(place.zone.as_ref().filter(|_| is_local))
 }
 
 impl Publication {

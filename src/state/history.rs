@@ -1,11 +1,13 @@
 //! The history id: a slot, the content rows at its snapshot, and the row in `walcast.slot` that ties them
 //! together. Made once; never made again silently.
 
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::Transaction;
+use tokio_postgres::types::{PgLsn, ToSql};
 use uuid::Uuid;
 
 use crate::error::{Class, Code, Error, Result};
-use crate::event::place::Places;
+use crate::event::Content;
+use crate::event::place::{Place, Places};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
 use crate::lsn::{HistoryId, Lsn, Timelines};
@@ -389,13 +391,16 @@ async fn fill(
         .batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote::literal(snapshot)))
         .await
         .map_err(sql::error)?;
-    let content = transaction
-        .execute(&rows::content_snapshot(&places.content), &[&history_id.uuid])
-        .await
-        .map_err(sql::error)?;
+    let content = keep_contents(&transaction, &places.content, history_id).await?;
     tracing::info!(content, "content rows kept as the stream begins");
     let (id, events) = (quote::identifier(places.events.called("id")), &places.events);
-    let last_id = format!("SELECT coalesce(max({id})::bigint, {}) FROM {}", i64::MIN, events.sql());
+    // one that is a numeric may be no number of 64 bits: such rows are refused
+    let last_id = format!(
+        "SELECT coalesce(trunc(max({id})::numeric)::bigint, {0}) FROM {1} WHERE {id} BETWEEN {0} AND {2}",
+        i64::MIN,
+        events.sql(),
+        i64::MAX
+    );
     let last_id: i64 = sql::get(&transaction.query_one(&last_id, &[]).await.map_err(sql::error)?, 0)?;
     transaction
         .execute(
@@ -410,6 +415,33 @@ async fn fill(
     transaction.commit().await.map_err(sql::error)?;
     failpoint!("history_id_after_ready");
     Ok(())
+}
+
+/// What was there before the stream is version 0/0#0. How many the stream would not refuse.
+async fn keep_contents(
+    transaction: &Transaction<'_>,
+    content: &Place,
+    history_id: &HistoryId,
+) -> Result<usize> {
+    const ROWS_AT_ONCE: i32 = 1000;
+    let statement = rows::content_statement(include_str!("../../sql/snapshot_content.sql"), 3);
+    let all = transaction.bind(&rows::select(content, &[], None), &[]).await.map_err(sql::error)?;
+    let mut kept = 0;
+    loop {
+        let some = transaction.query_portal(&all, ROWS_AT_ONCE).await.map_err(sql::error)?;
+        if some.is_empty() {
+            return Ok(kept);
+        }
+        let contents = some.iter().filter_map(|row| rows::content(row, 0, content).transpose());
+        let contents = contents.collect::<Result<Vec<Content>>>()?;
+        let ids: Vec<Uuid> = contents.iter().map(|content| content.id).collect();
+        let arrays = rows::content_arrays(contents.iter().map(Some));
+        let ours: [&(dyn ToSql + Sync); 2] = [&history_id.uuid, &ids];
+        let arrays = arrays.iter().map(|array| &**array as &(dyn ToSql + Sync));
+        let parameters: Vec<_> = ours.into_iter().chain(arrays).collect();
+        transaction.execute(&statement, &parameters).await.map_err(sql::error)?;
+        kept += contents.len();
+    }
 }
 
 #[cfg(test)]

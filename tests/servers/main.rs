@@ -33,3 +33,4 @@ mod two_instances;
 mod upgrade;
 mod values;
 mod verify;
+mod zones;

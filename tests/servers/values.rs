@@ -94,6 +94,38 @@ const TIMES: [&str; 14] = [
 
 const INTEGERS: [&str; 7] = ["NULL", "0", "1", "-1", "1000", "2147483647", "-2147483648"];
 
+/// Numbers of the type numeric.
+const NUMERICS: [&str; 18] = [
+    "1500.000",
+    "-0.0",
+    "0.5",
+    "1500.5",
+    "-1500.5",
+    "0.00000000000000000001",
+    "2147483648",
+    "9223372036854775807",
+    "9223372036854775808",
+    "-9223372036854775808",
+    "-9223372036854775809",
+    "1e30",
+    "'NaN'",
+    "'Infinity'",
+    "'-Infinity'",
+    "repeat('9', 131072)::numeric",
+    "('0.' || repeat('3', 16383))::numeric",
+    "('1000.' || repeat('0', 16383))::numeric",
+];
+
+/// Local times: clocks in Warsaw do not show the first of these, and show the second twice.
+const LOCAL_TIMES: [&str; 6] = [
+    "'2026-03-29 02:30:00'",
+    "'2026-10-25 02:30:00'",
+    "'0001-01-01 01:23:59.999999'",
+    "'0001-01-01 01:24:00'",
+    "'10000-01-01 00:59:59.999999'",
+    "'10000-01-01 01:00:00'",
+];
+
 const IDS: [&str; 4] = [
     "NULL",
     "'00000000-0000-0000-0000-000000000000'",
@@ -182,7 +214,9 @@ fn insert(
         .enumerate()
         .map(|(at, (name, values))| match *name {
             "raw_payload" => format!("({})::text::{json}", value(at, values)),
-            "content_id" | "user_id" | "id" if value(at, values).starts_with('\'') => {
+            "content_id" | "user_id" | "id"
+                if value(at, values).len() == "'00000000-0000-0000-0000-000000000000'".len() =>
+            {
                 format!("({})::uuid", value(at, values))
             }
             _ => value(at, values),
@@ -228,26 +262,62 @@ async fn quotes_none(running: &Running) {
     assert!(at.is_none(), "{}", &log[at.unwrap_or_default().saturating_sub(500)..]);
 }
 
-async fn every_value_ends_somewhere(json: &str, documents: &[&str]) {
+/// The types of a table, and values for its columns beside those that all tables have.
+struct Types<'a> {
+    json: &'a str,
+    documents: Vec<&'a str>,
+    /// Numbers are numerics.
+    numeric: bool,
+    /// Times are local ones of Warsaw.
+    local: bool,
+}
+
+impl<'a> Types<'a> {
+    fn with_more(&self, of_events: bool, columns: Vec<Column<'a>>) -> Vec<Column<'a>> {
+        let more = |name: &str| match name {
+            // not in an index
+            "id" if of_events && self.numeric => &NUMERICS[..15],
+            "duration_ms" | "length_seconds" if self.numeric => &NUMERICS[..],
+            "event_ts" | "publish_ts" if self.local => &LOCAL_TIMES,
+            _ => &[],
+        };
+        columns.into_iter().map(|(name, values)| (name, [&values[..], more(name)].concat())).collect()
+    }
+
+    fn alter(&self) -> String {
+        let json = self.json;
+        let mut alter =
+            format!("ALTER TABLE engagement_events ALTER raw_payload TYPE {json} USING raw_payload::{json};");
+        if self.numeric {
+            alter += "ALTER TABLE engagement_events ALTER id TYPE numeric, ALTER duration_ms TYPE numeric;
+                ALTER TABLE content ALTER length_seconds TYPE numeric;";
+        }
+        if self.local {
+            alter += "ALTER TABLE engagement_events ALTER event_ts TYPE timestamp;
+                CREATE DOMAIN shown AS timestamp; ALTER TABLE content ALTER publish_ts TYPE shown;";
+        }
+        alter
+    }
+}
+
+async fn every_value_ends_somewhere(types: Types<'_>) {
+    let json = types.json;
     let seed =
         std::env::var("WALCAST_SEED").ok().map_or_else(rand::random::<u64>, |text| text.parse().unwrap());
     println!("WALCAST_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let world = World::initialised().await.with("BIGQUERY_COMMIT_SECONDS", "1");
+    let world = world.with("POSTGRES_TIMESTAMP_ZONE", if types.local { "Europe/Warsaw" } else { "" });
     let client = sql::connect(&world.postgres).await.unwrap();
-    run(
-        &client,
-        &format!(
-            "ALTER TABLE content DROP CONSTRAINT content_content_type_check;
-             ALTER TABLE engagement_events DROP CONSTRAINT engagement_events_event_type_check;
-             ALTER TABLE engagement_events ALTER raw_payload TYPE {json} USING raw_payload::{json}"
-        ),
-    )
-    .await;
+    let unbound = "ALTER TABLE content DROP CONSTRAINT content_content_type_check;
+        ALTER TABLE engagement_events DROP CONSTRAINT engagement_events_event_type_check;";
+    run(&client, &(unbound.to_owned() + &types.alter())).await;
     let running = world.start().await;
     let mut taken = 0;
-    let contents = inserts("content", &content_columns(), json, 40, &mut rng);
-    let events = inserts("engagement_events", &event_columns(documents), json, 150, &mut rng);
+    let contents = types.with_more(false, content_columns());
+    let contents = inserts("content", &contents, json, 40, &mut rng);
+    let events = types.with_more(true, event_columns(&types.documents));
+    let events = inserts("engagement_events", &events, json, 150, &mut rng);
     for statement in contents.iter().chain(&events) {
         // what PostgreSQL itself refuses is no row
         match client.execute(statement.as_str(), &[]).await {
@@ -274,10 +344,18 @@ async fn every_value_ends_somewhere(json: &str, documents: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_value_that_postgresql_takes_ends_in_each_sink_or_as_its_dead_letter() {
-    every_value_ends_somewhere("jsonb", &DOCUMENTS).await;
+    let documents = DOCUMENTS.to_vec();
+    every_value_ends_somewhere(Types { json: "jsonb", documents, numeric: false, local: false }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_value_that_json_takes_ends_in_each_sink_or_as_its_dead_letter() {
-    every_value_ends_somewhere("json", &[&DOCUMENTS[..], &ONLY_JSON].concat()).await;
+    let documents = [&DOCUMENTS[..], &ONLY_JSON].concat();
+    every_value_ends_somewhere(Types { json: "json", documents, numeric: false, local: false }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_numeric_and_local_time_ends_in_each_sink_or_as_its_dead_letter() {
+    let documents = DOCUMENTS[..6].to_vec();
+    every_value_ends_somewhere(Types { json: "jsonb", documents, numeric: true, local: true }).await;
 }

@@ -110,7 +110,10 @@ pub async fn read(
     let mut texts = String::new();
     while let Some(row) = rows.try_next().await.map_err(sql::error)? {
         texts.clear();
-        let (source, keeps_rules) = rows::engagement(&row, before.len()).map_err(sql::error)?.as_it_is();
+        progress.inc(1);
+        let Some((source, keeps_rules)) = rows::engagement(&row, before.len(), known.events)?.as_it_is() else {
+            continue;
+        };
         let content = source.content_id.and_then(|id| known.versions.content(&id)).cloned();
         let mut event = Event::of(&source, (BEFORE_ALL, 0), content, true, |text| intern(&mut texts, text));
         event.extra = rows::put_extra(&row, 1..before.len(), &mut texts).map_err(sql::error)?;
@@ -135,7 +138,6 @@ pub async fn read(
             let event_type = event.event.event_type.map(|span| event.texts.get(span));
             sums.iter_mut().for_each(|sums| sums.add(event.event, event_type));
         }
-        progress.inc(1);
     }
     Ok(spill)
 }
@@ -208,7 +210,7 @@ fn version(row: &Row) -> Result<Version> {
     let position = Position { commit_lsn, ordinal: sql::get::<i64>(row, 1)?.unsigned_abs() };
     let content = match sql::get(row, 2)? {
         true => None,
-        false => rows::content(row, 3)?.map(Arc::new),
+        false => rows::kept_content(row, 3)?.map(Arc::new),
     };
     Ok(Version { position, content })
 }

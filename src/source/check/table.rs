@@ -1,10 +1,12 @@
 //! How the two tables must be so that their changes can be told apart and read.
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::error::{Code, Result};
 use crate::event::place::{Place, Places};
-use crate::event::schema::{CONTENT, Reads};
+use crate::event::schema::CONTENT;
+use crate::event::time::time_text;
 use crate::finding::Finding;
 use crate::pgoutput::{Column, oid};
 use crate::source::quote::identifier;
@@ -95,6 +97,7 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     findings.extend(filters(client, config, &places).await?);
     let places = slot::now(client, &places).await?;
     findings.extend(unreadable_content(client, &places.content).await);
+    findings.extend(local_times(client, &tables).await?);
     findings.extend(places.all().into_iter().flat_map(|place| left_out(config, place)));
     findings.extend(published_besides(client, config).await?);
     Ok(findings)
@@ -114,6 +117,49 @@ fn left_out(config: &PostgresConfig, place: &Place) -> Vec<Finding> {
         Finding::ok("postgres.columns", format!("columns {} of {}", absent.join(", "), place.name), message)
     });
     filter.into_iter().chain(columns).collect()
+}
+
+/// Whether PostgreSQL's own database of time zones says of local times what walcast's says. Which days are asked for is of no
+/// weight: a rule that another release has changed holds for months.
+async fn local_times(client: &Client, tables: &[(&Place, Option<Table<'_>>)]) -> Result<Option<Finding>> {
+    let any = tables.iter().find_map(|(place, table)| {
+        let column = table.as_ref()?.columns.iter().find(|column| column.is_local_time(place))?;
+        Some((place.zone.as_ref()?, format!("{}.{}", place.name, column.name)))
+    });
+    let Some((zone, column)) = any else { return Ok(None) };
+    let (id, subject) = ("postgres.timestamp_zone", format!("time zone {}", zone.name()));
+    let fix = "update PostgreSQL, or its system's tzdata, and walcast, so that both have the newest rules";
+    let days = "SELECT (extract(epoch FROM local) * 1000000)::bigint, (extract(epoch FROM local AT TIME ZONE $1) * 1000000)::bigint
+        FROM generate_series(timestamp '1970-01-01 12:00', localtimestamp + interval '5 years', '1 day') AS local";
+    let days = match client.query(days, &[&zone.name()]).await {
+        Ok(days) => days,
+        Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
+            return Ok(Some(Finding::warn(id, subject, "is not known to PostgreSQL", fix)));
+        }
+        Err(error) => return Err(sql::error(error)),
+    };
+    let mut others = Vec::new();
+    for day in &days {
+        let (local, instant): (i64, i64) = (get(day, 0)?, get(day, 1)?);
+        if zone.instant(local) != instant {
+            others.extend(time_text(local));
+        }
+    }
+    let day = |text: &[u8; 27]| String::from_utf8_lossy(text.get(..10).unwrap_or_default()).into_owned();
+    Ok(Some(match (others.first(), others.last()) {
+        (Some(first), Some(last)) => {
+            let message = format!(
+                "has other rules in PostgreSQL than in walcast, for {} days from {} to {}: on these, walcast's hold",
+                others.len(),
+                day(first),
+                day(last)
+            );
+            Finding::warn(id, subject, message, fix)
+        }
+        _ => {
+            Finding::ok(id, subject, format!("is that of {column}, and PostgreSQL has the same rules for it"))
+        }
+    }))
 }
 
 fn missing(place: &Place, config: &PostgresConfig) -> Finding {
@@ -272,13 +318,8 @@ impl Table<'_> {
         });
         let other_types = columns.iter().filter_map(|column| {
             let wanted = place.table.columns.get(place.position(&column.name)?)?;
-            let misfit = wanted.misfit(&column.name, column.type_oid)?;
-            let zone = match wanted.reads {
-                Reads::Time => "; in place of 'UTC' stands the zone whose clock it shows",
-                _ => "",
-            };
-            let message = format!("{misfit} (to change that, PostgreSQL writes the table anew{zone})");
-            Some((message, wanted.retype_in(place, &column.name)))
+            let misfit = wanted.misfit(place, &column.of_stream())?;
+            Some((misfit, wanted.retype_in(place, &column.name)))
         });
         let (messages, fixes): (Vec<_>, Vec<_>) = lacks.chain(other_types).unzip();
         match messages.is_empty() {

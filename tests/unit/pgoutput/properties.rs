@@ -86,12 +86,13 @@ proptest! {
     #[test]
     fn no_bytes_make_a_reader_panic(
         bytes in vec(any::<u8>(), 0..20),
-        oid in prop_oneof![prop::sample::select(&[0_u32, 19, 20, 21, 23, 25, 114, 1042, 1043, 1184, 2950, 3802]), any::<u32>()],
+        oid in prop_oneof![prop::sample::select(&[0_u32, 19, 20, 21, 23, 25, 114, 1042, 1043, 1114, 1184, 1700, 2950, 3802]), any::<u32>()],
     ) {
         let column = column(oid);
         for value in [Value::Null, Value::Unchanged, Value::Text(&bytes), Value::Binary(&bytes)] {
             drop((value.int8(&column), value.int4(&column), value.uuid(&column)));
             drop((value.text(&column), value.timestamptz(&column), value.json(&column)));
+            drop(value.time(&column, Some(|local| local)));
         }
     }
 }

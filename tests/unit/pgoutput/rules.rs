@@ -3,8 +3,8 @@
 use insta::assert_snapshot;
 use walcast::lsn::{Lsn, Position};
 use walcast::pgoutput::{
-    Column, DecodeError, Message, OldKind, Relation, Relations, ReplicaIdentity, Transaction, Value,
-    timestamp,
+    Column, DecodeError, Found, Message, OldKind, Relation, Relations, ReplicaIdentity, Timestamp,
+    Transaction, Value, timestamp,
 };
 
 use crate::stages::encode::{Cell, Sent};
@@ -140,7 +140,7 @@ fn a_row_with_other_columns_than_its_table_is_an_error() {
 fn a_domain_is_read_as_its_base_type() {
     let mut relations = Relations::default();
     relations.insert_type(20001, "", "int4");
-    relations.insert_type(20002, "", "numeric");
+    relations.insert_type(20002, "", "point");
     relations.insert_type(20003, "public", "mood");
     relations.insert(table("t", [20001, 20002, 20003].map(column).into()));
     let [number, unreadable, label] = relations.get(1).unwrap().columns.as_slice() else { panic!() };
@@ -167,7 +167,9 @@ fn every_built_in_type_with_a_reader_may_have_domains() {
         ("json", 114),
         ("bpchar", 1042),
         ("varchar", 1043),
+        ("timestamp", 1114),
         ("timestamptz", 1184),
+        ("numeric", 1700),
         ("uuid", 2950),
         ("jsonb", 3802),
     ];
@@ -184,6 +186,7 @@ fn every_built_in_type_with_a_reader_may_have_domains() {
             null.json(&column).is_ok(),
             null.uuid(&column).is_ok(),
             null.timestamptz(&column).is_ok(),
+            null.time(&column, Some(|local| local)).is_ok(),
         ];
         assert!(readers.contains(&true), "{name} has a reader");
     }
@@ -192,11 +195,11 @@ fn every_built_in_type_with_a_reader_may_have_domains() {
 #[test]
 fn a_value_of_another_shape_is_an_error_that_names_its_column() {
     let int = |value: Value<'_>| value.int4(&column(23)).unwrap_err();
-    assert_snapshot!(int(Value::Unchanged), @"column column: int2, int4 or int8 is wanted, found an unchanged TOAST value, which the stream leaves out");
-    assert_snapshot!(int(Value::Text(b"12")), @"column column: int2, int4 or int8 is wanted, found a text form of 2 bytes");
-    assert_snapshot!(int(Value::Binary(&2_147_483_648_i64.to_be_bytes())), @"column column: int2, int4 or int8 is wanted, found a number out of its range");
-    assert_snapshot!(int(Value::Binary(b"abc")), @"column column: int2, int4 or int8 is wanted, found a binary form of 3 bytes");
-    assert_snapshot!(Value::Null.int4(&column(1700)).unwrap_err(), @"column column: int2, int4 or int8 is wanted, found the type with OID 1700");
+    assert_snapshot!(int(Value::Unchanged), @"column column: int2, int4, int8 or numeric is wanted, found an unchanged TOAST value, which the stream leaves out");
+    assert_snapshot!(int(Value::Text(b"12")), @"column column: int2, int4, int8 or numeric is wanted, found a text form of 2 bytes");
+    assert_snapshot!(int(Value::Binary(&2_147_483_648_i64.to_be_bytes())), @"column column: int2, int4, int8 or numeric is wanted, found a number out of its range");
+    assert_snapshot!(int(Value::Binary(b"abc")), @"column column: int2, int4, int8 or numeric is wanted, found a binary form of 3 bytes");
+    assert_snapshot!(Value::Null.int4(&column(701)).unwrap_err(), @"column column: int2, int4, int8 or numeric is wanted, found the type with OID 701");
     assert_snapshot!(Value::Binary(b"abc").uuid(&column(2950)).unwrap_err(), @"column column: uuid is wanted, found a binary form of 3 bytes");
     assert_snapshot!(Value::Binary(b"\xff").text(&column(25)).unwrap_err(), @"column column: text, varchar or an enum is wanted, found 1 bytes that are not UTF-8");
     assert_snapshot!(Value::Binary(b"\0\0\0\x01").text(&column(20000)).unwrap_err(), @"column column: text, varchar or an enum is wanted, found a binary form of 4 bytes");
@@ -204,6 +207,82 @@ fn a_value_of_another_shape_is_an_error_that_names_its_column() {
     assert_snapshot!(Value::Binary(b"").json(&column(3802)).unwrap_err(), @"column column: json or jsonb is wanted, found a binary form of 0 bytes");
     assert_snapshot!(Value::Binary(b"{}").json(&column(25)).unwrap_err(), @"column column: json or jsonb is wanted, found the type with OID 25");
     assert_snapshot!(Value::Binary(b"\0\0\0\0").timestamptz(&column(1184)).unwrap_err(), @"column column: timestamptz is wanted, found a binary form of 4 bytes");
+}
+
+/// As PostgreSQL sends it: how many digits of base 10,000, the first one's power, the sign, digits shown behind the point.
+fn numeric(weight: i16, sign: u16, digits: &[i16]) -> Vec<u8> {
+    let header = [digits.len() as i16, weight, sign as i16, 0];
+    header.iter().chain(digits).flat_map(|short| short.to_be_bytes()).collect()
+}
+
+#[test]
+fn a_numeric_is_an_integer_or_none() {
+    let int8 = |bytes: &[u8]| Value::Binary(bytes).int8(&column(1700));
+    let (positive, negative) = (0, 0x4000);
+    for (weight, sign, digits, value) in [
+        (0, positive, &[][..], 0),
+        (7, positive, &[], 0),
+        (-1, positive, &[0], 0),
+        (0, positive, &[1500], 1500),
+        (0, positive, &[1500, 0, 0], 1500),
+        (1, negative, &[150], -1_500_000),
+        (2, positive, &[0, 15], 150_000),
+        (4, positive, &[922, 3372, 368, 5477, 5807], i64::MAX),
+        (4, negative, &[922, 3372, 368, 5477, 5808], i64::MIN),
+    ] {
+        assert_eq!(int8(&numeric(weight, sign, digits)), Ok(Some(value)), "{digits:?}");
+    }
+    let refused = |bytes: &[u8]| match int8(bytes) {
+        Err(DecodeError::Value { found, .. }) => found,
+        other => panic!("{other:?}"),
+    };
+    for (weight, sign, digits, found) in [
+        (0, positive, &[1500, 5000][..], Found::NotWhole),
+        (-1, positive, &[1], Found::NotWhole),
+        (i16::MIN, positive, &[1], Found::NotWhole),
+        (4, positive, &[922, 3372, 368, 5477, 5808], Found::OutOfRange),
+        (4, negative, &[922, 3372, 368, 5477, 5809], Found::OutOfRange),
+        (5, positive, &[1], Found::OutOfRange),
+        (i16::MAX, negative, &[9999], Found::OutOfRange),
+        (0, 0xC000, &[], Found::NotFinite),
+        (0, 0xD000, &[], Found::NotFinite),
+        (0, 0xF000, &[], Found::NotFinite),
+        (0, positive, &[10_000], Found::Binary(10)),
+        (0, positive, &[-1], Found::Binary(10)),
+    ] {
+        assert_eq!(refused(&numeric(weight, sign, digits)), found, "{weight} {sign} {digits:?}");
+    }
+    for bytes in [&[][..], &[0; 7], &[0; 9], &[0, 1, 0, 0, 0, 0, 0, 0], &[0xff; 8]] {
+        assert_eq!(refused(bytes), Found::Binary(bytes.len()));
+    }
+    let shown = |weight, sign, scale: u8, digits: &[i16]| {
+        let mut bytes = numeric(weight, sign, digits);
+        bytes[7] = scale;
+        Value::Binary(&bytes).numeric(&column(1700)).unwrap().unwrap().to_string()
+    };
+    assert_eq!(shown(1, negative, 6, &[12, 34, 5000, 70]), "-120034.500000");
+    assert_eq!(shown(-2, positive, 9, &[1, 2000]), "0.000000012");
+    assert_eq!(shown(3, positive, 0, &[1]), "1000000000000");
+    assert_eq!(shown(0, positive, 2, &[]), "0.00");
+    assert_eq!([0xC000, 0xD000, 0xF000].map(|sign| shown(0, sign, 0, &[])), ["NaN", "Infinity", "-Infinity"]);
+    let int4 = |weight, digits: &[i16]| Value::Binary(&numeric(weight, 0, digits)).int4(&column(1700)).ok();
+    assert_eq!(int4(2, &[21, 4748, 3647]), Some(Some(i32::MAX)));
+    assert_eq!(int4(2, &[21, 4748, 3648]), None);
+}
+
+#[test]
+fn a_local_time_is_read_where_its_zone_is_known() {
+    let hour_ahead = Some(|local: i64| local - 3_600_000_000);
+    let read = |wire: i64, oid| Value::Binary(&wire.to_be_bytes()).time(&column(oid), hour_ahead);
+    assert_eq!(read(0, 1184), Ok(Some(Timestamp::At(946_684_800_000_000))));
+    assert_eq!(read(0, 1114), Ok(Some(Timestamp::At(946_681_200_000_000))));
+    assert_eq!(read(i64::MAX, 1114), Ok(Some(Timestamp::Infinity)));
+    assert_eq!(read(i64::MIN, 1114), Ok(Some(Timestamp::NegativeInfinity)));
+    assert_eq!(Value::Null.time(&column(1114), hour_ahead), Ok(None));
+    assert!(
+        Value::Null.timestamptz(&column(1114)).is_err()
+            && Value::Null.time(&column(1082), hour_ahead).is_err()
+    );
 }
 
 #[test]

@@ -139,13 +139,19 @@ fn told(column: &Column, value: Value<'_>) -> Result<String, DecodeError> {
         1184 => value.timestamptz(column)?.map(time),
         2950 => value.uuid(column)?.map(|uuid| uuid.to_string()),
         114 | 3802 => value.json(column)?.map(long),
-        _ => match value.text(column) {
-            Ok(text) => text.map(long),
-            Err(DecodeError::Value { found, .. }) => Some(format!("<{found}>")),
-            Err(other) => return Err(other),
-        },
+        1700 => readable(value.int8(column))?
+            .map(|found| found.map_or_else(|found| found, |value| value.to_string())),
+        _ => readable(value.text(column))?.map(|found| found.map_or_else(|found| found, long)),
     }
     .unwrap())
+}
+
+/// The value, or what there is that its reader does not read.
+fn readable<T>(read: Result<Option<T>, DecodeError>) -> Result<Option<Result<T, String>>, DecodeError> {
+    match read {
+        Err(DecodeError::Value { found, .. }) => Ok(Some(Err(format!("<{found}>")))),
+        read => Ok(read?.map(Ok)),
+    }
 }
 
 fn time(timestamp: Timestamp) -> String {
