@@ -65,8 +65,10 @@ pub enum KeyState {
     Same,
     /// It is not there.
     Missing,
-    /// It holds something else.
+    /// It holds something else: less of anything, or what cannot be read.
     Different,
+    /// It holds more of something, and less of nothing.
+    More,
     /// It should not be there.
     Unexpected,
     /// It holds less, or nothing, as it may: the sink has left events out that came too early for their time.

@@ -427,6 +427,33 @@ async fn a_column_that_becomes_local_loses_nothing() {
     running.stop().await;
 }
 
+/// Nobody but Redis tells then what rows of dropped partitions were; they explain what Redis has besides, and nothing that
+/// it lacks.
+#[tokio::test]
+async fn redis_alone_must_lack_nothing_where_partitions_come_and_go() {
+    let world = partitioned("RANGE (event_ts)", "id, event_ts", DAYS).await.with("PIPELINE_SINKS", "redis");
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let running = world.start().await;
+    run(&client, "INSERT INTO content SELECT gen_random_uuid(), 's' || i, 't', 'video', 100, now() FROM generate_series(1, 3) AS i").await;
+    let insert = "INSERT INTO engagement_events (content_id, event_type, event_ts, duration_ms)
+        SELECT id, 'play', now() - days * interval '1 day', 1000 FROM content, generate_series(0, 1) AS days, generate_series(1, 2)";
+    run(&client, insert).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 12).await;
+    world.verify().await;
+    run(&client, "DROP TABLE yesterday").await;
+    world.walcast(["verify", "--wait-seconds", "60"]).await.expect(0, &["redis:", "changed at the source"]);
+    let mut redis = world.redis().await;
+    let days: Vec<String> = redis::cmd("KEYS").arg("engagement:*").query_async(&mut redis).await.unwrap();
+    let lowered = days.iter().max_by_key(|key| key.rsplit_once(':').map(|(_, day)| day)).unwrap();
+    redis::cmd("HSET").arg(lowered).arg("plays").arg(1).query_async::<()>(&mut redis).await.unwrap();
+    let found = format!("redis: different: {lowered}");
+    world.walcast(["verify", "--wait-seconds", "60"]).await.expect(2, &[&found, "plays"]);
+    redis::cmd("DEL").arg(lowered).query_async::<()>(&mut redis).await.unwrap();
+    let found = format!("redis: missing: {lowered}");
+    world.walcast(["verify", "--wait-seconds", "60"]).await.expect(2, &[&found]);
+    running.stop().await;
+}
+
 /// What the source does to its rows later is no fault of a sink; a row's `xmin` says nothing of it.
 #[tokio::test]
 async fn rows_that_the_source_rewrites_changes_or_deletes_are_told_as_what_they_are() {

@@ -7,6 +7,7 @@ use super::record::{ALL, ANY_PARTITION, Extras, Fields, OF_CONTENT, Record, flag
 use super::report::{Difference, Report};
 use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::Position;
+use crate::sink::read_back::KeyState;
 use crate::state::marks::EventMarks;
 
 /// A sink's records of one partition, by id.
@@ -75,14 +76,23 @@ impl Context {
         !held(from) || !held(from + HALF_HOUR_MICROS - 1)
     }
 
-    /// Whether nobody can say any more to which contents the changed and deleted events belonged: nobody told of some.
-    pub fn amended_everywhere(&self) -> bool {
+    /// Whether events have left the source of which nobody can say any more to which contents they belonged. What sums hold of
+    /// them is more than the source has, and never less.
+    fn has_lost_some(&self) -> bool {
         let trimmed = self.begins.values().any(|begins| !begins.is_empty());
         let untold = !self.tells_places || trimmed;
         untold
             && (self.marks.emptied_at.is_some()
                 || self.ranges.is_some()
                 || self.amended.touched < self.marks.touched.len())
+    }
+
+    /// Whether sums of a content's events, or of all contents' where that is `None`, may be found like this since the source
+    /// has changed or deleted some.
+    pub fn excuses(&self, content: Option<u32>, state: KeyState) -> bool {
+        let only_more = matches!(state, KeyState::More | KeyState::Unexpected);
+        only_more && self.has_lost_some()
+            || content.map_or(self.amended.any, |content| self.amended.contents.contains(&content))
     }
 }
 
@@ -355,5 +365,31 @@ mod tests {
         let bigquery = [titled(1, 10, "other"), titled(2, 30, "new")];
         let [_, bigquery] = compared(&source, &kafka, &bigquery, Context::default());
         assert_eq!(bigquery.different, 1, "between the sinks what the source does not tell");
+    }
+
+    #[test]
+    fn what_left_the_source_explains_what_sums_have_besides_and_nothing_that_they_lack() {
+        let partitions = || Context { ranges: Some(vec![(0, 1)]), ..Context::default() };
+        let emptied = EventMarks { emptied_at: Some(Lsn(1)), ..EventMarks::default() };
+        for context in [partitions(), Context { marks: emptied, ..Context::default() }] {
+            for (state, excused) in [
+                (KeyState::More, true),
+                (KeyState::Unexpected, true),
+                (KeyState::Missing, false),
+                (KeyState::Different, false),
+            ] {
+                assert_eq!(
+                    [None, Some(7)].map(|content| context.excuses(content, state)),
+                    [excused; 2],
+                    "{state:?}"
+                );
+            }
+        }
+        let told = Context { tells_places: true, ..partitions() };
+        assert!(!told.excuses(Some(7), KeyState::More), "a sink would have told of it");
+        let changed = Amended { contents: HashSet::from([7]), any: true, touched: 1 };
+        let changed = Context { amended: changed, ..Context::default() };
+        let excused = [Some(7), Some(8), None].map(|content| changed.excuses(content, KeyState::Different));
+        assert_eq!(excused, [true, false, true]);
     }
 }

@@ -141,14 +141,8 @@ impl Verifying<'_> {
                     || context.changed.contains(&record::content_hash(id))
                     || versions.position(id).is_some_and(|position| position.commit_lsn >= first_lsn)
             };
-            let everywhere = context.amended_everywhere();
-            let amended = |id: Option<&Uuid>| {
-                everywhere
-                    || id.map_or(context.amended.any, |id| {
-                        context.amended.contents.contains(&record::content_hash(id))
-                    })
-            };
-            sums.compare(unsure, amended, &mut self.report);
+            let excused = |id: Option<&Uuid>, state| context.excuses(id.map(record::content_hash), state);
+            sums.compare(unsure, excused, &mut self.report);
         }
         Ok(())
     }

@@ -141,11 +141,12 @@ impl Sums {
     }
 
     /// Compares. `unsure` tells the contents whose length may have been another one.
-    /// `amended` those whose events the source has changed or deleted; `None` asks for keys of all contents.
+    /// `excused` whether the source has changed or deleted events so that keys of a content, or of all where it is `None`,
+    /// may be as they are found.
     pub fn compare(
         self,
         unsure: impl Fn(&Uuid) -> bool,
-        amended: impl Fn(Option<&Uuid>) -> bool,
+        excused: impl Fn(Option<&Uuid>, KeyState) -> bool,
         report: &mut Report,
     ) {
         let Sums { sink, reader, checkpoint } = self;
@@ -156,7 +157,7 @@ impl Sums {
         reader.compare(&unsure, &mut |found| {
             less += u64::from(found.state == KeyState::Less);
             let as_it_may_be = matches!(found.state, KeyState::Same | KeyState::Less);
-            match !as_it_may_be && amended(content_of(&found.key).as_ref()) {
+            match !as_it_may_be && excused(content_of(&found.key).as_ref(), found.state) {
                 true => report.counters(sink, None).changed_at_source += 1,
                 false => tell(sink, found, report),
             }
@@ -181,7 +182,7 @@ fn tell(sink: &'static str, found: KeyFound, report: &mut Report) {
             return;
         }
         KeyState::Missing => Difference::Missing,
-        KeyState::Different => Difference::Different,
+        KeyState::Different | KeyState::More => Difference::Different,
         KeyState::Unexpected => Difference::Unexpected,
     };
     let names = found.fields.into_iter().map(str::to_owned).collect();

@@ -105,11 +105,12 @@ fn days(
         if unsure(id) {
             fields.retain(|field| !Day::is_percent(field));
         }
-        let mut state = judge(held.is_some(), !fields.is_empty());
+        let more = held.map_or_else(Vec::new, |held| held.beyond(wanted));
+        let only_more = fields.iter().all(|field| more.contains(field));
+        let mut state = judge(held.is_some(), !fields.is_empty(), only_more);
         if state != KeyState::Same && reading.marks.has_day(id, *day) {
-            let more = held.map_or_else(Vec::new, |held| held.beyond(wanted));
             fields.retain(|field| more.contains(field));
-            state = if fields.is_empty() { KeyState::Less } else { state };
+            state = if fields.is_empty() { KeyState::Less } else { KeyState::More };
         }
         found(KeyFound { state, key: keys::engagement(id, *day), fields });
     }
@@ -122,11 +123,13 @@ fn minutes(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFoun
     let alive = |minute: i64| keys::minute_expires_at(minute) > reading.seconds() + EXPIRY_SLACK_SECONDS;
     for (minute, wanted) in expected.minutes.iter().filter(|(minute, _)| alive(**minute)) {
         let held = reading.minutes.get(minute).map(|(held, _)| held);
-        let mut state = judge(held.is_some(), held != Some(wanted));
         let of_wanted = |kind: &String| wanted.get(kind).copied().unwrap_or_default();
         let is_more = || held.is_some_and(|held| held.iter().any(|(kind, count)| *count > of_wanted(kind)));
-        if state != KeyState::Same && reading.marks.has_minute(*minute) && !is_more() {
-            state = KeyState::Less;
+        let of_held = |kind: &String| held.and_then(|held| held.get(kind)).copied().unwrap_or_default();
+        let is_less = wanted.iter().any(|(kind, count)| of_held(kind) < *count);
+        let mut state = judge(held.is_some(), held != Some(wanted), !is_less);
+        if state != KeyState::Same && reading.marks.has_minute(*minute) {
+            state = if is_more() { KeyState::More } else { KeyState::Less };
         }
         found(KeyFound { state, key: keys::minute(*minute), fields: Vec::new() });
     }
@@ -140,7 +143,7 @@ fn totals(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFound
     for (id, wanted) in &expected.totals {
         let held = reading.totals.get(id).map(|(held, _)| held);
         found(KeyFound {
-            state: judge(held.is_some(), held != Some(wanted)),
+            state: judge(held.is_some(), held != Some(wanted), held > Some(wanted)),
             key: key(id),
             fields: Vec::new(),
         });
@@ -161,23 +164,22 @@ fn buckets(expected: &Expected, reading: &Reading, found: &mut dyn FnMut(KeyFoun
                 continue;
             }
             let may_lack = |id: &Uuid| reading.marks.has_day(id, window.day_of(bucket));
-            let state = match (held.is_empty(), wanted.is_empty()) {
+            let state = match (exceeds(held, wanted, |_| true), exceeds(wanted, held, |id| !may_lack(id))) {
                 _ if held == wanted => KeyState::Same,
-                _ if only_lacks(held, wanted, may_lack) => KeyState::Less,
-                (true, _) => KeyState::Missing,
-                (_, true) => KeyState::Unexpected,
-                _ => KeyState::Different,
+                (false, false) => KeyState::Less,
+                (true, false) if wanted.is_empty() => KeyState::Unexpected,
+                (true, false) => KeyState::More,
+                (_, true) if held.is_empty() => KeyState::Missing,
+                (_, true) => KeyState::Different,
             };
             found(KeyFound { state, key: keys::bucket(window, bucket), fields: Vec::new() });
         }
     }
 }
 
-/// Whether every content that differs has less and may lack events.
-fn only_lacks(held: &Sums, wanted: &Sums, may_lack: impl Fn(&Uuid) -> bool) -> bool {
-    let is_more = |(id, ms): (&Uuid, &u64)| wanted.get(id).is_none_or(|wanted| ms > wanted);
-    let is_less = |(id, ms): (&Uuid, &u64)| held.get(id).is_none_or(|held| held < ms);
-    !held.iter().any(is_more) && wanted.iter().filter(|one| is_less(*one)).all(|(id, _)| may_lack(id))
+/// Whether one side has more than the other of any of these contents.
+fn exceeds(one: &Sums, other: &Sums, of: impl Fn(&Uuid) -> bool) -> bool {
+    one.iter().any(|(id, ms)| other.get(id).is_none_or(|other| ms > other) && of(id))
 }
 
 fn boards(expected: &Expected, later: &[Later], reading: &Reading, found: &mut dyn FnMut(KeyFound)) {
@@ -220,8 +222,8 @@ impl Board<'_> {
         };
         for (id, ms) in shown {
             let most = of(self.at_most, id).saturating_add(of(self.more, id));
-            let right = (score(of(self.at_least, id))..=score(most)).contains(&score(*ms));
-            tell(if right { KeyState::Same } else { KeyState::Different }, id);
+            let right = score(of(self.at_least, id))..=score(most);
+            tell(judge(true, !right.contains(&score(*ms)), score(*ms) > *right.end()), id);
         }
         if !whole {
             return;
@@ -240,9 +242,10 @@ fn score(ms: u64) -> f64 {
     ms as f64
 }
 
-fn judge(there: bool, differs: bool) -> KeyState {
+fn judge(there: bool, differs: bool, only_more: bool) -> KeyState {
     match (there, differs) {
         (false, _) => KeyState::Missing,
+        (true, true) if only_more => KeyState::More,
         (true, true) => KeyState::Different,
         (true, false) => KeyState::Same,
     }
