@@ -263,8 +263,14 @@ struct Writer {
 impl Writer {
     async fn open(postgres: &PostgresConfig, committed: &Arc<AtomicU64>) -> Result<Self> {
         let client = sql::connect(postgres).await?;
+        // a column of local times is given those of its zone
+        let places = postgres.places();
+        let zone = places.events.zone.as_ref().map_or("UTC", |zone| zone.name());
         client
-            .execute("SELECT set_config('search_path', quote_ident($1), false)", &[&postgres.schema])
+            .execute(
+                "SELECT set_config('search_path', quote_ident($1), false), set_config('TimeZone', $2, false)",
+                &[&postgres.schema, &zone],
+            )
             .await
             .map_err(sql::error)?;
         require_tables(&client, &postgres.schema).await?;

@@ -28,6 +28,7 @@ pub enum Value<'a> {
 
 impl<'a> Value<'a> {
     /// Reads an `int2`, `int4` or `int8` column, or a `numeric` one whose value has to be such a number.
+    #[inline(always)]
     pub fn int8(self, column: &Column) -> Result<Option<i64>, DecodeError> {
         match is_integer(column.type_oid) {
             true => self.read_as(column, INTEGER, |_| true, integer),
@@ -36,6 +37,7 @@ impl<'a> Value<'a> {
     }
 
     /// As [`Self::int8`], of a value that has to fit into 32 bits.
+    #[inline(always)]
     pub fn int4(self, column: &Column) -> Result<Option<i32>, DecodeError> {
         match is_integer(column.type_oid) {
             true => self.read_as(column, INTEGER, |_| true, |bytes| narrow(integer(bytes)?)),
@@ -76,7 +78,7 @@ impl<'a> Value<'a> {
     }
 
     /// Reads a `timestamptz` column; where `instant` tells which instant a local time is, a `timestamp` one too.
-    #[inline]
+    #[inline(always)]
     pub fn time(
         self,
         column: &Column,
@@ -98,6 +100,7 @@ impl<'a> Value<'a> {
 
     /// Integers of PostgreSQL's own are on the way of every event; this stays out of it.
     #[cold]
+    #[inline(never)]
     fn whole<T>(
         self,
         column: &Column,
@@ -108,6 +111,7 @@ impl<'a> Value<'a> {
     }
 
     #[cold]
+    #[inline(never)]
     fn local_time(
         self,
         column: &Column,
