@@ -90,7 +90,6 @@ pub struct UncheckedEngagement<'a> {
     id: Option<i64>,
     event_ts: Option<Timestamp>,
     row: Engagement<'a>,
-    refused: Option<RowError>,
 }
 
 impl<'a> UncheckedEngagement<'a> {
@@ -111,18 +110,10 @@ impl<'a> UncheckedEngagement<'a> {
         Ok(())
     }
 
-    /// Keeps that a value could not be read, for who goes on with the others.
-    pub fn refuse(&mut self, error: RowError) {
-        self.refused = Some(error);
-    }
-
     /// The row, if it keeps the rules: an id, a stamp within the years 1 to 9999, no negative duration.
     #[inline(always)]
     pub fn checked(self) -> Result<Engagement<'a>, RowError> {
-        let UncheckedEngagement { id, event_ts, mut row, refused } = self;
-        if let Some(error) = refused {
-            return Err(error);
-        }
+        let UncheckedEngagement { id, event_ts, mut row } = self;
         row.id = id.ok_or_else(|| missing("id"))?;
         row.event_ts = writable(event_ts.ok_or_else(|| missing("event_ts"))?).ok_or_else(|| RowError {
             reason: "event_ts_out_of_range",

@@ -27,7 +27,7 @@ impl ContentTable {
             let (field, column, value) = value?;
             let kept = before.is_some_and(|before| value == Value::Unchanged && row.keep(field, before));
             if !kept {
-                row.put(field, (column, value, self.columns.zone.as_ref()))?;
+                row.put(field, (column, value, &self.columns.zone))?;
             }
         }
         row.checked()

@@ -25,7 +25,7 @@ impl EngagementTable {
         let mut row = UncheckedEngagement::default();
         for value in self.columns.values(tuple)? {
             let (field, column, value) = value?;
-            row.put(field, (column, value, self.columns.zone.as_ref()))?;
+            row.put(field, (column, value, &self.columns.zone))?;
         }
         row.checked()
     }

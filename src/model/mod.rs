@@ -316,7 +316,7 @@ fn value_json(column: &Column, value: Value<'_>) -> serde_json::Value {
 }
 
 /// A value of the stream, with the column that it stands in, and the zone of local times.
-impl<'t> Cell<'t> for (&Column, Value<'t>, Option<&Zone>) {
+impl<'t> Cell<'t> for (&Column, Value<'t>, &Option<Zone>) {
     type Error = DecodeError;
 
     #[inline(always)]
@@ -341,7 +341,7 @@ impl<'t> Cell<'t> for (&Column, Value<'t>, Option<&Zone>) {
 
     #[inline(always)]
     fn time(self) -> Result<Option<Timestamp>, DecodeError> {
-        self.1.time(self.0, self.2.map(|zone| |local| zone.instant(local)))
+        self.1.time(self.0, self.2.as_ref().map(|zone| |local| zone.instant(local)))
     }
 
     #[inline(always)]

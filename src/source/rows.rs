@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::event::extra::{self, Extra};
 use crate::event::place::{Place, Places};
-use crate::event::row::{Cell, UncheckedContent, UncheckedEngagement};
+use crate::event::row::{Cell, Engagement, RowError, UncheckedContent, UncheckedEngagement};
 use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn};
 use crate::event::zone::Zone;
 use crate::event::{Content, Span};
@@ -80,13 +80,34 @@ impl SourceColumn {
     }
 }
 
+/// A row of `engagement_events` that has not been held against the rules yet. Where the stream goes by the first value that it
+/// refuses, the others are read all the same: they tell which row it is.
+#[derive(Default)]
+pub struct EngagementRow<'a> {
+    row: UncheckedEngagement<'a>,
+    refused: Option<RowError>,
+}
+
+impl<'a> EngagementRow<'a> {
+    /// As [`UncheckedEngagement::checked`].
+    pub fn checked(self) -> Result<Engagement<'a>, RowError> {
+        self.refused.map_or_else(|| self.row.checked(), Err)
+    }
+
+    /// As [`UncheckedEngagement::as_it_is`].
+    pub fn as_it_is(self) -> Option<(Engagement<'a>, bool)> {
+        let (row, keeps_rules) = self.row.as_it_is()?;
+        Some((row, keeps_rules && self.refused.is_none()))
+    }
+}
+
 /// A row of `engagement_events` as [`select`] gives it of the table at `place`, from its first column on.
-pub fn engagement<'a>(row: &'a Row, first: usize, place: &'a Place) -> Result<UncheckedEngagement<'a>> {
-    let mut read = UncheckedEngagement::default();
+pub fn engagement<'a>(row: &'a Row, first: usize, place: &'a Place) -> Result<EngagementRow<'a>> {
+    let mut read = EngagementRow::default();
     for (column, at) in EngagementColumn::ALL.iter().zip(first..) {
-        match read.put(*column, SqlCell { row, at, zone: place.zone.as_ref() }) {
+        match read.row.put(*column, SqlCell { row, at, zone: place.zone.as_ref() }) {
             Ok(()) => {}
-            Err(Unread::Value(error)) => read.refuse(error.into()),
+            Err(Unread::Value(error)) => read.refused = Some(error.into()),
             Err(Unread::Row(error)) => return Err(super::sql::error(error)),
         }
     }
