@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::Span;
 use super::schema::EVENT_FIELDS;
 use super::time::{date_text, time_text};
-use crate::pgoutput::{Column, Timestamp, Value, oid};
+use crate::pgoutput::{Column, Numeric, Timestamp, Value, oid};
 
 /// How many extra columns a table may have; those beyond are left out.
 pub const EXTRA_COLUMNS_MAX: usize = 40;
@@ -280,7 +280,7 @@ fn put(type_oid: u32, bytes: &[u8], out: &mut String) -> Option<()> {
             let float = f64::from_be_bytes(bytes.try_into().ok()?);
             put_float(float, &float, out);
         }
-        oid::NUMERIC => put_numeric(bytes, out)?,
+        oid::NUMERIC => put_plain(Numeric::parse(bytes).ok()?, out),
         oid::UUID => put_plain(Uuid::from_slice(bytes).ok()?.hyphenated(), out),
         oid::BPCHAR => put_text(std::str::from_utf8(bytes).ok()?.trim_end_matches(' '), out),
         oid::TEXT | oid::VARCHAR | oid::NAME => put_text(std::str::from_utf8(bytes).ok()?, out),
@@ -322,48 +322,6 @@ fn put_float(float: f64, shown: &impl serde::Serialize, out: &mut String) {
         (_, true, false) => put_plain("-Infinity", out),
         _ => out.push_str(&serde_json::to_string(shown).unwrap_or_default()),
     }
-}
-
-/// Digits of base 10,000, how many of them stand before the point but for one, a sign, and how many decimal digits are
-/// shown behind it.
-fn put_numeric(bytes: &[u8], out: &mut String) -> Option<()> {
-    let (head, digits) = bytes.split_first_chunk::<8>()?;
-    let [count_0, count_1, weight_0, weight_1, sign_0, sign_1, scale_0, scale_1] = *head;
-    let [count, weight, sign, scale] =
-        [[count_0, count_1], [weight_0, weight_1], [sign_0, sign_1], [scale_0, scale_1]]
-            .map(u16::from_be_bytes);
-    let special = match sign {
-        0xC000 => Some("NaN"),
-        0xD000 => Some("Infinity"),
-        0xF000 => Some("-Infinity"),
-        0 | 0x4000 if digits.len() == 2 * usize::from(count) => None,
-        _ => return None,
-    };
-    if let Some(special) = special {
-        put_plain(special, out);
-        return Some(());
-    }
-    let (weight, scale) = (i64::from(weight.cast_signed()), i64::from(scale));
-    let digit = |place: i64| {
-        let at = usize::try_from(weight - place).ok().and_then(|at| at.checked_mul(2));
-        let two = at.and_then(|at| digits.get(at..at + 2));
-        two.and_then(|two| two.try_into().ok()).map_or(0, u16::from_be_bytes)
-    };
-    out.push_str(if sign == 0 { "\"" } else { "\"-" });
-    let _ = write!(out, "{}", digit(weight.max(0)));
-    for place in (0..weight.max(0)).rev() {
-        let _ = write!(out, "{:04}", digit(place));
-    }
-    if scale > 0 {
-        out.push('.');
-        let end = out.len() + usize::try_from(scale).ok()?;
-        for place in (1..=(scale + 3) / 4).map(|place| -place) {
-            let _ = write!(out, "{:04}", digit(place));
-        }
-        out.truncate(end);
-    }
-    out.push('"');
-    Some(())
 }
 
 fn date(days: i32) -> Option<String> {

@@ -22,7 +22,8 @@ pub struct Numeric<'a> {
 }
 
 impl<'a> Numeric<'a> {
-    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Found> {
+    /// Reads the binary form.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Found> {
         let malformed = Found::Binary(bytes.len());
         let (shorts, rest) = bytes.as_chunks::<2>();
         let ([count, weight, sign, scale], digits) = shorts.split_first_chunk::<4>().ok_or(malformed)?;

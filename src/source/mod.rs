@@ -126,7 +126,8 @@ impl PostgresConfig {
         };
         Places {
             content: place(&CONTENT, &self.content_table, &self.content_columns),
-            events: place(&ENGAGEMENT_EVENTS, &self.events_table, &self.events_columns).with_extra(&self.extra_columns),
+            events: place(&ENGAGEMENT_EVENTS, &self.events_table, &self.events_columns)
+                .with_extra(&self.extra_columns),
         }
     }
 

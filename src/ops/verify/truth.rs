@@ -111,7 +111,8 @@ pub async fn read(
     while let Some(row) = rows.try_next().await.map_err(sql::error)? {
         texts.clear();
         progress.inc(1);
-        let Some((source, keeps_rules)) = rows::engagement(&row, before.len(), known.events)?.as_it_is() else {
+        let Some((source, keeps_rules)) = rows::engagement(&row, before.len(), known.events)?.as_it_is()
+        else {
             continue;
         };
         let content = source.content_id.and_then(|id| known.versions.content(&id)).cloned();
