@@ -9,6 +9,7 @@ pub mod row;
 pub(crate) mod samples;
 pub mod schema;
 pub mod place;
+pub mod reference;
 pub mod time;
 
 use std::sync::Arc;

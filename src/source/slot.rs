@@ -305,13 +305,6 @@ pub struct ColumnFacts {
 }
 
 impl ColumnFacts {
-    /// As a relation of the stream would have it.
-    pub fn column(&self) -> Column {
-        Column { name: self.name.clone(), type_oid: self.type_oid, type_modifier: -1, key: false }
-    }
-}
-
-impl ColumnFacts {
     /// As the stream describes it.
     pub fn of_stream(&self) -> Column {
         Column { name: self.name.clone(), type_oid: self.type_oid, type_modifier: -1, key: false }

@@ -512,5 +512,14 @@ async fn partitions_that_are_dropped_detached_or_emptied_take_their_events_with_
     }
     run(&client, "DROP TABLE others").await;
     world.verify().await;
+    // filled anew since it was emptied: what it had before had lower ids
+    world.insert_events(10).await;
+    world.verify().await;
+    run(&client, "TRUNCATE today").await;
+    world.insert_events(3).await;
+    world
+        .walcast(["verify", "--wait-seconds", "60"])
+        .await
+        .expect(0, &["were deleted at the source", "all agree"]);
     running.stop().await;
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::record::{ALL, ANY_PARTITION, Extras, Fields, OF_CONTENT, Record, flag, names};
 use super::report::{Difference, Report};
+use super::truth::Partition;
 use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::Position;
 use crate::sink::read_back::KeyState;
@@ -31,8 +32,8 @@ pub struct Context {
     pub changed: HashSet<u32>,
     /// What the source has done to its events since.
     pub marks: EventMarks,
-    /// The ranges of time that its partitions with rows hold, where it has any.
-    pub ranges: Option<Vec<(i64, i64)>>,
+    /// Its partitions by time that have rows, where it has any.
+    pub partitions: Option<Vec<Partition>>,
     /// Of fields that are enums, by their places: the hashes of the labels that there are.
     pub labels: Vec<(usize, HashSet<u32>)>,
     /// The extra columns that are compared.
@@ -56,7 +57,7 @@ impl Context {
     /// Whether an event that the source does not have was deleted there: by its id, with all others, or with its partition.
     fn is_gone(&self, event: &Record) -> bool {
         let emptied = self.marks.emptied_at.is_some_and(|at| event.position.commit_lsn < at);
-        emptied || self.marks.touched.contains(event.id) || self.has_no_partition(event.half_hour)
+        emptied || self.marks.touched.contains(event.id) || self.has_no_partition(event)
     }
 
     /// The fields in which an event has a label that there is no more: it was renamed since, and the source shows all rows
@@ -69,10 +70,13 @@ impl Context {
         gone.fold(0, |bits, (at, _)| bits | (1 << at))
     }
 
-    fn has_no_partition(&self, half_hour: i32) -> bool {
-        let Some(ranges) = &self.ranges else { return false };
-        let from = i64::from(half_hour) * HALF_HOUR_MICROS;
-        let held = |at: i64| ranges.iter().any(|(begin, end)| (*begin..*end).contains(&at));
+    fn has_no_partition(&self, event: &Record) -> bool {
+        let Some(partitions) = &self.partitions else { return false };
+        let from = i64::from(event.half_hour) * HALF_HOUR_MICROS;
+        let held = |at: i64| {
+            let holds = |one: &Partition| (one.from..one.to).contains(&at) && one.first_id <= event.id;
+            partitions.iter().any(holds)
+        };
         !held(from) || !held(from + HALF_HOUR_MICROS - 1)
     }
 
@@ -83,7 +87,7 @@ impl Context {
         let untold = !self.tells_places || trimmed;
         untold
             && (self.marks.emptied_at.is_some()
-                || self.ranges.is_some()
+                || self.partitions.is_some()
                 || self.amended.touched < self.marks.touched.len())
     }
 
@@ -369,7 +373,8 @@ mod tests {
 
     #[test]
     fn what_left_the_source_explains_what_sums_have_besides_and_nothing_that_they_lack() {
-        let partitions = || Context { ranges: Some(vec![(0, 1)]), ..Context::default() };
+        let some = vec![Partition { from: 0, to: 1, first_id: 1 }];
+        let partitions = || Context { partitions: Some(some.clone()), ..Context::default() };
         let emptied = EventMarks { emptied_at: Some(Lsn(1)), ..EventMarks::default() };
         for context in [partitions(), Context { marks: emptied, ..Context::default() }] {
             for (state, excused) in [

@@ -187,11 +187,11 @@ impl Verifying<'_> {
         let source = truth::read(config, reader, &known, spill, sums, &bar);
         let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
         tracing::info!("all events read");
-        let ranges = truth::ranges(reader, &places.events).await?;
+        let partitions = truth::partitions(reader, &places.events).await?;
         let labels = truth::labels(reader, &places.events, &self.extras).await?;
         let mut context = Context {
             marks,
-            ranges,
+            partitions,
             labels,
             extras: Arc::clone(&self.extras),
             tells_letters,

@@ -35,9 +35,19 @@ pub async fn count(client: &Client, events: &Place) -> Result<u64> {
     Ok(row.try_get::<_, i64>(0).map_err(sql::error)?.unsigned_abs())
 }
 
-/// The ranges of time, microseconds since 1970, that partitions with rows hold; `None` where the table is not partitioned by
-/// time.
-pub async fn ranges(client: &Client, events: &Place) -> Result<Option<Vec<(i64, i64)>>> {
+/// What one of the partitions by time holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Partition {
+    /// The first time, microseconds since 1970.
+    pub from: i64,
+    /// The end of its times.
+    pub to: i64,
+    /// The lowest id in it: rows that it had before it was emptied had lower ones.
+    pub first_id: i64,
+}
+
+/// The partitions by time that have rows; `None` where the table is not partitioned by time.
+pub async fn partitions(client: &Client, events: &Place) -> Result<Option<Vec<Partition>>> {
     let statement = include_str!("../../../sql/partition_ranges.sql");
     let column = events.called("event_ts");
     let found =
@@ -45,15 +55,23 @@ pub async fn ranges(client: &Client, events: &Place) -> Result<Option<Vec<(i64, 
     if found.is_empty() {
         return Ok(None);
     }
-    let mut ranges = Vec::new();
+    let zone = slot::local_times(client, events, column).await?;
+    let instant = |micros: i64| zone.map_or(micros, |zone| zone.instant(micros));
+    let id = identifier(events.called("id"));
+    let mut partitions = Vec::new();
     for row in found {
         let (from, to): (Option<i64>, Option<i64>) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
-        let any = format!("SELECT EXISTS (SELECT FROM {})", sql::get::<String>(&row, 2)?);
-        if sql::get(&client.query_one(&any, &[]).await.map_err(sql::error)?, 0)? {
-            ranges.push((from.unwrap_or(i64::MIN), to.unwrap_or(i64::MAX)));
+        // a numeric may be larger
+        let within = format!("greatest({}, least({}, min({id})))::bigint", i64::MIN, i64::MAX);
+        let first =
+            format!("SELECT CASE WHEN count(*) > 0 THEN {within} END FROM {}", sql::get::<String>(&row, 2)?);
+        let first = client.query_one(&first, &[]).await.map_err(sql::error)?;
+        if let Some(first_id) = sql::get(&first, 0)? {
+            let (from, to) = (from.map_or(i64::MIN, instant), to.map_or(i64::MAX, instant));
+            partitions.push(Partition { from, to, first_id });
         }
     }
-    Ok(Some(ranges))
+    Ok(Some(partitions))
 }
 
 /// The labels of the enums among the events' columns: the place of each one's field, and the hashes of its labels.

@@ -476,7 +476,7 @@ impl Table<'_> {
     fn extra_columns(&self) -> Vec<Finding> {
         let id = "postgres.extra_columns";
         let Place { name: table, extra: wanted, .. } = self.place;
-        let columns: Vec<Column> = self.columns.iter().map(ColumnFacts::column).collect();
+        let columns: Vec<Column> = self.columns.iter().map(ColumnFacts::of_stream).collect();
         let unknown: Vec<_> = self.place.unknown(columns.iter().zip(&self.columns)).collect();
         let (taken, refused) = wanted.split(unknown.into_iter());
         let why_not = |facts: &ColumnFacts| {

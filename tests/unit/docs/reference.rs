@@ -7,7 +7,7 @@ use metrics::Unit;
 use serde_json::Value;
 use walcast::config::{self, Config};
 use walcast::error::{Code, Explanation};
-use walcast::event::schema;
+use walcast::event::reference;
 use walcast::sink::bigquery::{column, extra};
 use walcast::telemetry::metrics::{ALL, Metric, MetricKind};
 
@@ -49,14 +49,14 @@ fn the_errors_are_those_of_the_code() {
 
 #[test]
 fn the_record_is_that_of_the_code() {
-    let (fields, columns) = (schema::reference_markdown(), column::reference_markdown());
+    let (fields, columns) = (reference::records_markdown(), column::reference_markdown());
     let intro = include_str!("record_intro.md");
     compare("record.md", &format!("{intro}\n{fields}\n## BigQuery's columns\n\n{columns}"));
 }
 
 #[test]
 fn the_tables_are_those_of_the_code() {
-    let (intro, columns) = (include_str!("tables_intro.md"), schema::tables_markdown());
+    let (intro, columns) = (include_str!("tables_intro.md"), reference::tables_markdown());
     let intro = intro.replace("EXTRA_TYPES\n", &extra::reference_markdown());
     compare("tables.md", &format!("{intro}\n{columns}"));
 }
