@@ -3,6 +3,9 @@
 //!
 //! Our own wall clock is not asked: it may differ, or be set. The server is asked now and then, and our monotonic clock carries
 //! on in between what its clock showed. So an age that was found once grows by the second, whatever clock is set meanwhile.
+//!
+//! A server's clock that was set dates what it does from then on; what it has dated before is still to come, from its WAL. So
+//! what it showed stays in force until something comes that is dated anew ([`ServerClock::dated`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -22,7 +25,12 @@ struct Shared {
     at_anchor: AtomicI64,
     /// By how much that may be wrong, in microseconds.
     doubt: AtomicI64,
+    /// The same of what it was set to, which is not in force yet; [`NONE`] where it was not set.
+    set_to: AtomicI64,
+    set_to_doubt: AtomicI64,
 }
+
+const NONE: i64 = i64::MIN;
 
 /// What a clock showed at a moment.
 #[derive(Debug, Clone, Copy)]
@@ -41,22 +49,52 @@ impl Default for ServerClock {
             anchor: Instant::now(),
             at_anchor,
             doubt: AtomicI64::new(i64::MAX / 4),
+            set_to: AtomicI64::new(NONE),
+            set_to_doubt: AtomicI64::new(0),
         }))
     }
 }
 
 impl ServerClock {
     /// The server was asked at one moment and answered at the other that its clock shows this, microseconds since 1970. What is
-    /// known already stays, unless that contradicts it or knows it better: an answer that took its time says little.
+    /// known already stays, unless this knows it better: an answer that took its time says little. What contradicts it is in
+    /// force from [`Self::turn`] or [`Self::dated`] on.
     pub fn showed(&self, micros: i64, asked: Instant, answered: Instant) {
         let since = |moment: Instant| micros_of(moment.saturating_duration_since(self.0.anchor));
         let (earliest, latest) = (micros - since(answered), micros - since(asked));
         let (middle, doubt) = (earliest.midpoint(latest), (latest - earliest + 1) / 2);
         let (known, known_doubt) =
             (self.0.at_anchor.load(Ordering::Relaxed), self.0.doubt.load(Ordering::Relaxed));
-        if doubt < known_doubt || (middle - known).abs() > doubt + known_doubt {
+        if (middle - known).abs() > doubt + known_doubt {
+            self.0.set_to_doubt.store(doubt, Ordering::Relaxed);
+            self.0.set_to.store(middle, Ordering::Relaxed);
+            return;
+        }
+        // it was set right again before anybody has seen what it was set to
+        self.0.set_to.store(NONE, Ordering::Relaxed);
+        if doubt < known_doubt {
             self.0.at_anchor.store(middle, Ordering::Relaxed);
             self.0.doubt.store(doubt, Ordering::Relaxed);
+        }
+    }
+
+    /// What it was set to is in force from now on.
+    pub fn turn(&self) {
+        let set_to = self.0.set_to.swap(NONE, Ordering::Relaxed);
+        if set_to != NONE {
+            self.0.at_anchor.store(set_to, Ordering::Relaxed);
+            self.0.doubt.store(self.0.set_to_doubt.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// Something has come that the server dated with this, a moment ago: what its clock was set to is in force when that is
+    /// the nearer.
+    pub fn dated(&self, micros: i64) {
+        let set_to = self.0.set_to.load(Ordering::Relaxed);
+        let now = micros_of(self.0.anchor.elapsed());
+        let away = |at_anchor: i64| at_anchor.saturating_add(now).abs_diff(micros);
+        if set_to != NONE && away(set_to) < away(self.0.at_anchor.load(Ordering::Relaxed)) {
+            self.turn();
         }
     }
 
@@ -131,9 +169,23 @@ mod tests {
             let committed = clock.showing().moment(7 * HOUR - 3 * SECOND);
             tokio::time::advance(Duration::from_secs(10)).await;
             answered(&clock, 7 * HOUR + 10 * SECOND + jump, Duration::from_millis(2));
+            // what was dated before comes first, perhaps again after a lost connection
+            clock.dated(7 * HOUR - SECOND);
+            assert_eq!(clock.showing().age(7 * HOUR - SECOND), Duration::from_secs(11));
+            clock.dated(7 * HOUR + 9 * SECOND + jump);
             assert_eq!(clock.now(), 7 * HOUR + 10 * SECOND + jump);
             assert_eq!(committed.elapsed(), Duration::from_secs(13));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_right_at_once_was_never_wrong() {
+        let clock = clock().await;
+        for off in [0, HOUR, 0] {
+            answered(&clock, 7 * HOUR + off, Duration::from_millis(2));
+        }
+        clock.turn();
+        assert_eq!(clock.now(), 7 * HOUR);
     }
 
     #[tokio::test(start_paused = true)]
@@ -143,6 +195,7 @@ mod tests {
         answered(&clock, 7 * HOUR + SECOND / 2, Duration::from_secs(2));
         assert_eq!(clock.now(), 7 * HOUR);
         answered(&clock, 7 * HOUR + 2 * SECOND, Duration::from_secs(2));
+        clock.turn();
         assert_eq!(clock.now(), 7 * HOUR + 2 * SECOND, "this one contradicts it");
         answered(&clock, 7 * HOUR + SECOND, Duration::from_micros(100));
         assert_eq!(clock.now(), 7 * HOUR + SECOND, "this one knows better");
@@ -165,6 +218,7 @@ mod tests {
                 let now = Instant::now();
                 let took = Duration::from_micros(took);
                 clock.showed(micros, now, now + took);
+                clock.turn();
                 let shown = clock.now() - micros_of(now.elapsed());
                 let known = clock.0.doubt.load(Ordering::Relaxed);
                 prop_assert!((shown + micros_of(took) / 2 - micros).abs() <= micros_of(took) / 2 + known + 50);

@@ -34,8 +34,10 @@ pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutd
     let mut backoff = Backoff::default();
     let mut former = None;
     let mut throttle = LogThrottle::default();
+    // of all lives: what one has received comes again in the next, and is as old as it was
+    let clock = ServerClock::default();
     loop {
-        let ended = stream_once(config, registry, &mut former, &mut backoff, &mut shutdown).await;
+        let ended = stream_once(config, registry, &mut former, &clock, &mut backoff, &mut shutdown).await;
         registry.streaming(false);
         match ended {
             Ok(()) => return Ok(()),
@@ -66,11 +68,11 @@ async fn stream_once(
     config: &Config,
     registry: &StatusRegistry,
     former: &mut Option<Session>,
+    clock: &ServerClock,
     backoff: &mut Backoff,
     shutdown: &mut Shutdown,
 ) -> Result<()> {
-    let clock = ServerClock::default();
-    let starting = start(config, registry, former, &clock);
+    let starting = start(config, registry, former, clock);
     let (streaming, publication) = tokio::select! {
         started = starting => started?,
         () = shutdown.wait() => return Ok(()),
@@ -83,7 +85,7 @@ async fn stream_once(
     );
     registry.streaming(true);
     let began = Instant::now();
-    let (watch, doubts) = Watch::new(publication.identity, clock);
+    let (watch, doubts) = Watch::new(publication.identity, clock.clone());
     let ended = streaming.run(watch.run(&config.postgres), doubts, shutdown).await;
     backoff.worked_for(began.elapsed());
     ended

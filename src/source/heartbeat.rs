@@ -142,13 +142,17 @@ impl Watch {
         let allowed = may_beat(client).await?;
         if allowed {
             beat(client).await?;
-        } else if beating {
+            return Ok(true);
+        }
+        // nothing else will tell from where on the WAL is dated by it
+        self.clock.turn();
+        if beating {
             tracing::warn!(
                 "the role may not write heartbeats, so walcast goes on without them: it cannot tell how old what it \
                  has received is; `walcast check` has the statement that allows them"
             );
         }
-        Ok(allowed)
+        Ok(false)
     }
 
     async fn look(&self, client: &Client, config: &PostgresConfig) -> Result<()> {

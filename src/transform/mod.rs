@@ -162,6 +162,9 @@ impl Transform {
     fn commit(&mut self, end_lsn: Lsn) {
         self.builder.hold(end_lsn);
         let beating = std::mem::take(&mut self.beating) && !self.replicated;
+        if beating {
+            self.clock.dated(self.commit_ts);
+        }
         let now = self.clock.showing();
         if beating {
             let committed_at = if self.foreign { now.at } else { now.moment(self.commit_ts) };

@@ -63,6 +63,8 @@ async fn ask(clock: &ServerClock, connection: &mut Connection) -> Result<bool> {
     let time: Option<(i64, i64)> = connection.ask_if_allowed(&redis::cmd("TIME")).await?;
     let Some((seconds, micros)) = time else { return Ok(false) };
     clock.showed(seconds.saturating_mul(1_000_000).saturating_add(micros), asked, Instant::now());
+    // keys expire by what it shows now, whenever they were written
+    clock.turn();
     Ok(true)
 }
 

@@ -50,7 +50,9 @@ async fn boards_follow_a_clock_that_is_set_back() {
     let config = fresh_database().await;
     let mut story = Story::new(&Time::real());
     story.content(1, "One", Some("video"), Some(10));
-    for (content, age) in [(1, 0), (1, 40 * MINUTE), (2, 0), (2, 3 * HOUR), (3, -30 * MINUTE)] {
+    // no event is of just now: the seconds by which the clock goes back would put it ahead
+    const LATELY: i64 = 20 * SECOND;
+    for (content, age) in [(1, LATELY), (1, 40 * MINUTE), (2, LATELY), (2, 3 * HOUR), (3, -30 * MINUTE)] {
         story.event(Some(content), Some("play"), age, Some(500));
     }
     story.commit();
@@ -71,7 +73,7 @@ async fn boards_follow_a_clock_that_is_set_back() {
         let seconds = run::<i64>(&mut connection, &["TTL", "top_engagement:24h"]).await;
         assert!(seconds > 20, "round {round}, a little back: it lives {seconds} s");
         let checkpoint = story.end();
-        story.event(Some(1 + round as u128 % 3), Some("play"), 0, Some(100)).commit();
+        story.event(Some(1 + round as u128 % 3), Some("play"), LATELY, Some(100)).commit();
         write(&mut sink, &story.beyond(checkpoint, 100)).await;
         sink.tick().await.unwrap();
         assert_shown(&config, &story, &format!("round {round}, after a write")).await;
