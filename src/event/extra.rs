@@ -458,8 +458,9 @@ fn put_dimension(lengths: &[usize], element: u32, rest: &mut &[u8], out: &mut St
 pub fn for_each(members: [&str; 2], room: &mut String, mut take: impl FnMut(&str, &str)) {
     room.clear();
     members.into_iter().for_each(|members| room.push_str(members));
-    let Some(rest) = room.get(1..).map(str::len) else { return };
-    debug_assert!(rest > 0);
+    if room.is_empty() {
+        return;
+    }
     room.replace_range(..1, "{");
     room.push('}');
     let read = serde_json::Deserializer::from_str(room).deserialize_map(Members(&mut take));

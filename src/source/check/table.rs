@@ -94,6 +94,7 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     let tables = ask(client, config, &places).await?;
     findings.extend(tables.iter().flat_map(|(_, table)| table.iter().flat_map(|table| table.usable(config))));
     findings.extend(tables.iter().flat_map(|(_, table)| table.iter().flat_map(Table::extra_columns)));
+    findings.extend(tables.iter().filter_map(|(_, table)| table.as_ref()?.partitions()));
     findings.extend(filters(client, config, &places).await?);
     let places = slot::now(client, &places).await?;
     findings.extend(unreadable_content(client, &places.content).await);
@@ -359,6 +360,14 @@ impl Table<'_> {
             self.children.join(", ")
         );
         Some(self.fault(id, message, format!("ALTER TABLE {first} NO INHERIT {place};")))
+    }
+
+    /// What comes of its partitions. When one was attached, and what it had by then, the catalog does not tell.
+    fn partitions(&self) -> Option<Finding> {
+        let message = "come as rows of the table; what one had before it was attached never comes, and `walcast verify` calls \
+                       it missing";
+        let subject = format!("partitions of {}", self.place.name);
+        (self.kind == "p").then(|| Finding::ok("postgres.partitions", subject, message))
     }
 
     /// The columns of an old row that are in the WAL; `None` for all of them.

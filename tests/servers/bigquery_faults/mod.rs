@@ -16,11 +16,13 @@
 //! | no look into the table after a start | `a_state_restored…` |
 //! | a stream that is gone counts as committed | `a_stream_that_is_gone…`, random plans |
 //! | a checkpoint that is reported before its commit | `a_call_that_fails_once…` |
+//! | a stream that goes on when a column comes | `a_column_is_made…` |
 //! | requests cut anew after a broken call | `a_request_from_before_a_refusal…` |
 
 mod world;
 
 mod calls;
+mod extra;
 mod random;
 mod rows;
 mod service;

@@ -99,15 +99,30 @@ fn create_table(store: &mut Store, project: &str, dataset: &str, wanted: Value) 
     Ok(wanted)
 }
 
-fn query(store: &Store, sql: &str) -> Answer {
+fn query(store: &mut Store, sql: &str) -> Answer {
     if sql == "SELECT 1" {
         return Ok(rows(&[vec![1]]));
     }
     if sql.trim_start().starts_with("CREATE") && sql.contains("FUNCTION") {
         return Ok(rows(&[]));
     }
+    if let Some(added) = add_columns(store, sql) {
+        return added;
+    }
     last_position(store, sql)
         .unwrap_or_else(|| Err(Status::invalid_argument("a query that is not known here")))
+}
+
+/// Columns of a table that it has not yet.
+fn add_columns(store: &mut Store, sql: &str) -> Option<Answer> {
+    let (name, clauses) = sql.strip_prefix("ALTER TABLE `")?.split_once("` ")?;
+    let [project, dataset, table] = name.split('.').collect::<Vec<_>>()[..] else { return None };
+    let table = format!("projects/{project}/datasets/{dataset}/tables/{table}");
+    for clause in clauses.split(", ") {
+        let (column, column_type) = clause.strip_prefix("ADD COLUMN IF NOT EXISTS `")?.split_once("` ")?;
+        store.add_column(&table, column, column_type);
+    }
+    Some(Ok(rows(&[])))
 }
 
 /// The one question of substance: the last position of a history id within a footprint.

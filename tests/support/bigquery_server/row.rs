@@ -16,6 +16,8 @@ pub struct Row {
     pub ordinal: i64,
     pub bucket_30m: i64,
     pub epoch: String,
+    /// Columns whose names begin with `extra_`.
+    pub extra: BTreeMap<String, String>,
 }
 
 /// Which field number is which column.
@@ -50,6 +52,10 @@ impl Layout {
                 }
                 ("epoch", WireType::LengthDelimited) => {
                     row.epoch = String::from_utf8_lossy(text(&mut rest)?).into_owned();
+                }
+                (extra, WireType::LengthDelimited) if extra.starts_with("extra_") => {
+                    let value = String::from_utf8_lossy(text(&mut rest)?).into_owned();
+                    row.extra.insert(extra.to_owned(), value);
                 }
                 (_, WireType::Varint) => {
                     let value = decode_varint(&mut rest).map_err(corrupt)? as i64;

@@ -8,7 +8,7 @@ use gcp_bigquery_client::google::cloud::bigquery::storage::v1::row_error::RowErr
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode as Reason;
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::write_stream::Type;
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
-    BatchCommitWriteStreamsResponse, RowError, StorageError, WriteStream,
+    BatchCommitWriteStreamsResponse, RowError, StorageError, TableFieldSchema, TableSchema, WriteStream,
 };
 use gcp_bigquery_client::google::rpc;
 use prost::Message;
@@ -38,6 +38,8 @@ pub struct Store {
     pub refuses_all: bool,
     /// Rows are read and checked, but only counted.
     pub forgets_rows: bool,
+    /// So many streams are still made that do not know the columns that were added.
+    pub streams_behind: usize,
 }
 
 /// A table.
@@ -49,6 +51,8 @@ pub struct Table {
     /// How many became visible at once, each time.
     pub commits: Vec<usize>,
     columns: BTreeSet<String>,
+    /// Columns that were added, and that streams do not know yet.
+    coming: Vec<String>,
     required: Vec<String>,
 }
 
@@ -79,7 +83,7 @@ impl Table {
         let name = |field: &Value| field["name"].as_str().unwrap_or_default().to_lowercase();
         let required = fields.iter().filter(|field| field["mode"] == "REQUIRED").map(name).collect();
         let columns = fields.iter().map(name).collect();
-        Table { definition, rows: Vec::new(), commits: Vec::new(), columns, required }
+        Table { definition, rows: Vec::new(), commits: Vec::new(), columns, coming: Vec::new(), required }
     }
 }
 
@@ -95,9 +99,30 @@ impl Store {
         let committed = (kind == Type::Committed).then(now);
         let (table, rows) = (table.to_owned(), Vec::new());
         let stream = Stream { table, kind, rows, length: 0, shown: 0, finalized: false, committed };
-        let shown = stream.describe(&name);
+        let shown = WriteStream { table_schema: self.schema(&stream.table), ..stream.describe(&name) };
         self.streams.insert(name, stream);
         Ok(shown)
+    }
+
+    /// The columns that a stream made now knows of a table.
+    fn schema(&mut self, table: &str) -> Option<TableSchema> {
+        let table = self.tables.get_mut(table)?;
+        match self.streams_behind.checked_sub(1).filter(|_| !table.coming.is_empty()) {
+            Some(behind) => self.streams_behind = behind,
+            None => table.columns.extend(table.coming.drain(..)),
+        }
+        let field = |name: &String| TableFieldSchema { name: name.clone(), ..Default::default() };
+        Some(TableSchema { fields: table.columns.iter().map(field).collect() })
+    }
+
+    /// Adds a column to a table unless it is there.
+    pub fn add_column(&mut self, table: &str, column: &str, column_type: &str) {
+        let Some(table) = self.tables.get_mut(table) else { return };
+        let Some(fields) = table.definition["schema"]["fields"].as_array_mut() else { return };
+        if fields.iter().all(|field| field["name"] != column) {
+            fields.push(serde_json::json!({ "name": column, "type": column_type, "mode": "NULLABLE" }));
+            table.coming.push(column.to_lowercase());
+        }
     }
 
     /// Stores all rows of a request, or none.
