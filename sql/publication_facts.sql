@@ -1,5 +1,6 @@
 -- $1 the publication's name: one row, NULL columns at the end when it has no table. Row filters and column
 -- lists are there from version 15, and NULL before by way of JSON. Last the partitioned tables whose partitions it has.
+-- From version 19 on a table that the publication leaves out (EXCEPT) has an entry in pg_publication_rel too.
 -- Tables are looked up in the catalog: to_regclass() fails in a schema that our role may not use.
 WITH placed AS (
   SELECT published.*, pg_class.oid AS place
@@ -17,7 +18,8 @@ SELECT publication.oid, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
        ARRAY(SELECT nspname || '.' || relname
              FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
              WHERE relkind = 'p' AND NOT pubviaroot
-               AND (pg_class.oid IN (SELECT prrelid FROM pg_publication_rel WHERE prpubid = publication.oid)
+               AND (pg_class.oid IN (SELECT prrelid FROM pg_publication_rel AS named WHERE prpubid = publication.oid
+                                     AND coalesce(to_jsonb(named) ->> 'prexcept', 'false') = 'false')
                     OR pg_class.oid IN (SELECT pg_partition_root(place) FROM placed)))
 FROM pg_publication AS publication
 LEFT JOIN placed AS published USING (pubname)

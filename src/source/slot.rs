@@ -388,7 +388,10 @@ impl PublicationFacts {
         }
         let Some(published) = self.table(place) else {
             let mend = match self.all_tables {
-                true => format!("see that {table} exists, is a table, and is logged: `walcast check`"),
+                true => format!(
+                    "see that {table} exists, is a table, and is logged: `walcast check`. Where the publication leaves it out \
+                     (EXCEPT, from PostgreSQL 19 on): ALTER PUBLICATION {quoted} SET ALL TABLES;"
+                ),
                 false => format!("ALTER PUBLICATION {quoted} ADD TABLE {};", place.sql()),
             };
             return unfit(format!("publication {name} does not have the table {table}"), mend);
