@@ -111,9 +111,12 @@ pub fn day_expires_at(day: i32) -> i64 {
     (i64::from(day) + 3) * 86_400
 }
 
+/// How many minutes the counters of a minute outlive it.
+pub const MINUTE_LIVES_MINUTES: i64 = 120;
+
 /// Unix seconds at which the counters of a minute expire: 2 h after its end.
 pub fn minute_expires_at(minute: i64) -> i64 {
-    (minute + 1) * 60 + 2 * 3600
+    (minute + 1 + MINUTE_LIVES_MINUTES) * 60
 }
 
 /// Microseconds since 1970 as `2026-01-02T03:04:05.678901Z`.

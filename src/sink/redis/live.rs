@@ -74,15 +74,15 @@ impl Live {
         let answer = connection.run(&connection::CLAIM, &call).await?;
         failpoint!("redis_recover_after_claim");
         let checkpoint_text = answer.into_iter().next().unwrap_or_default();
+        let clock = RedisClock::new(given, &mut connection).await?;
         let stored = match checkpoint_text.is_empty() {
             true => {
-                refuse_remains(&mut connection, &fence.key).await?;
+                refuse_remains(&mut connection, &fence.key, clock.now()).await?;
                 None
             }
             false => Some(read_stored(NAME, &fence.key, checkpoint_text.as_bytes())?),
         };
         let checkpoint = stored.as_ref().map_or(Checkpoint::at(session.start), |stored| stored.checkpoint);
-        let clock = RedisClock::new(given, &mut connection).await?;
         let stands = (checkpoint, checkpoint_text);
         let mut live = Live::new((connection, clock, config), fence, session, stands);
         live.load().await?;
@@ -479,22 +479,25 @@ pub async fn peek(connection: &mut Connection, slot: &str) -> Result<Option<Stor
         text = connection.ask(redis::cmd("HGET").arg(keys::former_checkpoint(slot)).arg("mark")).await?;
     }
     let Some(text) = text else {
-        refuse_remains(connection, &checkpoint).await?;
+        let now = RedisClock::new(None, connection).await?.now();
+        refuse_remains(connection, &checkpoint, now).await?;
         return Ok(None);
     };
     read_stored(NAME, &checkpoint, text.as_bytes()).map(Some)
 }
 
 /// Counters without a checkpoint of ours are somebody else's, or what is left of a checkpoint that was deleted: adding to
-/// them would count twice.
-async fn refuse_remains(connection: &mut Connection, checkpoint_key: &str) -> Result<()> {
-    let remains: bool = connection.ask(redis::cmd("EXISTS").arg(keys::TOTALS)).await?;
-    if !remains {
+/// them would count twice. Events without a content have no total: there are the minutes that have not expired.
+async fn refuse_remains(connection: &mut Connection, checkpoint_key: &str, now: i64) -> Result<()> {
+    let this = keys::minute_of(now);
+    let minutes = (this - keys::MINUTE_LIVES_MINUTES..=this).map(keys::minute);
+    let counters: Vec<String> = std::iter::once(keys::TOTALS.to_owned()).chain(minutes).collect();
+    if connection.ask::<i64>(redis::cmd("EXISTS").arg(&counters)).await? == 0 {
         return Ok(());
     }
     Err(Error::new(
         Code::RedisRemains,
-        format!("redis holds counters of walcast ({}) and no {checkpoint_key}: they belong to another slot, or their checkpoint was deleted", keys::TOTALS),
+        format!("redis holds counters of walcast and no {checkpoint_key}: they belong to another slot, or their checkpoint was deleted"),
     )
     .hint("give walcast a database of its own (redis.db), or run `walcast rebuild redis`, which replaces what walcast keeps there"))
 }

@@ -18,7 +18,7 @@ use walcast::error::{Code, Error};
 use walcast::lsn::{Checkpoint, Lsn, StoredCheckpoint};
 use walcast::resume::{self, Refusal, Resume};
 use walcast::sink::redis::{RedisConfig, RedisSink};
-use walcast::sink::{Sink, Written};
+use walcast::sink::{Sink, SinkAdmin, Written};
 
 use crate::support::redis_server::{connect, fresh_database, id_text, public, run};
 use crate::support::story::{START, Story, Time, session};
@@ -169,14 +169,18 @@ async fn a_checkpoint_of_another_history_id_is_told_as_it_is() {
 
 #[tokio::test]
 async fn counters_without_a_checkpoint_are_not_added_to() {
-    let config = fresh_database().await;
     let time = Time::real();
-    let mut story = Story::new(&time);
-    story.event(Some(1), Some("play"), 0, Some(1)).commit();
-    told(&config, &story).await;
-    run::<i64>(&mut connect(&config).await, &["DEL", "walcast:checkpoint:walcast"]).await;
-    let mut sink = RedisSink::with_clock(config.clone(), time.clock());
-    refused(sink.recover(&session(2)).await, Code::RedisRemains, "walcast rebuild redis");
+    // an event without a content leaves nothing but its minute
+    for content in [Some(1), None] {
+        let config = fresh_database().await;
+        let mut story = Story::new(&time);
+        story.event(content, Some("play"), 0, Some(1)).commit();
+        told(&config, &story).await;
+        run::<i64>(&mut connect(&config).await, &["DEL", "walcast:checkpoint:walcast"]).await;
+        let mut sink = RedisSink::with_clock(config.clone(), time.clock());
+        refused(sink.recover(&session(2)).await, Code::RedisRemains, "walcast rebuild redis");
+        refused(sink.peek(&session(2)).await, Code::RedisRemains, "walcast rebuild redis");
+    }
 }
 
 #[tokio::test]

@@ -98,7 +98,7 @@ async fn a_user_who_may_not_ask_for_settings_gets_a_warning() {
 
 #[tokio::test]
 async fn a_user_who_may_not_write_is_told_what_is_needed() {
-    let server = Server::start(&["user walcast on >secret ~walcast:* +@all"]).await;
+    let server = Server::start(&["user walcast on >secret ~walcast:* %R~stats:events:* +@all"]).await;
     let config =
         RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
     let mut story = Story::new(&Time::real());
