@@ -7,6 +7,8 @@ mod stages;
 use allocation_counter::measure;
 use stages::Stages;
 use stages::engagement::{self, Decoder};
+use walcast::event::extra::put_member;
+use walcast::pgoutput::{Value, oid};
 
 /// Events of a batch: one for each content there is.
 const EVENTS: usize = 1000;
@@ -64,4 +66,26 @@ fn an_insert_is_decoded_without_an_allocation() {
 
     let rows = measure(|| assert_eq!(decode(&payloads[2..]), 1000));
     assert_eq!(rows.count_total, 0, "{rows:?}");
+}
+
+#[test]
+fn an_extra_column_is_written_without_an_allocation() {
+    let values: [(u32, &[u8]); 10] = [
+        (oid::INT8, &[0, 0, 0, 0, 0, 0, 0, 7]),
+        (oid::FLOAT8, &[0x3f, 0xb9, 0x99, 0x99, 0x99, 0x99, 0x99, 0x9a]),
+        (oid::NUMERIC, &[0, 2, 0, 0, 0x40, 0, 0, 2, 0, 12, 0x13, 0x88]),
+        (oid::TEXT, b"PL"),
+        (oid::BYTEA, b"PL"),
+        (oid::DATE, &[0, 0, 0, 7]),
+        (oid::TIMESTAMPTZ, &[0, 0, 0, 0, 0, 0, 0, 7]),
+        (oid::INTERVAL, &[0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 15]),
+        (oid::INET, &[2, 24, 0, 4, 10, 0, 0, 1]),
+        (oid::FIRST_USER, &[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 21, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2, 0, 7]),
+    ];
+    let mut out = String::with_capacity(1 << 10);
+    let written = measure(|| {
+        values.iter().for_each(|(of, bytes)| put_member("x", *of, Value::Binary(bytes), &mut out));
+    });
+    let wanted = r#",7,0.1,"-12.50","PL","UEw=","2000-01-08","2000-01-01T00:00:00.000007Z","P1Y3M1DT0.000007S","10.0.0.1/24",[7]"#;
+    assert_eq!((out.replace("\"x\":", ""), written.count_total), (wanted.to_owned(), 0));
 }

@@ -2,21 +2,17 @@
 //! it is. A value is read once, from its binary form, be it of the stream or of SQL, and written as JSON; that is what sinks
 //! and readers make theirs of.
 
+mod value;
+
 use std::borrow::Cow;
 use std::fmt;
-use std::fmt::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use uuid::Uuid;
 
 use super::Span;
 use super::schema::EVENT_FIELDS;
-use super::time::{date_text, time_text};
-use crate::pgoutput::{Column, Numeric, Timestamp, Value, oid};
+use crate::pgoutput::{Column, Value, oid};
 
 /// How many extra columns a table may have; those beyond are left out.
 pub const EXTRA_COLUMNS_MAX: usize = 40;
@@ -251,207 +247,19 @@ impl fmt::Display for Shape {
 /// Appends a column as a member, with a comma before it. What has no JSON form, as a time outside the years 1 to 9999, is
 /// null.
 pub fn put_member(name: &str, type_oid: u32, value: Value<'_>, out: &mut String) {
-    // writing into a string cannot fail
-    let _ = write!(out, ",\"{name}\":");
+    for part in [",\"", name, "\":"] {
+        out.push_str(part);
+    }
     let before = out.len();
     let written = match value {
         Value::Null | Value::Unchanged => None,
-        Value::Text(bytes) => std::str::from_utf8(bytes).ok().map(|text| put_text(text, out)),
-        Value::Binary(bytes) => put(type_oid, bytes, out),
+        Value::Text(bytes) => value::put(oid::TEXT, bytes, out),
+        Value::Binary(bytes) => value::put(type_oid, bytes, out),
     };
     if written.is_none() {
         out.truncate(before);
         out.push_str("null");
     }
-}
-
-/// Appends a value as JSON; what was appended means nothing where it cannot be read.
-fn put(type_oid: u32, bytes: &[u8], out: &mut String) -> Option<()> {
-    match type_oid {
-        oid::BOOL => out.push_str(if *bytes.first()? == 0 { "false" } else { "true" }),
-        oid::INT2 => put_shown(i16::from_be_bytes(bytes.try_into().ok()?), out),
-        oid::INT4 => put_shown(i32::from_be_bytes(bytes.try_into().ok()?), out),
-        oid::INT8 => put_shown(i64::from_be_bytes(bytes.try_into().ok()?), out),
-        oid::FLOAT4 => {
-            let float = f32::from_be_bytes(bytes.try_into().ok()?);
-            put_float(f64::from(float), &float, out);
-        }
-        oid::FLOAT8 => {
-            let float = f64::from_be_bytes(bytes.try_into().ok()?);
-            put_float(float, &float, out);
-        }
-        oid::NUMERIC => put_plain(Numeric::parse(bytes).ok()?, out),
-        oid::UUID => put_plain(Uuid::from_slice(bytes).ok()?.hyphenated(), out),
-        oid::BPCHAR => put_text(std::str::from_utf8(bytes).ok()?.trim_end_matches(' '), out),
-        oid::TEXT | oid::VARCHAR | oid::NAME => put_text(std::str::from_utf8(bytes).ok()?, out),
-        oid::BYTEA => put_plain(BASE64.encode(bytes), out),
-        oid::DATE => put_plain(date(i32::from_be_bytes(bytes.try_into().ok()?))?, out),
-        oid::TIME => put_plain(time_of_day(i64::from_be_bytes(bytes.try_into().ok()?))?, out),
-        oid::TIMESTAMP => put_plain(time(bytes)?.trim_end_matches('Z'), out),
-        oid::TIMESTAMPTZ => put_plain(time(bytes)?, out),
-        oid::INTERVAL => put_plain(interval(bytes)?, out),
-        oid::INET | oid::CIDR => put_plain(network(bytes)?, out),
-        oid::JSON => out.push_str(std::str::from_utf8(bytes).ok()?),
-        oid::JSONB => out.push_str(std::str::from_utf8(bytes.strip_prefix(&[1])?).ok()?),
-        oid::FIRST_USER.. if !bytes.contains(&0) => put_text(std::str::from_utf8(bytes).ok()?, out),
-        // of a type that its users have made, or of one that is built in
-        _ => put_array(bytes, out)?,
-    }
-    Some(())
-}
-
-fn put_shown(value: impl fmt::Display, out: &mut String) {
-    let _ = write!(out, "{value}");
-}
-
-/// A text that has nothing to be escaped.
-fn put_plain(text: impl fmt::Display, out: &mut String) {
-    let _ = write!(out, "\"{text}\"");
-}
-
-fn put_text(text: &str, out: &mut String) {
-    let plain = text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\');
-    if plain { put_plain(text, out) } else { put_shown(serde_json::Value::from(text), out) }
-}
-
-/// The shortest text that reads back as the same number.
-fn put_float(float: f64, shown: &impl serde::Serialize, out: &mut String) {
-    match (float.is_nan(), float.is_infinite(), float > 0.0) {
-        (true, ..) => put_plain("NaN", out),
-        (_, true, true) => put_plain("Infinity", out),
-        (_, true, false) => put_plain("-Infinity", out),
-        _ => out.push_str(&serde_json::to_string(shown).unwrap_or_default()),
-    }
-}
-
-fn date(days: i32) -> Option<String> {
-    const DAY_2000: i64 = 10_957;
-    let text = date_text(i64::from(days) + DAY_2000).filter(|_| days != i32::MAX && days != i32::MIN)?;
-    Some(String::from_utf8_lossy(&text).into_owned())
-}
-
-/// 24:00:00 is one.
-fn time_of_day(micros: i64) -> Option<String> {
-    let seconds = micros / 1_000_000;
-    (micros >= 0).then(|| {
-        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        format!("{hour:02}:{minute:02}:{second:02}.{:06}", micros % 1_000_000)
-    })
-}
-
-fn time(bytes: &[u8]) -> Option<String> {
-    let Timestamp::At(micros) = Timestamp::of_wire(i64::from_be_bytes(bytes.try_into().ok()?)) else {
-        return None;
-    };
-    time_text(micros).map(|text| String::from_utf8_lossy(&text).into_owned())
-}
-
-/// As ISO 8601 has it, and PostgreSQL with `intervalstyle = iso_8601`.
-fn interval(bytes: &[u8]) -> Option<String> {
-    let (micros, rest) = bytes.split_first_chunk::<8>()?;
-    let (days, months) = rest.split_first_chunk::<4>()?;
-    let (micros, days) = (i64::from_be_bytes(*micros), i32::from_be_bytes(*days));
-    let months = i32::from_be_bytes(months.try_into().ok()?);
-    match (micros, days, months) {
-        (i64::MAX, i32::MAX, i32::MAX) | (i64::MIN, i32::MIN, i32::MIN) => return None,
-        (0, 0, 0) => return Some("PT0S".to_owned()),
-        _ => {}
-    }
-    let mut text = String::from("P");
-    let mut part = |number: i64, unit: char| {
-        if number != 0 {
-            let _ = write!(text, "{number}{unit}");
-        }
-    };
-    part(i64::from(months / 12), 'Y');
-    part(i64::from(months % 12), 'M');
-    part(i64::from(days), 'D');
-    if micros != 0 {
-        text.push('T');
-        let mut part = |number: i64, unit: char| {
-            if number != 0 {
-                let _ = write!(text, "{number}{unit}");
-            }
-        };
-        part(micros / 3_600_000_000, 'H');
-        part(micros / 60_000_000 % 60, 'M');
-        let rest = micros % 60_000_000;
-        if rest != 0 {
-            let (sign, rest) = (if rest < 0 { "-" } else { "" }, rest.unsigned_abs());
-            let fraction = format!("{:06}", rest % 1_000_000);
-            let fraction = fraction.trim_end_matches('0');
-            let point = if fraction.is_empty() { "" } else { "." };
-            let _ = write!(text, "{sign}{}{point}{fraction}S", rest / 1_000_000);
-        }
-    }
-    Some(text)
-}
-
-/// An address, with the length of its network where that is not all of it.
-fn network(bytes: &[u8]) -> Option<String> {
-    let [_, bits, is_cidr, length, address @ ..] = bytes else { return None };
-    let (shown, all) = match (address.len(), usize::from(*length)) {
-        (4, 4) => (Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).to_string(), 32),
-        (16, 16) => (Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).to_string(), 128),
-        _ => return None,
-    };
-    Some(if *bits == all && *is_cidr == 0 { shown } else { format!("{shown}/{bits}") })
-}
-
-/// Dimensions, whether there are nulls, the elements' type; each dimension's length and lower bound; each element's length
-/// and bytes.
-fn put_array(bytes: &[u8], out: &mut String) -> Option<()> {
-    const DIMENSIONS_MAX: usize = 6;
-    let mut rest = bytes;
-    let mut int = || {
-        let (int, behind) = rest.split_first_chunk::<4>()?;
-        rest = behind;
-        Some(i32::from_be_bytes(*int))
-    };
-    let (dimensions, nulls, element) = (usize::try_from(int()?).ok()?, int()?, int()?.cast_unsigned());
-    if dimensions > DIMENSIONS_MAX || !matches!(nulls, 0 | 1) || element == 0 || oid::is_array(element) {
-        return None;
-    }
-    let mut lengths = Vec::with_capacity(dimensions);
-    for _ in 0..dimensions {
-        let (length, _lower_bound) = (usize::try_from(int()?).ok()?, int()?);
-        lengths.push(length);
-    }
-    if lengths.is_empty() {
-        out.push_str("[]");
-    } else {
-        put_dimension(&lengths, element, &mut rest, out)?;
-    }
-    rest.is_empty().then_some(())
-}
-
-fn put_dimension(lengths: &[usize], element: u32, rest: &mut &[u8], out: &mut String) -> Option<()> {
-    let (length, inner) = lengths.split_first()?;
-    out.push('[');
-    for at in 0..*length {
-        if at > 0 {
-            out.push(',');
-        }
-        if !inner.is_empty() {
-            put_dimension(inner, element, rest, out)?;
-            continue;
-        }
-        let (bytes, behind) = rest.split_first_chunk::<4>()?;
-        *rest = behind;
-        let Ok(bytes) = usize::try_from(i32::from_be_bytes(*bytes)) else {
-            out.push_str("null");
-            continue;
-        };
-        let (value, behind) = rest.split_at_checked(bytes)?;
-        *rest = behind;
-        let before = out.len();
-        if put(element, value, out).is_none() {
-            out.truncate(before);
-            out.push_str("null");
-        }
-    }
-    out.push(']');
-    Some(())
 }
 
 /// Gives each member's name, and its value as JSON, of members as [`put_member`] has written them. `room` is for their copy.
@@ -565,6 +373,8 @@ mod tests {
         assert_eq!(member(oid::FIRST_USER, &two), "[1,2]");
         assert_eq!(member(1005, two.get(..two.len() - 1).unwrap()), "null");
         assert_eq!(member(oid::FIRST_USER, &[two.as_slice(), &[0]].concat()), "null");
+        let endless = [2, 0, 23, u32::MAX / 2, 1, 0, 1].map(u32::to_be_bytes).concat();
+        assert_eq!(member(oid::FIRST_USER, &endless), "null");
         // a composite of one integer
         assert_eq!(member(oid::FIRST_USER, &[0, 0, 0, 1, 0, 0, 0, 23, 0, 0, 0, 4, 0, 0, 0, 7]), "null");
     }

@@ -233,9 +233,7 @@ impl<F: Copy> TableColumns<F> {
         };
         let names = relation.columns.iter().zip(&places).map(ours).collect();
         let fields = places.iter().map(|at| fields.get((*at)?).copied()).collect();
-        let (extra, left_out) = place
-            .extra
-            .split(place.unknown(relation.columns.iter().zip(0..)).collect::<Vec<_>>().into_iter());
+        let (extra, left_out) = place.extra.split(place.unknown(relation.columns.iter().zip(0..)));
         for (column, why) in left_out {
             tracing::warn!(column, "an extra column is not passed on: {why}");
         }
@@ -264,7 +262,7 @@ impl<F: Copy> TableColumns<F> {
             }
             Span { start: start as u32, len: (arena.len() - start) as u32 }
         };
-        if self.extra.is_empty() { Extra::default() } else { Extra { plain: put(false), json: put(true) } }
+        Extra { plain: put(false), json: put(true) }
     }
 
     /// The values of our fields.

@@ -1,6 +1,6 @@
 //! `numeric`: digits of base 10,000, each of a power that falls by one from the first one's on.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use super::Found;
 
@@ -85,17 +85,13 @@ impl fmt::Display for Numeric<'_> {
         let first = i32::from(self.weight).max(0);
         write!(f, "{}", self.digit(first))?;
         (0..first).rev().try_for_each(|power| write!(f, "{:04}", self.digit(power)))?;
-        let mut left = usize::from(self.scale);
-        if left > 0 {
-            f.write_str(".")?;
+        if self.scale > 0 {
+            f.write_char('.')?;
         }
-        let mut power = -1;
-        while left > 0 {
-            let four = format!("{:04}", self.digit(power));
-            let shown = four.get(..left.min(4)).unwrap_or_default();
-            f.write_str(shown)?;
-            left -= shown.len();
-            power -= 1;
+        for place in 0..i32::from(self.scale) {
+            let power_of_ten = [1000, 100, 10, 1].into_iter().nth((place % 4).unsigned_abs() as usize);
+            let digit = u32::from(self.digit(-1 - place / 4)) / power_of_ten.unwrap_or(1) % 10;
+            f.write_char(char::from_digit(digit, 10).unwrap_or('0'))?;
         }
         Ok(())
     }

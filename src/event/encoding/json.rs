@@ -309,7 +309,7 @@ fn put_json(value: &impl Serialize, out: &mut Vec<u8>) {
 }
 
 /// Whether a text is the same in JSON. All of it is looked at, without a branch a byte: sixteen bytes at once.
-fn is_plain(text: &[u8]) -> bool {
+pub(crate) fn is_plain(text: &[u8]) -> bool {
     text.iter().fold(true, |plain, byte| plain & (*byte >= 0x20) & (*byte != b'"') & (*byte != b'\\'))
 }
 

@@ -139,6 +139,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::event::extra::unfit_name;
+
+    #[test]
+    fn no_extra_column_takes_the_name_of_one_of_ours() {
+        for column in columns() {
+            assert!(unfit_name(column.name).is_some(), "{}", column.name);
+        }
+    }
 
     #[test]
     fn the_ring_has_no_seam_at_1970() {

@@ -486,8 +486,7 @@ impl Table<'_> {
         let id = "postgres.extra_columns";
         let Place { name: table, extra: wanted, .. } = self.place;
         let columns: Vec<Column> = self.columns.iter().map(ColumnFacts::of_stream).collect();
-        let unknown: Vec<_> = self.place.unknown(columns.iter().zip(&self.columns)).collect();
-        let (taken, refused) = wanted.split(unknown.into_iter());
+        let (taken, refused) = wanted.split(self.place.unknown(columns.iter().zip(&self.columns)));
         let why_not = |facts: &ColumnFacts| {
             if self.generated.contains(&facts.name) {
                 Some("it is generated, and so not in the stream")
@@ -497,17 +496,21 @@ impl Table<'_> {
                 None
             }
         };
-        let (unfit, taken): (Vec<_>, Vec<_>) =
-            taken.into_iter().partition(|(_, facts)| why_not(facts).is_some());
-        let unfit = unfit.iter().map(|(column, facts)| (column.name.as_str(), why_not(facts).unwrap_or("")));
-        let refused = refused.iter().map(|(name, why)| (*name, why.as_str())).chain(unfit);
-        let names: Vec<&str> = taken.iter().map(|(column, _)| column.name.as_str()).collect();
+        let mut refused: Vec<(&str, &str)> =
+            refused.iter().map(|(name, why)| (*name, why.as_str())).collect();
+        let mut names = Vec::new();
+        for (column, facts) in &taken {
+            match why_not(facts) {
+                Some(why) => refused.push((&column.name, why)),
+                None => names.push(column.name.as_str()),
+            }
+        }
         let passed_on = (!names.is_empty()).then(|| {
             let subject = format!("columns {} of {table}", names.join(", "));
             Finding::ok(id, subject, "go out as they are, to Kafka and BigQuery")
         });
         let fix = format!("export {}={}", environment_name("extra_columns"), names.join(","));
-        let refused = refused.map(|(name, why)| {
+        let refused = refused.into_iter().map(|(name, why)| {
             let subject = format!("column {name} of {table}");
             Finding::warn(id, subject, format!("does not go out: {why}"), fix.clone())
         });
