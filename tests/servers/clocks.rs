@@ -1,12 +1,14 @@
 //! Wall clocks that jump by an hour and are set right again: walcast's, and the PostgreSQL server's.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use crate::support::running::Running;
 use crate::support::world::World;
-use crate::support::{env, fresh_database, fresh_name, services};
+use crate::support::{env, fresh_database, fresh_name, services, wait_until};
 
 /// Heartbeats come every ten seconds.
 const WELL_WITHIN: Duration = Duration::from_secs(25);
@@ -53,16 +55,19 @@ impl Watched {
 
     /// Returns when every sink holds a heartbeat that was written since, and nothing is wrong.
     async fn is_well(&self, since: Instant, when: &str) {
-        loop {
+        let wrong = Mutex::default();
+        let well = wait_until("all is well", async || {
             let status = self.running.json("/api/status").await;
             let ready = self.running.json("/readyz").await;
             let unready = (ready["ready"] != true).then(|| ready.to_string());
-            let wrong = unready.or_else(|| complaint(&status, since.elapsed().as_secs_f64()));
-            let Some(wrong) = wrong else { return };
-            if since.elapsed() > WELL_WITHIN {
-                panic!("{when}: {wrong}\n{}", self.running.log.lock().await);
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            let found = unready.or_else(|| complaint(&status, since.elapsed().as_secs_f64()));
+            let well = found.is_none();
+            *wrong.lock().unwrap() = found;
+            well
+        });
+        if tokio::time::timeout(WELL_WITHIN, well).await.is_err() {
+            let (wrong, log) = (wrong.into_inner().unwrap(), self.running.log.lock().await);
+            panic!("{when}: {wrong:?}\n{log}");
         }
     }
 
@@ -94,18 +99,15 @@ impl Watched {
         let key = format!("top_engagement:{}", self.board);
         let members: i64 = redis::cmd("ZCARD").arg(&key).query_async(&mut redis).await.unwrap();
         assert_eq!(members, 3, "{when}");
-        // one that is not refreshed only ever loses seconds
-        let (mut least, began) = (i64::MAX, Instant::now());
-        loop {
+        // one that is not refreshed only ever loses seconds, until it is gone
+        let least = AtomicI64::new(i64::MAX);
+        wait_until("the board is refreshed", async || {
+            let mut redis = redis.clone();
             let seconds: i64 = redis::cmd("TTL").arg(&key).query_async(&mut redis).await.unwrap();
             assert!((0..=30).contains(&seconds), "{key} lives {seconds} s, {when}");
-            if seconds > least {
-                return;
-            }
-            assert!(began.elapsed() < WELL_WITHIN, "{key} is not refreshed, {when}");
-            least = seconds;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            seconds > least.swap(seconds, Ordering::Relaxed)
+        })
+        .await;
     }
 }
 
