@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::error::{Code, Error, Result};
 use crate::generate::GenerateConfig;
 use crate::sink::bigquery::BigQueryConfig;
+use crate::sink::breaker::BreakerConfig;
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
@@ -30,6 +31,8 @@ use crate::web::access::Access;
 pub struct Config {
     /// What runs between PostgreSQL and the sinks.
     pub pipeline: PipelineConfig,
+    /// When a target that fails is left alone.
+    pub breaker: BreakerConfig,
     /// Where events come from, and where walcast keeps its state.
     pub postgres: PostgresConfig,
     /// The Kafka sink.
@@ -56,8 +59,8 @@ pub struct PipelineConfig {
     pub batch_bytes_max: usize,
     /// How long a row may wait, in milliseconds, for more rows to join its batch.
     pub batch_age_ms_max: u64,
-    /// Size of the queue in front of each sink, in bytes. When the queue of one sink is full, reading stops for all
-    /// of them.
+    /// Size of the queue in front of each sink, in bytes. A sink whose queue is full and stands still leaves the others,
+    /// and is fed by a stream of its own until it has caught up.
     pub queue_bytes_max: usize,
     /// Largest row, in bytes of text. A larger row is delivered without its `raw_payload`.
     pub row_bytes_max: usize,
@@ -81,8 +84,9 @@ impl Default for PipelineConfig {
 
 impl PipelineConfig {
     /// What the loop may take.
-    pub fn limits(&self) -> Limits {
-        Limits { queue_bytes_max: self.queue_bytes_max, drain: Duration::from_secs(self.drain_seconds) }
+    pub fn limits(&self, breaker: &BreakerConfig) -> Limits {
+        let drain = Duration::from_secs(self.drain_seconds);
+        Limits { queue_bytes_max: self.queue_bytes_max, drain, breaker: breaker.clone() }
     }
 
     /// The bounds of a batch.
@@ -168,6 +172,7 @@ impl Config {
                     .hint("give it a number above 0"));
             }
         }
+        self.breaker.validate()?;
         self.postgres.check_names()?;
         Access::new(&self.web.token)?;
         Ok(())

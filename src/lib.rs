@@ -93,5 +93,6 @@ pub mod generate;
 pub mod web;
 pub mod config;
 pub mod sinks;
+pub mod lanes;
 pub mod pipeline;
 pub mod ops;

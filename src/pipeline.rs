@@ -5,25 +5,29 @@
 //! wrong that is not final (a lost connection, a sink that lost what it had accepted) has one answer: begin again
 //! with [`stream_once`], where every target is asked anew.
 
+use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::{Instrument, info_span};
 
 use crate::clock::ServerClock;
 use crate::config::Config;
-use crate::error::{Class, Error, Kind, Result};
+use crate::continuity::ContinuityCheck;
+use crate::error::{Class, Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
+use crate::lanes::{Keeper, LaneConfig};
 use crate::lsn::{Checkpoint, Session};
-use crate::resume;
+use crate::resume::{self, SinkName};
 use crate::shutdown::Shutdown;
 use crate::sink::retry::Backoff;
 use crate::sink::{self, Sink};
 use crate::sinks;
 use crate::source::connection::Connection;
 use crate::source::heartbeat::{Watch, ask_clock};
-use crate::source::slot::Publication;
 use crate::source::{check, slot};
+use crate::state::lanes::{self, LaneRecord};
 use crate::state::{State, history};
-use crate::streaming::{Fed, Streaming};
+use crate::streaming::{Begins, Fed, Intake, LaneEnd, Streaming};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::registry::StatusRegistry;
 use crate::transform::Transform;
@@ -73,10 +77,11 @@ async fn stream_once(
     shutdown: &mut Shutdown,
 ) -> Result<()> {
     let starting = start(config, registry, former, clock);
-    let (streaming, publication) = tokio::select! {
+    let started = tokio::select! {
         started = starting => started?,
         () = shutdown.wait() => return Ok(()),
     };
+    let Started { streaming, watch, mut keepers } = started;
     tracing::info!(
         start = %streaming.confirmed(),
         sinks = streaming.names().join(", "),
@@ -85,20 +90,45 @@ async fn stream_once(
     );
     registry.streaming(true);
     let began = Instant::now();
-    let (watch, doubts) = Watch::new(publication.identity, clock.clone());
-    let ended = streaming.run(watch.run(&config.postgres), doubts, shutdown).await;
+    let source_ended = async {
+        tokio::select! {
+            error = watch.run(&config.postgres) => error,
+            error = keeper_ended(&mut keepers) => error,
+        }
+    };
+    let ended = streaming.run(source_ended, shutdown).await;
     backoff.worked_for(began.elapsed());
     ended
 }
 
+/// What a life begins with.
+struct Started {
+    streaming: Streaming,
+    watch: Watch,
+    keepers: JoinSet<Result<()>>,
+}
+
+/// The first error of a lane's keeper. One that ends in good order does so with the stream.
+async fn keeper_ended(keepers: &mut JoinSet<Result<()>>) -> Error {
+    loop {
+        match keepers.join_next().await {
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => return error,
+            Some(Err(error)) => {
+                return Error::new(Code::WalcastBroke, "a lane's task broke down").because(error);
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
-/// Gives what the slot was made for too.
 async fn start(
     config: &Config,
     registry: &StatusRegistry,
     former: &mut Option<Session>,
     clock: &ServerClock,
-) -> Result<(Streaming, Publication)> {
+) -> Result<Started> {
     let mut state = State::new(config.postgres.clone());
     if let Some(former) = former {
         // whoever took over while we did not look is left alone
@@ -106,8 +136,10 @@ async fn start(
     }
     slot::server_facts(state.client().await?).await?.check_primary()?;
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
+    let mut dead = Dead { tolerated: tolerates(config), again: former.is_some(), sinks: Vec::new() };
     for mut target in sinks::admins(config)? {
-        target.prepare().await?;
+        let prepared = target.prepare().await;
+        dead.sort(target.name(), prepared)?;
     }
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
     let (history_id, timelines) = history::open(&config.postgres, &mut state).await?;
@@ -119,12 +151,16 @@ async fn start(
     let session = state.take_fencing_token(history_id, timelines, confirmed).await?;
     *former = Some(session.clone());
     failpoint!("pipeline_after_fencing_token");
-    let recovered = recover(sinks::build(config)?, &session, &mut state).await?;
+    let sinks = sinks::build(config)?;
+    let names: Vec<&str> = sinks.iter().map(|sink| sink.name()).collect();
+    let lanes = lanes::take_over(&mut state, &session, &names).await?;
+    let fed = recover(config, sinks, &session, &mut state, &lanes, dead).await?;
     failpoint!("pipeline_after_recover");
 
+    let counts = |fed: &&Fed| !matches!(fed.begins, Begins::InLane { counts: false, .. });
     let watermark = Watermark::new(
         confirmed,
-        recovered.iter().map(|(sink, durable, _)| (sink.name(), durable.durable_lsn)),
+        fed.iter().filter(counts).map(|fed| (fed.sink.name(), fed.durable.durable_lsn)),
     );
     let from = watermark.confirmed();
     let cache = sink::content::load(state.client().await?, &session, from).await?;
@@ -142,36 +178,135 @@ async fn start(
         }
     };
     let publication = history::publication(&config.postgres, state.client().await?).await?;
-    let fed = recovered.into_iter().map(|(sink, durable, registered)| {
-        let unregistered = !registered && sink.guarantee().keeps_checkpoint();
-        Fed { sink, durable, unregistered: unregistered.then(|| State::new(config.postgres.clone())) }
-    });
-    let limits = config.pipeline.limits();
-    let streaming = Streaming::spawn(limits, registry, stream, transform, watermark, &session, fed.collect());
-    Ok((streaming, publication))
+    let (watch, doubts) = Watch::new(publication.identity, clock.clone());
+    let here = |fed: &&Fed| matches!(fed.begins, Begins::Always | Begins::Here);
+    let claims = fed.iter().filter(here).map(|fed| (fed.sink.id(), fed.durable));
+    let intake = Intake::new(stream, transform, ContinuityCheck::new(from, claims), from, doubts);
+    let limits = config.pipeline.limits(&config.breaker);
+    let ids: Vec<SinkName> = fed.iter().map(|fed| fed.sink.id()).collect();
+    let (streaming, ends) = Streaming::spawn(limits, registry, intake, watermark, &session, fed);
+    let keepers = keep_lanes(config, &session, registry, ends, &ids, lanes);
+    Ok(Started { streaming, watch, keepers })
 }
 
-type Recovered = Vec<(Box<dyn Sink>, Checkpoint, bool)>;
+/// A task for each lane that there is or may be.
+fn keep_lanes(
+    config: &Config,
+    session: &Session,
+    registry: &StatusRegistry,
+    ends: Vec<LaneEnd>,
+    ids: &[SinkName],
+    mut open: Vec<LaneRecord>,
+) -> JoinSet<Result<()>> {
+    let lane = LaneConfig {
+        postgres: config.postgres.clone(),
+        bounds: config.pipeline.bounds(),
+        queue_bytes_max: config.pipeline.queue_bytes_max,
+    };
+    let mut keepers = JoinSet::new();
+    for end in ends {
+        let record = open.iter().position(|lane| lane.sink == end.name).map(|at| open.swap_remove(at));
+        let Some(sink) = ids.iter().find(|id| id.as_str() == end.name) else { continue };
+        let span = info_span!(parent: None, "lane", sink = end.name);
+        let keeper = Keeper::new(&lane, session, *sink, end, record, registry);
+        keepers.spawn(keeper.run().instrument(span));
+    }
+    keepers
+}
 
-/// Asks every sink where it stands: the sink, its checkpoint, and whether it is registered.
-async fn recover(sinks: Vec<Box<dyn Sink>>, session: &Session, state: &mut State) -> Result<Recovered> {
-    let mut recovered = Recovered::new();
+/// Whether a sink that fails leaves others to go on: the content versions are no sink that anybody reads.
+fn tolerates(config: &Config) -> bool {
+    config.pipeline.sinks.len() > 1
+}
+
+/// The sinks that do not answer as a life begins.
+struct Dead {
+    /// Whether others go on without them.
+    tolerated: bool,
+    /// Whether this process has had them all before: what is wrong now is no mistake in its settings.
+    again: bool,
+    sinks: Vec<&'static str>,
+}
+
+impl Dead {
+    /// Takes an error for that sink's alone, unless it concerns all; `None` for that.
+    fn sort<T>(&mut self, sink: &'static str, outcome: Result<T>) -> Result<Option<T>> {
+        let error = match outcome {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) => error,
+        };
+        let its_own = !error.code().concerns_the_source() && sink != sink::content::NAME.as_str();
+        let passes = error.class() == Class::Transient || self.again && error.class() == Class::Definite;
+        if !(self.tolerated && its_own && passes) {
+            return Err(error);
+        }
+        tracing::warn!(
+            sink,
+            code = %error.code(),
+            error = error.chain(),
+            "does not answer; the other sinks begin without it: {}",
+            error.advice()
+        );
+        self.sinks.push(sink);
+        Ok(None)
+    }
+}
+
+/// Asks every sink where it stands, but those that are in a lane or do not answer.
+async fn recover(
+    config: &Config,
+    sinks: Vec<Box<dyn Sink>>,
+    session: &Session,
+    state: &mut State,
+    open: &[LaneRecord],
+    mut dead: Dead,
+) -> Result<Vec<Fed>> {
+    let mut fed = Vec::new();
+    let mut all = true;
     for mut sink in sinks {
         let name = sink.name();
-        let stored = match sink.recover(session).await {
+        let registered = state.is_registered(session, name).await?;
+        let unregistered = !registered && sink.guarantee().keeps_checkpoint();
+        let unregistered = unregistered.then(|| State::new(config.postgres.clone()));
+        let lane = open.iter().find(|lane| lane.sink == name);
+        if lane.is_some() || dead.sinks.contains(&name) {
+            let (confirmed, counts) = match lane {
+                // whether it can bring anything is for its keeper to say
+                Some(lane) => match lanes::confirmed(state, lane, &config.postgres).await {
+                    Err(error) if error.class() != Class::Definite => return Err(error),
+                    confirmed => (confirmed.unwrap_or_default(), false),
+                },
+                None => (session.start, true),
+            };
+            let begins = Begins::InLane { counts, recovered: false };
+            fed.push(Fed { sink, durable: Checkpoint::at(confirmed), unregistered, begins });
+            all = false;
+            continue;
+        }
+        let recovered = match sink.recover(session).await {
             Err(error) if error.kind() == Kind::Fenced => {
                 return Err(older_state(error, session, state).await);
             }
-            stored => stored?,
+            recovered => dead.sort(name, recovered)?,
         };
-        let registered = state.is_registered(session, name).await?;
+        let Some(stored) = recovered else {
+            let begins = Begins::InLane { counts: true, recovered: false };
+            fed.push(Fed { sink, durable: Checkpoint::at(session.start), unregistered, begins });
+            all = false;
+            continue;
+        };
         let judged = resume::judge(stored.as_ref(), registered, session, state.wal_end().await?);
         let checkpoint = judged.or_refuse(sink.id(), session)?;
         tracing::info!(sink = name, %checkpoint, "sink recovered");
-        recovered.push((sink, checkpoint, registered));
+        let leaves =
+            dead.tolerated && sink.id() != sink::content::NAME && sink.guarantee().keeps_checkpoint();
+        let begins = if leaves { Begins::Here } else { Begins::Always };
+        fed.push(Fed { sink, durable: checkpoint, unregistered, begins });
     }
-    state.settle(session).await?;
-    Ok(recovered)
+    if all {
+        state.settle(session).await?;
+    }
+    Ok(fed)
 }
 
 /// Whether PostgreSQL knows of the newer instance that a target has seen.

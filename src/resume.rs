@@ -199,6 +199,17 @@ pub fn judge_again(
     }
 }
 
+/// The same of a sink that has given back all that it had not made durable: it goes on from wherever it stands, if the slot
+/// can.
+pub fn judge_apart(
+    sink: SinkName,
+    stored: Option<&StoredCheckpoint>,
+    registered: bool,
+    session: &Session,
+) -> Result<Checkpoint> {
+    judge(stored, registered, session, Lsn(u64::MAX)).or_refuse(sink, session)
+}
+
 impl Resume {
     /// The checkpoint to go on from; the refusal as an error otherwise.
     pub fn or_refuse(self, sink: SinkName, session: &Session) -> Result<Checkpoint> {

@@ -28,6 +28,17 @@ impl Watermark {
         self.settle()
     }
 
+    /// A sink counts that did not. What was confirmed without it stays, and nothing more is until it holds that too.
+    pub fn add(&mut self, sink: &'static str, durable: Lsn) {
+        self.remove(sink);
+        self.durable.push((sink, durable));
+    }
+
+    /// A sink does not count any more: another slot keeps what it lacks.
+    pub fn remove(&mut self, sink: &str) {
+        self.durable.retain(|(name, _)| *name != sink);
+    }
+
     /// What the server may be told.
     pub fn confirmed(&self) -> Lsn {
         self.confirmed

@@ -429,6 +429,13 @@ codes! {
         fix: "Set POSTGRES_HOST to the right server, or restore the sinks from the same time, or give them a new start: see docs/operate/resync.md.",
         over: "`walcast check` has no line that says FAIL.",
     }
+    LaneLost = 409 {
+        title: "The slot that a sink alone had is gone or invalidated.",
+        why: "The sink had fallen behind and read the WAL by a slot of its own. Somebody dropped that slot, PostgreSQL invalidated it (max_slot_wal_keep_size, idle_replication_slot_timeout), or a failover went to a server without it.",
+        look: "The message names the slot. The other sinks go on; `walcast status` shows them.",
+        fix: "Bring that sink level with PostgreSQL and give it a new start: \"Give a sink a new start\" in docs/operate/resync.md has the commands.",
+        over: "`walcast status` shows the sink as ok, and `walcast verify` is clean.",
+    }
     SlotGone = 410 {
         title: "The replication slot is gone.",
         why: "Somebody dropped it, or a failover went to a standby that did not have it. The WAL that was not delivered is gone with it.",
@@ -544,6 +551,11 @@ codes! {
 }
 
 impl Code {
+    /// Whether it is about PostgreSQL, the slot, our own settings or another walcast, and so about every sink.
+    pub fn concerns_the_source(self) -> bool {
+        matches!(self as u16, 100..=219 | 408 | 410..=416 | 420 | 500..=599)
+    }
+
     /// What kind of failure it is: what may be done about it, and the exit code.
     pub fn kind(self) -> Kind {
         match self as u16 / 100 {

@@ -19,12 +19,13 @@ use crate::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
 use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
-use crate::source::{PostgresConfig, rows, slot, sql};
+use crate::source::{PostgresConfig, rows, sql};
 use crate::state::marks::EventMarks;
-use crate::state::{State, extra, store_progress};
+use crate::state::{State, extra, lanes, store_progress};
 use crate::transform::content_cache::ContentCache;
 
-const NAME: SinkName = SinkName::new("content");
+/// Its name.
+pub const NAME: SinkName = SinkName::new("content");
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("so that a replayed event is joined with the content row that it saw at first");
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -254,11 +255,11 @@ async fn insert_letters(
     Ok(())
 }
 
-/// Below the confirmed LSN only each id's newest version can still be asked for. Gives that LSN: the next time
+/// Below the lowest confirmed LSN of all our slots only each id's newest version can still be asked for. Gives that LSN: the next time
 /// only what has come since is looked at.
 async fn prune(transaction: &Transaction<'_>, session: &Session, pruned: Lsn) -> Result<Lsn> {
     // whether the slot may be gone is for the stream to say
-    let Some(confirmed) = slot::confirmed(transaction.client(), &session.history_id.slot).await? else {
+    let Some(confirmed) = lanes::kept_from(transaction.client(), session).await? else {
         return Ok(pruned);
     };
     transaction

@@ -13,24 +13,21 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::error::{Class, Error, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
+use crate::lsn::{Checkpoint, Session};
 use crate::resume;
-use crate::sink::queue::{QueueReceiver, Queued};
-use crate::sink::retry::Backoff;
+use crate::sink::breaker::{Breaker, BreakerState};
+use crate::sink::queue::{Fed, Feed, Queued};
 use crate::sink::{Sink, Written};
 use crate::state::State;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::sink_status::SinkStatus;
-
-/// Trouble that took so many attempts lasted for some seconds.
-const LASTING_ATTEMPTS: u32 = 6;
 
 /// A sink at work.
 pub struct Driver {
     /// The sink.
     pub sink: Box<dyn Sink>,
     /// Where its batches come from.
-    pub queue: QueueReceiver,
+    pub feed: Feed,
     /// Who we are.
     pub session: Session,
     /// Where the sink stood when it was recovered.
@@ -41,33 +38,40 @@ pub struct Driver {
     pub index: usize,
     /// The sink's line in `walcast.sink` is still to be written.
     pub unregistered: Option<State>,
+    /// When its target is tried again.
+    pub breaker: Breaker,
+    /// How it gets rows again that it has given back; `None` where only a new start of the pipeline brings them.
+    pub apart: Option<Apart>,
     /// What the operator sees.
     pub status: SinkStatus,
 }
 
+/// A sink that can be fed by a stream of its own.
+pub struct Apart {
+    /// From where on it wants rows; `None` while it has a queue, or wants none.
+    pub wants: watch::Sender<Option<Checkpoint>>,
+    /// Whether it was asked where it stands.
+    pub recovered: bool,
+}
+
 impl Driver {
-    /// Runs until the queue is closed and drained (`Ok`), or until an error that only a new start of the
-    /// pipeline (`Lost`) or nobody (`Definite`) can mend.
+    /// Runs until its feed has ended and is written (`Ok`), or until an error that only a new start of the
+    /// pipeline (`Lost`) or nobody (`Definite`) can mend. A sink that can be fed apart ends with no error of its target.
     pub async fn run(self) -> Result<()> {
         let mut work = Work {
             accepted: self.durable,
             pending: Vec::new(),
             next_tick: Instant::now(),
             throttle: LogThrottle::default(),
+            given_back: self.apart.as_ref().is_some_and(|apart| !apart.recovered),
             driver: self,
         };
-        // tokens differ from start to start, and a simulation's runs can be repeated
-        let mut backoff =
-            Backoff::seeded(work.driver.session.fencing_token as u64 ^ work.driver.index as u64);
-        loop {
-            match work.step().await {
-                Ok(true) => {
-                    work.recovered(&backoff);
-                    backoff.reset();
-                }
-                Ok(false) => break,
-                Err(error) => work.retry(error, &mut backoff).await?,
-            }
+        let mut goes_on = !work.given_back || work.begin().await?;
+        while goes_on {
+            goes_on = match work.step().await {
+                Ok(goes_on) => goes_on,
+                Err(error) => work.retry(error).await?,
+            };
         }
         work.driver.sink.close().await;
         Ok(())
@@ -82,6 +86,18 @@ impl Driver {
             }
         });
     }
+
+    /// Says from where on rows are wanted.
+    fn wants(&self, from: Option<Checkpoint>) {
+        if let Some(apart) = &self.apart {
+            apart.wants.send_if_modified(|wants| std::mem::replace(wants, from) != from);
+        }
+    }
+
+    /// Whether an error is the target's alone, so that no other sink needs to know.
+    fn is_its_own(&self, error: &Error) -> bool {
+        self.apart.is_some() && !error.code().concerns_the_source()
+    }
 }
 
 struct Work {
@@ -90,6 +106,8 @@ struct Work {
     pending: Vec<Queued>,
     next_tick: Instant,
     throttle: LogThrottle,
+    /// It holds no queue and no batch: what comes next follows on what the target says that it has.
+    given_back: bool,
 }
 
 impl Work {
@@ -106,20 +124,32 @@ impl Work {
         Ok(open)
     }
 
-    /// Takes batches until the sink's pace is met or a tick is due. `false` when the queue has ended.
+    /// Takes batches until the sink's pace is met or a tick is due. `false` when nothing more will come.
     async fn collect(&mut self) -> bool {
         let policy = self.driver.sink.batch_policy();
         let mut bytes: usize = self.pending.iter().map(|queued| queued.batch.bytes()).sum();
         let mut until = (!self.pending.is_empty()).then(Instant::now);
+        let mut hungry = false;
         while bytes < policy.write_bytes_max {
             let tick = policy.tick_every.map(|_| self.next_tick);
             let deadline = until.into_iter().chain(tick).min();
-            let queued = tokio::select! {
+            let fed = tokio::select! {
                 biased;
-                queued = self.driver.queue.recv() => queued,
+                fed = self.driver.feed.recv(hungry) => fed,
                 () = sleep_until(deadline) => return true,
             };
-            let Some(queued) = queued else { return false };
+            let queued = match fed {
+                Fed::Batch(queued) => queued,
+                Fed::Ended => return false,
+                Fed::Hungry => {
+                    self.driver.wants(Some(self.driver.feed.reach()));
+                    hungry = true;
+                    continue;
+                }
+            };
+            if std::mem::take(&mut hungry) {
+                self.driver.wants(None);
+            }
             bytes += queued.batch.bytes();
             let urgent = queued.batch.urgent();
             // it has waited already while the last write went on
@@ -133,11 +163,16 @@ impl Work {
     }
 
     async fn write(&mut self) -> Result<()> {
-        let batches: Vec<Arc<Batch>> =
-            self.pending.iter().filter_map(|queued| queued.batch.beyond(&self.accepted)).collect();
+        // queues that follow one another may overlap, and so may batches of one write
+        let mut end = self.accepted;
+        let mut take = |batch: &Arc<Batch>| {
+            let beyond = batch.beyond(&end);
+            end = end.advanced(batch.checkpoint());
+            beyond
+        };
+        let batches: Vec<Arc<Batch>> = self.pending.iter().filter_map(|queued| take(&queued.batch)).collect();
         let urgent = self.pending.iter().any(|queued| queued.batch.urgent());
-        if let Some(last) = batches.last() {
-            let end = self.accepted.advanced(last.checkpoint());
+        if !batches.is_empty() {
             self.driver.status.begins(end.durable_lsn, batches.iter().map(|batch| batch.created()));
             for heartbeat in batches.iter().filter_map(|batch| batch.heartbeat()) {
                 self.driver.status.awaits(heartbeat.end_lsn, heartbeat.committed_at);
@@ -181,52 +216,106 @@ impl Work {
             failpoint!("driver_after_register");
             driver.unregistered = None;
         }
-        driver.publish(driver.durable.advanced(checkpoint));
+        let moved = driver.durable.advanced(checkpoint);
+        if moved != driver.durable && driver.breaker.progressed() {
+            tracing::info!(sink = driver.sink.name(), "takes rows again");
+            driver.status.breaker(BreakerState::Closed, None);
+        }
+        driver.publish(moved);
         debug_assert!(self.accepted.covers(&self.driver.durable), "durable beyond what was accepted");
         Ok(())
     }
 
-    /// Waits, asks the target where it stands, and goes on from there; returns what cannot be retried.
-    async fn retry(&mut self, error: Error, backoff: &mut Backoff) -> Result<()> {
+    /// Asks a target where it stands that did not answer yet. `false` when nothing more will come.
+    async fn begin(&mut self) -> Result<bool> {
+        match self.recover().await {
+            Ok(()) => Ok(true),
+            Err(error) => self.retry(error).await,
+        }
+    }
+
+    /// Waits, asks the target where it stands, and goes on from there; returns what cannot be retried. `false` when nothing
+    /// more will come.
+    async fn retry(&mut self, error: Error) -> Result<bool> {
         let mut error = error;
         loop {
             self.driver.status.failed(&error);
-            if error.class() != Class::Transient {
+            let its_own = self.driver.is_its_own(&error);
+            if !its_own && error.class() != Class::Transient {
                 return Err(error);
             }
-            let wait = backoff.next_wait();
-            if let Some(repeated) = self.throttle.say(&error.to_string()) {
-                tracing::warn!(
-                    sink = self.driver.sink.name(),
-                    code = %error.code(),
-                    error = error.chain(),
-                    repeated = (repeated > 0).then_some(repeated),
-                    "trying again in {wait:.1?}: {}",
-                    error.advice()
-                );
+            if error.class() != Class::Transient {
+                self.give_back();
             }
-            tokio::time::sleep(wait).await;
-            match self.driver.sink.recover(&self.driver.session).await {
-                Ok(stored) => return self.resume(stored),
+            let wait = self.driver.breaker.failed(error.class() == Class::Definite);
+            let open = self.driver.apart.is_some() && self.driver.breaker.state() == BreakerState::Open;
+            let until = Instant::now() + wait;
+            if open {
+                self.give_back();
+                // nothing shall knock at it meanwhile
+                self.driver.sink.close().await;
+                self.driver.status.breaker(BreakerState::Open, Some(until));
+            }
+            self.say(&error, open, until);
+            match open {
+                true if !self.driver.feed.idle_until(until).await => return Ok(false),
+                true => {}
+                false => tokio::time::sleep_until(until).await,
+            }
+            match self.recover().await {
+                Ok(()) => return Ok(true),
                 Err(again) => error = again,
             }
         }
     }
 
-    /// Ends what the warnings began; a short trouble needs no second line.
-    fn recovered(&self, backoff: &Backoff) {
-        if backoff.attempts() >= LASTING_ATTEMPTS {
-            tracing::info!(sink = self.driver.sink.name(), attempts = backoff.attempts(), "takes rows again");
+    fn say(&mut self, error: &Error, open: bool, until: Instant) {
+        let Some(repeated) = self.throttle.say(&error.to_string()) else { return };
+        let wait = until.saturating_duration_since(Instant::now());
+        let repeated = (repeated > 0).then_some(repeated);
+        let (sink, code, chain) = (self.driver.sink.name(), error.code(), error.chain());
+        match open {
+            true => tracing::warn!(
+                sink,
+                code = %code,
+                error = chain,
+                repeated,
+                "left alone, and asked again in {wait:.0?}; the other sinks go on: {}",
+                error.advice()
+            ),
+            false => {
+                tracing::warn!(sink, code = %code, error = chain, repeated, "trying again in {wait:.1?}: {}", error.advice());
+            }
         }
     }
 
-    fn resume(&mut self, stored: Option<StoredCheckpoint>) -> Result<()> {
-        let registered = self.driver.unregistered.is_none();
+    /// Lets go of all that is not accepted. What comes next follows on what the target says that it has.
+    fn give_back(&mut self) {
+        self.given_back = true;
+        self.pending.clear();
+        self.driver.feed.refuse(Checkpoint::default());
+        self.driver.wants(None);
+    }
+
+    /// Asks the target where it stands. With batches at hand that must be what left our memory; without, any place that the
+    /// slot can go on from.
+    async fn recover(&mut self) -> Result<()> {
+        let Driver { sink, session, .. } = &mut self.driver;
+        let stored = sink.recover(session).await?;
+        let (sink, registered) = (self.driver.sink.id(), self.driver.unregistered.is_none());
         let session = &self.driver.session;
-        let checkpoint =
-            resume::judge_again(self.driver.sink.id(), stored.as_ref(), registered, session, self.accepted)?;
+        let checkpoint = match self.given_back {
+            true => resume::judge_apart(sink, stored.as_ref(), registered, session)?,
+            false => resume::judge_again(sink, stored.as_ref(), registered, session, self.accepted)?,
+        };
+        if std::mem::take(&mut self.given_back) {
+            self.driver.feed.refuse(checkpoint);
+        }
         self.accepted = checkpoint;
         self.driver.publish(checkpoint);
+        if self.driver.breaker.answered() && self.driver.apart.is_some() {
+            self.driver.status.breaker(BreakerState::HalfOpen, None);
+        }
         Ok(())
     }
 }
@@ -247,9 +336,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::lsn::{HistoryId, Lsn, Timelines};
+    use crate::lsn::{HistoryId, Lsn, StoredCheckpoint, Timelines};
     use crate::resume::SinkName;
-    use crate::sink::queue::queue;
+    use crate::sink::breaker::BreakerConfig;
+    use crate::sink::queue::{feed, queue};
     use crate::sink::{BatchPolicy, Guarantee, SinkIdentity};
     use crate::telemetry::registry::StatusRegistry;
 
@@ -296,11 +386,14 @@ mod tests {
         let history_id =
             HistoryId { uuid: Uuid::nil(), system_id: "1".into(), timeline: 1, slot: "s".into() };
         let durable = Checkpoint::at(Lsn(1));
-        let (mut sender, queue) = queue(usize::MAX);
+        let (feeder, feed) = feed(durable);
+        let (mut sender, queue) = queue(usize::MAX, durable);
+        feeder.send(queue).ok().unwrap();
+        drop(feeder);
         let writes = Arc::default();
         let driver = Driver {
             sink: Box::new(SlowSink(Arc::clone(&writes))),
-            queue,
+            feed,
             session: Session {
                 history_id,
                 fencing_token: 1,
@@ -312,6 +405,8 @@ mod tests {
             checkpoints: watch::channel(vec![durable]).0,
             index: 0,
             unregistered: None,
+            breaker: Breaker::seeded(&BreakerConfig::default(), 1),
+            apart: None,
             status: StatusRegistry::new().sink("slow", durable),
         };
         let running = tokio::spawn(driver.run());

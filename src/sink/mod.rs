@@ -7,6 +7,7 @@
 pub mod queue;
 pub mod read_back;
 pub mod retry;
+pub mod breaker;
 pub mod driver;
 pub mod content;
 pub mod null;

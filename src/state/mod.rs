@@ -3,6 +3,7 @@
 
 pub mod extra;
 pub mod history;
+pub mod lanes;
 pub mod marks;
 
 use serde::Serialize;

@@ -68,6 +68,11 @@ metrics! {
     Gauge SINK_HEARTBEAT_AGE_SECONDS = "walcast_sink_heartbeat_age_seconds", Seconds, "Age of the newest heartbeat that lies below the sink's durable LSN, by sink. Absent before the first one.";
     Gauge SINK_HEARTBEAT_SECONDS = "walcast_sink_heartbeat_seconds", Seconds, "Time from that heartbeat's commit until the sink's durable LSN passed it, by sink.";
     Gauge QUEUE_BYTES = "walcast_queue_bytes", Bytes, "Batches that wait for the sink or that it is writing, by sink.";
+    Gauge BREAKER_OPEN = "walcast_sink_breaker_open", Count, "1 while the sink's circuit breaker keeps rows from its target, by sink.";
+    Gauge LANE_ACTIVE = "walcast_lane_active", Count, "1 while the sink has a replication slot of its own, by sink.";
+    Gauge LANE_LOST = "walcast_lane_lost", Count, "1 while that slot can bring no more, by sink.";
+    Gauge LANE_BEHIND_BYTES = "walcast_lane_behind_bytes", Bytes, "WAL between what a sink's own stream has received and what the others have, by sink.";
+    Gauge LANE_RETAINED_BYTES = "walcast_lane_retained_bytes", Bytes, "WAL that PostgreSQL keeps for the slot of a sink alone, by sink.";
     Gauge BACKPRESSURE_ACTIVE = "walcast_backpressure_active", Count, "1 while the sink's full queue stops the reading, by sink.";
     Counter SINK_BATCHES_TOTAL = "walcast_sink_batches_total", Count, "Successful writes, by sink.";
     Counter SINK_ROWS_TOTAL = "walcast_sink_rows_total", Count, "Rows written, by sink.";

@@ -12,7 +12,7 @@ use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics as names;
 use crate::telemetry::problem::problems;
 use crate::telemetry::sink_status::{SinkFacts, SinkStatus};
-use crate::telemetry::status::{SlotStatus, SourceStatus, State, Status};
+use crate::telemetry::status::{LaneState, SlotStatus, SourceStatus, State, Status};
 
 /// The pipeline's loop turns at least once a second while it streams; later than this it hangs.
 const TICK_AGE_MAX: Duration = Duration::from_secs(30);
@@ -112,6 +112,43 @@ impl StatusRegistry {
     pub fn backpressure(&self, sink: Option<&'static str>) {
         for line in &self.facts().sinks {
             line.standing().backpressure = Some(line.name) == sink;
+        }
+    }
+
+    /// A sink has a lane, which does this by this slot.
+    pub fn lane(&self, sink: &str, state: LaneState, slot: &str) {
+        if let Some(sink) = self.facts().sink(sink) {
+            sink.lane(state, slot);
+        }
+    }
+
+    /// A sink's lane has been received up to there, and this waits for the sink.
+    pub fn lane_received(&self, sink: &str, received: Lsn, queue_bytes: usize) {
+        let facts = self.facts();
+        if let Some(sink) = facts.sink(sink) {
+            sink.lane_received(received, facts.received.bytes_since(received), queue_bytes);
+        }
+    }
+
+    /// A sink's lane does not run, or can never again (`lost`).
+    pub fn lane_failed(&self, sink: &str, error: &Error, lost: bool) {
+        if let Some(sink) = self.facts().sink(sink) {
+            sink.lane_failed(error, lost);
+        }
+    }
+
+    /// PostgreSQL keeps so much WAL for the slots of lanes.
+    pub fn lanes_retain<'a>(&self, slots: impl IntoIterator<Item = (&'a str, u64)>) {
+        let facts = self.facts();
+        for (slot, bytes) in slots {
+            facts.sinks.iter().for_each(|sink| sink.lane_retains(slot, bytes));
+        }
+    }
+
+    /// A sink is fed with the others again.
+    pub fn no_lane(&self, sink: &str) {
+        if let Some(sink) = self.facts().sink(sink) {
+            sink.no_lane();
         }
     }
 

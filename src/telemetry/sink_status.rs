@@ -11,7 +11,7 @@ use crate::error::{Class, Code, Error};
 use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics::SinkCounters;
-use crate::telemetry::status::{SinkLine, SinkState};
+use crate::telemetry::status::{BreakerState, LaneLine, LaneState, SinkLine, SinkState};
 
 /// How many transactions of one sink may wait to be measured; more are left out.
 const WAITING_MAX: usize = 65_536;
@@ -42,6 +42,17 @@ pub(super) struct Standing {
     given: Lsn,
     heartbeat: Option<Beaten>,
     trouble: Option<String>,
+    breaker: BreakerState,
+    next_probe: Option<Instant>,
+    lane: Option<LaneFacts>,
+}
+
+/// How a sink's lane stands.
+struct LaneFacts {
+    line: LaneLine,
+    since: Instant,
+    /// When it was last told how far it is behind, and how fast it came nearer until then, in bytes a second.
+    told: Option<(Instant, f64)>,
 }
 
 /// A heartbeat whose place a sink holds.
@@ -125,6 +136,11 @@ impl SinkStatus {
     /// What is wrong with its target although it takes rows.
     pub fn trouble(&self, trouble: Option<String>) {
         self.update(|sink| sink.trouble = trouble);
+    }
+
+    /// Its circuit breaker has changed, or waits for another probe.
+    pub fn breaker(&self, state: BreakerState, next_probe: Option<Instant>) {
+        self.update(|sink| (sink.breaker, sink.next_probe) = (state, next_probe));
     }
 
     /// It is to write a row that committed then.
@@ -215,6 +231,50 @@ impl SinkFacts {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn lane(&self, state: LaneState, slot: &str) {
+        let mut now = self.standing();
+        let former = now.lane.take();
+        let line = former.as_ref().map(|lane| lane.line.clone()).unwrap_or_default();
+        let since =
+            former.filter(|lane| lane.line.state == state).map_or_else(Instant::now, |lane| lane.since);
+        let line = LaneLine { state, slot: slot.to_owned(), last_error: None, last_error_code: None, ..line };
+        now.lane = Some(LaneFacts { line, since, told: None });
+    }
+
+    pub(super) fn lane_received(&self, received: Lsn, behind: u64, queue_bytes: usize) {
+        let mut now = self.standing();
+        now.queue_bytes = queue_bytes as u64;
+        let Some(lane) = &mut now.lane else { return };
+        let moment = Instant::now();
+        let pace = lane.told.map(|(told, pace)| {
+            let seconds = (moment - told).as_secs_f64().max(0.001);
+            let nearer = (lane.line.behind_bytes as f64 - behind as f64) / seconds;
+            0.8 * pace + 0.2 * nearer
+        });
+        lane.line.catch_up_seconds = pace.filter(|pace| *pace > 1.0).map(|pace| behind as f64 / pace);
+        lane.told = Some((moment, pace.unwrap_or_default()));
+        (lane.line.received_lsn, lane.line.behind_bytes) = (received, behind);
+    }
+
+    pub(super) fn lane_failed(&self, error: &Error, lost: bool) {
+        let mut now = self.standing();
+        let Some(lane) = &mut now.lane else { return };
+        if lost && lane.line.state != LaneState::Lost {
+            (lane.line.state, lane.since) = (LaneState::Lost, Instant::now());
+        }
+        (lane.line.last_error, lane.line.last_error_code) = (Some(error.told()), Some(error.code()));
+    }
+
+    pub(super) fn lane_retains(&self, slot: &str, bytes: u64) {
+        if let Some(lane) = self.standing().lane.as_mut().filter(|lane| lane.line.slot == slot) {
+            lane.line.retained_bytes = Some(bytes);
+        }
+    }
+
+    pub(super) fn no_lane(&self) {
+        self.standing().lane = None;
+    }
+
     /// What the status says of it, when the stream has come to `received`.
     pub(super) fn line(&self, received: Lsn) -> SinkLine {
         let now = self.standing();
@@ -236,6 +296,14 @@ impl SinkFacts {
             last_error: now.last_error.clone(),
             last_error_code: now.last_error_code,
             trouble: now.trouble.clone(),
+            breaker: now.breaker,
+            next_probe_seconds: now
+                .next_probe
+                .map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64()),
+            lane: now
+                .lane
+                .as_ref()
+                .map(|lane| LaneLine { seconds: seconds_since(lane.since), ..lane.line.clone() }),
         }
     }
 }

@@ -171,6 +171,53 @@ pub struct SinkLine {
     pub last_error_code: Option<Code>,
     /// What is wrong with its target although it takes rows, and what to do.
     pub trouble: Option<String>,
+    /// Whether its circuit breaker lets rows go to the target.
+    pub breaker: BreakerState,
+    /// While that is open: the time until the target is asked again.
+    pub next_probe_seconds: Option<f64>,
+    /// The stream of its own that feeds it, or waits to; `None` while it is fed with the others.
+    pub lane: Option<LaneLine>,
+}
+
+/// A sink that has fallen behind alone, and the stream of its own that brings it back.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LaneLine {
+    /// What it does.
+    pub state: LaneState,
+    /// For how long it has been there.
+    pub seconds: f64,
+    /// Its replication slot; empty while that is made.
+    pub slot: String,
+    /// How far it has been received.
+    pub received_lsn: Lsn,
+    /// WAL between there and the end of what the other sinks are fed.
+    pub behind_bytes: u64,
+    /// How long it takes at the present pace until it has caught up; `None` while that is not foreseeable.
+    pub catch_up_seconds: Option<f64>,
+    /// WAL that PostgreSQL keeps for its slot; `None` before it was asked.
+    pub retained_bytes: Option<u64>,
+    /// Why it does not run; `None` while it does.
+    pub last_error: Option<String>,
+    /// Its code.
+    pub last_error_code: Option<Code>,
+}
+
+/// What a lane does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LaneState {
+    /// Its slot is made; until it is there, the walcast slot keeps the WAL.
+    #[default]
+    Opening,
+    /// Its slot keeps the WAL, and nothing is read: the sink takes nothing.
+    Parked,
+    /// It feeds the sink.
+    CatchingUp,
+    /// The sink is fed with the others again; the slot goes when it holds what they do.
+    Joining,
+    /// Its slot can bring no more: the sink is to be made anew.
+    Lost,
 }
 
 /// Whether a sink takes rows.
@@ -184,6 +231,19 @@ pub enum SinkState {
     Retrying,
     /// Trying again does not help.
     Blocked,
+}
+
+/// Whether rows go to the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BreakerState {
+    /// They do.
+    #[default]
+    Closed,
+    /// The target is left alone, but for a probe now and then.
+    Open,
+    /// A probe has succeeded: rows go to it, and the first that are durable close it.
+    HalfOpen,
 }
 
 /// One condition of being ready.
@@ -204,11 +264,21 @@ impl Status {
         let why = self.source.last_error.clone().unwrap_or_else(|| format!("it is {}", self.state));
         let source = ReadyCheck { name: "source".into(), ok: streaming, why: (!streaming).then_some(why) };
         let sinks = self.sinks.iter().map(|sink| {
-            let ok = sink.state == SinkState::Ok;
-            let why = sink.last_error.clone().unwrap_or_else(|| format!("it is {}", sink.state));
+            let ok = sink.state == SinkState::Ok && sink.lane.is_none();
+            let lane = sink.lane.as_ref();
+            let why = lane
+                .and_then(|lane| lane.last_error.clone())
+                .or_else(|| sink.last_error.clone())
+                .or_else(|| Some(format!("it has fallen behind, and its own stream is {}", lane?.state)))
+                .unwrap_or_else(|| format!("it is {}", sink.state));
             ReadyCheck { name: format!("sink {}", sink.name), ok, why: (!ok).then_some(why) }
         });
         std::iter::once(source).chain(sinks).collect()
+    }
+
+    /// Whether events flow from the source.
+    pub fn is_streaming(&self) -> bool {
+        self.state == State::Streaming
     }
 
     /// Whether events flow into every sink.
@@ -246,6 +316,18 @@ impl fmt::Display for SinkState {
             SinkState::Ok => "ok",
             SinkState::Retrying => "retrying",
             SinkState::Blocked => "blocked",
+        })
+    }
+}
+
+impl fmt::Display for LaneState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LaneState::Opening => "opening",
+            LaneState::Parked => "parked",
+            LaneState::CatchingUp => "catching up",
+            LaneState::Joining => "joining",
+            LaneState::Lost => "lost",
         })
     }
 }

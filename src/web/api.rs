@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
@@ -87,9 +87,12 @@ async fn livez(State(site): State<Arc<Site>>) -> impl IntoResponse {
     }
 }
 
-async fn readyz(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    let checks = site.registry.status().checks();
-    let ready = checks.iter().all(|check| check.ok);
+/// Ready while the source streams: no sink's trouble is another's, and a restart mends none. With `?sinks`, only while every
+/// sink takes rows with the others.
+async fn readyz(State(site): State<Arc<Site>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    let status = site.registry.status();
+    let checks = status.checks();
+    let ready = if query.as_deref() == Some("sinks") { status.is_ready() } else { status.is_streaming() };
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if site.access.permits(&headers) {
         (code, Json(json!({ "ready": ready, "checks": checks }))).into_response()

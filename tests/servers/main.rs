@@ -20,6 +20,7 @@ mod extra;
 mod gaps;
 mod generate;
 mod kafka;
+mod lanes;
 mod origins;
 mod payloads;
 mod redis;

@@ -89,6 +89,15 @@ impl Running {
         self.get(port, "/metrics").await.unwrap().text().await.unwrap()
     }
 
+    /// Whether it streams to this sink apart from the others; `false` too when it does not answer.
+    pub async fn is_in_a_lane(&self, sink: &str) -> bool {
+        let Some(port) = self.child.id().and_then(listening_port) else { return false };
+        let Ok(answer) = self.get(port, "/api/status").await else { return false };
+        let Ok(status) = answer.json::<Value>().await else { return false };
+        let sinks = status["sinks"].as_array().cloned().unwrap_or_default();
+        sinks.iter().any(|line| line["name"] == sink && line["lane"].is_object())
+    }
+
     /// What it answers at this path now.
     pub async fn json(&self, path: &str) -> Value {
         let port = listening_port(self.pid()).expect("it listens");
@@ -137,6 +146,18 @@ impl Running {
             reader.await.unwrap();
         }
         code
+    }
+}
+
+/// Whoever looks for the cause of a failed test has walcast's last words.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(log) = self.log.try_lock()
+        {
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("{}", lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n"));
+        }
     }
 }
 

@@ -368,6 +368,11 @@ impl World {
         tokio::task::spawn_blocking(look).await.unwrap()
     }
 
+    /// Where Redis listens.
+    pub fn redis_port(&self) -> u16 {
+        self.redis.port
+    }
+
     /// A connection to this world's Redis database.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
         redis_server::connect(&self.redis).await

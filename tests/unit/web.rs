@@ -78,7 +78,8 @@ async fn readiness_names_what_is_not_ready() {
     assert_eq!(site.json("/readyz").await.0, 200);
 
     kafka.failed(&Error::new(Code::KafkaUnreachable, "no broker answers").hint("start one"));
-    let (code, answer) = site.json("/readyz").await;
+    assert_eq!(site.json("/readyz").await.0, 200, "no sink's trouble is another's");
+    let (code, answer) = site.json("/readyz?sinks").await;
     assert_eq!(code, 503);
     let failed = serde_json::json!([
         { "name": "source", "ok": true, "why": null },
@@ -113,6 +114,7 @@ async fn the_status_has_everything_of_every_sink() {
         "lag_bytes": 16, "queue_lag_bytes": 16, "delivery_lag_bytes": 0, "lag_seconds": null,
         "heartbeat_age_seconds": null, "heartbeat_seconds": null, "queue_bytes": 9, "backpressure": false,
         "rows_total": 1, "last_error": null, "last_error_code": null, "trouble": null,
+        "breaker": "closed", "next_probe_seconds": null, "lane": null,
     });
     assert_eq!(sink, expected);
 }

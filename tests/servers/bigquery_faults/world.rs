@@ -13,8 +13,9 @@ use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
 use walcast::ops::init::migrate;
 use walcast::resume;
 use walcast::sink::bigquery::{self, BigQueryConfig, BigQuerySink};
+use walcast::sink::breaker::{Breaker, BreakerConfig};
 use walcast::sink::driver::Driver;
-use walcast::sink::queue::queue;
+use walcast::sink::queue::{feed, queue};
 use walcast::sink::{Sink, SinkAdmin};
 use walcast::source::{PostgresConfig, sql};
 use walcast::state::State;
@@ -88,16 +89,21 @@ impl World {
         self.check_checkpoint(durable);
         let mut state = State::new(self.postgres.clone());
         let registered = state.is_registered(&session, "bigquery").await?;
-        let (sender, receiver) = queue(256 << 20);
+        let (feeder, feed) = feed(durable);
+        let (sender, queue) = queue(256 << 20, durable);
+        feeder.send(queue).ok().unwrap();
+        drop(feeder);
         let (checkpoints, mut seen) = watch::channel(vec![durable]);
         let driver = Driver {
             sink: Box::new(sink),
-            queue: receiver,
+            feed,
             session,
             durable,
             checkpoints,
             index: 0,
             unregistered: (!registered).then_some(state),
+            breaker: Breaker::seeded(&BreakerConfig::default(), 1),
+            apart: None,
             status: StatusRegistry::new().sink("bigquery", durable),
         };
         for batch in self.stream.iter().filter_map(|batch| batch.beyond(&durable)) {

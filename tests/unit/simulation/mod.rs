@@ -21,14 +21,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
+use walcast::continuity::ContinuityCheck;
 use walcast::error::{Class, Code, Error, Result};
 use walcast::event::place::Places;
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timelines};
 use walcast::resume::{SinkName, judge};
 use walcast::shutdown::{Shutdown, Trigger};
+use walcast::sink::breaker::BreakerConfig;
 use walcast::source::heartbeat::{Answers, doubts};
 use walcast::source::stream::ReplicationStream;
-use walcast::streaming::{Fed, Limits, Streaming};
+use walcast::streaming::{Begins, Fed, Intake, Limits, Streaming};
 use walcast::telemetry::registry::StatusRegistry;
 use walcast::transform::{Bounds, Transform};
 use walcast::watermark::Watermark;
@@ -223,7 +225,7 @@ impl World {
             let rng = self.rng();
             self.targets[index].lock().unwrap().asked(durable);
             let sink = FaultySink::new(&self.targets[index], &self.session, rng, manners);
-            fed.push(Fed { sink: Box::new(sink), durable, unregistered: None });
+            fed.push(Fed { sink: Box::new(sink), durable, unregistered: None, begins: Begins::Always });
         }
         fed
     }
@@ -244,20 +246,22 @@ impl World {
             Transform::new(&Places::usual("public"), from, self.wal.contents(from), self.bounds(fate));
         let (client, server) = tokio::io::duplex(self.rng.random_range(100..4096));
         let drain = DRAINS[self.rng.random_range(0..DRAINS.len())];
-        let limits = Limits { queue_bytes_max: QUEUE_BYTES_MAX, drain };
-        let stream = ReplicationStream::over(client);
-        let streaming = Streaming::spawn(limits, &registry, stream, transform, watermark, &self.session, fed);
+        let limits = Limits { queue_bytes_max: QUEUE_BYTES_MAX, drain, breaker: BreakerConfig::default() };
+        let (doubts, answers) = doubts();
+        let claims = fed.iter().map(|fed| (fed.sink.id(), fed.durable));
+        let continuity = ContinuityCheck::new(from, claims);
+        let intake = Intake::new(ReplicationStream::over(client), transform, continuity, from, doubts);
+        let (streaming, _) = Streaming::spawn(limits, &registry, intake, watermark, &self.session, fed);
 
         let rows = self.targets.first().unwrap().lock().unwrap().wanted.clone().unwrap_or_default();
         let witness = Witness::new(&self.targets, rows, self.confirmed, !rough);
         let (habits, servers_rng, mut fates_rng) = (self.habits(fate), self.rng(), self.rng());
         let (trigger, mut shutdown) = Shutdown::manual();
         let signalled = Mutex::new(None);
-        let (doubts, answers) = doubts();
         let source_ended = source_ended(fate, self.rng(), answers, &witness);
         let ended = tokio::select! {
             biased;
-            ended = turns(fate, streaming.run(source_ended, doubts, &mut shutdown)) => ended,
+            ended = turns(fate, streaming.run(source_ended, &mut shutdown)) => ended,
             never = server::serve(server, &self.wal, from, habits, servers_rng, &witness) => match never {},
             () = befall(fate, &mut fates_rng, &trigger, &signalled, drain, &witness, self.wal.end) => None,
             () = sleep(STUCK) => panic!("{fate:?}: stuck"),

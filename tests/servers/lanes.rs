@@ -1,0 +1,256 @@
+//! One sink's trouble is that sink's alone: it gets a slot and a stream of its own, the others go on, and once it has caught
+//! up nothing of that is left. Whatever crashes in between, every sink has every event once.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use walcast::source::sql;
+
+use crate::support::hold::Hold;
+use crate::support::running::Running;
+use crate::support::wire::{Weather, Wire};
+use crate::support::world::World;
+use crate::support::{fresh_database, postgres, run, wait_until};
+
+/// A world whose Redis is behind a wire, with queues that are soon full and breakers that probe soon.
+struct Shore {
+    redis: Wire,
+    world: World,
+}
+
+impl Shore {
+    async fn new() -> Shore {
+        let world = World::new(fresh_database(postgres()).await).await;
+        Shore::of(world).await
+    }
+
+    async fn of(world: World) -> Shore {
+        let world = soon_full(&world);
+        world.walcast(["init"]).await.expect(0, &[]);
+        let redis = Wire::to(world.redis_port()).await;
+        let world = world.with("REDIS_PORT", &redis.port.to_string());
+        Shore { redis, world }
+    }
+}
+
+fn soon_full(world: &World) -> World {
+    world
+        .with("PIPELINE_QUEUE_BYTES_MAX", "300000")
+        .with("BREAKER_PROBE_SECONDS", "1")
+        .with("BIGQUERY_COMMIT_SECONDS", "1")
+}
+
+async fn sink(running: &Running, name: &str) -> Value {
+    let status = running.json("/api/status").await;
+    status["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == name).unwrap().clone()
+}
+
+async fn lane_is(running: &Running, name: &str, state: &str) {
+    wait_until(&format!("the lane of {name} is {state}"), async || {
+        sink(running, name).await["lane"]["state"] == state
+    })
+    .await;
+}
+
+async fn has_no_lane(running: &Running, name: &str) {
+    wait_until(&format!("{name} has no lane"), async || sink(running, name).await["lane"].is_null()).await;
+}
+
+/// Slots of lanes, and records of them.
+async fn left_over(world: &World) -> (i64, i64) {
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let count = "SELECT count(*) FROM pg_replication_slots, walcast.slot
+        WHERE starts_with(slot_name::text, 'walcast_lane_' || left(replace(history_id::text, '-', ''), 12))";
+    let slots = client.query_one(count, &[]).await.unwrap().get(0);
+    (slots, client.query_one("SELECT count(*) FROM walcast.lane", &[]).await.unwrap().get(0))
+}
+
+async fn nothing_is_left_over(world: &World) {
+    wait_until("no lane is left over", async || left_over(world).await == (0, 0)).await;
+}
+
+async fn confirmed_is_at_the_end(world: &World) {
+    let end = world.wal_end().await;
+    wait_until("all is confirmed", async || world.confirmed_lsn().await >= end).await;
+}
+
+#[tokio::test]
+async fn a_sink_that_hangs_holds_up_no_other_and_catches_up() {
+    let Shore { redis, world } = Shore::new().await;
+    let running = world.start().await;
+    world.insert_events(100).await;
+    world.wait_until_all_hold(100).await;
+    redis.set(Weather::Silent);
+    for _ in 0..20 {
+        world.insert_events(500).await;
+    }
+    wait_until("Kafka holds all", async || world.kafka_events().await.len() >= 10_100).await;
+    // the walcast slot moves on; a slot of its own keeps what Redis lacks
+    confirmed_is_at_the_end(&world).await;
+    assert!(sink(&running, "redis").await["lane"].is_object());
+    assert_eq!(running.json("/readyz").await["ready"], true, "the stream streams");
+    redis.set(Weather::Fair);
+    world.wait_until_all_hold(10_100).await;
+    has_no_lane(&running, "redis").await;
+    nothing_is_left_over(&world).await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(10_110).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+/// Kafka and BigQuery, where they hang in the middle of a write.
+#[tokio::test]
+async fn each_other_sink_may_hang_too() {
+    for (name, failpoint) in [("kafka", "kafka_before_commit"), ("bigquery", "bigquery_before_append")] {
+        let Shore { world, .. } = Shore::new().await;
+        let hold = Hold::open();
+        let running = world.with("FAILPOINTS", &hold.at(failpoint)).start().await;
+        world.insert_events(10).await;
+        world.wait_until_all_hold(10).await;
+        hold.close();
+        for _ in 0..20 {
+            world.insert_events(500).await;
+        }
+        wait_until("Redis counts all", async || world.redis_plays().await >= 10_010).await;
+        confirmed_is_at_the_end(&world).await;
+        assert!(sink(&running, name).await["lane"].is_object());
+        hold.release();
+        world.wait_until_all_hold(10_010).await;
+        has_no_lane(&running, name).await;
+        nothing_is_left_over(&world).await;
+        world.verify().await;
+        running.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_sink_that_is_dead_at_the_first_start_gets_all_in_the_end() {
+    let Shore { redis, world } = Shore::new().await;
+    redis.set(Weather::Cut);
+    let running = world.start().await;
+    world.insert_events(1_000).await;
+    lane_is(&running, "redis", "parked").await;
+    confirmed_is_at_the_end(&world).await;
+    let line = sink(&running, "redis").await;
+    assert!(line["breaker"] == "open" && line["last_error_code"] == "WC-320", "{line}");
+    // and so it is found again
+    running.kill().await;
+    let running = world.start().await;
+    world.insert_events(1_000).await;
+    lane_is(&running, "redis", "parked").await;
+    redis.set(Weather::Fair);
+    world.wait_until_all_hold(2_000).await;
+    has_no_lane(&running, "redis").await;
+    nothing_is_left_over(&world).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+/// At these steps of a lane's life.
+async fn survives_crashes_at(steps: &[&str]) {
+    let Shore { redis, world } = Shore::new().await;
+    let mut events = 0;
+    for step in steps {
+        let mut crashes = world.with("FAILPOINTS", &format!("{step}=return")).start().await;
+        redis.set(Weather::Cut);
+        for _ in 0..4 {
+            world.insert_events(500).await;
+            events += 500;
+        }
+        // far enough for the early steps; the later ones are reached when Redis is back
+        lane_or_end(&mut crashes).await;
+        redis.set(Weather::Fair);
+        assert_eq!(crashes.ended().await, None, "{step} is not reached: {}", crashes.log.lock().await);
+        let again = world.start().await;
+        world.insert_events(10).await;
+        events += 10;
+        world.wait_until_all_hold(events as usize).await;
+        has_no_lane(&again, "redis").await;
+        nothing_is_left_over(&world).await;
+        world.verify().await;
+        again.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_crash_while_a_lane_is_opened_loses_and_doubles_nothing() {
+    survives_crashes_at(&["lane_before_record", "lane_before_copy", "lane_after_copy", "lane_after_open"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_crash_while_a_lane_runs_loses_and_doubles_nothing() {
+    survives_crashes_at(&["lane_before_run", "lane_after_run", "lane_joining"]).await;
+}
+
+#[tokio::test]
+async fn a_crash_while_a_lane_is_closed_loses_and_doubles_nothing() {
+    survives_crashes_at(&["lane_before_close", "lane_before_drop", "lane_after_drop"]).await;
+}
+
+async fn lane_or_end(running: &mut Running) {
+    let began = Instant::now();
+    while !running.ends_within(Duration::from_millis(50)).await {
+        if running.is_in_a_lane("redis").await || began.elapsed() > Duration::from_secs(20) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_sinks_may_be_dead_at_once() {
+    let Shore { redis, world } = Shore::new().await;
+    let bigquery = Hold::open();
+    let running = world.with("FAILPOINTS", &bigquery.at("bigquery_before_append")).start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(10).await;
+    bigquery.close();
+    redis.set(Weather::Silent);
+    for _ in 0..20 {
+        world.insert_events(500).await;
+    }
+    wait_until("Kafka holds all", async || world.kafka_events().await.len() >= 10_010).await;
+    confirmed_is_at_the_end(&world).await;
+    for name in ["redis", "bigquery"] {
+        assert!(sink(&running, name).await["lane"].is_object());
+    }
+    bigquery.release();
+    redis.set(Weather::Fair);
+    world.wait_until_all_hold(10_010).await;
+    for name in ["redis", "bigquery"] {
+        has_no_lane(&running, name).await;
+    }
+    nothing_is_left_over(&world).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+/// What only the lane's slot had is gone: that sink says so, and the others go on, over a restart too.
+#[tokio::test]
+async fn a_lane_that_is_lost_is_its_sinks_trouble_alone() {
+    let Shore { redis, world } = Shore::new().await;
+    let running = world.start().await;
+    redis.set(Weather::Cut);
+    for _ in 0..4 {
+        world.insert_events(500).await;
+    }
+    lane_is(&running, "redis", "parked").await;
+    confirmed_is_at_the_end(&world).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, "SELECT pg_drop_replication_slot(slot) FROM walcast.lane").await;
+    redis.set(Weather::Fair);
+    lane_is(&running, "redis", "lost").await;
+    let lane = sink(&running, "redis").await["lane"].clone();
+    assert_eq!(lane["last_error_code"], "WC-409", "{lane}");
+    running.kill().await;
+    let running = world.start().await;
+    lane_is(&running, "redis", "lost").await;
+    world.insert_events(100).await;
+    wait_until("Kafka holds all", async || world.kafka_events().await.len() >= 2_100).await;
+    assert_eq!(running.json("/readyz").await["ready"], true);
+    let all = running.json("/readyz?sinks").await;
+    assert_eq!(all["ready"], false, "{all}");
+    confirmed_is_at_the_end(&world).await;
+    running.stop().await;
+}
