@@ -254,3 +254,125 @@ async fn a_lane_that_is_lost_is_its_sinks_trouble_alone() {
     confirmed_is_at_the_end(&world).await;
     running.stop().await;
 }
+
+/// How many connections a dead target sees, whatever its client library likes to do.
+#[tokio::test]
+async fn a_dead_target_sees_one_probe_at_a_time_on_the_wire() {
+    const PROBE_SECONDS: u64 = 2;
+    let world = World::new(fresh_database(postgres()).await).await;
+    let world = soon_full(&world).with("BREAKER_PROBE_SECONDS", &PROBE_SECONDS.to_string());
+    world.walcast(["init"]).await.expect(0, &[]);
+    let port = |name: &str, default: u16| {
+        let address = std::env::var(name).unwrap_or_default();
+        address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(default)
+    };
+    let wires = [
+        ("kafka", Wire::to(port("KAFKA_BROKERS", 29092)).await),
+        ("redis", Wire::to(world.redis_port()).await),
+        ("bigquery", Wire::to(port("BIGQUERY_REST_URL", 29050)).await),
+    ];
+    let at = |index: usize| wires[index].1.port;
+    let world = world
+        .with("KAFKA_BROKERS", &format!("127.0.0.1:{}", at(0)))
+        .with("REDIS_PORT", &at(1).to_string())
+        .with("BIGQUERY_REST_URL", &format!("http://127.0.0.1:{}", at(2)));
+    for (_, wire) in &wires {
+        wire.set(Weather::Cut);
+    }
+    let running = world.start().await;
+    for (name, _) in &wires {
+        wait_until(&format!("the breaker of {name} is open"), async || {
+            sink(&running, name).await["breaker"] == "open"
+        })
+        .await;
+    }
+    let before: Vec<u64> = wires.iter().map(|(_, wire)| wire.accepted()).collect();
+    let began = Instant::now();
+    wait_until("each target has seen five probes", async || {
+        wires.iter().zip(&before).all(|((_, wire), before)| wire.accepted() >= before + 5)
+    })
+    .await;
+    let probes = began.elapsed().as_secs() / PROBE_SECONDS + 1;
+    for ((name, wire), before) in wires.iter().zip(before) {
+        let seen = wire.accepted() - before;
+        // a probe of Kafka or BigQuery may be more than one connection
+        assert!(seen <= probes * 4, "{name}: {seen} connections in {probes} probes");
+    }
+    running.kill().await;
+}
+
+/// It takes rows all the time, and fewer than come.
+#[tokio::test]
+async fn a_sink_that_is_slower_than_the_stream_stays_in_its_lane() {
+    let Shore { redis, world } = Shore::new().await;
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(10).await;
+    redis.set(Weather::Slow(20_000));
+    let began = Instant::now();
+    let mut events = 10;
+    let mut joined = 0;
+    while began.elapsed() < Duration::from_secs(15) {
+        world.insert_events(1_000).await;
+        events += 1_000;
+        joined += u32::from(sink(&running, "redis").await["lane"]["state"] == "joining");
+    }
+    assert!(sink(&running, "redis").await["lane"].is_object());
+    assert_eq!(joined, 0, "it does not come back as long as it cannot keep up");
+    confirmed_is_at_the_end(&world).await;
+    redis.set(Weather::Fair);
+    world.wait_until_all_hold(events as usize).await;
+    has_no_lane(&running, "redis").await;
+    world.verify().await;
+    running.stop().await;
+}
+
+/// An instance that is paused between two steps of a lane wakes up after another has taken over.
+async fn wakes_up_after_a_takeover_at(step: &str) {
+    let Shore { redis, world } = Shore::new().await;
+    let hold = Hold::open();
+    let mut old = world.with("FAILPOINTS", &hold.at(step)).start().await;
+    world.insert_events(100).await;
+    world.wait_until_all_hold(100).await;
+    hold.close();
+    redis.set(Weather::Cut);
+    for _ in 0..4 {
+        world.insert_events(500).await;
+    }
+    if !old.is_in_a_lane("redis").await {
+        lane_or_end(&mut old).await;
+    }
+    redis.set(Weather::Fair);
+    hold.reached().await;
+    old.send("STOP");
+    hold.release();
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let readers = "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots
+        WHERE active_pid IS NOT NULL AND (slot_name = $1 OR slot_name IN (SELECT slot FROM walcast.lane))";
+    client.query(readers, &[&world.postgres.slot]).await.unwrap();
+    let new = world.start().await;
+    world.insert_events(100).await;
+    old.send("CONT");
+    let code = old.ended().await;
+    assert_eq!(code, Some(5), "{step}: {}", old.log.lock().await);
+    world.wait_until_all_hold(2_200).await;
+    has_no_lane(&new, "redis").await;
+    new.stop().await;
+    // what the old one may have left, the next start drops
+    let next = world.start().await;
+    nothing_is_left_over(&world).await;
+    world.verify().await;
+    next.stop().await;
+}
+
+#[tokio::test]
+async fn an_old_instance_that_wakes_up_before_its_copy_changes_nothing() {
+    wakes_up_after_a_takeover_at("lane_before_copy").await;
+    wakes_up_after_a_takeover_at("lane_after_copy").await;
+}
+
+#[tokio::test]
+async fn an_old_instance_that_wakes_up_before_its_drop_changes_nothing() {
+    wakes_up_after_a_takeover_at("lane_before_close").await;
+    wakes_up_after_a_takeover_at("lane_before_drop").await;
+}

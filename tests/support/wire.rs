@@ -53,6 +53,7 @@ struct Line {
     requests_left: AtomicI64,
     answers_left: AtomicI64,
     cuts: AtomicU64,
+    accepted: AtomicU64,
 }
 
 impl Wire {
@@ -75,6 +76,7 @@ impl Wire {
             requests_left: AtomicI64::new(-1),
             answers_left: AtomicI64::new(-1),
             cuts: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
         });
         let wire = Wire { port: listener.local_addr().unwrap().port(), line: Arc::clone(&line) };
         tokio::spawn(accept(listener, port, line));
@@ -108,6 +110,11 @@ impl Wire {
         self.line.cuts.load(Ordering::SeqCst)
     }
 
+    /// How many connections were opened to it.
+    pub fn accepted(&self) -> u64 {
+        self.line.accepted.load(Ordering::SeqCst)
+    }
+
     /// Returns when the server's word has passed, and with it all that came before on its connection.
     pub async fn server_said(&self) {
         wait_until("the server's word has passed", async || self.line.server_said.load(Ordering::SeqCst))
@@ -117,6 +124,7 @@ impl Wire {
 
 async fn accept(listener: TcpListener, port: u16, line: Arc<Line>) {
     while let Ok((client, _)) = listener.accept().await {
+        line.accepted.fetch_add(1, Ordering::SeqCst);
         let line = Arc::clone(&line);
         tokio::spawn(async move {
             let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
