@@ -3,6 +3,7 @@
     make bench                                      a backlog of 1,000,000 events, three rounds; then all that follows
     make bench EVENTS=100000 ROUNDS=1 MINUTES=0.5 KILLS=2 HUGE=100000      a first look
     make bench EVENTS=0 KILLS=0 HUGE=0              the rates alone; RATES=0 is without them
+    make bench EVENTS=0 RATES=0 KILLS=0 HUGE=0      the standstills alone; STANDSTILL=0 is without them
     make bench SOAK_MINUTES=60                      and then an hour at 3,333 events/s
     make bench SINKS=kafka,redis                    without BigQuery
     make bench DEBEZIUM=off                         without Debezium, which needs Maven Central once, and a JDK
@@ -25,8 +26,12 @@ is ready is given it (the one of content rows: the others collect batches, or ha
 Restarts: walcast is killed (SIGKILL) KILLS times under load and started again at once: until its slot is read again, and until
 Kafka and Redis hold all that was committed by then.
 
-Memory: the peak for one transaction of HUGE rows, and while BigQuery's stand-in is stopped (SIGSTOP) until its queue is full, and
-for 30 s more.
+Memory: the peak for one transaction of HUGE rows, and while BigQuery's stand-in is stopped (SIGSTOP) until it has left the others,
+and for 30 s more.
+
+Standstill: Kafka, Redis and BigQuery's stand-in in turn are stopped (SIGSTOP) for STANDSTILL seconds at 10,000 events/s, while outside
+readers look for probes in the others: their p99 beside that of the 30 s before; then how long it takes until the sink holds all
+and is fed with the others again.
 
 Soak: resident memory and the WAL that the slot retains, each 10 s: the medians of the first and of the last quarter must
 agree. Then `walcast verify`, which must find no difference; BigQuery's stand-in keeps no rows and is left out of that.
@@ -53,11 +58,12 @@ import rates
 import report
 import restarts
 import soak
+import standstill
 from settings import Settings
 from source import Source
 from targets import Targets
 
-PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "soak": soak}
+PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "standstill": standstill, "soak": soak}
 
 
 def main():
@@ -83,7 +89,7 @@ def main():
 def parts(settings):
     """Those asked for, by name."""
     asked_for = {"backlog": settings.events, "rates": settings.rates, "restarts": settings.kills, "memory": settings.huge_rows,
-                 "soak": settings.soak_minutes}
+                 "standstill": settings.standstill_seconds, "soak": settings.soak_minutes}
     return {name: PARTS[name] for name, wanted in asked_for.items() if wanted}
 
 

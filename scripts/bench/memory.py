@@ -1,8 +1,5 @@
 """The fourth part: the most memory that walcast takes for one huge transaction, and while a sink stands still under load."""
 
-import contextlib
-import os
-import signal
 import time
 
 import report
@@ -10,6 +7,7 @@ from clients import Walcast
 from live import generating, streaming, wait_until
 from processes import peak_rss_mib
 from restarts import holds
+from standstill import line, stopped
 
 RATE = 10_000
 STANDSTILL_SECONDS = 30
@@ -40,29 +38,17 @@ def huge(client, rows, source, targets, folder):
 
 
 def standstill(client, source, targets, folder):
-    """Until the queue before BigQuery was full, and for the rest of the time; then it goes on."""
+    """Until BigQuery has left the others, and for the rest of the time; then it goes on."""
     with streaming(source, targets, client, "standstill", folder) as (slot, child, environment):
         with generating(source, RATE, folder):
             with stopped(targets.process.pid):
-                wait_until(lambda: is_full(client.status(environment)), child, "filled its queue")
+                wait_until(lambda: line(client, environment, "bigquery")["lane"], child, "left the others")
                 time.sleep(STANDSTILL_SECONDS)
         until_all_hold(client, slot, child, environment)
         return round(peak_rss_mib(child.pid))
-
-
-def is_full(status):
-    return bool(status) and any(line["backpressure"] for line in status["sinks"] if line["name"] == "bigquery")
 
 
 def until_all_hold(client, slot, child, environment):
     committed = slot.wal_end()
     wait_until(lambda: holds(client.status(environment), client.sinks, committed), child, "written all")
 
-
-@contextlib.contextmanager
-def stopped(pid):
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

@@ -15,6 +15,7 @@ class Settings:
     minutes: float  # of each rate
     kills: int
     huge_rows: int
+    standstill_seconds: float
     soak_minutes: float
     sinks: list
     emulator: bool
@@ -26,6 +27,7 @@ class Settings:
             events=number("EVENTS", 1_000_000), rounds=number("ROUNDS", 3),
             rates=[number("RATES", text, text) for text in words("RATES", "3333,10000,25000") if text != "0"],
             minutes=number("MINUTES", 2, kind=float), kills=number("KILLS", 10), huge_rows=number("HUGE", 1_000_000),
+            standstill_seconds=number("STANDSTILL", 60, kind=float),
             soak_minutes=number("SOAK_MINUTES", 0, kind=float), sinks=words("SINKS", "kafka,redis,bigquery"),
             emulator=ENV.get("BIGQUERY") == "emulator", debezium=ENV.get("DEBEZIUM") != "off")
 

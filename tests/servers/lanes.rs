@@ -260,7 +260,9 @@ async fn a_lane_that_is_lost_is_its_sinks_trouble_alone() {
 async fn a_dead_target_sees_one_probe_at_a_time_on_the_wire() {
     const PROBE_SECONDS: u64 = 2;
     let world = World::new(fresh_database(postgres()).await).await;
-    let world = soon_full(&world).with("BREAKER_PROBE_SECONDS", &PROBE_SECONDS.to_string());
+    let world = soon_full(&world)
+        .with("BREAKER_PROBE_SECONDS", &PROBE_SECONDS.to_string())
+        .with("BREAKER_FAILURES_MAX", "1");
     world.walcast(["init"]).await.expect(0, &[]);
     let port = |name: &str, default: u16| {
         let address = std::env::var(name).unwrap_or_default();
@@ -288,15 +290,16 @@ async fn a_dead_target_sees_one_probe_at_a_time_on_the_wire() {
     }
     let before: Vec<u64> = wires.iter().map(|(_, wire)| wire.accepted()).collect();
     let began = Instant::now();
-    wait_until("each target has seen five probes", async || {
-        wires.iter().zip(&before).all(|((_, wire), before)| wire.accepted() >= before + 5)
+    wait_until("each target has seen three probes", async || {
+        wires.iter().zip(&before).all(|((_, wire), before)| wire.accepted() >= before + 3)
     })
     .await;
     let probes = began.elapsed().as_secs() / PROBE_SECONDS + 1;
     for ((name, wire), before) in wires.iter().zip(before) {
         let seen = wire.accepted() - before;
-        // a probe of Kafka or BigQuery may be more than one connection
-        assert!(seen <= probes * 4, "{name}: {seen} connections in {probes} probes");
+        // Kafka's client connects again and again while one probe lasts, and to more than one address of a name
+        let most = if *name == "kafka" { 8 } else { 2 };
+        assert!(seen <= probes * most, "{name}: {seen} connections in {probes} probes");
     }
     running.kill().await;
 }

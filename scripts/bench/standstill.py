@@ -1,0 +1,85 @@
+"""The fifth part: each sink in turn stands still (SIGSTOP) under load and goes on: what the others notice of it, and how soon it is back."""
+
+import contextlib
+import os
+import signal
+import time
+
+import report
+from clients import Walcast, newest_event
+from live import POLL_SECONDS, generating, streaming, wait_until
+from probes import Probes
+from processes import peak_rss_mib
+from rates import WARM_SECONDS
+from restarts import holds
+
+RATE = 10_000
+UNDISTURBED_SECONDS = 30
+BACK_SECONDS_MAX = 600
+
+
+def measure(settings, source, targets, folder, _):
+    """What goes to the report's file."""
+    client, found = Walcast(source.binary, settings.sinks), {}
+    for sink, pid in targets.servers().items():
+        if sink.lower() in client.sinks:
+            report.say(f"{sink} stands still for {settings.standstill_seconds:g} s at {RATE:,} events/s")
+            found[sink] = of(sink.lower(), pid, client, settings.standstill_seconds, source, targets, folder)
+            report.say(f"  {found[sink]}")
+    return {"rate": RATE, "seconds": settings.standstill_seconds, "sinks": found}
+
+
+def of(sink, pid, client, seconds, source, targets, folder):
+    with streaming(source, targets, client, f"still_{sink}", folder) as (slot, child, environment):
+        with generating(source, RATE, folder) as generator:
+            time.sleep(WARM_SECONDS)
+            # the other sinks' readers alone: one of the sink that stands still would stand still too
+            topic = client.topic(slot) if sink != "kafka" else None
+            redis_db = targets.redis_db if "redis" in client.sinks and sink != "redis" else None
+            before = probed(topic, redis_db, UNDISTURBED_SECONDS, [child, generator])
+            first = newest_event(source.connection)
+            with stopped(pid):
+                during = probed(topic, redis_db, seconds, [child, generator])
+                lane = line(client, environment, sink)["lane"]
+            missed, let_go = newest_event(source.connection) - first, time.monotonic()
+            until_back(sink, client, slot, environment, child)
+            back = time.monotonic() - let_go
+        committed = slot.wal_end()
+        wait_until(lambda: holds(client.status(environment), client.sinks, committed), child, "written all")
+        return {"lane_after": lane and lane["state"], "back_s": round(back, 1), "events_meanwhile": missed,
+                "rss_peak_mib": round(peak_rss_mib(child.pid)), "undisturbed": before, "during": during,
+                "p99_ratio": {place: round(during[place]["p99_ms"] / before[place]["p99_ms"], 2) for place in before}}
+
+
+def probed(topic, redis_db, seconds, children):
+    def still_well(problem):
+        for child in children:
+            if problem or not child.runs():
+                child.give_up(problem or "ended")
+
+    with Probes(topic, redis_db) as probes:
+        probes.send(seconds, still_well)
+        return probes.latencies()
+
+
+def until_back(sink, client, slot, environment, child):
+    """Holds what was committed when it was let go, and is fed with the others again."""
+    committed, deadline = slot.wal_end(), time.monotonic() + BACK_SECONDS_MAX
+    while not holds(client.status(environment), [sink], committed) or line(client, environment, sink)["lane"]:
+        if time.monotonic() > deadline or not child.runs():
+            child.give_up(f"has not brought {sink} back: {line(client, environment, sink)}")
+        time.sleep(POLL_SECONDS)
+
+
+def line(client, environment, sink):
+    status = client.status(environment)
+    return next(line for line in status["sinks"] if line["name"] == sink)
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
