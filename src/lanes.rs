@@ -24,8 +24,8 @@ use crate::resume::SinkName;
 use crate::sink;
 use crate::sink::retry::Backoff;
 use crate::source::PostgresConfig;
-use crate::source::connection::Connection;
-use crate::source::heartbeat::{ask_clock, doubts};
+use crate::source::connection::{Connection, Stream};
+use crate::source::heartbeat::{Watch, ask_clock};
 use crate::state::lanes::{self, LaneRecord};
 use crate::state::{State, history};
 use crate::streaming::lane::{Ended, Lane, watermark};
@@ -149,7 +149,7 @@ impl Keeper {
             self.attempts += 1;
             let opened = tokio::select! {
                 biased;
-                opened = lanes::open(&mut self.state, &self.session, self.end.name, self.attempts) => opened,
+                opened = lanes::open(&self.config.postgres, &mut self.state, &self.session, self.end.name, self.attempts) => opened,
                 () = stopped(&mut self.end) => return Ok(false),
             };
             match opened {
@@ -181,9 +181,9 @@ impl Keeper {
             let Some(reach) = wanted(&mut self.end).await else { return Ok(Ended::Stopped) };
             failpoint!("lane_before_run");
             let ended = match self.start(&record, reach, not_before).await {
-                Ok((lane, answers)) => {
+                Ok((lane, watch)) => {
                     self.registry.lane(self.end.name, LaneState::CatchingUp, &record.slot);
-                    lane.run(&mut self.end, answers).await
+                    lane.run(&mut self.end, watch.answer(&self.config.postgres)).await
                 }
                 Err(error) => Err(error),
             };
@@ -206,7 +206,7 @@ impl Keeper {
         record: &LaneRecord,
         reach: Checkpoint,
         not_before: Instant,
-    ) -> Result<(Lane<crate::source::connect::Stream>, crate::source::heartbeat::Answers)> {
+    ) -> Result<(Lane<Stream>, Watch)> {
         let postgres = &self.config.postgres;
         let confirmed = lanes::confirmed(&mut self.state, record, postgres).await?;
         let watermark = watermark(confirmed, &self.end.checkpoints.borrow_and_update(), self.end.index);
@@ -220,17 +220,18 @@ impl Keeper {
         }
         let client = self.state.client().await?;
         let cache = sink::content::load(client, &self.session, from).await?;
-        let places = history::publication(postgres, client).await?.places;
+        let publication = history::publication(postgres, client).await?;
         ask_clock(client, &self.clock).await?;
-        let transform = Transform::new(&places, from, cache, self.config.bounds).dated_by(self.clock.clone());
+        let transform =
+            Transform::new(&publication.places, from, cache, self.config.bounds).dated_by(self.clock.clone());
         let connection = Connection::connect(postgres).await?;
         let stream = connection.start_replication(&record.slot, &postgres.publication, from).await?;
         let continuity = ContinuityCheck::new(from, [(self.sink, reach)]);
-        let (doubts, answers) = doubts();
+        let (watch, doubts) = Watch::new(publication.identity, self.clock.clone());
         let intake = Intake::new(stream.dated_by(self.clock.clone()), transform, continuity, from, doubts);
         let lane =
             Lane::feed(&self.end, intake, watermark, self.config.queue_bytes_max, not_before, &self.registry);
-        Ok((lane, answers))
+        Ok((lane, watch))
     }
 
     /// Keeps the slot until the sink holds what the walcast slot was confirmed up to.

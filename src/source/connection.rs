@@ -116,6 +116,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.create(slot, "LOGICAL", options).await
     }
 
+    /// Has a slot, which nobody reads, kept on standbys as well (PostgreSQL 17).
+    pub async fn keep_on_standbys(&mut self, slot: &str) -> Result<()> {
+        let command = format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", identifier(slot));
+        self.query(&command, Asked::CreateSlot).await.map(drop)
+    }
+
     /// As [`Connection::create_slot`], for a slot that ends with this connection.
     pub async fn create_temporary_slot(&mut self, slot: &str) -> Result<CreatedSlot> {
         let options = if self.server_version < 15 { "EXPORT_SNAPSHOT" } else { "(SNAPSHOT 'export')" };

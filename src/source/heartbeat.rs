@@ -115,6 +115,21 @@ impl Watch {
         }
     }
 
+    /// Says what warnings mean, and watches nothing else: of a stream beside one that is watched. Gives what is wrong.
+    pub async fn answer(mut self, config: &PostgresConfig) -> Error {
+        loop {
+            let warning = self.answers.raised().await;
+            let judged = async {
+                let client = sql::connect(config).await?;
+                self.judge(&client, config, &warning).await
+            };
+            match judged.await {
+                Ok(meaning) => self.answers.settle(meaning),
+                Err(error) => return error,
+            }
+        }
+    }
+
     async fn watching(mut self, config: &PostgresConfig) -> Result<Infallible> {
         let (client, mut session_ended) = sql::connect_watched(config).await?;
         let mut heartbeat_due = tokio::time::interval(HEARTBEAT_EVERY);

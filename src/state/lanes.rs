@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Lsn, Session};
+use crate::source::connection::Connection;
 use crate::source::server_error::Asked;
 use crate::source::slot::SlotFacts;
 use crate::source::{PostgresConfig, slot, sql};
@@ -99,6 +100,7 @@ pub fn prefix(history_id: Uuid) -> String {
 /// Makes a slot for a sink, which is to count at the walcast slot until this has returned: the copy begins there, at or below
 /// what the sink holds. `attempt` was never used by this instance.
 pub async fn open(
+    config: &PostgresConfig,
     state: &mut State,
     session: &Session,
     sink: &'static str,
@@ -113,6 +115,10 @@ pub async fn open(
     failpoint!("lane_before_copy");
     copy(state.client().await?, &session.history_id.slot, &record.slot).await?;
     failpoint!("lane_after_copy");
+    if is_kept_on_standbys(state.client().await?, &session.history_id.slot).await? {
+        // a copy is not, whatever it was made of
+        Connection::connect(config).await?.keep_on_standbys(&record.slot).await?;
+    }
     if let Err(error) = write(state, session, &record, "open").await {
         // whoever has become newer may not know of it; where the outcome is unknown, the record may stand
         if error.kind() == Kind::Fenced {
@@ -135,6 +141,13 @@ async fn write(state: &mut State, session: &Session, record: &LaneRecord, to: &s
         .await
         .map_err(sql::error)?;
     transaction.commit().await.map_err(sql::error)
+}
+
+async fn is_kept_on_standbys(client: &Client, slot: &str) -> Result<bool> {
+    // PostgreSQL before 17 has no such column
+    let kept = "SELECT coalesce((to_jsonb(s) ->> 'failover')::boolean, false) FROM pg_replication_slots s WHERE slot_name = $1";
+    let row = client.query_opt(kept, &[&slot]).await.map_err(sql::error)?;
+    row.as_ref().map_or(Ok(false), |row| sql::get(row, 0))
 }
 
 async fn copy(client: &Client, from: &str, to: &str) -> Result<()> {

@@ -1,6 +1,8 @@
 //! The loop of a lane: a stream of its own slot into the queue of one sink, until that sink can be fed from the main stream
 //! again.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{LaneEnd, Says, Told};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::lsn::{Checkpoint, Lsn};
 use crate::sink::queue::{Closed, Queue, QueueSender, queue};
-use crate::source::heartbeat::Answers;
 use crate::streaming::intake::Intake;
 use crate::telemetry::registry::StatusRegistry;
 use crate::watermark::Watermark;
@@ -79,8 +80,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
         }
     }
 
-    /// Runs until the sink is elsewhere, or an error that concerns this stream alone.
-    pub async fn run(mut self, end: &mut LaneEnd, mut answers: Answers) -> Result<Ended> {
+    /// Runs until the sink is elsewhere, or until the stream or `source_ended` fails.
+    pub async fn run(
+        mut self,
+        end: &mut LaneEnd,
+        source_ended: impl Future<Output = Error>,
+    ) -> Result<Ended> {
+        let mut source_ended = pin!(source_ended);
         let mut status_due = tokio::time::interval(STATUS_EVERY);
         status_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut outbox = None;
@@ -100,9 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
                     Some(Told::Withdrawn) => self.withdraw(),
                     Some(Told::Left | Told::LetGo) => {}
                 },
-                warning = answers.raised() => {
-                    return Err(Error::new(Code::Unavailable, format!("PostgreSQL warns: {warning}")));
-                }
+                error = &mut source_ended => return Err(error),
                 Ok(()) = end.checkpoints.changed() => self.confirm(end).await?,
                 _ = status_due.tick() => self.send_status(end).await?,
                 sent = send(&self.queue, &mut outbox), if !room => if sent.is_err() { return Ok(Ended::GivenBack) },

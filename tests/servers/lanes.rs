@@ -7,6 +7,7 @@ use serde_json::Value;
 use walcast::source::sql;
 
 use crate::support::hold::Hold;
+use crate::support::pair::Pair;
 use crate::support::running::Running;
 use crate::support::wire::{Weather, Wire};
 use crate::support::world::World;
@@ -378,4 +379,44 @@ async fn an_old_instance_that_wakes_up_before_its_copy_changes_nothing() {
 async fn an_old_instance_that_wakes_up_before_its_drop_changes_nothing() {
     wakes_up_after_a_takeover_at("lane_before_close").await;
     wakes_up_after_a_takeover_at("lane_before_drop").await;
+}
+
+/// A standby makes a slot its own once that has moved on (PostgreSQL 17 and 18), which that of a parked lane does not: a failover
+/// loses it, and with it that sink's rows alone.
+#[tokio::test]
+async fn a_failover_with_a_parked_lane_is_its_sinks_trouble_alone() {
+    let pair = Pair::new("lanes").await;
+    let world =
+        World::new(fresh_database(pair.primary.clone()).await).await.with("PIPELINE_SINKS", "kafka,redis");
+    let Shore { redis, world } = Shore::of(world).await;
+    let running = world.start().await;
+    world.insert_events(100).await;
+    redis.set(Weather::Cut);
+    for _ in 0..4 {
+        world.insert_events(500).await;
+    }
+    lane_is(&running, "redis", "parked").await;
+    confirmed_is_at_the_end(&world).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let lane = "SELECT failover FROM pg_replication_slots WHERE slot_name IN (SELECT slot FROM walcast.lane)";
+    assert!(
+        client.query_one(lane, &[]).await.unwrap().get::<_, bool>(0),
+        "one that moves is kept on standbys"
+    );
+    pair.synced(&world).await;
+    pair.level(&world).await;
+    pair.kill_primary();
+    running.kill().await;
+    pair.promote().await;
+    let after = pair.after(&world);
+    redis.set(Weather::Fair);
+    let running = after.start().await;
+    after.insert_events(100).await;
+    wait_until("Kafka holds all", async || after.kafka_events().await.len() >= 2_200).await;
+    lane_is(&running, "redis", "lost").await;
+    let lane = sink(&running, "redis").await["lane"].clone();
+    assert_eq!(lane["last_error_code"], "WC-409", "{lane}");
+    confirmed_is_at_the_end(&after).await;
+    running.stop().await;
+    pair.wipe();
 }

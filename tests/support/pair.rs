@@ -58,13 +58,18 @@ impl Pair {
 
     /// Waits until the standby keeps the slot for good, which takes movement on the primary.
     pub async fn synced(&self, world: &World) {
+        self.synced_slot(world, &world.postgres.slot).await;
+    }
+
+    /// The same of any slot.
+    pub async fn synced_slot(&self, world: &World, slot: &str) {
         let primary = sql::connect(&world.postgres).await.unwrap();
         let standby = self.on_standby(world).await;
         let kept = "SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = $1";
         wait_until("the standby keeps the slot", async || {
             let move_on = "SELECT pg_log_standby_snapshot(), pg_logical_emit_message(true, 'other', '')";
             run(&primary, move_on).await;
-            let row = standby.query_opt(kept, &[&world.postgres.slot]).await.unwrap();
+            let row = standby.query_opt(kept, &[&slot]).await.unwrap();
             row.is_some_and(|row| row.get(0))
         })
         .await;
