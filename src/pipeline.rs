@@ -20,7 +20,7 @@ use crate::lsn::{Checkpoint, Session};
 use crate::resume::{self, SinkName};
 use crate::shutdown::Shutdown;
 use crate::sink::retry::Backoff;
-use crate::sink::{self, Sink};
+use crate::sink::{self, Sink, SinkAdmin};
 use crate::sinks;
 use crate::source::connection::Connection;
 use crate::source::heartbeat::{Watch, ask_clock};
@@ -136,10 +136,12 @@ async fn start(
     }
     slot::server_facts(state.client().await?).await?.check_primary()?;
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
-    let mut dead = Dead { tolerated: tolerates(config), again: former.is_some(), sinks: Vec::new() };
+    let mut dead = Dead { tolerated: tolerates(config), again: former.is_some(), unprepared: Vec::new() };
     for mut target in sinks::admins(config)? {
         let prepared = target.prepare().await;
-        dead.sort(target.name(), prepared)?;
+        if dead.sort(target.name(), prepared)?.is_none() {
+            dead.unprepared.push(target);
+        }
     }
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
     let (history_id, timelines) = history::open(&config.postgres, &mut state).await?;
@@ -225,7 +227,8 @@ struct Dead {
     tolerated: bool,
     /// Whether this process has had them all before: what is wrong now is no mistake in its settings.
     again: bool,
-    sinks: Vec<&'static str>,
+    /// Those whose targets have not what it takes yet.
+    unprepared: Vec<Box<dyn SinkAdmin>>,
 }
 
 impl Dead {
@@ -247,7 +250,6 @@ impl Dead {
             "does not answer; the other sinks begin without it: {}",
             error.advice()
         );
-        self.sinks.push(sink);
         Ok(None)
     }
 }
@@ -269,29 +271,33 @@ async fn recover(
         let unregistered = !registered && sink.guarantee().keeps_checkpoint();
         let unregistered = unregistered.then(|| State::new(config.postgres.clone()));
         let lane = open.iter().find(|lane| lane.sink == name);
-        if lane.is_some() || dead.sinks.contains(&name) {
-            let (confirmed, counts) = match lane {
-                // whether it can bring anything is for its keeper to say
-                Some(lane) => match lanes::confirmed(state, lane, &config.postgres).await {
-                    Err(error) if error.class() != Class::Definite => return Err(error),
-                    confirmed => (confirmed.unwrap_or_default(), false),
-                },
-                None => (session.start, true),
-            };
+        let unprepared = dead.unprepared.iter().position(|target| target.name() == name);
+        let unprepared = unprepared.map(|at| dead.unprepared.swap_remove(at));
+        let apart = |durable, counts, sink, unregistered, unprepared| {
             let begins = Begins::InLane { counts, recovered: false };
-            fed.push(Fed { sink, durable: Checkpoint::at(confirmed), unregistered, begins });
+            Fed { sink, durable: Checkpoint::at(durable), unregistered, begins, unprepared }
+        };
+        if let Some(lane) = lane {
+            // whether it can bring anything is for its keeper to say
+            let confirmed = match lanes::confirmed(state, lane, &config.postgres).await {
+                Err(error) if error.class() != Class::Definite => return Err(error),
+                confirmed => confirmed.unwrap_or_default(),
+            };
+            fed.push(apart(confirmed, false, sink, unregistered, unprepared));
             all = false;
             continue;
         }
-        let recovered = match sink.recover(session).await {
-            Err(error) if error.kind() == Kind::Fenced => {
-                return Err(older_state(error, session, state).await);
-            }
-            recovered => dead.sort(name, recovered)?,
+        let recovered = match unprepared {
+            Some(_) => None,
+            None => match sink.recover(session).await {
+                Err(error) if error.kind() == Kind::Fenced => {
+                    return Err(older_state(error, session, state).await);
+                }
+                recovered => dead.sort(name, recovered)?,
+            },
         };
         let Some(stored) = recovered else {
-            let begins = Begins::InLane { counts: true, recovered: false };
-            fed.push(Fed { sink, durable: Checkpoint::at(session.start), unregistered, begins });
+            fed.push(apart(session.start, true, sink, unregistered, unprepared));
             all = false;
             continue;
         };
@@ -301,7 +307,7 @@ async fn recover(
         let leaves =
             dead.tolerated && sink.id() != sink::content::NAME && sink.guarantee().keeps_checkpoint();
         let begins = if leaves { Begins::Here } else { Begins::Always };
-        fed.push(Fed { sink, durable: checkpoint, unregistered, begins });
+        fed.push(Fed { sink, durable: checkpoint, unregistered, begins, unprepared: None });
     }
     if all {
         state.settle(session).await?;

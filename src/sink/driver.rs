@@ -17,7 +17,7 @@ use crate::lsn::{Checkpoint, Session};
 use crate::resume;
 use crate::sink::breaker::{Breaker, BreakerState};
 use crate::sink::queue::{Fed, Feed, Queued};
-use crate::sink::{Sink, Written};
+use crate::sink::{Sink, SinkAdmin, Written};
 use crate::state::State;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::sink_status::SinkStatus;
@@ -52,6 +52,8 @@ pub struct Apart {
     pub wants: watch::Sender<Option<Checkpoint>>,
     /// Whether it was asked where it stands.
     pub recovered: bool,
+    /// What is to be made at its target before, since that has not answered yet.
+    pub unprepared: Option<Box<dyn SinkAdmin>>,
 }
 
 impl Driver {
@@ -300,7 +302,13 @@ impl Work {
     /// Asks the target where it stands. With batches at hand that must be what left our memory; without, any place that the
     /// slot can go on from.
     async fn recover(&mut self) -> Result<()> {
-        let Driver { sink, session, .. } = &mut self.driver;
+        let Driver { sink, session, apart, .. } = &mut self.driver;
+        if let Some(apart) = apart
+            && let Some(target) = &mut apart.unprepared
+        {
+            target.prepare().await?;
+            apart.unprepared = None;
+        }
         let stored = sink.recover(session).await?;
         let (sink, registered) = (self.driver.sink.id(), self.driver.unregistered.is_none());
         let session = &self.driver.session;

@@ -30,10 +30,10 @@ use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Session};
 use crate::shutdown::Shutdown;
-use crate::sink::Sink;
 use crate::sink::breaker::{Breaker, BreakerConfig};
 use crate::sink::driver::{Apart, Driver};
 use crate::sink::queue::{Feeder, feed as feed_of, queue};
+use crate::sink::{Sink, SinkAdmin};
 use crate::source::connect;
 use crate::state::State;
 use crate::telemetry::registry::StatusRegistry;
@@ -63,6 +63,8 @@ pub struct Fed {
     pub unregistered: Option<State>,
     /// How it begins.
     pub begins: Begins,
+    /// What is to be made at its target first, where that does not answer yet.
+    pub unprepared: Option<Box<dyn SinkAdmin>>,
 }
 
 /// How a sink begins.
@@ -137,7 +139,7 @@ impl Shared<'_> {
         from: Lsn,
         status: SinkStatus,
     ) -> (Seat, Driver, Option<LaneEnd>) {
-        let Fed { sink, durable, unregistered, begins } = fed;
+        let Fed { sink, durable, unregistered, begins, unprepared } = fed;
         let (feeder, feed) = feed_of(durable);
         let name = sink.name();
         let filled = matches!(begins, Begins::Always | Begins::Here).then(|| {
@@ -151,7 +153,7 @@ impl Shared<'_> {
             let (wants, wants_seen) = watch::channel(None);
             let (tell, told) = mpsc::unbounded_channel();
             let recovered = !matches!(begins, Begins::InLane { recovered: false, .. });
-            apart = Some(Apart { wants, recovered });
+            apart = Some(Apart { wants, recovered, unprepared });
             keeper = Some(tell);
             end = Some(LaneEnd {
                 name,

@@ -265,14 +265,10 @@ async fn a_dead_target_sees_one_probe_at_a_time_on_the_wire() {
         .with("BREAKER_PROBE_SECONDS", &PROBE_SECONDS.to_string())
         .with("BREAKER_FAILURES_MAX", "1");
     world.walcast(["init"]).await.expect(0, &[]);
-    let port = |name: &str, default: u16| {
-        let address = std::env::var(name).unwrap_or_default();
-        address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(default)
-    };
     let wires = [
-        ("kafka", Wire::to(port("KAFKA_BROKERS", 29092)).await),
+        ("kafka", Wire::to(port_of("KAFKA_BROKERS", 29092)).await),
         ("redis", Wire::to(world.redis_port()).await),
-        ("bigquery", Wire::to(port("BIGQUERY_REST_URL", 29050)).await),
+        ("bigquery", Wire::to(port_of("BIGQUERY_REST_URL", 29050)).await),
     ];
     let at = |index: usize| wires[index].1.port;
     let world = world
@@ -419,4 +415,38 @@ async fn a_failover_with_a_parked_lane_is_its_sinks_trouble_alone() {
     confirmed_is_at_the_end(&after).await;
     running.stop().await;
     pair.wipe();
+}
+
+/// Topics and table are made as soon as there is somebody to make them.
+#[tokio::test]
+async fn targets_that_are_dead_at_the_very_first_start_are_prepared_when_they_answer() {
+    let world = World::new(fresh_database(postgres()).await).await;
+    let world = soon_full(&world).with("BREAKER_FAILURES_MAX", "1");
+    let [kafka, bigquery] = [
+        Wire::to(port_of("KAFKA_BROKERS", 29092)).await,
+        Wire::to(port_of("BIGQUERY_REST_URL", 29050)).await,
+    ];
+    let world = world
+        .with("KAFKA_BROKERS", &format!("127.0.0.1:{}", kafka.port))
+        .with("BIGQUERY_REST_URL", &format!("http://127.0.0.1:{}", bigquery.port));
+    for wire in [&kafka, &bigquery] {
+        wire.set(Weather::Cut);
+    }
+    let running = world.start().await;
+    world.insert_events(1_000).await;
+    wait_until("Redis counts all", async || world.redis_plays().await >= 1_000).await;
+    for wire in [&kafka, &bigquery] {
+        wire.set(Weather::Fair);
+    }
+    for name in ["kafka", "bigquery"] {
+        has_no_lane(&running, name).await;
+    }
+    world.wait_until_all_hold(1_000).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+fn port_of(name: &str, default: u16) -> u16 {
+    let address = std::env::var(name).unwrap_or_default();
+    address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(default)
 }

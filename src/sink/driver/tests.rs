@@ -135,7 +135,7 @@ fn work(target: Target) -> Work {
         index: 0,
         unregistered: None,
         breaker: Breaker::seeded(&BreakerConfig { failures_max: 5, probe_seconds: PROBE.as_secs() }, 1),
-        apart: Some(Apart { wants, recovered: true }),
+        apart: Some(Apart { wants, recovered: true, unprepared: None }),
         status: registry.sink("test", START),
     };
     Work { target, feeder, wants: wants_seen, registry, running: tokio::spawn(driver.run()) }

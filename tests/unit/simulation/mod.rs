@@ -225,7 +225,13 @@ impl World {
             let rng = self.rng();
             self.targets[index].lock().unwrap().asked(durable);
             let sink = FaultySink::new(&self.targets[index], &self.session, rng, manners);
-            fed.push(Fed { sink: Box::new(sink), durable, unregistered: None, begins: Begins::Always });
+            fed.push(Fed {
+                sink: Box::new(sink),
+                durable,
+                unregistered: None,
+                begins: Begins::Always,
+                unprepared: None,
+            });
         }
         fed
     }
