@@ -17,6 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::generate::GenerateConfig;
 use crate::sink::bigquery::BigQueryConfig;
 use crate::sink::breaker::BreakerConfig;
+use crate::sink::http::HttpConfig;
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
@@ -41,6 +42,8 @@ pub struct Config {
     pub redis: RedisConfig,
     /// The BigQuery sink.
     pub bigquery: BigQueryConfig,
+    /// The HTTP sink.
+    pub http: HttpConfig,
     /// Dashboard, health, metrics and status over HTTP.
     pub web: WebConfig,
     /// The load that `walcast generate` writes.
@@ -51,7 +54,7 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PipelineConfig {
-    /// The sinks to write to: `kafka`, `redis`, `bigquery`.
+    /// The sinks to write to: `kafka`, `redis`, `bigquery`, `http`.
     pub sinks: Vec<String>,
     /// Largest batch, in rows.
     pub batch_rows_max: usize,

@@ -6,6 +6,7 @@ use crate::error::{Code, Error, Result};
 use crate::resume::SinkName;
 use crate::sink::bigquery::{self, BigQuerySink};
 use crate::sink::content::ContentSink;
+use crate::sink::http::{self, HttpSink};
 use crate::sink::kafka::{self, KafkaSink};
 use crate::sink::null::{self, NullSink};
 use crate::sink::redis::{self, RedisSink};
@@ -20,7 +21,7 @@ struct Entry {
     admin: fn(&Config) -> Result<Box<dyn SinkAdmin>>,
 }
 
-const SINKS: [Entry; 4] = [
+const SINKS: [Entry; 5] = [
     Entry {
         name: kafka::NAME,
         sink: |config| Ok(Box::new(kafka(config)?)),
@@ -35,6 +36,11 @@ const SINKS: [Entry; 4] = [
         name: bigquery::NAME,
         sink: |config| Ok(Box::new(bigquery(config)?)),
         admin: |config| Ok(Box::new(bigquery(config)?)),
+    },
+    Entry {
+        name: http::NAME,
+        sink: |config| Ok(Box::new(HttpSink::new(config.http.clone(), &config.postgres)?)),
+        admin: |config| Ok(Box::new(HttpSink::new(config.http.clone(), &config.postgres)?)),
     },
     Entry {
         name: null::NAME,
@@ -96,6 +102,7 @@ mod tests {
         let mut config = Config::default();
         config.pipeline.sinks = SINKS.iter().map(|entry| entry.name.to_string()).collect();
         config.bigquery.project_id = "p".into();
+        config.http.url = "http://127.0.0.1/".to_owned().into();
         let (sinks, admins) = (build(&config).unwrap(), admins(&config).unwrap());
         assert_eq!(sinks.len(), 1 + SINKS.len());
         for (sink, admin) in sinks.iter().zip(&admins) {

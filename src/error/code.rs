@@ -359,6 +359,20 @@ codes! {
         fix: "Nothing, unless it lasts: then look at the network and the quotas.",
         over: "`walcast status` shows bigquery as ok.",
     }
+    HttpUnreachable = 335 {
+        title: "The HTTP target cannot be reached, or cannot take events now.",
+        why: "It is down, overloaded (408, 425, 429, 5xx), too slow, asks to be left alone for a while (Retry-After), or TLS with it fails. walcast tries again by itself.",
+        look: "`walcast status`; the target's log; `curl -v -X OPTIONS URL`",
+        fix: "See that the target runs and can be reached from here; for TLS set HTTP_TLS_CA_FILE (http.tls_ca_file); for a slow one raise HTTP_TIMEOUT_MS (http.timeout_ms).",
+        over: "`walcast status` shows http as ok.",
+    }
+    HttpRefused = 336 {
+        title: "The HTTP target refuses whatever it is sent.",
+        why: "The address, the credentials or the form of the requests is wrong (3xx, 401, 403, 404, 405, 410 and the like), or the target refuses every event alike. No event is given up for that; walcast tries again by itself.",
+        look: "The message has the status. The target's log says why.",
+        fix: "Set HTTP_URL (http.url), HTTP_HEADERS (http.headers) or HTTP_SIGNING_SECRETS (http.signing_secrets) as the target wants them, and start again; or mend the target.",
+        over: "`walcast status` shows http as ok.",
+    }
     WalcastUnreachable = 340 {
         title: "No walcast answers.",
         why: "No walcast runs here, or it listens at another address.",

@@ -14,6 +14,7 @@ pub mod null;
 pub mod kafka;
 pub mod redis;
 pub mod bigquery;
+pub mod http;
 
 use std::fmt;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub struct BatchPolicy {
 pub enum Guarantee {
     /// It arrives once, whatever crashes. The text says for whom or in what way.
     ExactlyOnce(&'static str),
+    /// It arrives once or more, and who receives it can tell a repeat. The text says by what.
+    AtLeastOnce(&'static str),
     /// It is forgotten: for measurements.
     None,
 }
@@ -72,6 +75,7 @@ impl fmt::Display for Guarantee {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Guarantee::ExactlyOnce(how) => write!(f, "exactly once, {how}"),
+            Guarantee::AtLeastOnce(how) => write!(f, "at least once: {how}"),
             Guarantee::None => f.write_str("none: events are forgotten"),
         }
     }

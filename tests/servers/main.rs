@@ -19,6 +19,7 @@ mod end_to_end;
 mod extra;
 mod gaps;
 mod generate;
+mod http;
 mod kafka;
 mod lanes;
 mod origins;

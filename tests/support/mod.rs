@@ -5,6 +5,7 @@
 pub mod bigquery_server;
 pub mod browser;
 pub mod hold;
+pub mod http_server;
 pub mod pair;
 pub mod redis_server;
 pub mod running;
@@ -20,6 +21,7 @@ use futures_util::FutureExt;
 use tokio_postgres::Client;
 use uuid::Uuid;
 use walcast::lsn::HistoryId;
+use walcast::ops::init::migrate;
 use walcast::source::{PostgresConfig, sql};
 
 /// How long anything may take that a test waits for.
@@ -82,6 +84,16 @@ pub async fn in_fresh_database(server: PostgresConfig, test: impl AsyncFnOnce(&P
     if let Err(panic) = ended {
         resume_unwind(panic);
     }
+}
+
+/// Runs a test in a database of its own that has walcast's schema.
+pub async fn with_schema(test: impl AsyncFnOnce(&PostgresConfig)) {
+    in_fresh_database(postgres(), async |postgres| {
+        let mut client = sql::connect(postgres).await.unwrap();
+        migrate(&mut client, postgres).await.unwrap();
+        test(postgres).await;
+    })
+    .await;
 }
 
 /// Makes walcast believe that it has made this slot.

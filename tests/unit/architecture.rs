@@ -139,7 +139,7 @@ fn only_the_list_knows_sinks_by_name() {
         for path in used(&fs::read_to_string(&file).unwrap()) {
             let [top, sink, ..] = path.as_slice() else { continue };
             seen += usize::from(top == "sink");
-            if top == "sink" && ["kafka", "redis", "bigquery", "null"].contains(&sink.as_str()) {
+            if top == "sink" && ["kafka", "redis", "bigquery", "http", "null"].contains(&sink.as_str()) {
                 wrong.push(format!("{} uses {sink}", name.display()));
             }
         }
@@ -157,7 +157,7 @@ fn named(text: &str) -> Vec<&'static str> {
     let code = without_tests(text);
     let code: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let code = code.join("\n");
-    let sinks = ["kafka", "redis", "bigquery", "null"];
+    let sinks = ["kafka", "redis", "bigquery", "http", "null"];
     sinks.into_iter().filter(|sink| code.contains(&format!("\"{sink}\""))).collect()
 }
 
