@@ -1,5 +1,8 @@
 //! What the target may do, and what becomes of it.
 
+use std::collections::HashSet;
+use std::time::Duration;
+
 use walcast::error::{Class, Code, Error};
 use walcast::sink::Sink;
 use walcast::sink::http::HttpSink;
@@ -152,6 +155,80 @@ async fn a_bad_row_at_the_very_beginning_is_found_by_another_contents() {
             world.server.refuses(|event| (event["event_id"].as_i64()? < 3).then_some(400));
             world.check_delivers(&[0, 1, 2]).await;
         }
+    })
+    .await;
+}
+
+/// What it says with 429 or 503 is kept to, by everything that would call it.
+#[tokio::test]
+async fn a_target_is_left_alone_for_as_long_as_it_asks() {
+    with_schema(async |postgres| {
+        let world = World::new(postgres, 6).await;
+        world.server.next(Fault::Answer(429, "retry-after: 1\r\n"));
+        world.live().await.unwrap();
+        let posted = world.server.posted();
+        assert!(
+            posted[1].at - posted[0].at >= Duration::from_millis(950),
+            "{:?}",
+            posted[1].at - posted[0].at
+        );
+        world.check_delivers(&[]).await;
+
+        let world = World::new(postgres, 6).await;
+        let mut sink = HttpSink::new(world.config.clone(), &world.postgres).unwrap();
+        let session = world.newest().await;
+        sink.recover(&session).await.unwrap();
+        sink.write(&world.stream[..2]).await.unwrap();
+        world.server.always(Fault::Answer(503, "retry-after: 3600\r\n"));
+        let error = sink.write(&world.stream[2..]).await.unwrap_err();
+        assert_eq!(error.code(), Code::HttpUnreachable);
+        world.server.calm();
+        let before = world.server.posted().len();
+        for _ in 0..3 {
+            let error = sink.recover(&session).await.unwrap_err();
+            assert_eq!((error.code(), error.class()), (Code::HttpUnreachable, Class::Transient));
+            assert!(error.to_string().contains("asks to be called again in"), "{error}");
+        }
+        assert_eq!(world.server.posted().len(), before, "nobody called it");
+        world.check_delivers(&[]).await;
+    })
+    .await;
+}
+
+/// The rest goes on, and what was answered is not sent again when the request that failed is.
+#[tokio::test]
+async fn what_was_answered_is_not_sent_again_after_another_requests_error() {
+    with_schema(async |postgres| {
+        let world = World::with(postgres, 40, |config| config.concurrency = 4).await;
+        let mut sink = HttpSink::new(world.config.clone(), &world.postgres).unwrap();
+        let session = world.newest().await;
+        sink.recover(&session).await.unwrap();
+        world.server.refuses(|event| (event["event_id"] == 150).then_some(401));
+        let error = sink.write(&world.stream).await.unwrap_err();
+        assert_eq!(error.code(), Code::HttpRefused);
+        world.server.refuses(|_| None);
+        let stored = sink.recover(&session).await.unwrap().unwrap().checkpoint;
+        let rest: Vec<_> = world.stream.iter().filter_map(|batch| batch.beyond(&stored)).collect();
+        sink.write(&rest).await.unwrap();
+        assert_eq!(sink.flush().await.unwrap(), Some(world.stream.last().unwrap().checkpoint()));
+        let taken: Vec<_> = world.server.posted().into_iter().filter(|posted| posted.taken).collect();
+        let ids: HashSet<&str> = taken.iter().map(|posted| posted.id()).collect();
+        assert_eq!(taken.len(), ids.len(), "each event was taken once");
+        world.check_delivered(&[]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_older_instance_moves_no_checkpoint() {
+    with_schema(async |postgres| {
+        let world = World::new(postgres, 6).await;
+        let mut older = HttpSink::new(world.config.clone(), &world.postgres).unwrap();
+        older.recover(&world.newest().await).await.unwrap();
+        older.write(&world.stream[..2]).await.unwrap();
+        world.live().await.unwrap();
+        assert_eq!(older.flush().await.unwrap_err().code(), Code::Fenced);
+        world.check_delivers(&[]).await;
     })
     .await;
 }
