@@ -25,7 +25,7 @@ bigquery_answer() (
   read -r -t 5 _ status _ <&3 && echo "$status"
 )
 
-# One venv for the emulator and the demo, made anew when what it is to hold changes.
+# One venv for the emulator, the demo and the tests, made anew when what it is to hold changes.
 python_venv() {
   local python want
   want=$(cat "$here"/requirements-*.txt | sha256sum)
@@ -36,7 +36,7 @@ python_venv() {
   # --no-deps: the files name the whole set
   "$python" -m venv "$home/venv" &&
     "$home/venv/bin/pip" install -q --disable-pip-version-check --no-deps -r "$here/requirements-bigquery.txt" \
-      -r "$here/requirements-demo.txt" >&2 && "$home/venv/bin/pip" check -q >&2 ||
+      -r "$here/requirements-demo.txt" -r "$here/requirements-tests.txt" >&2 && "$home/venv/bin/pip" check -q >&2 ||
     die "the Python packages could not be installed in $home/venv"
   echo "$want" >"$home/venv/.requirements"
 }

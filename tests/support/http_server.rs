@@ -1,6 +1,7 @@
 //! An HTTP target in this process that can fail in every way a real one can, and that notes what it is sent.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -48,13 +49,26 @@ impl Posted {
         self.headers.get("webhook-id").map_or("", String::as_str)
     }
 
+    /// The body before it was compressed.
+    fn payload(&self) -> Vec<u8> {
+        let mut payload = Vec::new();
+        match self.headers.get("content-encoding").map(String::as_str) {
+            Some("gzip") if self.body.starts_with(&[0x1f, 0x8b]) => {
+                flate2::read::GzDecoder::new(&self.body[..]).read_to_end(&mut payload).unwrap();
+            }
+            _ => payload.clone_from(&self.body),
+        }
+        payload
+    }
+
     /// The plain records in it: one, an array, or lines.
     pub fn records(&self) -> Vec<Value> {
-        match serde_json::from_slice(&self.body) {
+        let body = self.payload();
+        match serde_json::from_slice(&body) {
             Ok(Value::Array(records)) => records,
             Ok(record) => vec![record],
             Err(_) => {
-                let lines = self.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+                let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
                 lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
             }
         }
@@ -155,6 +169,12 @@ impl HttpServer {
     /// All requests so far.
     pub fn posted(&self) -> Vec<Posted> {
         self.state().posted.clone()
+    }
+
+    /// The same, each body as it was before it was compressed.
+    pub fn posted_plainly(&self) -> Vec<Posted> {
+        let plain = |posted: Posted| Posted { body: posted.payload(), ..posted };
+        self.posted().into_iter().map(plain).collect()
     }
 
     /// Returns when a request comes.

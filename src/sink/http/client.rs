@@ -105,7 +105,7 @@ impl Client {
         let timestamp = Timestamp::now().as_second().to_string();
         let mut headers = self.headers.clone();
         headers.extend(request.headers.iter().cloned());
-        let signature = self.signer.sign(&request.id, &timestamp, &request.body);
+        let signature = self.signer.sign(&request.id, &timestamp, &request.payload);
         let ours = [
             ("webhook-id", Some(&request.id)),
             ("webhook-timestamp", Some(&timestamp)),
@@ -206,16 +206,12 @@ pub fn unreachable(address: &str, error: hyper_util::client::legacy::Error) -> E
     Error::new(Code::HttpUnreachable, format!("{address} cannot be reached")).hint(hint).because(error)
 }
 
-fn tls_trouble(error: &hyper_util::client::legacy::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || io.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+fn tls_trouble(error: &(dyn std::error::Error + 'static)) -> bool {
+    // an io::Error gives what it wraps by get_ref alone
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || wrapped.is_some_and(|inner| tls_trouble(inner))
+        || error.source().is_some_and(tls_trouble)
 }
 
 async fn read_out(response: Response<Incoming>) {

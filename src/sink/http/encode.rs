@@ -30,6 +30,8 @@ pub struct Placed<'a> {
 pub struct Request {
     /// The header `webhook-id`.
     pub id: String,
+    /// What is signed, and what the hash in an id is of: the body before it is compressed.
+    pub payload: Bytes,
     /// What is sent.
     pub body: Bytes,
     /// What the user's templates gave.
@@ -90,13 +92,14 @@ impl Encoder {
             (None, _) => String::new(),
         };
         let (body, headers) = self.templates.fill(&place, records)?;
-        let body = self.compressed(body.map_or_else(|| self.joined(records), String::into_bytes));
+        let payload: Bytes = body.map_or_else(|| self.joined(records), String::into_bytes).into();
         let id = match self.batch_rows {
             1 => place,
             // bounds may differ after a restart, and with other settings what is between them: see the module `http`
-            _ => format!("{place}:{}", hash(&body)),
+            _ => format!("{place}:{}", hash(&payload)),
         };
-        Ok(Request { id, body: body.into(), headers })
+        let body = self.compressed(&payload);
+        Ok(Request { id, payload, body, headers })
     }
 
     fn joined(&self, records: &[&[u8]]) -> Vec<u8> {
@@ -109,16 +112,16 @@ impl Encoder {
         }
     }
 
-    fn compressed(&self, body: Vec<u8>) -> Vec<u8> {
+    fn compressed(&self, payload: &Bytes) -> Bytes {
         match self.compression {
-            Compression::None => body,
+            Compression::None => payload.clone(),
             Compression::Gzip => {
                 let mut gzip: GzEncoder<Vec<u8>> =
                     GzBuilder::new().mtime(0).write(Vec::new(), flate2::Compression::new(GZIP_LEVEL));
                 // a Vec takes all that is written to it
-                gzip.write_all(&body).and_then(|()| gzip.finish()).unwrap_or_default()
+                gzip.write_all(payload).and_then(|()| gzip.finish()).unwrap_or_default().into()
             }
-            Compression::Zstd => zstd::bulk::compress(&body, ZSTD_LEVEL).unwrap_or_default(),
+            Compression::Zstd => zstd::bulk::compress(payload, ZSTD_LEVEL).unwrap_or_default().into(),
         }
     }
 
@@ -139,8 +142,8 @@ fn event_id(history: &Uuid, position: Position) -> String {
     format!("{history}:{position}")
 }
 
-fn hash(body: &[u8]) -> String {
-    let digest = Sha256::digest(body);
+fn hash(payload: &[u8]) -> String {
+    let digest = Sha256::digest(payload);
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

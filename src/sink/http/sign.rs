@@ -1,5 +1,6 @@
 //! The signature of a request, as Standard Webhooks defines it: HMAC-SHA256 over `id.timestamp.body`, base64. Each secret gives
-//! one, so that a receiver can change from one secret to the next while events go on.
+//! one, so that a receiver can change from one secret to the next while events go on. The body is signed as it is before it is
+//! compressed: what stands between may decompress it, and the standard's libraries take it as a text.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -6,4 +6,6 @@
 
 mod crashes;
 mod faults;
+mod security;
+
 mod world;
