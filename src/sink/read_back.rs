@@ -14,6 +14,8 @@ pub enum ReadBack {
     Events(Box<dyn ReadEvents>),
     /// What the events amount to.
     Sums(Box<dyn ReadSums>),
+    /// How far it has come, and no more: the target acknowledges events and gives none back.
+    Acknowledged,
     /// Nothing: the target keeps no events.
     Nothing,
 }

@@ -431,7 +431,7 @@ impl Ended {
 }
 
 /// A client for all tests. It keeps no connection, as each belongs to the runtime of one test.
-pub(super) fn http() -> &'static reqwest::Client {
+pub fn http() -> &'static reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> =
         LazyLock::new(|| reqwest::Client::builder().pool_max_idle_per_host(0).no_proxy().build().unwrap());
     &CLIENT

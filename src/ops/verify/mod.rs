@@ -120,6 +120,9 @@ impl Verifying<'_> {
             match read_back {
                 ReadBack::Events(reader) => readers.push((sink, reader)),
                 ReadBack::Sums(reader) => sums.push(sums::read(sink, reader, history_id).await?),
+                ReadBack::Acknowledged => self.report.notes.push(format!(
+                    "{sink}: not read back; its target has acknowledged all up to {end}, or they are dead letters"
+                )),
                 ReadBack::Nothing => {}
             }
         }

@@ -10,7 +10,7 @@
 //!   template tells the time, so are the bytes.
 //! - **A batch**: after a crash the same events may be cut into other batches, since batches follow what was in the queue. Bounds
 //!   could be kept the same only by writing them to PostgreSQL before each request; instead *other bytes have another id*: the id is
-//!   the first and the last position and a hash of the body. So an id always stands for the same bytes, and a repeat within a
+//!   the first and the last position and a hash of the body (before it is compressed). So an id always stands for the same bytes, and a repeat within a
 //!   life of the process (a lost answer) has its id. What a restart cuts anew is told by the records themselves: each has its
 //!   event's name (`commit_lsn`, `ordinal`), and by those a receiver of batches drops what it has.
 //!
@@ -251,7 +251,7 @@ impl SinkAdmin for HttpSink {
 
     fn read_back(&self) -> ReadBack {
         match self.config.verify_url.expose().is_empty() {
-            true => ReadBack::Nothing,
+            true => ReadBack::Acknowledged,
             false => ReadBack::Events(Box::new(read_back::ReadReceiver(self.config.clone()))),
         }
     }

@@ -9,3 +9,4 @@ mod faults;
 mod security;
 
 mod world;
+mod whole;
