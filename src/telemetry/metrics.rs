@@ -80,6 +80,7 @@ metrics! {
     Counter SINK_ERRORS_TOTAL = "walcast_sink_errors_total", Count, "Errors, by sink and kind.";
     Counter REDIS_EXPIRED_EVENTS_TOTAL = "walcast_redis_expired_events_total", Count, "Events that arrived after the Redis key they count in had expired, by key (engagement or stats:events).";
     Counter REDIS_AHEAD_EVENTS_TOTAL = "walcast_redis_ahead_events_total", Count, "Events dated further ahead than redis.future_hours_max. In Redis they count for all time, and in no day, minute or window.";
+    Counter HTTP_REQUESTS_TOTAL = "walcast_http_requests_total", Count, "Requests that the HTTP sink has sent, by answer: taken, refused, later (408, 425, 429, 5xx), shut (an answer that any event would get), or none.";
     Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "How long the partition's first open transaction has been open, by topic and partition. 0 once it has ended. A value far above the transaction timeout means that it hangs.";
     Gauge KAFKA_HIDDEN_RECORDS = "walcast_kafka_hidden_records", Count, "Records that read_committed readers cannot see yet (from the last stable offset to the high watermark), by topic and partition.";
     Gauge KAFKA_HUNG_TRANSACTIONS = "walcast_kafka_hung_transactions", Count, "Transactions in walcast's topics that have been open for longer than their timeout allows.";
@@ -212,6 +213,11 @@ pub fn dead_letter(reason: &'static str) {
 /// Rows became dead letters.
 pub fn dead_letters(reason: &'static str, rows: u64) {
     counter!(DEAD_LETTERS_TOTAL, "reason" => reason).increment(rows);
+}
+
+/// The HTTP sink has sent a request, and this was the answer.
+pub fn http_request(answer: &'static str) {
+    counter!(HTTP_REQUESTS_TOTAL, "answer" => answer).increment(1);
 }
 
 /// A transaction came in whole, so long after its commit.

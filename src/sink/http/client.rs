@@ -47,6 +47,16 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Answer::Accepted => "taken",
+            Answer::Refused(_) => "refused",
+            Answer::Later(..) => "later",
+            Answer::Shut(_) => "shut",
+        }
+    }
+
     /// Two axes: what is the target's fault never is a row's.
     fn of(status: StatusCode, headers: &HeaderMap) -> Answer {
         match status.as_u16() {
@@ -160,7 +170,8 @@ where
 fn tls(config: &HttpConfig) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
-    let encrypted = config.target()?.scheme_str() == Some("https");
+    let urls = [Some(config.target()?), config.verify_target()?];
+    let encrypted = urls.iter().flatten().any(|url| url.scheme_str() == Some("https"));
     if !config.tls_ca_file.is_empty() {
         let trusted = certificates(&config.tls_ca_file, "tls_ca_file")?;
         roots.add_parsable_certificates(trusted);

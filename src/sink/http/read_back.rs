@@ -27,7 +27,8 @@ impl ReadEvents for ReadReceiver {
         *asked.uri_mut() = url;
         for (name, value) in &config.headers {
             // a template has no event to be filled in with here
-            let value = HeaderValue::from_str(value.expose()).ok();
+            let plain = !["{{", "{%"].iter().any(|opens| value.expose().contains(opens));
+            let value = HeaderValue::from_str(value.expose()).ok().filter(|_| plain);
             let name = hyper::header::HeaderName::try_from(name).ok();
             asked.headers_mut().extend(name.zip(value).map(|(name, value)| (Some(name), value)));
         }

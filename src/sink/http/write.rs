@@ -4,7 +4,7 @@
 //! **Whose fault.** An outage never makes dead letters. Answers that are the same for every row ([`Answer::Shut`],
 //! [`Answer::Later`], none at all) are errors of the sink. A refused batch is halved until the refused row is alone. Even then
 //! the row is given up only after the target has taken, *since that refusal*, the last request that it took before (a repeat,
-//! which it drops by its id), and has refused the row once more. A target that refuses every row alike refuses that one too.
+//! which it drops by its id), and has refused the row again, some times in turn. A target that refuses every row alike refuses that one too.
 //! Where nothing was taken since the start, the first event of another content is posted in its place.
 //!
 //! **After an error** the next write begins with one request alone, sent once: a target that is down sees no more than that.
@@ -28,6 +28,7 @@ use crate::batch::{Batch, Event};
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Position};
+use crate::telemetry::metrics;
 
 /// A request is sent so often before the sink's driver hears of it, and no more once this time has passed.
 const TRIES: u32 = 4;
@@ -36,6 +37,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longer than this nothing waits in here: the driver shows it meanwhile.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
+/// A row is refused so often again, with something taken each time between, before it is given up: behind one address may be
+/// several servers, one of which is broken.
+const JUDGED_TIMES: u32 = 3;
 /// So many contents are tried to find one event that the target takes.
 const WITNESSES_MAX: usize = 8;
 
@@ -121,7 +125,12 @@ impl Target {
     async fn try_once(&self, request: &Arc<Request>) -> Result<Option<Refusal>> {
         tokio::time::sleep(self.may_be_called()?).await;
         failpoint!("http_before_post");
-        let answer = self.client.send(request).await?;
+        let answer = self.client.send(request).await;
+        metrics::http_request(match &answer {
+            Ok(answer) => answer.name(),
+            Err(_) => "none",
+        });
+        let answer = answer?;
         failpoint!("http_after_answer");
         let address = self.client.address();
         match answer {
@@ -310,25 +319,17 @@ impl<'a> Posting<'a> {
         if lock(&self.target.taken).is_none() {
             self.find_witness(suspect, events).await?;
         }
-        let witness = lock(&self.target.taken).clone();
-        let well = match witness {
-            None => false,
-            // a target that knows a repeat, and says so in this way, has taken it
-            Some(witness) => matches!(
-                self.target.deliver(&witness).await?,
-                None | Some(Refusal::Answered(StatusCode::CONFLICT))
-            ),
-        };
-        if !well {
-            return Err(self.refuses_all(&refusal));
-        }
-        let refusal = match request {
-            None => refusal,
-            Some(request) => match self.target.deliver(request).await? {
+        let mut refusal = refusal;
+        for _ in 0..if request.is_some() { JUDGED_TIMES } else { 1 } {
+            if !self.takes_what_it_took().await? {
+                return Err(self.refuses_all(&refusal));
+            }
+            let Some(request) = request else { break };
+            match self.target.deliver(request).await? {
                 None => return Ok(()),
-                Some(refusal) => refusal,
-            },
-        };
+                Some(again) => refusal = again,
+            }
+        }
         let message = match refusal {
             Refusal::Answered(status) => format!("the target answers {}", status.as_u16()),
             Refusal::Unfilled(told) => told,
@@ -340,6 +341,14 @@ impl<'a> Posting<'a> {
             record: self.target.encoder.letter(suspect),
         });
         Ok(())
+    }
+
+    /// Whether the target takes a repeat of the last request that it took.
+    async fn takes_what_it_took(&self) -> Result<bool> {
+        let Some(witness) = lock(&self.target.taken).clone() else { return Ok(false) };
+        let answered = self.target.deliver(&witness).await?;
+        // a target that knows a repeat, and says so in this way, has taken it
+        Ok(matches!(answered, None | Some(Refusal::Answered(StatusCode::CONFLICT))))
     }
 
     /// Posts the first events of other contents until one is taken. Each comes again in its turn.

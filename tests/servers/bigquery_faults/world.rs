@@ -10,7 +10,6 @@ use tonic::Code;
 use walcast::batch::{Batch, BatchBuilder, Event, Row};
 use walcast::error::Result;
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
-use walcast::ops::init::migrate;
 use walcast::resume;
 use walcast::sink::bigquery::{self, BigQueryConfig, BigQuerySink};
 use walcast::sink::breaker::{Breaker, BreakerConfig};
@@ -24,7 +23,8 @@ use walcast::telemetry::registry::StatusRegistry;
 use crate::support::bigquery_server::BigQueryServer;
 use crate::support::bigquery_server::Row as Seen;
 use crate::support::bigquery_server::fault::{Call, Fault};
-use crate::support::{DEADLINE, fresh_name, in_fresh_database, made_up_history, postgres};
+pub use crate::support::with_schema as with_database;
+use crate::support::{DEADLINE, fresh_name, made_up_history};
 
 pub const START: Lsn = Lsn(1);
 pub const EVENTS_A_COMMIT: u64 = 5;
@@ -220,16 +220,6 @@ pub fn stream_of(
         Arc::new(builder.finish(false))
     };
     (0..commits).map(&mut commit).collect()
-}
-
-/// Runs a test with a database that has walcast's schema.
-pub async fn with_database(test: impl AsyncFnOnce(&PostgresConfig)) {
-    in_fresh_database(postgres(), async |postgres| {
-        let mut client = sql::connect(postgres).await.unwrap();
-        migrate(&mut client, postgres).await.unwrap();
-        test(postgres).await;
-    })
-    .await;
 }
 
 /// Runs some at a time: PostgreSQL has other guests.
