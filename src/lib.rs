@@ -1,4 +1,4 @@
-//! walcast: engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
+//! walcast: engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once, and over HTTP.
 //!
 //! # The way of an event
 //!
@@ -29,6 +29,8 @@
 //!   nothing.
 //! - **Data and [`lsn::Checkpoint`] in one atomic act**: each sink stores how far it reaches together with the rows
 //!   themselves. At start, and after every doubtful outcome, it asks its target instead of remembering.
+//!   An HTTP target cannot keep one: there the checkpoint follows the answers, and every repeat has the id of the first
+//!   ([`sink::http`]).
 //! - **The confirmed LSN is the lowest durable LSN of all sinks**, computed in [`watermark`] alone. There is no
 //!   second way to it: heartbeats and the idle server's WAL end travel as batches without rows.
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row

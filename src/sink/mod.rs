@@ -1,7 +1,7 @@
 //! What a sink is.
 //!
 //! A sink stores rows and its [`Checkpoint`] in one atomic act, and asks its target where it stands instead of
-//! remembering. Queue, retry, skipping of what is held already, metrics and dead letters live once, in
+//! remembering. Where a target cannot do that, the [`Guarantee`] says so. Queue, retry, skipping of what is held already, metrics and dead letters live once, in
 //! [`driver`]. A new sink is one folder, one `mod` line here and one entry in [`crate::sinks`], which lists them.
 
 pub mod queue;
