@@ -11,9 +11,10 @@ use walcast::error::Result;
 use walcast::lsn::{Checkpoint, HistoryId, Lsn, Position, Session, Timelines};
 use walcast::resume;
 use walcast::sink::Sink;
+use walcast::sink::breaker::{Breaker, BreakerConfig};
 use walcast::sink::driver::Driver;
 use walcast::sink::http::{self, HttpConfig, HttpSink};
-use walcast::sink::queue::queue;
+use walcast::sink::queue::{feed, queue};
 use walcast::source::{PostgresConfig, sql};
 use walcast::state::State;
 use walcast::telemetry::registry::StatusRegistry;
@@ -78,16 +79,22 @@ impl World {
         let durable = resume::judge(stored.as_ref(), registered, &session, Lsn(u64::MAX))
             .or_refuse(http::NAME, &session)?;
         self.check_checkpoint(durable).await;
-        let (sender, receiver) = queue(256 << 20);
+        let (feeder, feed) = feed(durable);
+        let (sender, queue) = queue(256 << 20, durable);
+        feeder.send(queue).ok().unwrap();
+        drop(feeder);
         let (checkpoints, mut seen) = watch::channel(vec![durable]);
         let driver = Driver {
             sink: Box::new(sink),
-            queue: receiver,
+            feed,
             session,
             durable,
             checkpoints,
             index: 0,
             unregistered: (!registered).then_some(state),
+            // what a test waits for is not the breaker
+            breaker: Breaker::seeded(&BreakerConfig { failures_max: 1_000, ..Default::default() }, 1),
+            apart: None,
             status: StatusRegistry::new().sink("http", durable),
         };
         for batch in self.stream.iter().filter_map(|batch| batch.beyond(&durable)) {
