@@ -1,6 +1,6 @@
 //! An HTTP target in this process that can fail in every way a real one can, and that notes what it is sent.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -81,6 +81,11 @@ type Refuses = Box<dyn Fn(&Value) -> Option<u16> + Send>;
 #[derive(Default)]
 struct State {
     posted: Vec<Posted>,
+    /// By id, the first body.
+    bodies: HashMap<String, Vec<u8>>,
+    /// What was taken, a repeat left out.
+    events: Vec<(Position, Value)>,
+    positions: HashSet<Position>,
     faults: VecDeque<Fault>,
     always: Option<Fault>,
     refuses: Option<Refuses>,
@@ -184,15 +189,12 @@ impl HttpServer {
 
     /// The events that were taken, a repeat left out, in the order in which they came.
     pub fn events(&self) -> Vec<(Position, Value)> {
-        let (mut seen, mut events) = (std::collections::HashSet::new(), Vec::new());
-        for record in self.state().posted.iter().filter(|posted| posted.taken).flat_map(Posted::records) {
-            let lsn: Lsn = record["commit_lsn"].as_str().unwrap().parse().unwrap();
-            let position = Position { commit_lsn: lsn, ordinal: record["ordinal"].as_u64().unwrap() };
-            if seen.insert(position) {
-                events.push((position, record));
-            }
-        }
-        events
+        self.state().events.clone()
+    }
+
+    /// Their ids.
+    pub fn event_ids(&self) -> BTreeSet<i64> {
+        self.state().events.iter().map(|(_, record)| record["event_id"].as_i64().unwrap()).collect()
     }
 
     /// What no target may ever see did not come: an id with other bytes, a content's events in another order.
@@ -258,11 +260,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// Notes the request, and decides what becomes of it.
 fn judge(state: &mut State, posted: &mut Posted) -> Option<Fault> {
-    if let Some(before) = state.posted.iter().find(|before| before.id() == posted.id())
-        && before.body != posted.body
-        && !posted.id().is_empty()
-    {
-        state.wrong.push(format!("{} came with other bytes", posted.id()));
+    if !posted.id().is_empty() {
+        let before = state.bodies.entry(posted.id().to_owned()).or_insert_with(|| posted.body.clone());
+        if *before != posted.body {
+            state.wrong.push(format!("{} came with other bytes", posted.id()));
+        }
     }
     let fault = state.faults.pop_front().or(state.always.clone());
     let refused = || {
@@ -272,6 +274,15 @@ fn judge(state: &mut State, posted: &mut Posted) -> Option<Fault> {
     };
     let fault = fault.or_else(refused);
     posted.taken = matches!(fault, None | Some(Fault::LoseAnswer | Fault::SlowBody | Fault::Hold));
+    if posted.taken {
+        for record in posted.records() {
+            let lsn: Lsn = record["commit_lsn"].as_str().unwrap().parse().unwrap();
+            let position = Position { commit_lsn: lsn, ordinal: record["ordinal"].as_u64().unwrap() };
+            if state.positions.insert(position) {
+                state.events.push((position, record));
+            }
+        }
+    }
     state.posted.push(posted.clone());
     fault
 }

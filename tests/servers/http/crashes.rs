@@ -11,7 +11,7 @@ use super::world::{World, each};
 use crate::support::http_server::{Fault, HttpServer};
 use crate::support::story::seeded;
 use crate::support::world::World as Walcast;
-use crate::support::{wait_until, with_schema};
+use crate::support::{DEADLINE, wait_until_within, with_schema};
 
 #[tokio::test]
 async fn a_request_whose_answer_nobody_waited_for_comes_again_with_its_id_and_its_bytes() {
@@ -50,15 +50,12 @@ async fn ids(world: &Walcast) -> BTreeSet<i64> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-fn received(server: &HttpServer) -> BTreeSet<i64> {
-    server.events().iter().map(|(_, record)| record["event_id"].as_i64().unwrap()).collect()
-}
-
 /// All that the source has was taken; then nothing is left to be sent.
 async fn check_whole(world: &Walcast, server: &HttpServer) {
     let running = world.start().await;
     let wanted = ids(world).await;
-    wait_until("the target has all", async || received(server) == wanted).await;
+    let all = async || server.event_ids() == wanted;
+    wait_until_within(2 * DEADLINE, "the target has all", all).await;
     server.check();
     running.stop().await;
     let before = server.posted().len();
@@ -114,7 +111,7 @@ async fn kills_at_any_time_under_load_and_a_target_that_fails_lose_nothing() {
     each(plans.into_iter().zip([1, 50]), async |(plan, batch_rows)| {
         let server = HttpServer::start().await;
         let world = walcast(&server, batch_rows).await;
-        let mut load = world.generate(20_000);
+        let mut load = world.generate(6_000);
         for (lives_for, faults) in plan {
             let running = world.start().await;
             for at in 0..faults {
