@@ -422,6 +422,8 @@ async fn a_failover_with_a_parked_lane_is_its_sinks_trouble_alone() {
 async fn targets_that_are_dead_at_the_very_first_start_are_prepared_when_they_answer() {
     let world = World::new(fresh_database(postgres()).await).await;
     let world = soon_full(&world).with("BREAKER_FAILURES_MAX", "1");
+    // the tables and the slot, and nothing at the other targets
+    world.with("PIPELINE_SINKS", "redis").walcast(["init"]).await.expect(0, &[]);
     let [kafka, bigquery] = [
         Wire::to(port_of("KAFKA_BROKERS", 29092)).await,
         Wire::to(port_of("BIGQUERY_REST_URL", 29050)).await,
