@@ -33,6 +33,11 @@
 //!   ([`sink::http`]).
 //! - **The confirmed LSN is the lowest durable LSN of all sinks**, computed in [`watermark`] alone. There is no
 //!   second way to it: heartbeats and the idle server's WAL end travel as batches without rows.
+//! - **A sink that falls behind leaves the others** ([`streaming`]'s seats, [`lanes`]): a copy of the slot keeps what it lacks from before
+//!   it stops counting for the confirmed LSN until it holds all that this was confirmed up to. What feeds a sink is a row of queues,
+//!   each of which says what it follows on, so that no change of streams leaves a gap; rows that come twice are passed over.
+//! - **A target that fails is left alone** ([`sink::breaker`]): its errors are that sink's trouble; what concerns the source or
+//!   another walcast ends the life of all.
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row
 //!   as of its own place in the stream, so every sink gets the same record. The rows that no sink can take are kept
 //!   there as well, before the slot is confirmed beyond them.
@@ -59,8 +64,8 @@
 //!
 //! # Deliberately absent
 //!
-//! - No state on the local disk, no second queue: the slot is the queue, the targets are the state.
-//! - No partial restart: a lost connection or a sink that lost accepted rows begins [`pipeline`] anew.
+//! - No state on the local disk, no log of our own: slots are the queues, the targets are the state.
+//! - No partial restart: a lost connection to the source begins [`pipeline`] anew. A sink that lost accepted rows reads its own slot.
 //! - No silent making of a slot, topic or table in place of one that was there before.
 //! - `pgoutput` and `model` know no IO, no clock and no tokio; sinks know no other sink.
 //!
