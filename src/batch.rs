@@ -53,7 +53,7 @@ impl Row {
         let content = match self {
             Row::Event(event) => event.content.as_deref(),
             Row::Content(change) => change.after.as_deref(),
-            Row::DeadLetter(letter) => return letter.row_json.len(),
+            Row::DeadLetter(letter) => return letter.bytes(),
             Row::EventChange(_) => None,
         };
         content.map_or(0, |content| (content.slug.len() + content.title.len()).saturating_sub(SHORT_BYTES))
@@ -75,6 +75,25 @@ pub struct DeadLetter {
     pub message: String,
     /// The row as received: a JSON object of column name to text (binary values in base64 under `$base64`).
     pub row_json: String,
+    /// Of a row of the events table what it would have been.
+    pub event: Option<LetterEvent>,
+}
+
+impl DeadLetter {
+    fn bytes(&self) -> usize {
+        self.row_json.len() + self.event.as_ref().map_or(0, |event| event.record.len())
+    }
+}
+
+/// A refused row of the events table, as far as it could be read.
+#[derive(Debug, Clone)]
+pub struct LetterEvent {
+    /// Its id; `None` when that could not be read.
+    pub id: Option<i64>,
+    /// Its record as JSON, without its content.
+    pub record: String,
+    /// The fields that could not be read, or are null and must not be.
+    pub unread: Vec<&'static str>,
 }
 
 /// Rows in stream order, and the checkpoint of whoever holds them and all before them.
@@ -423,6 +442,7 @@ mod tests {
             reason: "null",
             message: String::new(),
             row_json,
+            event: None,
         })));
         let (before, batch) = (builder.bytes(), builder.finish(false));
         assert_eq!(batch.bytes() + 15, bare + 2 * (500_004 - SHORT_BYTES) + 70_000);

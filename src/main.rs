@@ -96,6 +96,9 @@ enum Command {
     /// moment, and 120 bytes of temporary disk for each event in each place.
     #[command(after_help = "Example: walcast verify --json | jq .total")]
     Verify(VerifyOptions),
+    /// Show the rows that a sink, or walcast itself, has refused, and say what becomes of them.
+    #[command(subcommand, after_help = "Example: walcast dead-letters list --sink bigquery --since 2d")]
+    DeadLetters(DeadLettersCommand),
     /// Fill a sink from PostgreSQL after it has lost its data.
     #[command(subcommand, after_help = "Example: walcast rebuild redis && walcast run")]
     Rebuild(RebuildCommand),
@@ -147,6 +150,23 @@ enum RebuildCommand {
         after_help = "Example: walcast --config walcast.toml rebuild redis && walcast --config walcast.toml run"
     )]
     Redis,
+}
+
+#[derive(Subcommand)]
+enum DeadLettersCommand {
+    /// List dead letters, without the rows' values.
+    #[command(
+        after_help = "Examples: walcast dead-letters list\n          walcast dead-letters list --state any --json | jq -r '.[].name'"
+    )]
+    List(ops::dead_letters::List),
+    /// Show one dead letter: why the row was refused, and its fields with their types and lengths.
+    #[command(after_help = "Example: walcast dead-letters show bigquery@16/B374D848#7 --values")]
+    Show(ops::dead_letters::Show),
+    /// Say that rows are not wanted: they are not counted as open any more. They stay in the store.
+    #[command(
+        after_help = "Example: walcast dead-letters discard --reason negative_duration --since 1h --dry-run"
+    )]
+    Discard(ops::dead_letters::Discard),
 }
 
 #[derive(Subcommand)]
@@ -210,6 +230,13 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init => ops::init::init(config).await?,
         Command::Rebuild(RebuildCommand::Redis) => ops::rebuild::redis(config).await?,
+        Command::DeadLetters(command) => {
+            return match command {
+                DeadLettersCommand::List(options) => ops::dead_letters::list(config, options).await,
+                DeadLettersCommand::Show(options) => ops::dead_letters::show(config, options).await,
+                DeadLettersCommand::Discard(options) => ops::dead_letters::discard(config, options).await,
+            };
+        }
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,
         Command::Verify(options) => return ops::verify::verify(config, &options.into()).await,

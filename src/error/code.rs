@@ -268,6 +268,13 @@ codes! {
         fix: "Stop what listens there, or set WEB_LISTEN (web.listen) to another address.",
         over: "`walcast run` says where the dashboard is.",
     }
+    DeadLetterNotFound = 251 {
+        title: "There is no such dead letter.",
+        why: "No dead letter of this slot has the name that was asked for, or it is not in the state that the command needs.",
+        look: "`walcast dead-letters list --state any` shows all letters and their states.",
+        fix: "Name a letter as the list does, such as bigquery@16/B374D848#7.",
+        over: "The command ends with exit code 0.",
+    }
     Unavailable = 300 {
         title: "A server does not answer, or says that it cannot now.",
         why: "It is down, overloaded, or cannot be reached from here. walcast tries again by itself; the slot keeps what was not delivered.",

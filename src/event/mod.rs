@@ -32,6 +32,11 @@ pub struct Span {
 pub struct Texts<'a>(pub(crate) &'a str);
 
 impl<'a> Texts<'a> {
+    /// The texts of an arena of one's own.
+    pub fn of(arena: &'a str) -> Self {
+        Texts(arena)
+    }
+
     /// The text behind a span of an event whose texts these are.
     #[inline]
     pub fn get(self, span: Span) -> &'a str {

@@ -128,6 +128,16 @@ impl<'a> UncheckedEngagement<'a> {
         Ok(row)
     }
 
+    /// The row so far, and the columns that it must have and has not: 0 stands for them.
+    pub fn in_part(self) -> (Engagement<'a>, impl Iterator<Item = &'static str>) {
+        let UncheckedEngagement { id, event_ts, mut row } = self;
+        let stamp = event_ts.and_then(writable);
+        row.id = id.unwrap_or_default();
+        row.event_ts = stamp.unwrap_or_default();
+        let missing = [id.is_none().then_some("id"), stamp.is_none().then_some("event_ts")];
+        (row, missing.into_iter().flatten())
+    }
+
     /// The row as it is, and whether it keeps the rules; 0 stands for a stamp that is not there. `None` without an id: it
     /// is a dead letter, and nobody can tell whose.
     pub fn as_it_is(mut self) -> Option<(Engagement<'a>, bool)> {

@@ -438,6 +438,13 @@ macro_rules! source_table {
         impl $columns {
             /// All, in the order of the table's list.
             pub const ALL: &'static [Self] = &[$(Self::$column),+];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$column => $name,)+
+                }
+            }
         }
 
         #[doc = concat!("`", $table_name, "`.")]

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{RowError, TableColumns, UnfitTable};
+use super::{Refused, RowError, TableColumns, UnfitTable};
 use crate::event::place::Place;
 pub use crate::event::row::Content;
 use crate::event::row::{UncheckedContent, missing};
@@ -44,7 +44,7 @@ impl ContentTable {
     }
 
     /// A row that cannot be read, for the dead letter: error, table, row as JSON.
-    pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> (RowError, String, String) {
+    pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> Refused {
         self.columns.dead_letter(tuple, error)
     }
 }

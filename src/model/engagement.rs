@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{RowError, TableColumns, UnfitTable};
+use super::{Refused, RowError, TableColumns, UnfitTable};
 use crate::event::place::Place;
 pub use crate::event::row::Engagement;
 use crate::event::row::{UncheckedEngagement, missing};
@@ -51,7 +51,23 @@ impl EngagementTable {
     }
 
     /// A row that [`Self::read`] refused, for the dead letter: error, table, row as JSON.
-    pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> (RowError, String, String) {
+    pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> Refused {
         self.columns.dead_letter(tuple, error)
+    }
+
+    /// As much of such a row as can be read, and the columns that cannot be.
+    pub fn read_partly<'a>(&self, tuple: &Tuple<'a>) -> (Engagement<'a>, Vec<&'static str>) {
+        let mut row = UncheckedEngagement::default();
+        let mut unread = Vec::new();
+        for (field, column, value) in self.columns.values(tuple).into_iter().flatten().flatten() {
+            if row.put(field, (column, value, &self.columns.zone)).is_err() {
+                unread.push(field.name());
+            }
+        }
+        let (row, missing) = row.in_part();
+        unread.extend(missing);
+        unread.sort_unstable();
+        unread.dedup();
+        (row, unread)
     }
 }

@@ -283,7 +283,7 @@ impl<F: Copy> TableColumns<F> {
 
     /// A row that cannot go on: the error, the table's name, and the row as a JSON object of column name (ours, where
     /// the column is) to text, also for numerics, or to `{"$base64": …}` for values that came in binary form.
-    pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> (RowError, String, String) {
+    pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> Refused {
         let row: serde_json::Map<String, serde_json::Value> = self
             .names
             .iter()
@@ -293,8 +293,18 @@ impl<F: Copy> TableColumns<F> {
             })
             .collect();
         let table = format!("{}.{}", self.relation.namespace, self.relation.name);
-        (error, table, serde_json::Value::Object(row).to_string())
+        Refused { error, table, row_json: serde_json::Value::Object(row).to_string() }
     }
+}
+
+/// A row that cannot go on.
+pub struct Refused {
+    /// Why.
+    pub error: RowError,
+    /// The table, `schema.name`.
+    pub table: String,
+    /// The row as JSON.
+    pub row_json: String,
 }
 
 /// A numeric stands there as its text: its bytes could be taken for those of an integer.

@@ -6,5 +6,6 @@ pub mod check;
 pub mod explain;
 mod terminal;
 pub mod status;
+pub mod dead_letters;
 pub mod verify;
 pub mod rebuild;

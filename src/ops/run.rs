@@ -12,6 +12,7 @@ use crate::telemetry::registry::StatusRegistry;
 use crate::telemetry::{lag, metrics};
 use crate::web::Web;
 use crate::web::checks::Checks;
+use crate::web::letters::Letters;
 use crate::web::page::Beside;
 
 /// Streams until `shutdown`, with dashboard, health, metrics and status over HTTP beside it.
@@ -45,6 +46,7 @@ fn beside(config: &Config) -> Beside {
     let config = Arc::new(config.clone());
     Beside {
         boards: sinks::leaderboards(&config),
+        letters: Some(Letters::new(&config.postgres)),
         checks: Checks::new(move || {
             let config = Arc::clone(&config);
             Box::pin(async move { check::findings(&config).await })

@@ -16,6 +16,7 @@ use crate::lsn::Lsn;
 use crate::ops::terminal::{Paint, print};
 use crate::shutdown::Shutdown;
 use crate::size::size;
+use crate::state::dead_letters::LetterCount;
 use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, Status};
 use crate::web::WebConfig;
 
@@ -175,6 +176,7 @@ fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
     }
     let _ = write!(text, "\n{}", ladder(status, paint));
     text.push_str(&guarantees(&status.sinks));
+    text.push_str(&dead_letters(&status.dead_letters));
     if !status.problems.is_empty() {
         text.push('\n');
     }
@@ -208,6 +210,23 @@ fn slot_line(slot: &SlotStatus) -> String {
         size(slot.retained_bytes),
         left.unwrap_or_default()
     )
+}
+
+/// Rows that were refused and wait for somebody.
+fn dead_letters(counts: &[LetterCount]) -> String {
+    let mut text = String::new();
+    for LetterCount { sink, reason, open, replaying } in
+        counts.iter().filter(|one| one.open + one.replaying > 0)
+    {
+        let before = if text.is_empty() { "\ndead letters (walcast dead-letters list)\n" } else { "" };
+        let again = if *replaying > 0 {
+            format!(", {} on their way again", grouped(*replaying))
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "{before}{sink}  {reason}: {} open{again}", grouped(*open));
+    }
+    text
 }
 
 /// What each sink promises of an event.
@@ -364,6 +383,28 @@ mod tests {
     }
 
     #[test]
+    fn dead_letters_are_told_by_sink_and_reason() {
+        let count = |sink: &str, reason: &str, open, replaying| LetterCount {
+            sink: sink.into(),
+            reason: reason.into(),
+            open,
+            replaying,
+        };
+        let counts = [
+            count("all", "negative_duration", 1_200, 0),
+            count("bigquery", "x", 1, 2),
+            count("kafka", "y", 0, 0),
+        ];
+        insta::assert_snapshot!(dead_letters(&counts), @r"
+
+        dead letters (walcast dead-letters list)
+        all  negative_duration: 1,200 open
+        bigquery  x: 1 open, 2 on their way again
+        ");
+        assert_eq!(dead_letters(&counts[2..]), "");
+    }
+
+    #[test]
     fn a_slot_whose_standby_is_missing_says_so() {
         let waits = SlotStatus {
             name: "walcast".into(),
@@ -423,6 +464,7 @@ mod tests {
                 sink("bigquery", SinkState::Ok),
                 SinkLine { durable_lsn: Lsn(0x2_1A2B_4200), ..sink("redis", SinkState::Ok) },
             ],
+            dead_letters: Vec::new(),
             problems: Vec::new(),
             problem: None,
         }

@@ -20,6 +20,8 @@ use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, sql};
+
+use crate::state::dead_letters::{self, Letter};
 use crate::state::marks::EventMarks;
 use crate::state::{State, extra, lanes, store_progress};
 use crate::transform::content_cache::ContentCache;
@@ -43,7 +45,7 @@ pub struct ContentSink {
     stored: Checkpoint,
     accepted: Checkpoint,
     changes: Vec<ContentChange>,
-    letters: Vec<DeadLetter>,
+    letters: Vec<Letter>,
     waiting_bytes: usize,
     marks: EventMarks,
     /// The events table.
@@ -79,7 +81,7 @@ impl ContentSink {
             Row::Event(event) => return self.marks.inserted(event.id),
             Row::EventChange(change) => self.marks.changed(change),
             Row::Content(change) => self.changes.push(change.clone()),
-            Row::DeadLetter(letter) => self.letters.push((**letter).clone()),
+            Row::DeadLetter(letter) => self.letters.push(kept(letter)),
         }
         self.waiting_bytes += row.bytes_beside();
     }
@@ -100,7 +102,8 @@ impl ContentSink {
         failpoint!("content_before_store");
         let transaction = self.state.guarded(session).await?;
         insert_versions(&transaction, session, &self.changes).await?;
-        insert_letters(&transaction, session, &self.letters).await?;
+        dead_letters::insert(&transaction, &session.history_id.uuid, dead_letters::ALL, &self.letters)
+            .await?;
         self.marks.store(&transaction, &session.history_id).await?;
         for ExtraSince { since, columns } in &self.extra {
             extra::store(&transaction, &session.history_id, &self.events, (*since, columns)).await?;
@@ -226,33 +229,24 @@ async fn insert_versions(
     Ok(())
 }
 
-/// One statement for all letters; one that is there already (the checkpoint was behind it) stays.
-async fn insert_letters(
-    transaction: &Transaction<'_>,
-    session: &Session,
-    letters: &[DeadLetter],
-) -> Result<()> {
-    if letters.is_empty() {
-        return Ok(());
+/// A row that was refused before the sinks, as it is kept.
+fn kept(letter: &DeadLetter) -> Letter {
+    let DeadLetter { position, commit_ts, table, reason, message, row_json, event } = letter.clone();
+    let event_id = event.as_ref().and_then(|event| event.id);
+    let (event, unread) = event.map_or_else(Default::default, |event| (Some(event.record), event.unread));
+    let table = Some(table);
+    Letter {
+        position,
+        event_id,
+        table,
+        commit_ts,
+        reason,
+        message,
+        record: row_json,
+        event,
+        unread,
+        request: None,
     }
-    fn column<'a, T>(letters: &'a [DeadLetter], read: impl Fn(&'a DeadLetter) -> T) -> Vec<T> {
-        letters.iter().map(read).collect()
-    }
-    let columns: [&(dyn ToSql + Sync); 8] = [
-        &session.history_id.uuid,
-        &column(letters, |letter| PgLsn::from(letter.position.commit_lsn.0)),
-        &column(letters, |letter| letter.position.ordinal as i64),
-        &column(letters, |letter| letter.table.as_str()),
-        &column(letters, |letter| letter.commit_ts),
-        &column(letters, |letter| letter.reason),
-        &column(letters, |letter| letter.message.as_str()),
-        &column(letters, |letter| letter.row_json.as_str()),
-    ];
-    transaction
-        .execute(include_str!("../../sql/insert_dead_letters.sql"), &columns)
-        .await
-        .map_err(sql::error)?;
-    Ok(())
 }
 
 /// Below the lowest confirmed LSN of all our slots only each id's newest version can still be asked for. Gives that LSN: the next time

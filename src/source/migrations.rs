@@ -16,6 +16,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (7, "words", include_str!("../../migrations/0007_words.sql")),
     (8, "event_marks", include_str!("../../migrations/0008_event_marks.sql")),
     (9, "extra_columns", include_str!("../../migrations/0009_extra_columns.sql")),
+    (10, "dead_letter_replay", include_str!("../../migrations/0010_dead_letter_replay.sql")),
     (11, "lanes", include_str!("../../migrations/0011_lanes.sql")),
 ];
 

@@ -1,6 +1,7 @@
 //! walcast's state in PostgreSQL (schema `walcast`): who may write, and the checkpoints and intents of sinks
 //! whose target cannot keep them. Every write is guarded by the fencing token.
 
+pub mod dead_letters;
 pub mod extra;
 pub mod history;
 pub mod lanes;
@@ -29,6 +30,11 @@ impl State {
     /// A state that connects at first use.
     pub fn new(config: PostgresConfig) -> Self {
         State { config, client: None }
+    }
+
+    /// Another session to the same state.
+    pub fn another(&self) -> State {
+        State::new(self.config.clone())
     }
 
     /// The slot whose state it is.

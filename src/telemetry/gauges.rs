@@ -2,6 +2,7 @@
 
 use metrics::{counter, gauge};
 
+use crate::state::dead_letters::LetterCount;
 use crate::telemetry::metrics as names;
 use crate::telemetry::status::{BreakerState, LaneState, SinkLine, SinkState, SlotStatus, State, Status};
 
@@ -18,6 +19,10 @@ pub fn set(status: &Status) {
         gauge!(names::SOURCE_LAG_BYTES).set(slot.wal_lsn.bytes_since(status.source.received_lsn) as f64);
     }
     status.sinks.iter().for_each(set_sink);
+    for LetterCount { sink, reason, open, .. } in &status.dead_letters {
+        gauge!(names::DEAD_LETTERS_OPEN, "sink" => sink.clone(), "reason" => reason.clone())
+            .set(*open as f64);
+    }
 }
 
 fn set_slot(slot: &SlotStatus) {

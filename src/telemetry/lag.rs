@@ -11,12 +11,15 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::error::Result;
 use crate::lsn::Lsn;
 use crate::source::{PostgresConfig, slot, sql};
+use crate::state::dead_letters;
 use crate::telemetry::herald::Herald;
 use crate::telemetry::registry::StatusRegistry;
 use crate::telemetry::status::SlotStatus;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_AFTER: Duration = Duration::from_secs(2);
+/// How often dead letters are counted.
+const LETTERS_EVERY_SAMPLES: u32 = 5;
 /// An answer later than this is as good as none: the session is opened anew.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -66,6 +69,7 @@ async fn sample_while_connected(
     let statement = client.prepare(include_str!("../../sql/slot_lag.sql")).await.map_err(sql::error)?;
     let mut due = tokio::time::interval(SAMPLE_EVERY);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut samples: u32 = 0;
     loop {
         due.tick().await;
         let asked = tokio::time::timeout(ANSWER_WITHIN, sample(&client, &statement, &postgres.slot));
@@ -73,6 +77,14 @@ async fn sample_while_connected(
         let mut slot = slot?;
         seen.complete(&mut slot);
         registry.slot(slot);
+        // a schema of an older version tells none
+        if samples.is_multiple_of(LETTERS_EVERY_SAMPLES)
+            && let Ok(Ok(counts)) =
+                tokio::time::timeout(ANSWER_WITHIN, dead_letters::counts(&client, &postgres.slot)).await
+        {
+            registry.dead_letters(counts);
+        }
+        samples = samples.wrapping_add(1);
     }
 }
 

@@ -57,6 +57,7 @@ metrics! {
     Counter UNKNOWN_CONTENT_EVENTS_TOTAL = "walcast_unknown_content_events_total", Count, "Events whose content row does not exist. They are delivered with null content fields.";
     Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events larger than pipeline.row_bytes_max, and events whose Kafka record would be too large with raw_payload. They are delivered without it: the former everywhere, the latter to Kafka.";
     Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that became dead letters, by reason.";
+    Gauge DEAD_LETTERS_OPEN = "walcast_dead_letters_open", Count, "Dead letters that wait for somebody, by sink (all: refused before the sinks) and reason.";
 
     Gauge SINK_DURABLE_LSN = "walcast_sink_durable_lsn", Bytes, "The sink's durable LSN, by sink.";
     Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL that walcast has received and that is not durable in the sink, by sink.";

@@ -189,6 +189,7 @@ mod tests {
 
     fn status(slot: SlotStatus, sinks: Vec<SinkLine>) -> Status {
         Status {
+            dead_letters: Vec::new(),
             version: String::new(),
             state: State::Streaming,
             since: jiff::Timestamp::UNIX_EPOCH,

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use crate::error::{Code, Error};
 use crate::lsn::{Checkpoint, Lsn};
+use crate::state::dead_letters::LetterCount;
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics as names;
 use crate::telemetry::problem::problems;
@@ -36,6 +37,7 @@ struct Facts {
     received: Lsn,
     confirmed: Lsn,
     slot: Option<(SlotStatus, Instant)>,
+    dead_letters: Vec<LetterCount>,
     sinks: Vec<Arc<SinkFacts>>,
 }
 
@@ -157,6 +159,17 @@ impl StatusRegistry {
         self.facts().slot = Some((slot, Instant::now()));
     }
 
+    /// The dead letters that are not done with. A group that was there before and is not any more has none.
+    pub fn dead_letters(&self, counts: Vec<LetterCount>) {
+        let mut facts = self.facts();
+        let before = std::mem::take(&mut facts.dead_letters);
+        let same =
+            |one: &LetterCount, other: &LetterCount| (&one.sink, &one.reason) == (&other.sink, &other.reason);
+        let gone = before.into_iter().filter(|before| counts.iter().all(|now| !same(before, now)));
+        let none: Vec<LetterCount> = gone.map(|gone| LetterCount { open: 0, replaying: 0, ..gone }).collect();
+        facts.dead_letters = counts.into_iter().chain(none).collect();
+    }
+
     /// A sink that was recovered and stands at `durable`. For one that was there before, counting goes on.
     pub fn sink(&self, name: &'static str, durable: Checkpoint) -> SinkStatus {
         let mut facts = self.facts();
@@ -201,6 +214,7 @@ impl StatusRegistry {
             },
             confirmed_lsn: facts.confirmed,
             sinks: facts.sinks.iter().map(|sink| sink.line(facts.received)).collect(),
+            dead_letters: facts.dead_letters.clone(),
             problems: Vec::new(),
             problem: None,
         };

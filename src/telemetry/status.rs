@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Code;
 use crate::lsn::{Lsn, Position};
+use crate::state::dead_letters::LetterCount;
 
 /// The state of a running walcast, as `/api/status` answers and `walcast status` reads it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct Status {
     pub confirmed_lsn: Lsn,
     /// The sinks, in the order of the pipeline.
     pub sinks: Vec<SinkLine>,
+    /// Dead letters that are not done with, by sink and reason.
+    #[serde(default)]
+    pub dead_letters: Vec<LetterCount>,
     /// What is wrong, worst first, each in a sentence that ends with what to do.
     pub problems: Vec<String>,
     /// The first of them.

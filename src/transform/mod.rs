@@ -9,16 +9,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::batch::{
-    Batch, BatchBuilder, ContentChange, DeadLetter, Event, EventChange, Extra, Fate, Heartbeat, Row,
+    Batch, BatchBuilder, ContentChange, DeadLetter, Event, EventChange, Extra, Fate, Heartbeat, LetterEvent,
+    Row, Texts,
 };
 use crate::clock::ServerClock;
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
+use crate::event::encoding::Encoding;
+use crate::event::encoding::json::Json;
 use crate::event::place::Places;
-use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
+use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, EngagementColumn, EventRecord};
 use crate::event::time;
 use crate::lsn::{Checkpoint, Lsn, Position};
-use crate::model::{RowError, Table, Tables, engagement};
+use crate::model::engagement::{self, EngagementTable};
+use crate::model::{Refused, Table, Tables};
 use crate::pgoutput::timestamp::unix_micros;
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -255,8 +259,9 @@ impl Transform {
                         self.event(position, &row, extra);
                     }
                     Err(error) => {
-                        let letter = table.dead_letter(new, error);
-                        self.dead_letter(position, letter);
+                        let event = partly(table, new, (position, self.commit_ts));
+                        let refused = table.dead_letter(new, error);
+                        self.dead_letter(position, refused, Some(event));
                     }
                 }
             }
@@ -265,8 +270,8 @@ impl Transform {
                 match table.read(new, None) {
                     Ok(content) => self.content_is(position, content),
                     Err(error) => {
-                        let letter = table.dead_letter(new, error);
-                        self.dead_letter(position, letter);
+                        let refused = table.dead_letter(new, error);
+                        self.dead_letter(position, refused, None);
                     }
                 }
             }
@@ -331,8 +336,8 @@ impl Transform {
                 self.content_is(position, content);
             }
             Err(error) => {
-                let letter = table.dead_letter(new, error);
-                self.dead_letter(position, letter);
+                let refused = table.dead_letter(new, error);
+                self.dead_letter(position, refused, None);
             }
         }
         Ok(())
@@ -354,8 +359,8 @@ impl Transform {
         match table.id(&old.tuple) {
             Ok(id) => self.content_gone(position, id),
             Err(error) => {
-                let letter = table.dead_letter(&old.tuple, error);
-                self.dead_letter(position, letter);
+                let refused = table.dead_letter(&old.tuple, error);
+                self.dead_letter(position, refused, None);
             }
         }
         Ok(())
@@ -400,7 +405,8 @@ impl Transform {
         }));
     }
 
-    fn dead_letter(&mut self, position: Position, (error, table, row_json): (RowError, String, String)) {
+    fn dead_letter(&mut self, position: Position, refused: Refused, event: Option<LetterEvent>) {
+        let Refused { error, table, row_json } = refused;
         metrics::dead_letter(error.reason);
         if let Some(repeated) = self.throttle.say(error.reason) {
             let repeated = (repeated > 0).then_some(repeated);
@@ -413,7 +419,23 @@ impl Transform {
             reason: error.reason,
             message: error.message,
             row_json,
+            event,
         })));
+    }
+}
+
+/// What a refused row would have been, as far as it can be read. Its content is joined when it is sent again.
+#[cold]
+fn partly(table: &EngagementTable, tuple: &Tuple<'_>, place: (Position, i64)) -> LetterEvent {
+    let (row, unread) = table.read_partly(tuple);
+    let (mut arena, mut record) = (String::new(), Vec::new());
+    let mut event = Event::of(&row, place, None, true, |text| crate::event::intern(&mut arena, text));
+    event.extra = table.put_extra(tuple, &mut arena);
+    Json.event(&EventRecord { event: &event, texts: Texts::of(&arena) }, &mut record);
+    LetterEvent {
+        id: (!unread.contains(&EngagementColumn::Id.name())).then_some(row.id),
+        record: String::from_utf8_lossy(&record).into_owned(),
+        unread,
     }
 }
 

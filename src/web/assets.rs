@@ -28,6 +28,7 @@ files! {
     "/page/history.js": SCRIPT, "history.js";
     "/page/charts.js": SCRIPT, "charts.js";
     "/page/boards.js": SCRIPT, "boards.js";
+    "/page/letters.js": SCRIPT, "letters.js";
     "/page/checks.js": SCRIPT, "checks.js";
     "/page/uplot/uPlot.iife.min.js": SCRIPT, "uplot/uPlot.iife.min.js";
     "/page/uplot/uPlot.min.css": CSS, "uplot/uPlot.min.css";

@@ -4,6 +4,7 @@ pub mod access;
 pub mod api;
 pub mod assets;
 pub mod checks;
+pub mod letters;
 pub mod page;
 
 use std::io;
@@ -101,8 +102,8 @@ impl Web {
         let (closing, closed) = oneshot::channel::<()>();
         let (live, keeping) = live::Page::of(registry.clone());
         let keeping = tokio::spawn(keeping);
-        let router =
-            api::router(registry, recorder, self.hosts, self.access, page::router(live, self.beside));
+        let page = page::router(live, self.beside, !self.access.is_open());
+        let router = api::router(registry, recorder, self.hosts, self.access, page);
         let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
             shutdown.await;
             keeping.abort(); // which ends the streams

@@ -16,9 +16,11 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::sink::Leaderboards;
+use crate::state::dead_letters::LetterId;
 use crate::telemetry::live::{Frame, Page};
 use crate::web::assets;
 use crate::web::checks::Checks;
+use crate::web::letters::Letters;
 
 /// Everything comes from here; nothing may be written into the page, or around it.
 pub const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
@@ -37,22 +39,29 @@ pub struct Beside {
     pub boards: Option<Leaderboards>,
     /// What `walcast check` finds.
     pub checks: Checks,
+    /// The rows that were refused.
+    pub letters: Option<Letters>,
 }
 
 struct Site {
     page: Page,
     beside: Beside,
+    /// Whoever gets here has brought a token.
+    asks_for_token: bool,
     readers: Arc<Semaphore>,
 }
 
 /// The page's routes.
-pub fn router(page: Page, beside: Beside) -> Router {
-    let site = Arc::new(Site { page, beside, readers: Arc::new(Semaphore::new(READERS_MAX)) });
+pub fn router(page: Page, beside: Beside, asks_for_token: bool) -> Router {
+    let readers = Arc::new(Semaphore::new(READERS_MAX));
+    let site = Arc::new(Site { page, beside, asks_for_token, readers });
     Router::new()
         .route("/api/stream", get(stream))
         .route("/api/history", get(history))
         .route("/api/boards/{name}", get(leaderboard))
         .route("/api/checks", get(checks))
+        .route("/api/dead-letters", get(dead_letters))
+        .route("/api/dead-letters/{name}", get(dead_letter))
         .with_state(site)
         .merge(assets::router())
 }
@@ -105,4 +114,42 @@ async fn leaderboard(State(site): State<Arc<Site>>, Path(name): Path<String>) ->
 
 async fn checks(State(site): State<Arc<Site>>) -> impl IntoResponse {
     Json(site.beside.checks.now().await)
+}
+
+async fn dead_letters(State(site): State<Arc<Site>>) -> Response {
+    let found = match &site.beside.letters {
+        Some(letters) => letters.open().await,
+        None => None,
+    };
+    found.map_or_else(|| not_told().into_response(), |found| Json(found).into_response())
+}
+
+#[derive(Deserialize)]
+struct Values {
+    #[serde(default)]
+    values: bool,
+}
+
+/// A row's values are for whoever has brought a token, and for nobody where none is asked.
+async fn dead_letter(
+    State(site): State<Arc<Site>>,
+    Path(name): Path<String>,
+    Query(Values { values }): Query<Values>,
+) -> Response {
+    if values && !site.asks_for_token {
+        let why = "values are shown to whoever brings a token: set web.token (WEB_TOKEN), or run `walcast dead-letters show NAME --values`\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
+    let (Some(letters), Ok(id)) = (&site.beside.letters, name.parse::<LetterId>()) else {
+        return (StatusCode::NOT_FOUND, "there is no such dead letter\n").into_response();
+    };
+    match letters.one(id, values).await {
+        Some(Some(found)) => Json(found).into_response(),
+        Some(None) => (StatusCode::NOT_FOUND, "there is no such dead letter\n").into_response(),
+        None => not_told().into_response(),
+    }
+}
+
+fn not_told() -> impl IntoResponse {
+    (StatusCode::SERVICE_UNAVAILABLE, "PostgreSQL does not tell the dead letters; `walcast check` says why\n")
 }

@@ -180,8 +180,18 @@ async fn every_control_is_reached_by_keyboard(browser: &Browser) {
         assert_ne!(focused[1], "none", "{name} has the focus and does not show it");
         reached.push(name);
     }
-    let expected =
-        ["#main", "#pipeline", "#source", "#sinks", "#boards", "#checks", "span", "window", "check-again"];
+    let expected = [
+        "#main",
+        "#pipeline",
+        "#source",
+        "#sinks",
+        "#boards",
+        "#letters",
+        "#checks",
+        "span",
+        "window",
+        "check-again",
+    ];
     let in_order: Vec<&str> =
         reached.iter().map(String::as_str).filter(|name| expected.contains(name)).collect();
     assert_eq!(in_order, expected, "of {reached:?}");
@@ -211,3 +221,48 @@ while (texts.nextNode()) {
   if (contrast < 4.5) faint.push(`${texts.currentNode.data.trim()}: ${contrast.toFixed(1)}`);
 }
 return faint;";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_rows_are_counted_and_their_values_shown_to_the_holder_of_the_token() {
+    const EVIL: &str = "<img src=x onerror=window.broken=1>";
+    let world = World::initialised().await.with("PIPELINE_SINKS", "redis");
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let bad = "INSERT INTO engagement_events (event_type, event_ts, duration_ms, device) VALUES ('play', now(), -1, $1)";
+    let open = world.start().await;
+    client.execute(bad, &[&EVIL]).await.unwrap();
+    let browser = page_of(&open).await;
+    browser.wait("document.querySelectorAll('#letter-list > li').length === 1").await;
+    assert_eq!(browser.text("#letter-table tbody").await, "allnegative_duration10");
+    let shape = browser.text("#letter-list").await;
+    assert!(shape.contains("duration_ms") && shape.contains("a negative number"), "{shape}");
+    browser.eval("document.querySelector('#letter-list details').open = true", ()).await;
+    browser.eval("document.querySelector('#letter-list button').click()", ()).await;
+    wait_until("values are refused where anybody may ask", async || {
+        browser.text("#letter-list pre").await.contains("set web.token")
+    })
+    .await;
+    let pictures = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboard");
+    std::fs::create_dir_all(&pictures).unwrap();
+    browser.look(1440, false).await;
+    browser.picture(&pictures.join("letters.png")).await;
+    browser.look(390, true).await;
+    browser.picture(&pictures.join("letters-390-dark.png")).await;
+    assert_eq!(browser.eval(FAINT_TEXTS, ()).await, serde_json::json!([]), "too little contrast");
+    drop(browser);
+    open.stop().await;
+
+    let running = world.with("WEB_TOKEN", "0123456789abcdef").start().await;
+    let address = running.address().await;
+    let browser = Browser::open(&address.replacen("http://", "http://walcast:0123456789abcdef@", 1)).await;
+    // as after typing the password: nothing is fetched from an address that has one
+    browser.eval("location.href = arguments[0]", address).await;
+    browser.wait("document.querySelectorAll('#letter-list > li').length === 1").await;
+    browser.eval("document.querySelector('#letter-list details').open = true", ()).await;
+    browser.eval("document.querySelector('#letter-list button').click()", ()).await;
+    wait_until("the holder sees the row", async || browser.text("#letter-list pre").await.contains("base64"))
+        .await;
+    let made = "return [document.images.length, window.broken ?? null]";
+    assert_eq!(browser.eval(made, ()).await, serde_json::json!([0, null]));
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    running.stop().await;
+}

@@ -13,6 +13,7 @@ const CHECKPOINT_OF_0_1: &str = "- 'history_id' - 'durable_lsn'
 
 const SCHEMA_OF_0_1: &str = "
   DROP TABLE walcast.lane;
+  DROP TABLE walcast.request;
   DROP TABLE walcast.extra_column;
   DROP TABLE walcast.event_mark;
   ALTER TABLE walcast.slot DROP COLUMN last_id_before, DROP COLUMN emptied_at;
@@ -28,6 +29,7 @@ const SCHEMA_OF_0_1: &str = "
   ALTER TABLE walcast.dead_letter RENAME COLUMN history_id TO epoch;
   ALTER TABLE walcast.dead_letter
     DROP COLUMN source_table, DROP COLUMN commit_ts, DROP COLUMN attempts, DROP COLUMN state,
+    DROP COLUMN event, DROP COLUMN unread, DROP COLUMN repair, DROP COLUMN request, DROP COLUMN changed_at,
     ALTER COLUMN record TYPE JSONB USING record::jsonb;
   DELETE FROM walcast.migration WHERE number > 5";
 

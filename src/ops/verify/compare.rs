@@ -9,6 +9,7 @@ use super::truth::Partition;
 use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::Position;
 use crate::sink::read_back::KeyState;
+use crate::state::dead_letters;
 use crate::state::marks::EventMarks;
 
 /// A sink's records of one partition, by id.
@@ -30,6 +31,8 @@ pub struct Context {
     pub tells_places: bool,
     /// Contents, by hash, that have changed after one of their events.
     pub changed: HashSet<u32>,
+    /// Events whose letters were sent again, each by whose letter it was: they are to be there.
+    pub replayed: HashSet<(String, i64)>,
     /// What the source has done to its events since.
     pub marks: EventMarks,
     /// Its partitions by time that have rows, where it has any.
@@ -54,6 +57,12 @@ pub struct Amended {
 }
 
 impl Context {
+    /// Whether the event was sent again to this sink, so that a letter of before excuses nothing.
+    fn is_replayed(&self, sink: &str, event: &Record) -> bool {
+        let by = |whose: &str| self.replayed.contains(&(whose.to_owned(), event.id));
+        !self.replayed.is_empty() && (by(sink) || by(dead_letters::ALL))
+    }
+
     /// Whether an event that the source does not have was deleted there: by its id, with all others, or with its partition.
     fn is_gone(&self, event: &Record) -> bool {
         let emptied = self.marks.emptied_at.is_some_and(|at| event.position.commit_lsn < at);
@@ -175,10 +184,14 @@ impl Event<'_> {
         let counters = report.counters(sink, Some(source.half_hour));
         let letter_elsewhere = self.all().any(|record| record.has(flag::LETTER_FOR_ALL));
         let refused = source.has(flag::REFUSED) && !context.tells_letters;
+        let excused = match context.is_replayed(sink, source) {
+            true => letters.iter().any(|letter| letter.has(flag::STORED)),
+            false => !letters.is_empty() || letter_elsewhere || refused,
+        };
         if source.has(flag::BEFORE) {
         } else if source.has(flag::RENAMED) {
             counters.changed_at_source += 1;
-        } else if !letters.is_empty() || letter_elsewhere || refused {
+        } else if excused {
             counters.dead_letters += 1;
         } else if self.expired(sink, source, context) {
             counters.expired += 1;
@@ -338,6 +351,23 @@ mod tests {
         assert_eq!((bigquery.dead_letters, bigquery.missing), (1, 2));
         let [kafka, _] = compared(&source[2..], &[], &[], Context::default());
         assert_eq!((kafka.dead_letters, kafka.missing), (1, 0));
+    }
+
+    #[test]
+    fn a_letter_that_was_sent_again_excuses_nothing() {
+        let source = [record(1, 0), flagged(record(2, 0), flag::REFUSED), record(3, 0)];
+        let for_all = flag::LETTER | flag::LETTER_FOR_ALL;
+        let kafka = [letter(1, flag::LETTER), letter(2, for_all), letter(3, for_all)];
+        let replayed = [("kafka", 1), ("all", 2), ("all", 3)].map(|(whose, id)| (whose.to_owned(), id));
+        let context = || Context {
+            replayed: HashSet::from(replayed.clone()),
+            tells_letters: true,
+            ..Context::default()
+        };
+        let refused_again = [letter(3, flag::LETTER | flag::STORED)];
+        let [kafka, bigquery] = compared(&source, &kafka, &refused_again, context());
+        assert_eq!((kafka.dead_letters, kafka.missing), (0, 3));
+        assert_eq!((bigquery.dead_letters, bigquery.missing), (1, 2));
     }
 
     #[test]

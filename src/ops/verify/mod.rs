@@ -15,6 +15,7 @@ pub(super) mod sums;
 mod truth;
 mod wait;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,6 +85,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
         end,
         progress,
         extras: Arc::default(),
+        replayed: HashSet::new(),
         report: Report::default(),
     };
     verifying.compare_all(read_back, snapshot, &client).await?;
@@ -103,6 +105,8 @@ struct Verifying<'a> {
     end: Lsn,
     progress: Progress,
     extras: Arc<Extras>,
+    /// Events whose letters were sent again.
+    replayed: HashSet<(String, i64)>,
     report: Report,
 }
 
@@ -133,7 +137,8 @@ impl Verifying<'_> {
                 Later::follow(&mut sums, config, self.places, stream, end, &versions, options.wait).await?
             }
         };
-        let marks = EventMarks::load(client, history_id).await?;
+        let mut marks = EventMarks::load(client, history_id).await?;
+        self.replayed = truth::replayed(client, history_id, &mut marks).await?;
         self.extras = Arc::new(Extras(self.extra_columns(client).await?));
         let context = self.events(&reader, client, &versions, marks, readers, &mut sums).await?;
         // where no sink tells the events' places, any content that has changed may have changed after them
@@ -198,6 +203,7 @@ impl Verifying<'_> {
             labels,
             extras: Arc::clone(&self.extras),
             tells_letters,
+            replayed: std::mem::take(&mut self.replayed),
             tells_places: !read.is_empty(),
             ..Context::default()
         };

@@ -48,6 +48,8 @@ pub mod flag {
     pub const TOUCHED: u8 = 16;
     /// A row that has its id by an update: no event has it.
     pub const RENAMED: u8 = 32;
+    /// A dead letter that has not been sent again since, or was refused again: as the store has it.
+    pub const STORED: u8 = 64;
 }
 
 /// The extra columns that are compared: each one's name, and the first event that has it.

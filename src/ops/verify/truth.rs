@@ -243,17 +243,39 @@ pub async fn dead_letters(
     spill: &mut Spill,
 ) -> Result<()> {
     let query = "SELECT event_id, commit_lsn, ordinal FROM walcast.dead_letter \
-                 WHERE sink = $1 AND history_id = $2 AND commit_lsn < $3 AND event_id IS NOT NULL";
+                 WHERE sink = $1 AND history_id = $2 AND commit_lsn < $3 AND event_id IS NOT NULL AND state <> 'replayed'";
     let end = PgLsn::from(end.0);
     for row in client.query(query, &[&sink, &history_id.uuid, &end]).await.map_err(sql::error)? {
         let commit_lsn = Lsn(row.try_get::<_, PgLsn>(1).map_err(sql::error)?.into());
         let ordinal = row.try_get::<_, i64>(2).map_err(sql::error)?.unsigned_abs();
         let id = row.try_get(0).map_err(sql::error)?;
         let mut letter = Record::new(id, Position { commit_lsn, ordinal }, 0);
-        letter.flags = flag::LETTER;
+        letter.flags = flag::LETTER | flag::STORED;
         spill.add(&letter)?;
     }
     Ok(())
+}
+
+/// The events whose letters were sent again, with whose letters they were; those that were mended for it are no longer what
+/// the source has.
+pub async fn replayed(
+    client: &Client,
+    history_id: &HistoryId,
+    marks: &mut EventMarks,
+) -> Result<HashSet<(String, i64)>> {
+    let query = "SELECT sink, event_id, state = 'replayed', repair IS NOT NULL FROM walcast.dead_letter \
+                 WHERE history_id = $1 AND event_id IS NOT NULL AND state IN ('replayed', 'replaying')";
+    let mut replayed = HashSet::new();
+    for row in client.query(query, &[&history_id.uuid]).await.map_err(sql::error)? {
+        let (whose, id): (String, i64) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
+        if sql::get(&row, 3)? {
+            marks.touched.insert(id);
+        }
+        if sql::get(&row, 2)? {
+            replayed.insert((whose, id));
+        }
+    }
+    Ok(replayed)
 }
 
 /// A folder for the files that hold the records.

@@ -58,6 +58,8 @@ pub struct RefusedRow {
     pub position: Position,
     /// `engagement_events.id`.
     pub event_id: i64,
+    /// When its transaction committed, microseconds since 1970.
+    pub commit_ts: i64,
     /// A short code.
     pub reason: &'static str,
     /// The service's words; they may hold the row's values.
@@ -436,6 +438,7 @@ impl<'a> Transfer<'a> {
         self.refused.push(RefusedRow {
             position: event.position,
             event_id: event.id,
+            commit_ts: event.commit_ts,
             reason,
             message: storable(&message),
             record: json_of(batch, event),

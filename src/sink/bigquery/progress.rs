@@ -1,9 +1,7 @@
 //! What PostgreSQL keeps for this sink: the checkpoint, the intent to commit a stream, and refused rows.
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::Transaction;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::PgLsn;
 
 use super::NAME;
 use super::append::RefusedRow;
@@ -11,6 +9,7 @@ use super::column::Footprint;
 use crate::error::Result;
 use crate::lsn::{Position, Session, StoredCheckpoint};
 use crate::source::sql;
+use crate::state::dead_letters::{self, Letter};
 use crate::state::{State, store_progress};
 
 /// "This finalized stream is going to be committed, and then `checkpoint` holds." Once it is stored, the stream is
@@ -38,9 +37,8 @@ pub async fn store(
     refused: &[RefusedRow],
 ) -> Result<()> {
     let transaction = state.guarded(session).await?;
-    for row in refused {
-        insert_dead_letter(&transaction, session, row).await?;
-    }
+    let letters: Vec<Letter> = refused.iter().map(letter).collect();
+    dead_letters::insert(&transaction, &session.history_id.uuid, NAME.as_str(), &letters).await?;
     store_progress(&transaction, session, NAME, checkpoint, intent).await?;
     transaction.commit().await.map_err(sql::error)
 }
@@ -70,28 +68,20 @@ fn is_without_schema(error: &tokio_postgres::Error) -> bool {
         .any(|state| error.code() == Some(state))
 }
 
-async fn insert_dead_letter(
-    transaction: &Transaction<'_>,
-    session: &Session,
-    row: &RefusedRow,
-) -> Result<()> {
-    transaction
-        .execute(
-            include_str!("../../../sql/insert_dead_letter.sql"),
-            &[
-                &NAME.as_str(),
-                &session.history_id.uuid,
-                &PgLsn::from(row.position.commit_lsn.0),
-                &(row.position.ordinal as i64),
-                &row.event_id,
-                &row.reason,
-                &row.message,
-                &row.record,
-            ],
-        )
-        .await
-        .map_err(sql::error)?;
-    Ok(())
+fn letter(row: &RefusedRow) -> Letter {
+    let RefusedRow { position, event_id, commit_ts, reason, message, record } = row;
+    Letter {
+        position: *position,
+        event_id: Some(*event_id),
+        table: None,
+        commit_ts: *commit_ts,
+        reason,
+        message: message.clone(),
+        record: record.clone(),
+        event: None,
+        unread: Vec::new(),
+        request: None,
+    }
 }
 
 #[cfg(test)]

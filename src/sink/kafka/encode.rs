@@ -19,6 +19,7 @@ use crate::batch::{Batch, ContentChange, DeadLetter, Event, Row};
 use crate::event::encoding::Encoding;
 use crate::event::schema::{CONTENT, ContentRecord, ENGAGEMENT_EVENTS, EventRecord};
 use crate::lsn::Position;
+use crate::state::dead_letters::Letter;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 
@@ -51,6 +52,8 @@ pub struct Encoder {
     key: [u8; 36],
     value: Vec<u8>,
     place: Vec<u8>,
+    /// What was too large since somebody last took it.
+    refused: Vec<Letter>,
     throttle: LogThrottle,
 }
 
@@ -66,6 +69,7 @@ impl Encoder {
             key: [0; 36],
             value: Vec::new(),
             place: Vec::new(),
+            refused: Vec::new(),
             throttle: LogThrottle::default(),
         }
     }
@@ -102,6 +106,11 @@ impl Encoder {
             Row::DeadLetter(letter) => self.dead_letter(letter),
             Row::EventChange(_) => return None,
         })
+    }
+
+    /// The rows that were too large since this was last asked.
+    pub fn refused(&mut self) -> Vec<Letter> {
+        std::mem::take(&mut self.refused)
     }
 
     /// The message that stores `value` under `key` among the checkpoints.
@@ -203,6 +212,7 @@ impl Encoder {
             "the record of {bytes} bytes is above the {} that a Kafka record may have: the row's values are left out",
             self.record_bytes_max
         );
+        self.keep(row, &message, &row_json);
         metrics::dead_letter(TOO_LARGE);
         if let Some(repeated) = self.throttle.say(TOO_LARGE) {
             let repeated = (repeated > 0).then_some(repeated);
@@ -211,7 +221,37 @@ impl Encoder {
         self.value.clear();
         self.value.extend_from_slice(row_json.as_bytes());
         let (position, table) = (row.position(), table.to_owned());
-        Some(self.dead_letter(&DeadLetter { position, commit_ts, table, reason, message, row_json }))
+        Some(self.dead_letter(&DeadLetter {
+            position,
+            commit_ts,
+            table,
+            reason,
+            message,
+            row_json,
+            event: None,
+        }))
+    }
+
+    /// A row refused before the sinks is kept already. Of an event what would have gone out is kept too: with a larger
+    /// bound it can be sent again.
+    fn keep(&mut self, row: &Row, message: &str, row_json: &str) {
+        let (event_id, table, record) = match row {
+            Row::Event(event) => (Some(event.id), None, String::from_utf8_lossy(&self.value).into_owned()),
+            Row::Content(_) => (None, Some(CONTENT.name.to_owned()), row_json.to_owned()),
+            Row::DeadLetter(_) | Row::EventChange(_) => return,
+        };
+        self.refused.push(Letter {
+            position: row.position(),
+            event_id,
+            table,
+            commit_ts: row.commit_ts(),
+            reason: TOO_LARGE,
+            message: message.to_owned(),
+            record,
+            event: None,
+            unread: Vec::new(),
+            request: None,
+        });
     }
 
     fn headers(&mut self, position: Position, name: &str, value: &str) -> OwnedHeaders {

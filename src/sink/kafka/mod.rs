@@ -28,7 +28,7 @@ pub use self::config::{KafkaConfig, Properties, Topics};
 use self::ends::Ends;
 use self::hung_transactions::Watch;
 use self::recover::Fence;
-use self::write::Writer;
+use self::write::{LetterBox, Writer};
 use crate::batch::Batch;
 use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
@@ -115,7 +115,8 @@ impl Sink for KafkaSink {
         // after: nobody has become newer while we waited
         self.require_fencing_token(session).await?;
         let fence = Fence::new(session);
-        let writer = Writer::start(&self.config, self.row_bytes_max, &fence, &self.ends).await?;
+        let letters = LetterBox::new(self.state.another(), session);
+        let writer = Writer::start(&self.config, self.row_bytes_max, &fence, &self.ends, letters).await?;
         self.require_fencing_token(session).await?;
         failpoint!("kafka_recover_before_read");
         let held = recover::read(&self.config, &fence).await?;

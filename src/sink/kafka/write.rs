@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::config::KafkaConfig;
@@ -24,7 +25,10 @@ use super::{NAME, lock};
 use crate::batch::Batch;
 use crate::error::{self, Error, Result};
 use crate::failpoint::failpoint;
-use crate::lsn::{StoredCheckpoint, TargetState};
+use crate::lsn::{Session, StoredCheckpoint, TargetState};
+use crate::source::sql;
+use crate::state::State;
+use crate::state::dead_letters::{self, Letter};
 
 /// How often an idle producer looks at what librdkafka has to say.
 const IDLE_POLL: Duration = Duration::from_secs(1);
@@ -57,17 +61,20 @@ impl Writer {
         row_bytes_max: usize,
         fence: &Fence,
         ends: &Arc<Mutex<Ends>>,
+        letters: LetterBox,
     ) -> Result<Self> {
         let (jobs, inbox) = channel();
         let (ready, started) = oneshot::channel();
         let (config, fence, ends) = (config.clone(), fence.clone(), Arc::clone(ends));
-        spawn("kafka-producer", move || match Transactions::begin(&config, row_bytes_max, &fence, ends) {
-            Ok(transactions) => {
-                if ready.send(Ok(())).is_ok() {
-                    serve(transactions, &fence.slot, &inbox);
+        spawn("kafka-producer", move || {
+            match Transactions::begin(&config, row_bytes_max, &fence, ends, letters) {
+                Ok(transactions) => {
+                    if ready.send(Ok(())).is_ok() {
+                        serve(transactions, &fence.slot, &inbox);
+                    }
                 }
+                Err(error) => drop(ready.send(Err(error))),
             }
-            Err(error) => drop(ready.send(Err(error))),
         })?;
         started.await.map_err(|_| ended())??;
         Ok(Writer { jobs })
@@ -102,11 +109,38 @@ fn serve(mut transactions: Transactions, slot: &str, inbox: &Receiver<Job>) {
     }
 }
 
+/// Where the producer's thread leaves the rows that are too large, before their transaction is committed.
+pub(super) struct LetterBox {
+    runtime: Handle,
+    state: State,
+    session: Session,
+}
+
+impl LetterBox {
+    /// Of this session; inside a runtime.
+    pub(super) fn new(state: State, session: &Session) -> Self {
+        LetterBox { runtime: Handle::current(), state, session: session.clone() }
+    }
+
+    fn keep(&mut self, letters: &[Letter]) -> Result<()> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let LetterBox { runtime, state, session } = self;
+        runtime.block_on(async {
+            let transaction = state.guarded(session).await?;
+            dead_letters::insert(&transaction, &session.history_id.uuid, NAME.as_str(), letters).await?;
+            transaction.commit().await.map_err(sql::error)
+        })
+    }
+}
+
 struct Transactions {
     producer: BaseProducer<Reports>,
     encoder: Encoder,
     progress_topic: String,
     ends: Arc<Mutex<Ends>>,
+    letters: LetterBox,
     topics: [(String, u16); 4],
     timeout: Duration,
 }
@@ -117,6 +151,7 @@ impl Transactions {
         row_bytes_max: usize,
         fence: &Fence,
         ends: Arc<Mutex<Ends>>,
+        letters: LetterBox,
     ) -> Result<Self> {
         let settings = config.producer(&config.transactional_id_for(&fence.slot), row_bytes_max);
         let mut this = Transactions {
@@ -124,6 +159,7 @@ impl Transactions {
             encoder: Encoder::new(config, row_bytes_max),
             progress_topic: config.topics().progress,
             ends,
+            letters,
             topics: config.partitioning(),
             timeout: config.timeout(),
         };
@@ -219,6 +255,7 @@ impl Transactions {
         failpoint!("kafka_before_progress", blocking);
         send(&self.producer, self.encoder.progress(key, &checkpoint(&ends)))?;
         self.drain()?;
+        self.letters.keep(&self.encoder.refused())?;
         failpoint!("kafka_before_commit", blocking);
         let committed = self.producer.commit_transaction(self.timeout);
         failpoint!("kafka_after_commit", blocking);

@@ -9,6 +9,7 @@ import { showPipeline } from "./pipeline.js";
 import { showSource } from "./source.js";
 import { showSinks } from "./sinks.js";
 import { showBoard } from "./boards.js";
+import { showLetters } from "./letters.js";
 import { showChecks } from "./checks.js";
 
 let ticking = 0;
@@ -23,6 +24,7 @@ function live(state) {
   showSource(state);
   showSinks(state);
   showBoard();
+  showLetters(state);
   showChecks();
   advance(state).then(() => drawCharts(state));
 }

@@ -62,6 +62,7 @@ async fn a_dead_letter_has_the_headers_of_kafka_connect() {
         reason: "negative_duration",
         message: "duration_ms is negative".into(),
         row_json: r#"{"id":"9","duration_ms":"-1"}"#.into(),
+        event: None,
     };
     sink.write(&[finish(vec![event(position(0x100, 0), 8, None), Row::DeadLetter(Box::new(letter))], 0x110)])
         .await
@@ -119,6 +120,7 @@ async fn a_row_too_large_for_kafka_is_a_dead_letter_and_holds_nothing_up() {
             r#"{{"id":{{"$base64":"AAAABw=="}},"raw_payload":"{}"}}"#,
             "z".repeat(2 * ROW_BYTES_MAX)
         ),
+        event: None,
     })));
     sink.write(&[Arc::new(builder.finish(false))]).await.unwrap();
     assert_eq!(ids(&fixture.committed(&fixture.topics.events)), [0, 2]);
