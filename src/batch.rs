@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::clock::{ServerClock, Showing};
 pub use crate::event::{ContentChange, Event, EventChange, Extra, ExtraColumn, Fate, Span, Texts};
 use crate::lsn::{Checkpoint, Lsn, Position};
+use crate::source::request::{EVERY_SINK, RequestKind};
 
 /// Slug and title of a content, mostly.
 const SHORT_BYTES: usize = 500;
@@ -109,6 +111,50 @@ pub struct Batch {
     foreign: Vec<Foreign>,
     extra: Vec<ExtraSince>,
     bytes_beside: usize,
+    control: Option<Arc<Control>>,
+}
+
+/// What a control message of ours has asked for, in a batch of its own.
+#[derive(Debug)]
+pub struct Control {
+    /// The request.
+    pub id: Uuid,
+    /// What it asks for.
+    pub kind: RequestKind,
+    /// Where its message lies in the stream.
+    pub commit_lsn: Lsn,
+    /// It came in one transaction with other changes: nothing of it is done.
+    pub refused: bool,
+    /// Whom its rows are for.
+    pub sinks: Vec<String>,
+    /// Its rows' first places, by their ordinals.
+    pub firsts: Vec<Position>,
+}
+
+/// The sink that keeps what became of requests, and gets each of their batches whole.
+const KEEPER: &str = "content";
+
+impl Control {
+    /// Whether its rows are for this sink.
+    pub fn is_for(&self, sink: &str) -> bool {
+        sink == KEEPER || self.sinks.iter().any(|name| name == sink || name == EVERY_SINK)
+    }
+}
+
+/// Where a row that comes again was at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The request that brings it.
+    pub request: Uuid,
+    /// Its first place.
+    pub first: Position,
+}
+
+impl Origin {
+    /// The place by which a refused row is kept, and the request that brought it.
+    pub fn of_letter(position: Position, origin: Option<Origin>) -> (Position, Option<Uuid>) {
+        origin.map_or((position, None), |origin| (origin.first, Some(origin.request)))
+    }
 }
 
 /// A transaction whose commit time is not this server's, in a batch that has rows of it.
@@ -149,6 +195,30 @@ impl Batch {
             foreign: Vec::new(),
             extra: Vec::new(),
             bytes_beside: 0,
+            control: None,
+        }
+    }
+
+    /// What a control message has asked for: all rows are of that.
+    pub fn control(&self) -> Option<&Arc<Control>> {
+        self.control.as_ref()
+    }
+
+    /// Where a row of this batch was at first; `None` for one that comes for the first time.
+    pub fn origin(&self, position: Position) -> Option<Origin> {
+        let control = self.control.as_ref()?;
+        let first = control.firsts.get(usize::try_from(position.ordinal).ok()?)?;
+        Some(Origin { request: control.id, first: *first })
+    }
+
+    /// The batch as a sink is to have it: without the rows when they are for others.
+    pub fn for_sink(self: &Arc<Self>, sink: &str) -> Arc<Batch> {
+        match &self.control {
+            Some(control) if !control.is_for(sink) => {
+                let heartbeat = self.heartbeat;
+                Arc::new(Batch { heartbeat, ..Batch::empty(self.checkpoint, self.urgent) })
+            }
+            _ => Arc::clone(self),
         }
     }
 
@@ -241,6 +311,7 @@ impl Batch {
             foreign: self.foreign.clone(),
             extra: self.extra.clone(),
             bytes_beside: self.bytes_beside,
+            control: self.control.clone(),
         }))
     }
 }
@@ -261,6 +332,9 @@ pub struct BatchBuilder {
     extra: Vec<ExtraSince>,
     /// Of texts that are not in `text`.
     bytes_beside: usize,
+    control: Option<Arc<Control>>,
+    /// The extra columns that the stream's own events have, while others are brought.
+    extra_of_stream: Option<ExtraSince>,
 }
 
 impl BatchBuilder {
@@ -277,7 +351,19 @@ impl BatchBuilder {
             foreign_open: false,
             extra: Vec::new(),
             bytes_beside: 0,
+            control: None,
+            extra_of_stream: None,
         }
+    }
+
+    /// What is put in from here on is what a control message has asked for.
+    pub fn begin_control(&mut self) {
+        self.extra_of_stream = self.extra.last().cloned();
+    }
+
+    /// The rows of this batch are what a control message has asked for.
+    pub fn control(&mut self, control: Control) {
+        self.control = Some(Arc::new(control));
     }
 
     /// The same builder; commits are dated by this clock.
@@ -369,7 +455,11 @@ impl BatchBuilder {
         let text = String::with_capacity(with_margin(self.text.len()));
         self.rows.shrink_to_fit();
         self.text.shrink_to_fit();
-        let goes_on = self.extra.last().cloned().into_iter().collect();
+        let goes_on = match self.control {
+            Some(_) => self.extra_of_stream.take(),
+            None => self.extra.last().cloned(),
+        };
+        let goes_on = goes_on.into_iter().collect();
         let clock = self.first_row.take().unwrap_or_else(|| Showing { at: Instant::now(), micros: 0 });
         Batch {
             rows: std::mem::replace(&mut self.rows, rows),
@@ -381,6 +471,7 @@ impl BatchBuilder {
             foreign: std::mem::take(&mut self.foreign),
             extra: std::mem::replace(&mut self.extra, goes_on),
             bytes_beside: std::mem::take(&mut self.bytes_beside),
+            control: self.control.take(),
         }
     }
 }

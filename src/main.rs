@@ -167,6 +167,14 @@ enum DeadLettersCommand {
         after_help = "Example: walcast dead-letters discard --reason negative_duration --since 1h --dry-run"
     )]
     Discard(ops::dead_letters::Discard),
+    /// Send rows again to those that refused them. Each sink gets a row once, however often this is asked for.
+    ///
+    /// What refused them is to be mended first. The rows go through PostgreSQL's WAL as they were kept, to the sink that
+    /// refused them, or to all sinks if none has them. A row that is refused again is open again, with one more try.
+    #[command(
+        after_help = "Examples: walcast dead-letters replay --sink bigquery --dry-run\n          walcast dead-letters replay all@16/B374D848#7 --set duration_ms=0"
+    )]
+    Replay(ops::dead_letters::Replay),
 }
 
 #[derive(Subcommand)]
@@ -234,6 +242,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
             return match command {
                 DeadLettersCommand::List(options) => ops::dead_letters::list(config, options).await,
                 DeadLettersCommand::Show(options) => ops::dead_letters::show(config, options).await,
+                DeadLettersCommand::Replay(options) => ops::dead_letters::replay(config, options).await,
                 DeadLettersCommand::Discard(options) => ops::dead_letters::discard(config, options).await,
             };
         }

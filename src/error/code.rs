@@ -275,6 +275,13 @@ codes! {
         fix: "Name a letter as the list does, such as bigquery@16/B374D848#7.",
         over: "The command ends with exit code 0.",
     }
+    DeadLetterUnfit = 252 {
+        title: "A dead letter cannot be sent again as it is.",
+        why: "The row is still against the rule that refused it, a field of it could not be read, or it is a row of the content table.",
+        look: "`walcast dead-letters show NAME` shows the reason, the row's fields, and which of them could not be read.",
+        fix: "Give the fields other values with --set. Of a content row: update the row in PostgreSQL, which brings it again, and discard the letter.",
+        over: "`walcast dead-letters replay NAME --dry-run` says that it would send the row.",
+    }
     Unavailable = 300 {
         title: "A server does not answer, or says that it cannot now.",
         why: "It is down, overloaded, or cannot be reached from here. walcast tries again by itself; the slot keeps what was not delivered.",

@@ -6,6 +6,7 @@ mod value;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -176,6 +177,22 @@ pub fn unfit_name(name: &str) -> Option<&'static str> {
 }
 
 impl Shape {
+    /// Those that a word tells.
+    const NAMED: [(&'static str, Shape); 12] = [
+        ("bool", Shape::Bool),
+        ("int", Shape::Int),
+        ("float", Shape::Float),
+        ("numeric", Shape::Numeric),
+        ("text", Shape::Text),
+        ("bytes", Shape::Bytes),
+        ("date", Shape::Date),
+        ("time of day", Shape::TimeOfDay),
+        ("local time", Shape::LocalTime),
+        ("time", Shape::Time),
+        ("json", Shape::Json),
+        ("array", Shape::List),
+    ];
+
     /// Of a column of this type; `None` for one that is not passed on.
     pub fn of(column: &Column) -> Option<Shape> {
         Some(match column.type_oid {
@@ -224,23 +241,26 @@ impl Shape {
     }
 }
 
+impl FromStr for Shape {
+    type Err = ();
+
+    /// As it is displayed.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if let Some(digits) = text.strip_prefix("numeric(").and_then(|rest| rest.strip_suffix(')')) {
+            let (precision, scale) = digits.split_once(',').ok_or(())?;
+            let number = |digits: &str| digits.parse().map_err(|_| ());
+            return Ok(Shape::Decimal(number(precision)?, number(scale)?));
+        }
+        Shape::NAMED.iter().find(|(name, _)| *name == text).map(|(_, shape)| *shape).ok_or(())
+    }
+}
+
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Shape::Bool => "bool",
-            Shape::Int => "int",
-            Shape::Float => "float",
-            Shape::Numeric => "numeric",
-            Shape::Decimal(precision, scale) => return write!(f, "numeric({precision},{scale})"),
-            Shape::Text => "text",
-            Shape::Bytes => "bytes",
-            Shape::Date => "date",
-            Shape::TimeOfDay => "time of day",
-            Shape::LocalTime => "local time",
-            Shape::Time => "time",
-            Shape::Json => "json",
-            Shape::List => "array",
-        })
+        if let Shape::Decimal(precision, scale) = self {
+            return write!(f, "numeric({precision},{scale})");
+        }
+        f.write_str(Shape::NAMED.iter().find(|(_, shape)| shape == self).map_or("", |(name, _)| name))
     }
 }
 
@@ -259,6 +279,13 @@ pub fn put_member(name: &str, type_oid: u32, value: Value<'_>, out: &mut String)
     if written.is_none() {
         out.truncate(before);
         out.push_str("null");
+    }
+}
+
+/// Appends a column whose value is JSON already.
+pub fn put_written(name: &str, value: &str, out: &mut String) {
+    for part in [",\"", name, "\":", value] {
+        out.push_str(part);
     }
 }
 
@@ -394,6 +421,14 @@ mod tests {
         let long = numeric(32_767, 0, &[9_999]);
         assert_eq!((long.len(), long.get(..8)), (131_072 + 3, Some("\"-999900")));
         assert_eq!(member(oid::NUMERIC, &[0, 9, 0, 0, 0, 0, 0, 0]), "null", "fewer digits than are said");
+    }
+
+    #[test]
+    fn a_shape_reads_back() {
+        let named = Shape::NAMED.map(|(_, shape)| shape);
+        for shape in named.into_iter().chain([Shape::Decimal(38, 9), Shape::Decimal(4, -2)]) {
+            assert_eq!(shape.to_string().parse(), Ok(shape));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod samples;
 pub mod schema;
 pub mod place;
 pub mod reference;
+pub mod replayed;
 pub mod time;
 
 use std::sync::Arc;

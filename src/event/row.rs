@@ -120,10 +120,7 @@ impl<'a> UncheckedEngagement<'a> {
             message: "column event_ts: a time outside the years 1 to 9999".into(),
         })?;
         if row.duration_ms.is_some_and(|duration| duration < 0) {
-            return Err(RowError {
-                reason: "negative_duration",
-                message: "column duration_ms: a negative number".into(),
-            });
+            return Err(negative_duration());
         }
         Ok(row)
     }
@@ -205,6 +202,12 @@ fn writable(time: Timestamp) -> Option<i64> {
         Timestamp::At(micros) if (MICROS_MIN..=MICROS_MAX).contains(&micros) => Some(micros),
         _ => None,
     }
+}
+
+/// A duration that is none.
+#[cold]
+pub fn negative_duration() -> RowError {
+    RowError { reason: "negative_duration", message: "column duration_ms: a negative number".into() }
 }
 
 /// A value that has to be there is NULL.

@@ -3,7 +3,7 @@
 //! A temporary slot's snapshot holds exactly the commits below its consistent point. What they amount to is written
 //! to Redis, with that point as the checkpoint: the stream skips what lies below it and adds the rest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,10 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::Content;
+use crate::event::encoding::Encoding;
+use crate::event::encoding::json::Json;
 use crate::event::place::{Place, Places};
+use crate::event::replayed::Replayed;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn};
 use crate::ops::verify::pre_existing::{PreExisting, Xid};
@@ -25,7 +28,7 @@ use crate::source::connection::Connection;
 use crate::source::snapshot::Snapshot;
 use crate::source::{PostgresConfig, check, rows, slot, sql};
 use crate::state::marks::EventMarks;
-use crate::state::{State, history};
+use crate::state::{State, dead_letters, history};
 use crate::transform::Transform;
 use crate::transform::content_cache::ContentCache;
 
@@ -52,7 +55,11 @@ pub async fn redis(config: &Config) -> Result<()> {
     let mut marks = EventMarks::load(state.client().await?, &session.history_id).await?;
     add_late(&mut marks, &mut state, config, end).await?;
     let contents = contents(&snapshot.client, &places.content).await?;
-    fill(&mut rebuild, &snapshot.client, &places.events, (&marks, &pre_existing), &contents).await?;
+    // as of the snapshot: those that are sent after it the stream will bring
+    let repaired = dead_letters::repaired(&snapshot.client, session.history_id.uuid).await?;
+    let repaired = add_repaired(&mut rebuild, &repaired, &contents).await?;
+    let known = Known { marks: &marks, pre_existing: &pre_existing, repaired: &repaired };
+    fill(&mut rebuild, &snapshot.client, &places.events, &known, &contents).await?;
     let events = rebuild.events();
     failpoint!("redis_rebuild_before_check");
     require_not_ahead(&mut state, config, end).await?;
@@ -75,7 +82,7 @@ async fn add_late(marks: &mut EventMarks, state: &mut State, config: &Config, en
     let connection = Connection::connect(postgres).await?;
     let stream = connection.start_replication(&postgres.slot, &postgres.publication, start).await?;
     let transform = Transform::new(&places, start, ContentCache::default(), config.pipeline.bounds());
-    let follow = Follow { stream, transform, start };
+    let follow = Follow { stream, transform, start, requests: None };
     follow
         .up_to(Checkpoint::at(end), FOREVER, |batch| {
             batch.events().for_each(|event| marks.inserted(event.id))
@@ -117,12 +124,37 @@ async fn contents(client: &Client, content: &Place) -> Result<Contents> {
     Ok(contents)
 }
 
+/// What is known of rows by their ids.
+struct Known<'a> {
+    marks: &'a EventMarks,
+    pre_existing: &'a PreExisting,
+    /// Rows that went out otherwise than the source has them.
+    repaired: &'a HashSet<i64>,
+}
+
+/// Adds the rows that were refused, mended and sent again; gives their ids.
+async fn add_repaired(
+    rebuild: &mut Rebuild,
+    records: &[String],
+    contents: &Contents,
+) -> Result<HashSet<i64>> {
+    let mut ids = HashSet::new();
+    for record in records {
+        let Some(values) = Json.read_event(record.as_bytes()) else { continue };
+        let Ok(row) = Replayed::of(&values).checked() else { continue };
+        let content = row.content_id.and_then(|id| contents.get(&id)).cloned();
+        rebuild.add(&row, content).await?;
+        ids.insert(row.id);
+    }
+    Ok(ids)
+}
+
 /// Adds every event that walcast has streamed, or will not stream again.
 async fn fill(
     rebuild: &mut Rebuild,
     client: &Client,
     events: &Place,
-    (marks, pre_existing): (&EventMarks, &PreExisting),
+    known: &Known<'_>,
     contents: &Contents,
 ) -> Result<()> {
     let query = rows::select(events, &["xmin"], None);
@@ -138,7 +170,8 @@ async fn fill(
         let unchecked = rows::engagement(&row, 1, events)?;
         // walcast refuses the others
         let Ok(row) = unchecked.checked() else { continue };
-        if marks.was_before(row.id).unwrap_or_else(|| pre_existing.saw(xid)) {
+        let was_before = known.marks.was_before(row.id).unwrap_or_else(|| known.pre_existing.saw(xid));
+        if was_before || known.repaired.contains(&row.id) {
             continue;
         }
         let content = row.content_id.and_then(|id| contents.get(&id)).cloned();

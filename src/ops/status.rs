@@ -442,6 +442,7 @@ mod tests {
             source: SourceStatus {
                 received_lsn: Lsn(0x2_1A2B_4200),
                 events_total: 987_654,
+                ignored_control_messages_total: 0,
                 heartbeat_age_seconds: Some(3.5),
                 last_error: None,
                 last_error_code: None,

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Transaction};
 
-use crate::batch::{Batch, ContentChange, DeadLetter, ExtraSince, Row};
+use crate::batch::{Batch, ContentChange, Control, DeadLetter, ExtraSince, Origin, Row};
 use crate::error::Result;
 use crate::event::place::Place;
 use crate::failpoint::failpoint;
@@ -20,10 +20,9 @@ use crate::resume::SinkName;
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, sql};
-
 use crate::state::dead_letters::{self, Letter};
 use crate::state::marks::EventMarks;
-use crate::state::{State, extra, lanes, store_progress};
+use crate::state::{State, extra, lanes, requests, store_progress};
 use crate::transform::content_cache::ContentCache;
 
 /// Its name.
@@ -50,6 +49,10 @@ pub struct ContentSink {
     marks: EventMarks,
     /// The events table.
     events: Place,
+    /// What control messages have asked for.
+    controls: Vec<Arc<Control>>,
+    /// Whether there may be requests that all sinks have passed, and are to be done with.
+    requests_open: bool,
     /// Extra columns, as they begin with an event beyond the stored checkpoint.
     extra: Vec<ExtraSince>,
     flushes: u32,
@@ -70,18 +73,20 @@ impl ContentSink {
             waiting_bytes: 0,
             marks: EventMarks::default(),
             events: postgres.places().events,
+            controls: Vec::new(),
+            requests_open: true,
             extra: Vec::new(),
             flushes: 0,
             pruned: Lsn::default(),
         }
     }
 
-    fn take(&mut self, row: &Row) {
+    fn take(&mut self, batch: &Batch, row: &Row) {
         match row {
             Row::Event(event) => return self.marks.inserted(event.id),
             Row::EventChange(change) => self.marks.changed(change),
             Row::Content(change) => self.changes.push(change.clone()),
-            Row::DeadLetter(letter) => self.letters.push(kept(letter)),
+            Row::DeadLetter(letter) => self.letters.push(kept(letter, batch.origin(letter.position))),
         }
         self.waiting_bytes += row.bytes_beside();
     }
@@ -91,6 +96,7 @@ impl ContentSink {
         self.extra.clear();
         self.changes.clear();
         self.letters.clear();
+        self.controls.clear();
         self.waiting_bytes = 0;
     }
 
@@ -104,6 +110,9 @@ impl ContentSink {
         insert_versions(&transaction, session, &self.changes).await?;
         dead_letters::insert(&transaction, &session.history_id.uuid, dead_letters::ALL, &self.letters)
             .await?;
+        for control in &self.controls {
+            requests::came(&transaction, control.id, control.commit_lsn, control.refused).await?;
+        }
         self.marks.store(&transaction, &session.history_id).await?;
         for ExtraSince { since, columns } in &self.extra {
             extra::store(&transaction, &session.history_id, &self.events, (*since, columns)).await?;
@@ -123,9 +132,26 @@ impl ContentSink {
         transaction.commit().await.map_err(sql::error)?;
         failpoint!("content_after_commit");
         self.flushes = self.flushes.wrapping_add(1);
+        self.requests_open |= !self.controls.is_empty();
         self.forget_rows();
         self.stored = checkpoint;
         Ok(Some(checkpoint))
+    }
+}
+
+impl ContentSink {
+    /// Is done with the requests whose place every sink has passed, in one transaction.
+    async fn settle_requests(&mut self) -> Result<()> {
+        let Some(session) = self.session.as_ref().filter(|_| self.requests_open) else { return Ok(()) };
+        let transaction = self.state.guarded(session).await?;
+        // whether the slot may be gone is for the stream to say
+        let Some(confirmed) = lanes::kept_from(transaction.client(), session).await? else { return Ok(()) };
+        let left = requests::settle(&transaction, &session.history_id.uuid, confirmed).await?;
+        failpoint!("requests_before_settled");
+        transaction.commit().await.map_err(sql::error)?;
+        failpoint!("requests_after_settled");
+        self.requests_open = left;
+        Ok(())
     }
 }
 
@@ -148,6 +174,7 @@ impl Sink for ContentSink {
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         let (stored, _) = self.state.progress::<()>(session, NAME).await?;
         self.forget_rows();
+        self.requests_open = true;
         let transaction = self.state.guarded(session).await?;
         extra::forget(&transaction, &session.history_id, &self.events.extra).await?;
         transaction.commit().await.map_err(sql::error)?;
@@ -162,8 +189,11 @@ impl Sink for ContentSink {
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         for batch in batches {
             let begins = |extra: &&ExtraSince| !self.accepted.holds(extra.since);
-            self.extra.extend(batch.extra().iter().filter(begins).cloned());
-            batch.rows().iter().for_each(|row| self.take(row));
+            if batch.control().is_none() {
+                self.extra.extend(batch.extra().iter().filter(begins).cloned());
+            }
+            batch.rows().iter().for_each(|row| self.take(batch, row));
+            self.controls.extend(batch.control().cloned());
             self.accepted = self.accepted.advanced(batch.checkpoint());
         }
         let room = self.changes.len() < CHANGES_MAX && self.marks.blocks() < MARK_BLOCKS_MAX;
@@ -174,7 +204,9 @@ impl Sink for ContentSink {
     }
 
     async fn tick(&mut self) -> Result<Option<Checkpoint>> {
-        self.store().await
+        let stored = self.store().await?;
+        self.settle_requests().await?;
+        Ok(stored)
     }
 
     async fn flush(&mut self) -> Result<Option<Checkpoint>> {
@@ -230,23 +262,13 @@ async fn insert_versions(
 }
 
 /// A row that was refused before the sinks, as it is kept.
-fn kept(letter: &DeadLetter) -> Letter {
+fn kept(letter: &DeadLetter, origin: Option<Origin>) -> Letter {
     let DeadLetter { position, commit_ts, table, reason, message, row_json, event } = letter.clone();
+    let (position, request) = Origin::of_letter(position, origin);
     let event_id = event.as_ref().and_then(|event| event.id);
     let (event, unread) = event.map_or_else(Default::default, |event| (Some(event.record), event.unread));
     let table = Some(table);
-    Letter {
-        position,
-        event_id,
-        table,
-        commit_ts,
-        reason,
-        message,
-        record: row_json,
-        event,
-        unread,
-        request: None,
-    }
+    Letter { position, event_id, table, commit_ts, reason, message, record: row_json, event, unread, request }
 }
 
 /// Below the lowest confirmed LSN of all our slots only each id's newest version can still be asked for. Gives that LSN: the next time

@@ -1,8 +1,9 @@
 //! The source's own watch: every 10 s a heartbeat through the WAL, every 5 s a look whether the publication is still
 //! what the slot was made for, and at once when the walsender warns: PostgreSQL 18 skips rows of a missing publication,
-//! and warns only once.
+//! and warns only once. It looks up control messages too, on the same ordinary session.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -11,6 +12,7 @@ use tokio_postgres::Client;
 
 use crate::clock::ServerClock;
 use crate::error::{Code, Error, Result};
+use crate::source::request::{self, Found, Request, Ticket};
 use crate::source::server_error::ServerError;
 use crate::source::slot::{Publication, PublicationIdentity};
 use crate::source::{PostgresConfig, slot, sql};
@@ -25,24 +27,42 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Where PostgreSQL's source has the output plugin: what that warns of, it has left out.
 const PLUGIN: &str = "pgoutput.c";
 
-/// The stream's end of its talk with the [`Watch`]: a warning out, and what it meant back.
+/// The stream's end of its talk with the [`Watch`]: a question out, and its answer back.
 #[derive(Debug)]
 pub struct Doubts {
-    raised: mpsc::Sender<ServerError>,
-    settled: mpsc::Receiver<String>,
+    raised: mpsc::Sender<Doubt>,
+    settled: mpsc::Receiver<Answer>,
     pending: bool,
 }
 
-/// The other end of the talk: who finds out what the warnings mean.
+/// What the stream cannot tell by itself.
 #[derive(Debug)]
-pub struct Answers {
-    raised: mpsc::Receiver<ServerError>,
-    settled: mpsc::Sender<String>,
+pub enum Doubt {
+    /// What a warning of the walsender means.
+    Warning(ServerError),
+    /// Whose a control message is.
+    Ticket(Ticket),
 }
 
-/// Both ends of a talk about warnings.
+/// What was found out.
+#[derive(Debug)]
+pub enum Answer {
+    /// No rows are left out; this is what the warning was about.
+    Harmless(String),
+    /// The request of the control message; `None`: it is not ours.
+    Request(Option<Arc<Request>>),
+}
+
+/// The other end of the talk: who finds out.
+#[derive(Debug)]
+pub struct Answers {
+    raised: mpsc::Receiver<Doubt>,
+    settled: mpsc::Sender<Answer>,
+}
+
+/// Both ends of a talk.
 pub fn doubts() -> (Doubts, Answers) {
-    // never more than one warning waits for its answer
+    // never more than one question waits for its answer
     let ((raise, raised), (settle, settled)) = (mpsc::channel(1), mpsc::channel(1));
     (Doubts { raised: raise, settled, pending: false }, Answers { raised, settled: settle })
 }
@@ -58,23 +78,24 @@ pub struct Watch {
 }
 
 impl Doubts {
-    /// Asks what a warning means. A watch that has ended says why by itself.
-    pub fn raise(&mut self, warning: ServerError) {
+    /// Asks. A watch that has ended says why by itself.
+    pub fn raise(&mut self, doubt: Doubt) {
         self.pending = true;
-        let _ = self.raised.try_send(warning);
+        let _ = self.raised.try_send(doubt);
     }
 
-    /// Whether a warning waits for its answer: what the stream brings after it may lack rows.
+    /// Whether a question waits for its answer: what the stream brings after a warning may lack rows, and what comes after
+    /// a control message comes after what that asks for.
     pub fn is_pending(&self) -> bool {
         self.pending
     }
 
-    /// Waits until it is known that no rows are left out; gives what the warning was about. Cancel safe.
-    pub async fn settled(&mut self) -> String {
+    /// Waits for the answer. Cancel safe.
+    pub async fn settled(&mut self) -> Answer {
         match self.settled.recv().await {
-            Some(meaning) => {
+            Some(answer) => {
                 self.pending = false;
-                meaning
+                answer
             }
             None => std::future::pending().await,
         }
@@ -82,19 +103,29 @@ impl Doubts {
 }
 
 impl Answers {
-    /// The next warning. Cancel safe.
-    pub async fn raised(&mut self) -> ServerError {
+    /// The next question. Cancel safe.
+    pub async fn raised(&mut self) -> Doubt {
         match self.raised.recv().await {
-            Some(warning) => warning,
-            // a stream that has ended warns of nothing
+            Some(doubt) => doubt,
+            // a stream that has ended asks nothing
             None => std::future::pending().await,
         }
     }
 
-    /// No rows are left out; `meaning` is what the warning was about.
-    pub fn settle(&self, meaning: String) {
+    /// Answers whose a control message is; gives it back when that cannot be told yet.
+    pub async fn look_up(&self, client: &Client, ticket: Ticket) -> Result<Option<Ticket>> {
+        match request::look(client, ticket).await? {
+            Found::NotYet => return Ok(Some(ticket)),
+            Found::Nothing => self.settle(Answer::Request(None)),
+            Found::Request(request) => self.settle(Answer::Request(Some(Arc::new(request)))),
+        }
+        Ok(None)
+    }
+
+    /// Answers the last question.
+    pub fn settle(&self, answer: Answer) {
         // a stream that has ended does not mind
-        let _ = self.settled.try_send(meaning);
+        let _ = self.settled.try_send(answer);
     }
 }
 
@@ -115,16 +146,19 @@ impl Watch {
         }
     }
 
-    /// Says what warnings mean, and watches nothing else: of a stream beside one that is watched. Gives what is wrong.
+    /// Says what warnings mean and whose control messages are, and watches nothing else: of a stream beside one that is watched. Gives what is wrong.
     pub async fn answer(mut self, config: &PostgresConfig) -> Error {
         loop {
-            let warning = self.answers.raised().await;
+            let doubt = self.answers.raised().await;
             let judged = async {
                 let client = sql::connect(config).await?;
-                self.judge(&client, config, &warning).await
+                Ok(match doubt {
+                    Doubt::Warning(warning) => Answer::Harmless(self.judge(&client, config, &warning).await?),
+                    Doubt::Ticket(ticket) => Answer::Request(request::find(&client, ticket).await?),
+                })
             };
             match judged.await {
-                Ok(meaning) => self.answers.settle(meaning),
+                Ok(answer) => self.answers.settle(answer),
                 Err(error) => return error,
             }
         }
@@ -132,17 +166,30 @@ impl Watch {
 
     async fn watching(mut self, config: &PostgresConfig) -> Result<Infallible> {
         let (client, mut session_ended) = sql::connect_watched(config).await?;
+        // a heartbeat that waits for a standby would keep us from answering
+        client.batch_execute("SET synchronous_commit = local").await.map_err(sql::error)?;
         let mut heartbeat_due = tokio::time::interval(HEARTBEAT_EVERY);
         let mut look_due = tokio::time::interval(LOOK_EVERY);
         heartbeat_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beating = true;
+        let mut ticket = None;
+        let mut ticket_due = tokio::time::interval(request::LOOK_EVERY);
+        ticket_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 ended = &mut session_ended => return Err(ended.unwrap_or_else(|_| Error::new(Code::PostgresUnreachable, "the SQL session ended"))),
-                warning = self.answers.raised() => {
-                    let meaning = self.judge(&client, config, &warning).await?;
-                    self.answers.settle(meaning);
+                doubt = self.answers.raised() => match doubt {
+                    Doubt::Warning(warning) => {
+                        let meaning = self.judge(&client, config, &warning).await?;
+                        self.answers.settle(Answer::Harmless(meaning));
+                    }
+                    Doubt::Ticket(asked) => ticket = self.answers.look_up(&client, asked).await?,
+                },
+                _ = ticket_due.tick(), if ticket.is_some() => {
+                    if let Some(asked) = ticket.take() {
+                        ticket = self.answers.look_up(&client, asked).await?;
+                    }
                 }
                 _ = heartbeat_due.tick() => beating = self.tend(&client, beating).await?,
                 _ = look_due.tick() => self.look(&client, config).await?,

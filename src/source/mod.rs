@@ -16,6 +16,7 @@ pub mod migrations;
 pub mod slot;
 pub mod snapshot;
 pub mod check;
+pub mod request;
 pub mod heartbeat;
 #[cfg(test)]
 mod script;

@@ -374,6 +374,53 @@ pub async fn discard(transaction: &Transaction<'_>, history_id: Uuid, letters: &
     Ok(())
 }
 
+/// The letters, which are open and locked, are in the hands of this request now. `repair`: the fields that were set, as JSON,
+/// and what the letters' events are with them.
+pub async fn replaying(
+    transaction: &Transaction<'_>,
+    history_id: Uuid,
+    letters: &[Stored],
+    request: Uuid,
+    repair: Option<(&str, Vec<&str>)>,
+) -> Result<()> {
+    let filter =
+        Filter { ids: letters.iter().map(|letter| letter.id.clone()).collect(), ..Filter::default() };
+    let Chosen { sinks, lsns, ordinals, .. } = Chosen::new(history_id, &filter);
+    let (repair, events) = match repair {
+        Some((repair, events)) => (Some(repair), events.into_iter().map(Some).collect()),
+        None => (None, vec![None; letters.len()]),
+    };
+    let statement = "UPDATE walcast.dead_letter AS letter
+       SET state = 'replaying', request = $5, changed_at = now(),
+         repair = coalesce($6::text::json, repair), event = coalesce(chosen.event, letter.event),
+         unread = CASE WHEN $6 IS NULL THEN unread ELSE '{}' END
+       FROM unnest($2::text[], $3::pg_lsn[], $4::bigint[], $7::text[]) AS chosen (sink, commit_lsn, ordinal, event)
+       WHERE letter.history_id = $1
+         AND (letter.sink, letter.commit_lsn, letter.ordinal) = (chosen.sink, chosen.commit_lsn, chosen.ordinal)
+         AND letter.state = 'open'";
+    transaction
+        .execute(statement, &[&history_id, &sinks, &lsns, &ordinals, &request, &repair, &events])
+        .await
+        .map_err(sql::error)?;
+    Ok(())
+}
+
+/// The events, as records, that were mended and sent to all sinks: what the source has in their place is refused.
+pub async fn repaired(client: &Client, history_id: Uuid) -> Result<Vec<String>> {
+    let query = "SELECT event FROM walcast.dead_letter
+       WHERE history_id = $1 AND sink = $2 AND repair IS NOT NULL AND event IS NOT NULL
+         AND state IN ('replaying', 'replayed')";
+    let rows = client.query(query, &[&history_id, &ALL]).await.map_err(sql::error)?;
+    rows.iter().map(|row| sql::get(row, 0)).collect()
+}
+
+/// Names and shapes of the extra columns that events have now.
+pub async fn extra_columns(client: &Client, history_id: Uuid) -> Result<Vec<(String, String)>> {
+    let query = "SELECT name, shape FROM walcast.extra_column WHERE history_id = $1 ORDER BY name";
+    let rows = client.query(query, &[&history_id]).await.map_err(sql::error)?;
+    rows.iter().map(|row| Ok((sql::get(row, 0)?, sql::get(row, 1)?))).collect()
+}
+
 /// Letters of one sink for one reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]

@@ -6,6 +6,7 @@ pub mod extra;
 pub mod history;
 pub mod lanes;
 pub mod marks;
+pub mod requests;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -12,7 +12,7 @@ use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn};
 use crate::source::connect;
 use crate::source::frame::Frame;
-use crate::source::heartbeat::Doubts;
+use crate::source::heartbeat::{Answer, Doubt, Doubts};
 use crate::source::stream::ReplicationStream;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::transform::Transform;
@@ -80,6 +80,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Intake<S> {
                 Some(Frame::XLogData { wal_start, payload, .. }) => {
                     self.received = self.received.max(wal_start);
                     self.transform.apply(&payload)?;
+                    if let Some(ticket) = self.transform.asks() {
+                        self.doubts.raise(Doubt::Ticket(ticket));
+                    }
                     if !self.transform.is_full() {
                         continue;
                     }
@@ -90,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Intake<S> {
                     continue;
                 }
                 Some(Frame::Warning(warning)) => {
-                    self.doubts.raise(warning);
+                    self.doubts.raise(Doubt::Warning(warning));
                     continue;
                 }
                 None => {}
@@ -124,11 +127,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Intake<S> {
         tokio::select! {
             biased;
             () = sleep_until(due), if due.is_some() => {}
-            meaning = self.doubts.settled(), if self.doubts.is_pending() => {
-                if let Some(repeated) = self.warnings.say(&meaning) {
-                    tracing::warn!(repeated = (repeated > 0).then_some(repeated), "{meaning}");
+            answer = self.doubts.settled(), if self.doubts.is_pending() => match answer {
+                Answer::Harmless(meaning) => {
+                    if let Some(repeated) = self.warnings.say(&meaning) {
+                        tracing::warn!(repeated = (repeated > 0).then_some(repeated), "{meaning}");
+                    }
                 }
-            }
+                Answer::Request(request) => {
+                    // without an await behind the answer: it would be lost where this future is dropped
+                    failpoint!("ticket_before_answer", blocking);
+                    self.transform.answered(request);
+                    failpoint!("ticket_after_answer", blocking);
+                }
+            },
             filled = self.stream.fill(), if self.listens => {
                 filled?;
                 self.heard = Instant::now();

@@ -95,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
                 return Ok(Ended::Joined);
             }
             if outbox.is_none() {
-                outbox = self.intake.take_batch()?.map(Arc::new);
+                outbox = self.intake.take_batch()?.map(|batch| Arc::new(batch).for_sink(end.name));
             }
             let room = outbox.is_none();
             tokio::select! {

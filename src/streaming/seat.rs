@@ -94,6 +94,7 @@ impl Seat {
 
     /// Puts a batch into its queue, or leaves the seat when that takes too long for the others. Cancel safe.
     pub(super) async fn send(&mut self, batch: &Arc<Batch>) {
+        let batch = &batch.for_sink(self.name);
         loop {
             let Some(queue) = &self.queue else { return };
             if !queue.has_room_for(batch) {

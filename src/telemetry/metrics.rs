@@ -56,7 +56,8 @@ metrics! {
     Counter SKIPPED_CHANGES_TOTAL = "walcast_skipped_changes_total", Count, "Row changes that walcast does not deliver (updates and deletes of events, other tables), by table and operation.";
     Counter UNKNOWN_CONTENT_EVENTS_TOTAL = "walcast_unknown_content_events_total", Count, "Events whose content row does not exist. They are delivered with null content fields.";
     Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events larger than pipeline.row_bytes_max, and events whose Kafka record would be too large with raw_payload. They are delivered without it: the former everywhere, the latter to Kafka.";
-    Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that became dead letters, by reason.";
+    Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that became dead letters, by reason.";    Counter CONTROL_MESSAGES_TOTAL = "walcast_control_messages_total", Count, "Control messages received, by outcome: taken, refused (in one transaction with changes of the source tables), or ignored (not ours).";
+
     Gauge DEAD_LETTERS_OPEN = "walcast_dead_letters_open", Count, "Dead letters that wait for somebody, by sink (all: refused before the sinks) and reason.";
 
     Gauge SINK_DURABLE_LSN = "walcast_sink_durable_lsn", Bytes, "The sink's durable LSN, by sink.";
@@ -221,6 +222,35 @@ pub fn http_request(answer: &'static str) {
     counter!(HTTP_REQUESTS_TOTAL, "answer" => answer).increment(1);
 }
 
+/// What becomes of a control message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TicketFate {
+    /// What it asks for is done.
+    Taken,
+    /// It came with other changes.
+    Refused,
+    /// It is not ours.
+    Ignored,
+}
+
+/// A control message was received.
+pub fn ticket(fate: TicketFate) {
+    let outcome = match fate {
+        TicketFate::Taken => "taken",
+        TicketFate::Refused => "refused",
+        TicketFate::Ignored => "ignored",
+    };
+    if fate == TicketFate::Ignored {
+        IGNORED_TICKETS.fetch_add(1, Ordering::Relaxed);
+    }
+    counter!(CONTROL_MESSAGES_TOTAL, "outcome" => outcome).increment(1);
+}
+
+/// How many control messages this process has ignored, since they are not ours.
+pub fn ignored_tickets() -> u64 {
+    IGNORED_TICKETS.load(Ordering::Relaxed)
+}
+
 /// A transaction came in whole, so long after its commit.
 pub fn commit_received(after: Duration) {
     if let Some(installed) = INSTALLED.get() {
@@ -319,6 +349,7 @@ struct Installed {
 static INSTALLING: Mutex<()> = Mutex::new(());
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 static ENGAGEMENTS: AtomicU64 = AtomicU64::new(0);
+static IGNORED_TICKETS: AtomicU64 = AtomicU64::new(0);
 static UNKNOWN_CONTENTS: AtomicU64 = AtomicU64::new(0);
 
 impl Installed {

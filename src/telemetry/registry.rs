@@ -204,6 +204,7 @@ impl StatusRegistry {
             source: SourceStatus {
                 received_lsn: facts.received,
                 events_total: names::engagements_received(),
+                ignored_control_messages_total: names::ignored_tickets(),
                 heartbeat_age_seconds: names::heartbeat_age().map(|age| age.as_secs_f64()),
                 last_error: facts.last_error.clone(),
                 last_error_code: facts.last_error_code,

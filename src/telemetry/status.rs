@@ -57,6 +57,9 @@ pub struct SourceStatus {
     pub received_lsn: Lsn,
     /// Engagement events received since this process started.
     pub events_total: u64,
+    /// Control messages that were ignored since this process started: somebody else's.
+    #[serde(default)]
+    pub ignored_control_messages_total: u64,
     /// Time since a heartbeat came back through the WAL; `None` before the first.
     pub heartbeat_age_seconds: Option<f64>,
     /// What stopped the stream the last time; `None` while it streams.

@@ -2,11 +2,13 @@
 //! way from socket buffer to batch is this one call chain.
 
 pub mod content_cache;
+mod replay;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::batch::{
     Batch, BatchBuilder, ContentChange, DeadLetter, Event, EventChange, Extra, Fate, Heartbeat, LetterEvent,
@@ -25,6 +27,7 @@ use crate::model::engagement::{self, EngagementTable};
 use crate::model::{Refused, Table, Tables};
 use crate::pgoutput::timestamp::unix_micros;
 use crate::pgoutput::{Message, OldTuple, RelationIds, Transaction, Tuple};
+use crate::source::request::{self, Ticket};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 use content_cache::ContentCache;
@@ -79,6 +82,12 @@ pub struct Transform {
     beaten_at: i64,
     clock: ServerClock,
     urgent: bool,
+    /// The control message of the open transaction.
+    ticket: Option<Uuid>,
+    /// Whose control message that was: to be found out before the stream goes on, with the end of its transaction.
+    asks: Option<(Ticket, Lsn)>,
+    /// Batches that have been ended.
+    ready: VecDeque<Batch>,
     throttle: LogThrottle,
 }
 
@@ -104,6 +113,9 @@ impl Transform {
             beaten_at: i64::MIN,
             clock: ServerClock::default(),
             urgent: false,
+            ticket: None,
+            asks: None,
+            ready: VecDeque::new(),
             throttle: LogThrottle::default(),
         }
     }
@@ -123,7 +135,13 @@ impl Transform {
                 (self.xid, self.commit_lsn) = (xid, final_lsn);
                 self.deleted.clear();
             }
-            Message::Commit { end_lsn, .. } => self.commit(end_lsn),
+            Message::Commit { end_lsn, .. } => match self.ticket.take() {
+                None => self.commit(end_lsn),
+                Some(id) => {
+                    let ticket = Ticket { id, xid: self.xid, commit_lsn: self.commit_lsn };
+                    self.asks = Some((ticket, end_lsn));
+                }
+            },
             Message::Relation(relation) => {
                 let described = self.tables.describe(relation);
                 described.map_err(|unfit| unfit.told(self.xid, self.commit_lsn))?;
@@ -136,6 +154,9 @@ impl Transform {
                 metrics::heartbeat_received();
                 self.heartbeat_seen = true;
                 self.beating = true;
+            }
+            Message::Logical { transactional, prefix, content, .. } if prefix == request::PREFIX => {
+                self.control(transactional, content);
             }
             Message::Logical { .. } => {}
             Message::Origin { .. } => {
@@ -191,6 +212,9 @@ impl Transform {
 
     /// When the batch must go although it is not full.
     pub fn due_at(&self) -> Option<Instant> {
+        if let Some(ready) = self.ready.front() {
+            return Some(ready.created());
+        }
         let by_age = self.builder.first_row_at().map(|first| first + self.bounds.batch_age_max);
         let idle = self.builder.checkpoint() != self.sent && !self.transaction.is_open();
         // Rows that went out before their commit came: the sinks hold them, and need only be told so.
@@ -202,6 +226,9 @@ impl Transform {
 
     /// The next batch, if one is full or due.
     pub fn take_batch(&mut self, now: Instant) -> Option<Batch> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Some(ready);
+        }
         let at_commit = !self.transaction.is_open();
         let moved = self.builder.checkpoint() != self.sent;
         let patient = now.saturating_duration_since(self.sent_at) < URGENT_EVERY;
@@ -213,11 +240,15 @@ impl Transform {
     /// Whether no more rows fit.
     pub fn is_full(&self) -> bool {
         self.builder.len() >= self.bounds.batch_rows_max
+            || !self.ready.is_empty()
             || self.builder.bytes() >= self.bounds.batch_bytes_max
     }
 
     /// What is in so far as a last batch; `None` when the sinks have been sent all of it.
     pub fn take_rest(&mut self) -> Option<Batch> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Some(ready);
+        }
         (self.builder.checkpoint() != self.sent).then(|| self.end_batch(Instant::now()))
     }
 

@@ -25,6 +25,7 @@ mod lanes;
 mod origins;
 mod payloads;
 mod redis;
+mod replays;
 mod rights;
 mod server_words;
 mod sessions;

@@ -15,7 +15,7 @@ use walcast::error::Error;
 use walcast::lsn::Lsn;
 use walcast::ops::init;
 use walcast::source::connection::Connection;
-use walcast::source::heartbeat::Watch;
+use walcast::source::heartbeat::{Answer, Doubt, Watch};
 use walcast::source::server_error::ServerError;
 use walcast::source::stream::ReplicationStream;
 use walcast::source::{PostgresConfig, slot, sql};
@@ -356,11 +356,14 @@ async fn a_warning_is_a_loss_where_the_catalog_shows_one() {
         };
         let ask = async || {
             let (watch, mut doubts) = Watch::new(known.clone(), ServerClock::default());
-            doubts.raise(warning.clone());
+            doubts.raise(Doubt::Warning(warning.clone()));
             assert!(doubts.is_pending());
             tokio::select! {
                 biased;
-                meaning = doubts.settled() => Ok(meaning),
+                answer = doubts.settled() => match answer {
+                    Answer::Harmless(meaning) => Ok(meaning),
+                    other => panic!("{other:?}"),
+                },
                 ended = watch.run(config) => Err(ended.exit_code()),
             }
         };

@@ -1,17 +1,22 @@
 //! From wire messages to batches: the join as of each event's own place, the calculation, dead letters, and
 //! when a batch ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use uuid::Uuid;
 use walcast::batch::{Batch, Event, Row};
 use walcast::error::Code;
+use walcast::event::encoding::Encoding;
+use walcast::event::encoding::json::Json;
 use walcast::event::place::Places;
+use walcast::event::schema::EventRecord;
 use walcast::lsn::{Lsn, Position};
 use walcast::model::Tables;
 use walcast::model::content::Content;
 use walcast::pgoutput::{Column, OldKind, Relation};
+use walcast::source::request::{Brought, Request, RequestKind, RequestRow};
 use walcast::telemetry::metrics;
 use walcast::transform::content_cache::ContentCache;
 use walcast::transform::{Bounds, Transform};
@@ -536,4 +541,123 @@ fn a_heartbeat_goes_at_once_and_so_does_a_server_that_waits() {
     assert_eq!((batch.checkpoint().durable_lsn, batch.urgent()), (Lsn(110), false));
     stream.transform.keepalive(Lsn(150), true);
     assert!(stream.transform.take_batch(Instant::now()).expect("the server waits").urgent());
+}
+
+const CONTROL: &str = "walcast.control";
+
+fn ticket(transactional: bool, content: &str) -> Sent {
+    Sent::Logical { transactional, lsn: Lsn(99), prefix: CONTROL.into(), content: content.into() }
+}
+
+/// What a control message asks for: the event of a batch again, joined anew or not.
+fn request(batch: &Batch, sinks: &[&str], joins: &[bool]) -> Arc<Request> {
+    let event = batch.events().next().unwrap();
+    let mut record = Vec::new();
+    Json.event(&EventRecord { event, texts: batch.texts() }, &mut record);
+    let record = String::from_utf8(record).unwrap();
+    let rows = joins.iter().map(|joins| RequestRow { record: record.clone(), joins: *joins }).collect();
+    Arc::new(Request {
+        id: id(77),
+        kind: RequestKind::Replay,
+        sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect(),
+        brings: Brought { extra: Vec::new(), rows },
+    })
+}
+
+#[test]
+fn rows_that_are_sent_again_come_at_the_messages_place_in_a_batch_of_their_own() {
+    let mut stream = Stream::new(BOUNDS, [content(1, "before", 100)]);
+    stream.transaction_at(5_000_000, [play(1, 50_000)]);
+    let first = stream.batch();
+    let asked = request(&first, &["kafka"], &[false, true]);
+    stream.transaction([update_content(1, text("after"), 200), play(1, 20_000)]);
+    stream.transaction([ticket(true, &id(77).to_string())]);
+    assert_eq!(
+        stream.transform.asks().map(|ticket| (ticket.id, ticket.commit_lsn)),
+        Some((id(77), Lsn(300)))
+    );
+    assert!(
+        stream.transform.due_at().is_some_and(|due| due > Instant::now()),
+        "what came before waits for more"
+    );
+    stream.transform.answered(Some(asked));
+    assert_eq!(stream.transform.asks(), None);
+    let (before, again) = (stream.batch(), stream.batch());
+    assert_eq!((before.rows().len(), before.control().is_none()), (2, true));
+    assert_eq!(before.checkpoint().durable_lsn, Lsn(210));
+    let events: Vec<&Event> = again.events().collect();
+    let places: Vec<Position> = events.iter().map(|event| event.position).collect();
+    assert_eq!(places, [0, 1].map(|ordinal| Position { commit_lsn: Lsn(300), ordinal }));
+    let titles: Vec<&str> =
+        events.iter().map(|event| event.content.as_ref().unwrap().title.as_str()).collect();
+    assert_eq!(titles, ["before", "after"]);
+    assert_eq!(
+        events.iter().map(|event| event.commit_ts).collect::<Vec<_>>(),
+        [first.rows()[0].commit_ts(); 2]
+    );
+    assert_eq!(again.checkpoint().durable_lsn, Lsn(310));
+    let origin = again.origin(events[1].position).unwrap();
+    assert_eq!((origin.request, origin.first), (id(77), first.rows()[0].position()));
+    // for others there is only the checkpoint
+    let again = Arc::new(again);
+    assert_eq!(["content", "kafka", "redis"].map(|sink| again.for_sink(sink).rows().len()), [2, 2, 0]);
+    assert_eq!(again.for_sink("redis").checkpoint(), again.checkpoint());
+    // the stream goes on as it was
+    stream.transaction([play(1, 10_000)]);
+    let after = stream.batch();
+    assert_eq!((after.rows().len(), after.control().is_none()), (1, true));
+}
+
+#[test]
+fn a_message_that_is_nobodys_changes_nothing() {
+    let mut stream = Stream::new(BOUNDS, [content(1, "before", 100)]);
+    stream.transaction([play(1, 1)]);
+    stream.send(ticket(false, &id(77).to_string()));
+    assert_eq!(stream.transform.asks(), None, "outside of a transaction");
+    stream.transaction([ticket(true, "nonsense")]);
+    assert_eq!(stream.transform.asks(), None, "it names nothing");
+    stream.transaction([play(1, 1), ticket(true, &id(77).to_string()), play(1, 1)]);
+    stream.transform.answered(None);
+    stream.transaction([play(1, 1)]);
+    let batch = stream.batch();
+    assert_eq!((batch.rows().len(), batch.control().is_none()), (4, true), "not even a batch is cut");
+    assert_eq!(batch.checkpoint().durable_lsn, Lsn(410));
+}
+
+#[test]
+fn a_request_among_other_changes_brings_nothing_and_is_told() {
+    for (before, after) in [(1, 0), (0, 1)] {
+        let mut stream = Stream::new(BOUNDS, []);
+        stream.transaction([play(1, 1)]);
+        let asked = request(&stream.batch(), &["all"], &[true]);
+        let plays = |count| std::iter::repeat_with(|| play(1, 1)).take(count);
+        stream.transaction(plays(before).chain([ticket(true, &id(77).to_string())]).chain(plays(after)));
+        if before > 0 {
+            // rows that have gone out already count too
+            assert_eq!(stream.batch().rows().len(), 1);
+        }
+        stream.transform.answered(Some(asked));
+        let mut batches: Vec<Batch> = std::iter::from_fn(|| stream.transform.take_rest()).collect();
+        let told = batches.pop().unwrap();
+        assert_eq!((told.rows().len(), told.control().map(|control| control.refused)), (0, Some(true)));
+        assert_eq!(told.checkpoint().durable_lsn, Lsn(210));
+        assert_eq!(batches.iter().map(|batch| batch.rows().len()).sum::<usize>(), after);
+    }
+}
+
+#[test]
+fn a_row_that_is_against_the_rules_still_is_the_same_dead_letter_again() {
+    let mut stream = Stream::new(BOUNDS, []);
+    stream.transaction([play(1, 1)]);
+    let first = stream.batch();
+    let asked = request(&first, &["all"], &[true]);
+    let mut asked = Arc::into_inner(asked).unwrap();
+    asked.brings.rows[0].record =
+        asked.brings.rows[0].record.replace("\"duration_ms\":1,", "\"duration_ms\":-1,");
+    stream.transaction([ticket(true, &id(77).to_string())]);
+    stream.transform.answered(Some(Arc::new(asked)));
+    let batch = stream.batch();
+    let Row::DeadLetter(letter) = &batch.rows()[0] else { panic!("{:?}", batch.rows()) };
+    assert_eq!(letter.reason, "negative_duration");
+    assert_eq!(batch.origin(letter.position).unwrap().first, first.rows()[0].position());
 }

@@ -1,6 +1,6 @@
 //! Holding the sides against each other, partition by partition. Pure.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::record::{ALL, ANY_PARTITION, Extras, Fields, OF_CONTENT, Record, flag, names};
@@ -20,6 +20,18 @@ pub struct Side {
     pub records: Vec<Record>,
 }
 
+/// Events whose letters were sent again, by whose letter each was.
+pub type Replayed = HashMap<(String, i64), ReplayedLetter>;
+
+/// A letter that was sent again.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplayedLetter {
+    /// The event's first place, where the other sinks have it.
+    pub first: Position,
+    /// Whether it is known to have arrived.
+    pub arrived: bool,
+}
+
 /// What is known of the sinks as wholes.
 #[derive(Default)]
 pub struct Context {
@@ -32,7 +44,7 @@ pub struct Context {
     /// Contents, by hash, that have changed after one of their events.
     pub changed: HashSet<u32>,
     /// Events whose letters were sent again, each by whose letter it was: they are to be there.
-    pub replayed: HashSet<(String, i64)>,
+    pub replayed: Replayed,
     /// What the source has done to its events since.
     pub marks: EventMarks,
     /// Its partitions by time that have rows, where it has any.
@@ -59,7 +71,9 @@ pub struct Amended {
 impl Context {
     /// Whether the event was sent again to this sink, so that a letter of before excuses nothing.
     fn is_replayed(&self, sink: &str, event: &Record) -> bool {
-        let by = |whose: &str| self.replayed.contains(&(whose.to_owned(), event.id));
+        let by = |whose: &str| {
+            self.replayed.get(&(whose.to_owned(), event.id)).is_some_and(|letter| letter.arrived)
+        };
         !self.replayed.is_empty() && (by(sink) || by(dead_letters::ALL))
     }
 
@@ -358,9 +372,10 @@ mod tests {
         let source = [record(1, 0), flagged(record(2, 0), flag::REFUSED), record(3, 0)];
         let for_all = flag::LETTER | flag::LETTER_FOR_ALL;
         let kafka = [letter(1, flag::LETTER), letter(2, for_all), letter(3, for_all)];
-        let replayed = [("kafka", 1), ("all", 2), ("all", 3)].map(|(whose, id)| (whose.to_owned(), id));
+        let replayed = [("kafka", 1), ("all", 2), ("all", 3)]
+            .map(|(whose, id)| ((whose.to_owned(), id), ReplayedLetter { first: at(1), arrived: true }));
         let context = || Context {
-            replayed: HashSet::from(replayed.clone()),
+            replayed: HashMap::from(replayed.clone()),
             tells_letters: true,
             ..Context::default()
         };

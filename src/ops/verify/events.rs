@@ -1,6 +1,6 @@
 //! The events of one sink, as they are read back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use indicatif::ProgressBar;
 
@@ -25,11 +25,13 @@ pub struct Events {
     trimmed: HashSet<u16>,
     /// Of partitions that have lost their beginning: the place of the first record left.
     begins: BTreeMap<u16, Position>,
+    /// The first places of events that were sent to this sink again: the others have them there.
+    firsts: HashMap<i64, Position>,
 }
 
 impl Events {
     /// Of nothing yet; what lies at or beyond `end` is left out.
-    pub fn new(end: Lsn, spill: Spill, progress: ProgressBar) -> Events {
+    pub fn new(end: Lsn, spill: Spill, progress: ProgressBar, firsts: HashMap<i64, Position>) -> Events {
         Events {
             end,
             spill,
@@ -39,6 +41,7 @@ impl Events {
             newest: BTreeMap::new(),
             trimmed: HashSet::new(),
             begins: BTreeMap::new(),
+            firsts,
         }
     }
 
@@ -79,6 +82,10 @@ impl Events {
                 self.out_of_order.push(record);
             }
             *newest = record.position.max(*newest);
+        }
+        let mut record = record;
+        if let Some(first) = self.firsts.get(&record.id) {
+            record.is_at(*first);
         }
         self.add(&record)
     }

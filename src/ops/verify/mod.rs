@@ -15,7 +15,6 @@ pub(super) mod sums;
 mod truth;
 mod wait;
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +36,7 @@ use crate::source::snapshot::Snapshot;
 use crate::source::sql;
 use crate::state::marks::EventMarks;
 use crate::state::{extra, history};
-use compare::{Context, Side};
+use compare::{Context, Replayed, Side};
 use events::Events;
 use pre_existing::PreExisting;
 use record::Extras;
@@ -85,7 +84,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
         end,
         progress,
         extras: Arc::default(),
-        replayed: HashSet::new(),
+        replayed: Replayed::new(),
         report: Report::default(),
     };
     verifying.compare_all(read_back, snapshot, &client).await?;
@@ -106,7 +105,7 @@ struct Verifying<'a> {
     progress: Progress,
     extras: Arc<Extras>,
     /// Events whose letters were sent again.
-    replayed: HashSet<(String, i64)>,
+    replayed: Replayed,
     report: Report,
 }
 
@@ -134,6 +133,7 @@ impl Verifying<'_> {
         let later = match sums.is_empty() {
             true => Later::default(),
             false => {
+                let stream = (stream, client);
                 Later::follow(&mut sums, config, self.places, stream, end, &versions, options.wait).await?
             }
         };
@@ -181,7 +181,9 @@ impl Verifying<'_> {
         let tells_letters = readers.iter().any(|(_, reader)| reader.tells_letters());
         let mut reading = Vec::new();
         for (sink, reader) in readers {
-            let events = Events::new(end, self.spill(count)?, self.progress.bar(sink, count));
+            let firsts = self.replayed.iter().filter(|((whose, _), _)| whose == sink);
+            let firsts = firsts.map(|((_, id), letter)| (*id, letter.first)).collect();
+            let events = Events::new(end, self.spill(count)?, self.progress.bar(sink, count), firsts);
             reading.push(read_events(sink, reader, events, end, client, history_id));
         }
         let known = Known {

@@ -112,6 +112,13 @@ impl Record {
         Some(record)
     }
 
+    /// It came again, and is held against others as it was at its first place.
+    pub fn is_at(&mut self, first: Position) {
+        self.position = first;
+        const PLACE: Fields = 1 << event_field("commit_lsn") | 1 << event_field("ordinal");
+        self.known &= !PLACE;
+    }
+
     /// Takes over all values that are told.
     pub fn take(&mut self, values: &EventValues<'_>) {
         for (at, value) in values.0.iter().enumerate() {

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::report::{Difference, Report};
@@ -19,6 +20,7 @@ use crate::lsn::{Checkpoint, HistoryId, Lsn};
 use crate::sink::read_back::{KeyFound, KeyState, ReadSums};
 use crate::source::connection::ReplicationStream;
 use crate::source::frame::Frame;
+use crate::source::request;
 use crate::transform::Transform;
 
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -45,16 +47,18 @@ pub struct Later {
 }
 
 /// A stream that is read for what it tells, from `start` on; nothing of it is confirmed.
-pub struct Follow {
+pub struct Follow<'a> {
     /// The stream.
     pub stream: ReplicationStream,
     /// What makes batches of it.
     pub transform: Transform,
     /// Where it starts.
     pub start: Lsn,
+    /// Where control messages are looked up; without it they are nobody's.
+    pub requests: Option<&'a Client>,
 }
 
-impl Follow {
+impl Follow<'_> {
     /// Gives all batches until the stream reaches `target`.
     pub async fn up_to(
         self,
@@ -62,7 +66,7 @@ impl Follow {
         within: Duration,
         mut take: impl FnMut(&Batch),
     ) -> Result<()> {
-        let Follow { mut stream, mut transform, start } = self;
+        let Follow { mut stream, mut transform, start, requests } = self;
         let (mut checkpoint, began) = (Checkpoint::at(start), Instant::now());
         while !checkpoint.covers(&target) {
             if began.elapsed() > within {
@@ -75,7 +79,15 @@ impl Follow {
             tokio::time::timeout(ASK_EVERY, stream.fill()).await.unwrap_or(Ok(()))?;
             while let Some(frame) = stream.next_frame()? {
                 match frame {
-                    Frame::XLogData { payload, .. } => transform.apply(&payload)?,
+                    Frame::XLogData { payload, .. } => {
+                        transform.apply(&payload)?;
+                        if let Some(ticket) = transform.asks() {
+                            transform.answered(match requests {
+                                Some(client) => request::find(client, ticket).await?,
+                                None => None,
+                            });
+                        }
+                    }
                     Frame::Keepalive { wal_end, .. } => transform.keepalive(wal_end, false),
                     Frame::Warning(warning) => {
                         let message = format!("PostgreSQL may leave out rows of the stream: {warning}");
@@ -86,7 +98,7 @@ impl Follow {
                     break;
                 }
             }
-            if let Some(batch) = transform.take_rest() {
+            while let Some(batch) = transform.take_rest() {
                 checkpoint = batch.checkpoint();
                 take(&batch);
             }
@@ -101,7 +113,7 @@ impl Later {
         sums: &mut [Sums],
         config: &Config,
         places: &Places,
-        stream: ReplicationStream,
+        (stream, client): (ReplicationStream, &Client),
         start: Lsn,
         versions: &Versions,
         within: Duration,
@@ -110,17 +122,18 @@ impl Later {
         let target = sums.iter().fold(Checkpoint::at(start), |target, sums| target.advanced(sums.checkpoint));
         let bounds = config.pipeline.bounds();
         let transform = Transform::new(places, start, versions.cache(), bounds);
-        let follow = Follow { stream, transform, start };
+        let follow = Follow { stream, transform, start, requests: Some(client) };
         follow.up_to(target, within, |batch| later.keep(sums, batch)).await?;
         Ok(later)
     }
 
     fn keep(&mut self, sums: &mut [Sums], batch: &Batch) {
+        let is_for = |sums: &&mut Sums| batch.control().is_none_or(|control| control.is_for(sums.sink));
         for row in batch.rows() {
             match row {
                 Row::Event(event) => {
                     let event_type = event.event_type.map(|span| batch.text(span));
-                    sums.iter_mut().for_each(|sums| sums.reader.add_later(event, event_type));
+                    sums.iter_mut().filter(is_for).for_each(|sums| sums.reader.add_later(event, event_type));
                 }
                 Row::Content(change) => drop(self.changed.insert(change.id)),
                 Row::DeadLetter(_) | Row::EventChange(_) => {}

@@ -10,6 +10,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
+use super::compare::{Replayed, ReplayedLetter};
 use super::pre_existing::{PreExisting, Xid};
 use super::record::{ANY_PARTITION, Extras, Record, extra_hash, flag, text_hash};
 use super::spill::Spill;
@@ -258,22 +259,18 @@ pub async fn dead_letters(
 
 /// The events whose letters were sent again, with whose letters they were; those that were mended for it are no longer what
 /// the source has.
-pub async fn replayed(
-    client: &Client,
-    history_id: &HistoryId,
-    marks: &mut EventMarks,
-) -> Result<HashSet<(String, i64)>> {
-    let query = "SELECT sink, event_id, state = 'replayed', repair IS NOT NULL FROM walcast.dead_letter \
+pub async fn replayed(client: &Client, history_id: &HistoryId, marks: &mut EventMarks) -> Result<Replayed> {
+    let query = "SELECT sink, event_id, state = 'replayed', repair IS NOT NULL, commit_lsn, ordinal FROM walcast.dead_letter \
                  WHERE history_id = $1 AND event_id IS NOT NULL AND state IN ('replayed', 'replaying')";
-    let mut replayed = HashSet::new();
+    let mut replayed = Replayed::new();
     for row in client.query(query, &[&history_id.uuid]).await.map_err(sql::error)? {
         let (whose, id): (String, i64) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
         if sql::get(&row, 3)? {
             marks.touched.insert(id);
         }
-        if sql::get(&row, 2)? {
-            replayed.insert((whose, id));
-        }
+        let commit_lsn = Lsn(sql::get::<PgLsn>(&row, 4)?.into());
+        let first = Position { commit_lsn, ordinal: sql::get::<i64>(&row, 5)?.unsigned_abs() };
+        replayed.insert((whose, id), ReplayedLetter { first, arrived: sql::get(&row, 2)? });
     }
     Ok(replayed)
 }

@@ -30,7 +30,7 @@ use super::encode::{Encoder, schema};
 use super::extra::ExtraTable;
 use super::refusal::Refusal;
 use super::write::{RETRY_FOR, WriteClient};
-use crate::batch::{Batch, BatchBuilder, Event, Row};
+use crate::batch::{Batch, BatchBuilder, Event, Origin, Row};
 use crate::error::{self, Error, Result};
 use crate::event::Content;
 use crate::event::encoding::Encoding;
@@ -60,6 +60,8 @@ pub struct RefusedRow {
     pub event_id: i64,
     /// When its transaction committed, microseconds since 1970.
     pub commit_ts: i64,
+    /// Where it was at first, when it came again.
+    pub origin: Option<Origin>,
     /// A short code.
     pub reason: &'static str,
     /// The service's words; they may hold the row's values.
@@ -439,6 +441,7 @@ impl<'a> Transfer<'a> {
             position: event.position,
             event_id: event.id,
             commit_ts: event.commit_ts,
+            origin: batch.origin(event.position),
             reason,
             message: storable(&message),
             record: json_of(batch, event),

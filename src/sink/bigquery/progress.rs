@@ -6,6 +6,7 @@ use tokio_postgres::error::SqlState;
 use super::NAME;
 use super::append::RefusedRow;
 use super::column::Footprint;
+use crate::batch::Origin;
 use crate::error::Result;
 use crate::lsn::{Position, Session, StoredCheckpoint};
 use crate::source::sql;
@@ -69,9 +70,10 @@ fn is_without_schema(error: &tokio_postgres::Error) -> bool {
 }
 
 fn letter(row: &RefusedRow) -> Letter {
-    let RefusedRow { position, event_id, commit_ts, reason, message, record } = row;
+    let RefusedRow { position, event_id, commit_ts, origin, reason, message, record } = row;
+    let (position, request) = Origin::of_letter(*position, *origin);
     Letter {
-        position: *position,
+        position,
         event_id: Some(*event_id),
         table: None,
         commit_ts: *commit_ts,
@@ -80,7 +82,7 @@ fn letter(row: &RefusedRow) -> Letter {
         record: record.clone(),
         event: None,
         unread: Vec::new(),
-        request: None,
+        request,
     }
 }
 

@@ -1,15 +1,13 @@
 //! What PostgreSQL keeps for this sink: the checkpoint and refused rows.
 
-use tokio_postgres::Transaction;
-use tokio_postgres::types::PgLsn;
-
 use super::NAME;
 use super::write::Letter;
+use crate::batch::Origin;
 use crate::error::Result;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::source::sql;
-use crate::state::{State, store_progress};
+use crate::state::{State, dead_letters, store_progress};
 
 /// How rows that the target refuses are called in metrics and in `walcast.dead_letter`.
 pub const REFUSED: &str = "refused_by_target";
@@ -23,9 +21,8 @@ pub async fn store(
 ) -> Result<()> {
     failpoint!("http_before_store");
     let transaction = state.guarded(session).await?;
-    for letter in letters {
-        insert_dead_letter(&transaction, session, letter).await?;
-    }
+    let letters: Vec<dead_letters::Letter> = letters.map(kept).collect();
+    dead_letters::insert(&transaction, &session.history_id.uuid, NAME.as_str(), &letters).await?;
     let stored = StoredCheckpoint::new(&session.history_id, checkpoint);
     store_progress(&transaction, session, NAME, Some(&stored), None::<&()>).await?;
     transaction.commit().await.map_err(sql::error)?;
@@ -33,22 +30,18 @@ pub async fn store(
     Ok(())
 }
 
-async fn insert_dead_letter(transaction: &Transaction<'_>, session: &Session, letter: &Letter) -> Result<()> {
-    transaction
-        .execute(
-            include_str!("../../../sql/insert_dead_letter.sql"),
-            &[
-                &NAME.as_str(),
-                &session.history_id.uuid,
-                &PgLsn::from(letter.position.commit_lsn.0),
-                &(letter.position.ordinal as i64),
-                &letter.event_id,
-                &REFUSED,
-                &letter.message,
-                &letter.record,
-            ],
-        )
-        .await
-        .map_err(sql::error)?;
-    Ok(())
+fn kept(letter: &Letter) -> dead_letters::Letter {
+    let (position, request) = Origin::of_letter(letter.position, letter.origin);
+    dead_letters::Letter {
+        position,
+        event_id: Some(letter.event_id),
+        table: None,
+        commit_ts: letter.commit_ts,
+        reason: REFUSED,
+        message: letter.message.clone(),
+        record: letter.record.clone(),
+        event: None,
+        unread: Vec::new(),
+        request,
+    }
 }

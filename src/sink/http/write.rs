@@ -24,7 +24,7 @@ use super::client::{Answer, Client};
 use super::config::HttpConfig;
 use super::encode::{Encoder, Placed, Request};
 use super::template::Unfilled;
-use crate::batch::{Batch, Event};
+use crate::batch::{Batch, Event, Origin};
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Position};
@@ -71,6 +71,10 @@ pub struct Letter {
     pub position: Position,
     /// The event's id.
     pub event_id: i64,
+    /// When its transaction committed, microseconds since 1970.
+    pub commit_ts: i64,
+    /// Where it was at first, when it came again.
+    pub origin: Option<Origin>,
     /// How it was refused.
     pub message: String,
     /// The event as JSON.
@@ -337,6 +341,8 @@ impl<'a> Posting<'a> {
         lock(&self.letters).push(Letter {
             position: suspect.event.position,
             event_id: suspect.event.id,
+            commit_ts: suspect.event.commit_ts,
+            origin: suspect.batch.origin(suspect.event.position),
             message,
             record: self.target.encoder.letter(suspect),
         });

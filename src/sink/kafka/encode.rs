@@ -1,6 +1,7 @@
 //! What becomes of a row: topic, partition, key, value and headers.
 //!
-//! Headers: `lsn` is the row's position, `16/B374D848#7`; `op` is `c` for an event, `u` for a content row
+//! Headers: `lsn` is the row's position, `16/B374D848#7`; `op` is `c` for an event, `p` for one that is sent again, whose
+//! first position is in `first`, `u` for a content row
 //! that came or changed, `d` for its tombstone. A dead letter has Kafka Connect's `__connect.errors.*`
 //! instead of `op`, so that tools made for those work.
 //!
@@ -15,7 +16,7 @@ use uuid::Uuid;
 
 use super::config::{KafkaConfig, Topics, record_bytes_max};
 use super::murmur::partition_of;
-use crate::batch::{Batch, ContentChange, DeadLetter, Event, Row};
+use crate::batch::{Batch, ContentChange, DeadLetter, Event, Origin, Row};
 use crate::event::encoding::Encoding;
 use crate::event::schema::{CONTENT, ContentRecord, ENGAGEMENT_EVENTS, EventRecord};
 use crate::lsn::Position;
@@ -97,11 +98,11 @@ impl Encoder {
                 self.leave_payload_out(batch, event);
             }
             if self.value.len() > self.record_bytes_max {
-                return self.too_large(row);
+                return self.too_large(row, batch.origin(row.position()));
             }
         }
         Some(match row {
-            Row::Event(event) => self.event(event),
+            Row::Event(event) => self.event(event, batch.origin(event.position)),
             Row::Content(change) => self.content(change),
             Row::DeadLetter(letter) => self.dead_letter(letter),
             Row::EventChange(_) => return None,
@@ -124,8 +125,14 @@ impl Encoder {
         }
     }
 
-    fn event(&mut self, event: &Event) -> Message<'_> {
-        let headers = self.headers(event.position, "op", "c");
+    fn event(&mut self, event: &Event, origin: Option<Origin>) -> Message<'_> {
+        let headers = match origin {
+            None => self.headers(event.position, "op", "c"),
+            Some(Origin { first, .. }) => {
+                let headers = self.headers(event.position, "op", "p");
+                headers.insert(Header { key: "first", value: Some(&first.to_string()) })
+            }
+        };
         let (partition, key) = match event.content_id {
             Some(id) => keyed(id, &mut self.key, self.partitions),
             None => {
@@ -196,7 +203,7 @@ impl Encoder {
         }
     }
 
-    fn too_large(&mut self, row: &Row) -> Option<Message<'_>> {
+    fn too_large(&mut self, row: &Row, origin: Option<Origin>) -> Option<Message<'_>> {
         let bytes = self.value.len();
         let id_alone = |id: &dyn fmt::Display| format!(r#"{{"id":"{id}"}}"#);
         let (table, commit_ts, reason, row_json) = match row {
@@ -212,7 +219,7 @@ impl Encoder {
             "the record of {bytes} bytes is above the {} that a Kafka record may have: the row's values are left out",
             self.record_bytes_max
         );
-        self.keep(row, &message, &row_json);
+        self.keep((row, origin), &message, &row_json);
         metrics::dead_letter(TOO_LARGE);
         if let Some(repeated) = self.throttle.say(TOO_LARGE) {
             let repeated = (repeated > 0).then_some(repeated);
@@ -234,14 +241,15 @@ impl Encoder {
 
     /// A row refused before the sinks is kept already. Of an event what would have gone out is kept too: with a larger
     /// bound it can be sent again.
-    fn keep(&mut self, row: &Row, message: &str, row_json: &str) {
+    fn keep(&mut self, (row, origin): (&Row, Option<Origin>), message: &str, row_json: &str) {
         let (event_id, table, record) = match row {
             Row::Event(event) => (Some(event.id), None, String::from_utf8_lossy(&self.value).into_owned()),
             Row::Content(_) => (None, Some(CONTENT.name.to_owned()), row_json.to_owned()),
             Row::DeadLetter(_) | Row::EventChange(_) => return,
         };
+        let (position, request) = Origin::of_letter(row.position(), origin);
         self.refused.push(Letter {
-            position: row.position(),
+            position,
             event_id,
             table,
             commit_ts: row.commit_ts(),
@@ -250,7 +258,7 @@ impl Encoder {
             record,
             event: None,
             unread: Vec::new(),
-            request: None,
+            request,
         });
     }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use rdkafka::message::Message;
 use uuid::Uuid;
-use walcast::batch::{BatchBuilder, ContentChange, DeadLetter, Row};
+use walcast::batch::{BatchBuilder, ContentChange, Control, DeadLetter, Row};
 use walcast::lsn::{Checkpoint, Lsn};
 use walcast::sink::Sink;
+use walcast::source::request::RequestKind;
 
 use super::fixture::{
     COMMIT_TS, Fixture, ROW_BYTES_MAX, content, event, finish, header, ids, is_time_of_writing, json,
@@ -181,4 +182,29 @@ async fn another_client_finds_every_key_where_java_would_put_it() {
         seen += 1;
     }
     assert_eq!(seen, java.len(), "{}", String::from_utf8_lossy(&kcat.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_sent_again_tells_so_and_its_first_place() {
+    let fixture = Fixture::new("again").await;
+    let mut sink = fixture.ready().await;
+    let mut builder = BatchBuilder::new(Checkpoint::default());
+    builder.begin_control();
+    builder.push(event(position(0x200, 0), 8, None));
+    builder.control(Control {
+        id: Uuid::nil(),
+        kind: RequestKind::Replay,
+        commit_lsn: Lsn(0x200),
+        refused: false,
+        sinks: vec!["kafka".into()],
+        firsts: vec![position(0x100, 7)],
+    });
+    builder.hold(Lsn(0x210));
+    let again = Arc::new(builder.finish(false));
+    assert_eq!(again.for_sink("redis").rows().len(), 0);
+    assert_eq!(again.for_sink("redis").checkpoint(), again.checkpoint());
+    sink.write(&[again]).await.unwrap();
+    let events = fixture.committed(&fixture.topics.events);
+    let headers = ["op", "lsn", "first"].map(|name| header(&events[0], name).unwrap());
+    assert_eq!(headers, ["p", "0/200#0", "0/100#7"]);
 }

@@ -28,7 +28,7 @@ use walcast::lsn::{Checkpoint, HistoryId, Lsn, Session, StoredCheckpoint, Timeli
 use walcast::resume::{SinkName, judge};
 use walcast::shutdown::{Shutdown, Trigger};
 use walcast::sink::breaker::BreakerConfig;
-use walcast::source::heartbeat::{Answers, doubts};
+use walcast::source::heartbeat::{Answer, Answers, doubts};
 use walcast::source::stream::ReplicationStream;
 use walcast::streaming::{Begins, Fed, Intake, Limits, Streaming};
 use walcast::telemetry::registry::StatusRegistry;
@@ -439,7 +439,7 @@ async fn source_ended(fate: Fate, mut rng: StdRng, mut answers: Answers, witness
                 return Error::new(Code::PublicationChanged, "rows are left out");
             }
             witness.settled();
-            answers.settle("harmless".into());
+            answers.settle(Answer::Harmless("harmless".into()));
         }
     };
     tokio::select! {

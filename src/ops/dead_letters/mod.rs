@@ -1,5 +1,7 @@
 //! `walcast dead-letters`: shows the rows that were refused, and says what becomes of them.
 
+mod replay;
+
 use std::fmt::Write;
 use std::process::ExitCode;
 
@@ -14,6 +16,8 @@ use crate::ops::terminal::print;
 use crate::source::sql;
 use crate::state::dead_letters::{self, Filter, LetterId, LetterState, Stored};
 use crate::state::{State, history};
+
+pub use replay::{Replay, replay};
 
 /// Which letters a command is about.
 #[derive(Debug, clap::Args)]

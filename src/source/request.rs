@@ -1,0 +1,149 @@
+//! Control messages: instructions of ours that travel through the WAL. What is asked for, rows included, stands in
+//! `walcast.request`; the message in the stream is a ticket, which only says when.
+//!
+//! Anybody may emit messages. A ticket counts only in the transaction that inserted its request: the xids tell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Client, Transaction};
+use uuid::Uuid;
+
+use crate::error::{Code, Error, Result};
+use crate::lsn::Lsn;
+use crate::source::sql;
+
+/// Prefix of control messages.
+pub const PREFIX: &str = "walcast.control";
+
+/// How often a transaction is looked for that has not ended yet.
+pub const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A control message that the stream has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    /// The request that it names.
+    pub id: Uuid,
+    /// The transaction that it came in.
+    pub xid: u32,
+    /// Where that committed.
+    pub commit_lsn: Lsn,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestKind {
+    /// Dead letters are to be sent again.
+    Replay,
+}
+
+impl RequestKind {
+    /// As it is stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RequestKind::Replay => "replay",
+        }
+    }
+}
+
+/// A request whose ticket has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Its name.
+    pub id: Uuid,
+    /// What it asks for.
+    pub kind: RequestKind,
+    /// The sinks that it is for; [`EVERY_SINK`]: all.
+    pub sinks: Vec<String>,
+    /// What it brings.
+    pub brings: Brought,
+}
+
+/// Rows, and the extra columns that they have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Brought {
+    /// Names and shapes.
+    pub extra: Vec<(String, String)>,
+    /// A row's ordinal is its index.
+    pub rows: Vec<RequestRow>,
+}
+
+/// In a request's sinks: all there are.
+pub const EVERY_SINK: &str = "all";
+
+/// A row that a request brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestRow {
+    /// The event's record as JSON; its position is the row's first one.
+    pub record: String,
+    /// Whether its content is that of the ticket's place, and not what the record says.
+    pub joins: bool,
+}
+
+/// What is known of a ticket.
+pub(super) enum Found {
+    /// It is ours.
+    Request(Request),
+    /// Its transaction has not ended for us: it may wait for a standby.
+    NotYet,
+    /// Nobody asked for anything.
+    Nothing,
+}
+
+/// Inserts a request and emits its ticket. Committed locally, it is to be seen as soon as the stream brings it.
+pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Request) -> Result<()> {
+    let rows = serde_json::to_string(&request.brings).map_err(|error| {
+        Error::new(Code::WalcastBroke, "a request's rows cannot be written").because(error)
+    })?;
+    transaction.batch_execute("SET LOCAL synchronous_commit = local").await.map_err(sql::error)?;
+    let insert =
+        "INSERT INTO walcast.request (id, history_id, kind, sinks, rows) VALUES ($1, $2, $3, $4, $5)";
+    let kind = request.kind.as_str();
+    transaction
+        .execute(insert, &[&request.id, &history_id, &kind, &request.sinks, &rows])
+        .await
+        .map_err(sql::error)?;
+    let emit = "SELECT pg_logical_emit_message(true, $1, $2::text)";
+    transaction.execute(emit, &[&PREFIX, &request.id.to_string()]).await.map_err(sql::error)?;
+    Ok(())
+}
+
+/// The request of a ticket; `None` when there is none, known for certain. Waits while its transaction has not ended.
+pub async fn find(client: &Client, ticket: Ticket) -> Result<Option<Arc<Request>>> {
+    loop {
+        match look(client, ticket).await? {
+            Found::Request(request) => return Ok(Some(Arc::new(request))),
+            Found::Nothing => return Ok(None),
+            Found::NotYet => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
+pub(super) async fn look(client: &Client, ticket: Ticket) -> Result<Found> {
+    let statement = include_str!("../../sql/find_request.sql");
+    let row = client.query_one(statement, &[&ticket.id, &i64::from(ticket.xid)]).await.map_err(sql::error)?;
+    let (ended, kind): (bool, Option<String>) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
+    let Some(kind) = kind else {
+        return Ok(if ended { Found::Nothing } else { Found::NotYet });
+    };
+    if kind != RequestKind::Replay.as_str() {
+        let message =
+            format!("walcast.request has a request of kind {kind}, which this version does not know");
+        return Err(Error::new(Code::Protocol, message));
+    }
+    let rows: String = sql::get(&row, 3)?;
+    let brings = serde_json::from_str(&rows).map_err(|_| {
+        // without the parser's words, which quote
+        Error::new(
+            Code::Protocol,
+            format!("the rows of request {} are not as walcast writes them", ticket.id),
+        )
+    })?;
+    Ok(Found::Request(Request {
+        id: ticket.id,
+        kind: RequestKind::Replay,
+        sinks: sql::get(&row, 2)?,
+        brings,
+    }))
+}
