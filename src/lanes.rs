@@ -176,8 +176,8 @@ impl Keeper {
     async fn catch_up(&mut self) -> Result<Ended> {
         let Some(record) = self.record.clone() else { return Ok(Ended::GivenBack) };
         let not_before = Instant::now() + self.lingers;
+        self.registry.lane(self.end.name, LaneState::Parked, &record.slot);
         loop {
-            self.registry.lane(self.end.name, LaneState::Parked, &record.slot);
             let Some(reach) = wanted(&mut self.end).await else { return Ok(Ended::Stopped) };
             failpoint!("lane_before_run");
             let ended = match self.start(&record, reach, not_before).await {
@@ -189,7 +189,9 @@ impl Keeper {
             };
             failpoint!("lane_after_run");
             match ended {
-                Ok(Ended::GivenBack) => {}
+                Ok(Ended::GivenBack) => {
+                    self.registry.lane(self.end.name, LaneState::Parked, &record.slot);
+                }
                 Ok(ended) => return Ok(ended),
                 Err(error) => {
                     if !self.wait_after(&error).await? {

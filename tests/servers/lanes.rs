@@ -304,10 +304,11 @@ async fn a_dead_target_sees_one_probe_at_a_time_on_the_wire() {
 /// It takes rows all the time, and fewer than come.
 #[tokio::test]
 async fn a_sink_that_is_slower_than_the_stream_stays_in_its_lane() {
-    let Shore { redis, world } = Shore::new().await;
+    let world = World::new(fresh_database(postgres()).await).await.with("PIPELINE_SINKS", "kafka,redis");
+    let Shore { redis, world } = Shore::of(world).await;
     let running = world.start().await;
     world.insert_events(10).await;
-    world.wait_until_all_hold(10).await;
+    wait_until("Redis counts all", async || world.redis_plays().await >= 10).await;
     redis.set(Weather::Slow(20_000));
     let began = Instant::now();
     let mut events = 10;
@@ -321,7 +322,7 @@ async fn a_sink_that_is_slower_than_the_stream_stays_in_its_lane() {
     assert_eq!(joined, 0, "it does not come back as long as it cannot keep up");
     confirmed_is_at_the_end(&world).await;
     redis.set(Weather::Fair);
-    world.wait_until_all_hold(events as usize).await;
+    wait_until("Redis counts all", async || world.redis_plays().await >= events).await;
     has_no_lane(&running, "redis").await;
     world.verify().await;
     running.stop().await;
