@@ -4,7 +4,7 @@ use metrics::{counter, gauge};
 
 use crate::state::dead_letters::LetterCount;
 use crate::telemetry::metrics as names;
-use crate::telemetry::status::{BreakerState, LaneState, SinkLine, SinkState, SlotStatus, State, Status};
+use crate::telemetry::status::{BreakerState, SinkLine, SinkState, SlotStatus, State, Status};
 
 /// Sets all gauges to what this status says. What is not known has no gauge, or keeps its last value.
 pub fn set(status: &Status) {
@@ -78,7 +78,9 @@ fn set_sink(line: &SinkLine) {
     set(names::BREAKER_OPEN, f64::from(line.breaker != BreakerState::Closed));
     let lane = line.lane.clone().unwrap_or_default();
     set(names::LANE_ACTIVE, f64::from(line.lane.is_some()));
-    set(names::LANE_LOST, f64::from(lane.state == LaneState::Lost));
+    set(names::LANE_LOST, f64::from(line.is_lost()));
     set(names::LANE_BEHIND_BYTES, lane.behind_bytes as f64);
-    set(names::LANE_RETAINED_BYTES, lane.retained_bytes.unwrap_or_default() as f64);
+    let kept = lane.kept.unwrap_or_default();
+    set(names::LANE_RETAINED_BYTES, kept.retained_bytes as f64);
+    set(names::LANE_SAFE_WAL_BYTES, bound(kept.safe_wal_bytes));
 }

@@ -47,7 +47,7 @@ metrics! {
     Gauge RESTART_LSN = "walcast_restart_lsn", Bytes, "Oldest WAL that PostgreSQL keeps for the slot.";
 
     Gauge STREAMING = "walcast_streaming", Count, "1 while walcast reads the slot, else 0.";
-    Gauge CONFIRMED_LSN = "walcast_confirmed_lsn", Bytes, "The confirmed LSN: the lowest durable LSN of all sinks, as told to PostgreSQL.";
+    Gauge CONFIRMED_LSN = "walcast_confirmed_lsn", Bytes, "The confirmed LSN: the lowest durable LSN of the sinks that are fed together, as told to PostgreSQL for the walcast slot.";
     Gauge RECEIVED_LSN = "walcast_received_lsn", Bytes, "How far walcast has received the stream.";
     Gauge SOURCE_LAG_BYTES = "walcast_source_lag_bytes", Bytes, "WAL that the server has written and walcast has not received.";
     Gauge HEARTBEAT_AGE_SECONDS = "walcast_heartbeat_age_seconds", Seconds, "Time since a heartbeat last came back through the WAL. Absent before the first one.";
@@ -62,7 +62,7 @@ metrics! {
 
     Gauge SINK_DURABLE_LSN = "walcast_sink_durable_lsn", Bytes, "The sink's durable LSN, by sink.";
     Gauge SINK_LAG_BYTES = "walcast_sink_lag_bytes", Bytes, "WAL that walcast has received and that is not durable in the sink, by sink.";
-    Gauge SINK_QUEUE_LAG_BYTES = "walcast_sink_queue_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that waits in the sink's queue, by sink.";
+    Gauge SINK_QUEUE_LAG_BYTES = "walcast_sink_queue_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that the sink was not given yet: in its queue, or in PostgreSQL while it has a slot of its own. By sink.";
     Gauge SINK_DELIVERY_LAG_BYTES = "walcast_sink_delivery_lag_bytes", Bytes, "The part of walcast_sink_lag_bytes that the sink is writing, by sink.";
     Gauge SINK_LAG_SECONDS = "walcast_sink_lag_seconds", Seconds, "Age of the oldest committed row that the sink was given and that is not durable, by sink. 0 when there is none. What was replicated to the source from elsewhere ages from its receipt.";
     Gauge SINK_UP = "walcast_sink_up", Count, "1 while the sink takes rows, 0 while walcast retries it or it is blocked, by sink.";
@@ -72,9 +72,10 @@ metrics! {
     Gauge QUEUE_BYTES = "walcast_queue_bytes", Bytes, "Batches that wait for the sink or that it is writing, by sink.";
     Gauge BREAKER_OPEN = "walcast_sink_breaker_open", Count, "1 while the sink's circuit breaker keeps rows from its target, by sink.";
     Gauge LANE_ACTIVE = "walcast_lane_active", Count, "1 while the sink has a replication slot of its own, by sink.";
-    Gauge LANE_LOST = "walcast_lane_lost", Count, "1 while that slot can bring no more, by sink.";
+    Gauge LANE_LOST = "walcast_lane_lost", Count, "1 while the slot of a sink alone can bring no more, by sink.";
     Gauge LANE_BEHIND_BYTES = "walcast_lane_behind_bytes", Bytes, "WAL between what a sink's own stream has received and what the others have, by sink.";
     Gauge LANE_RETAINED_BYTES = "walcast_lane_retained_bytes", Bytes, "WAL that PostgreSQL keeps for the slot of a sink alone, by sink.";
+    Gauge LANE_SAFE_WAL_BYTES = "walcast_lane_safe_wal_bytes", Bytes, "WAL that can still be written before PostgreSQL may remove what that slot needs, by sink. Infinite without max_slot_wal_keep_size, or without such a slot.";
     Gauge BACKPRESSURE_ACTIVE = "walcast_backpressure_active", Count, "1 while the sink's full queue stops the reading, by sink.";
     Counter SINK_BATCHES_TOTAL = "walcast_sink_batches_total", Count, "Successful writes, by sink.";
     Counter SINK_ROWS_TOTAL = "walcast_sink_rows_total", Count, "Rows written, by sink.";

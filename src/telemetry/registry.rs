@@ -13,7 +13,7 @@ use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics as names;
 use crate::telemetry::problem::problems;
 use crate::telemetry::sink_status::{SinkFacts, SinkStatus};
-use crate::telemetry::status::{LaneState, SlotStatus, SourceStatus, State, Status};
+use crate::telemetry::status::{LaneSlot, LaneState, SlotStatus, SourceStatus, State, Status};
 
 /// The pipeline's loop turns at least once a second while it streams; later than this it hangs.
 const TICK_AGE_MAX: Duration = Duration::from_secs(30);
@@ -139,12 +139,14 @@ impl StatusRegistry {
         }
     }
 
-    /// PostgreSQL keeps so much WAL for the slots of lanes.
-    pub fn lanes_retain<'a>(&self, slots: impl IntoIterator<Item = (&'a str, u64)>) {
-        let facts = self.facts();
-        for (slot, bytes) in slots {
-            facts.sinks.iter().for_each(|sink| sink.lane_retains(slot, bytes));
-        }
+    /// The slots of the lanes that there are.
+    pub fn lane_slots(&self) -> Vec<String> {
+        self.facts().sinks.iter().filter_map(|sink| sink.lane_slot()).collect()
+    }
+
+    /// What PostgreSQL says of a lane's slot. Whether what its sink lacks is gone.
+    pub fn lane_kept(&self, kept: &LaneSlot) -> bool {
+        self.facts().sinks.iter().any(|sink| sink.lane_kept(kept))
     }
 
     /// A sink is fed with the others again.

@@ -11,7 +11,7 @@ use crate::error::{Class, Code, Error};
 use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics::SinkCounters;
-use crate::telemetry::status::{BreakerState, LaneLine, LaneState, SinkLine, SinkState};
+use crate::telemetry::status::{BreakerState, LaneLine, LaneSlot, LaneState, SinkLine, SinkState};
 
 /// How many transactions of one sink may wait to be measured; more are left out.
 const WAITING_MAX: usize = 65_536;
@@ -33,6 +33,7 @@ pub(super) struct Standing {
     state: SinkState,
     last_error: Option<String>,
     last_error_code: Option<Code>,
+    failing_since: Option<Instant>,
     pub(super) queue_bytes: u64,
     pub(super) backpressure: bool,
     rows_total: u64,
@@ -52,7 +53,7 @@ struct LaneFacts {
     line: LaneLine,
     since: Instant,
     /// When it was last told how far it is behind, and how fast it came nearer until then, in bytes a second.
-    told: Option<(Instant, f64)>,
+    told: Option<(Instant, Option<f64>)>,
 }
 
 /// A heartbeat whose place a sink holds.
@@ -140,7 +141,12 @@ impl SinkStatus {
 
     /// Its circuit breaker has changed, or waits for another probe.
     pub fn breaker(&self, state: BreakerState, next_probe: Option<Instant>) {
-        self.update(|sink| (sink.breaker, sink.next_probe) = (state, next_probe));
+        self.update(|sink| {
+            (sink.breaker, sink.next_probe) = (state, next_probe);
+            if state == BreakerState::Closed {
+                sink.recover();
+            }
+        });
     }
 
     /// It is to write a row that committed then.
@@ -201,6 +207,7 @@ impl SinkStatus {
             sink.state = if transient { SinkState::Retrying } else { SinkState::Blocked };
             sink.last_error = Some(error.told());
             sink.last_error_code = Some(error.code());
+            sink.failing_since.get_or_insert_with(Instant::now);
         });
     }
 
@@ -234,11 +241,24 @@ impl SinkFacts {
     pub(super) fn lane(&self, state: LaneState, slot: &str) {
         let mut now = self.standing();
         let former = now.lane.take();
-        let line = former.as_ref().map(|lane| lane.line.clone()).unwrap_or_default();
-        let since =
-            former.filter(|lane| lane.line.state == state).map_or_else(Instant::now, |lane| lane.since);
-        let line = LaneLine { state, slot: slot.to_owned(), last_error: None, last_error_code: None, ..line };
+        let since = former
+            .as_ref()
+            .filter(|lane| lane.line.state == state)
+            .map_or_else(Instant::now, |lane| lane.since);
+        let line = former.map(|lane| lane.line).unwrap_or_default();
+        let kept = line.kept.filter(|kept| kept.slot == slot);
+        let line = LaneLine {
+            state,
+            slot: slot.to_owned(),
+            received_lsn: line.received_lsn,
+            behind_bytes: line.behind_bytes,
+            kept,
+            ..LaneLine::default()
+        };
         now.lane = Some(LaneFacts { line, since, told: None });
+        if matches!(state, LaneState::Opening | LaneState::Parked) {
+            now.queue_bytes = 0;
+        }
     }
 
     pub(super) fn lane_received(&self, received: Lsn, behind: u64, queue_bytes: usize) {
@@ -249,10 +269,10 @@ impl SinkFacts {
         let pace = lane.told.map(|(told, pace)| {
             let seconds = (moment - told).as_secs_f64().max(0.001);
             let nearer = (lane.line.behind_bytes as f64 - behind as f64) / seconds;
-            0.8 * pace + 0.2 * nearer
+            pace.map_or(nearer, |pace| 0.8 * pace + 0.2 * nearer)
         });
         lane.line.catch_up_seconds = pace.filter(|pace| *pace > 1.0).map(|pace| behind as f64 / pace);
-        lane.told = Some((moment, pace.unwrap_or_default()));
+        lane.told = Some((moment, pace));
         (lane.line.received_lsn, lane.line.behind_bytes) = (received, behind);
     }
 
@@ -265,10 +285,16 @@ impl SinkFacts {
         (lane.line.last_error, lane.line.last_error_code) = (Some(error.told()), Some(error.code()));
     }
 
-    pub(super) fn lane_retains(&self, slot: &str, bytes: u64) {
-        if let Some(lane) = self.standing().lane.as_mut().filter(|lane| lane.line.slot == slot) {
-            lane.line.retained_bytes = Some(bytes);
-        }
+    pub(super) fn lane_slot(&self) -> Option<String> {
+        let now = self.standing();
+        now.lane.as_ref().map(|lane| lane.line.slot.clone()).filter(|slot| !slot.is_empty())
+    }
+
+    pub(super) fn lane_kept(&self, kept: &LaneSlot) -> bool {
+        let mut now = self.standing();
+        let Some(lane) = now.lane.as_mut().filter(|lane| lane.line.slot == kept.slot) else { return false };
+        lane.line.kept = Some(kept.clone());
+        lane.line.is_lost()
     }
 
     pub(super) fn no_lane(&self) {
@@ -295,24 +321,45 @@ impl SinkFacts {
             rows_total: now.rows_total,
             last_error: now.last_error.clone(),
             last_error_code: now.last_error_code,
+            failing_seconds: now.failing_since.map(seconds_since),
             trouble: now.trouble.clone(),
             breaker: now.breaker,
             next_probe_seconds: now
                 .next_probe
                 .map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64()),
-            lane: now
-                .lane
-                .as_ref()
-                .map(|lane| LaneLine { seconds: seconds_since(lane.since), ..lane.line.clone() }),
+            lane: now.lane.as_ref().map(|lane| lane.line(received.bytes_since(now.durable.durable_lsn))),
+        }
+    }
+}
+
+impl LaneFacts {
+    /// What the status says of it, when its sink lacks so much. Only while it runs it is told itself how far it is.
+    fn line(&self, lacks: u64) -> LaneLine {
+        let line = LaneLine { seconds: seconds_since(self.since), ..self.line.clone() };
+        match line.state {
+            LaneState::CatchingUp => line,
+            LaneState::Joining => LaneLine { behind_bytes: 0, catch_up_seconds: None, ..line },
+            LaneState::Opening | LaneState::Parked | LaneState::Lost => {
+                LaneLine { behind_bytes: lacks, catch_up_seconds: None, ..line }
+            }
         }
     }
 }
 
 impl Standing {
+    /// It works again. A target that was left alone has to show that first: one that answers and makes nothing durable still
+    /// has what was wrong with it.
     fn recover(&mut self) {
+        if self.breaker != BreakerState::Closed {
+            if self.state == SinkState::Blocked {
+                self.state = SinkState::Retrying;
+            }
+            return;
+        }
         self.state = SinkState::Ok;
         self.last_error = None;
         self.last_error_code = None;
+        self.failing_since = None;
     }
 }
 
@@ -420,5 +467,68 @@ mod tests {
         again.wrote([(position(2, 0), ago(0))]);
         assert_eq!(registry.status().sinks.len(), 1);
         assert_eq!(line(&registry).rows_total, 2);
+    }
+
+    /// It answers, and loses what it is given: asked about it at any moment, it is not well.
+    #[test]
+    fn a_target_that_answers_is_well_when_something_is_durable() {
+        let registry = StatusRegistry::new();
+        let mut sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
+        sink.failed(&Error::new(Code::RedisUnreachable, "redis does not answer").hint("start it"));
+        sink.breaker(BreakerState::Open, Some(Instant::now() + Duration::from_secs(10)));
+        // as a driver does whose probe succeeds
+        sink.durable(Checkpoint::at(Lsn(100)));
+        sink.breaker(BreakerState::HalfOpen, None);
+        sink.wrote([]);
+        let now = line(&registry);
+        assert_eq!((now.state, now.last_error_code), (SinkState::Retrying, Some(Code::RedisUnreachable)));
+        assert!(now.failing_seconds.is_some() && now.next_probe_seconds.is_none());
+        sink.breaker(BreakerState::Closed, None);
+        let now = line(&registry);
+        assert_eq!((now.state, now.last_error, now.failing_seconds), (SinkState::Ok, None, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_says_how_far_it_is_behind_also_while_it_does_not_run() {
+        let registry = StatusRegistry::new();
+        let _sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
+        registry.source(Lsn(1_000), Lsn(1_000), [("redis", 77)]);
+        let lane = |registry: &StatusRegistry| line(registry).lane.unwrap_or_default();
+        registry.lane("redis", LaneState::Parked, "slot");
+        assert_eq!((lane(&registry).behind_bytes, line(&registry).queue_bytes), (900, 0));
+        registry.lane("redis", LaneState::CatchingUp, "slot");
+        registry.lane_received("redis", Lsn(400), 5);
+        assert_eq!((lane(&registry).behind_bytes, lane(&registry).catch_up_seconds), (600, None));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        registry.lane_received("redis", Lsn(700), 5);
+        assert_eq!((lane(&registry).behind_bytes, lane(&registry).catch_up_seconds), (300, Some(1.0)));
+        registry.lane("redis", LaneState::Parked, "slot");
+        assert_eq!((lane(&registry).behind_bytes, lane(&registry).catch_up_seconds), (900, None));
+        registry.lane("redis", LaneState::Joining, "slot");
+        assert_eq!(lane(&registry).behind_bytes, 0);
+    }
+
+    #[test]
+    fn what_postgres_says_of_a_slot_is_of_the_lane_that_has_it() {
+        let registry = StatusRegistry::new();
+        let _sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
+        let kept = |slot: &str| LaneSlot { slot: slot.into(), retained_bytes: 9, ..LaneSlot::default() };
+        let shown = |registry: &StatusRegistry| line(registry).lane.and_then(|lane| lane.kept);
+        registry.lane("redis", LaneState::Opening, "");
+        assert_eq!(registry.lane_slots(), Vec::<String>::new());
+        registry.lane("redis", LaneState::Parked, "one");
+        assert_eq!(registry.lane_slots(), ["one"]);
+        registry.lane_kept(&kept("another"));
+        assert_eq!(shown(&registry), None);
+        registry.lane_kept(&kept("one"));
+        registry.lane("redis", LaneState::CatchingUp, "one");
+        assert_eq!(shown(&registry), Some(kept("one")));
+        registry.lane("redis", LaneState::Parked, "two");
+        assert_eq!(shown(&registry), None);
+        let missing = LaneSlot { wal_status: "missing".into(), ..kept("two") };
+        assert!(registry.lane_kept(&missing));
+        // it may have been dropped by now because it is not needed
+        registry.lane("redis", LaneState::Joining, "two");
+        assert!(!registry.lane_kept(&missing));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Code;
+use crate::error::{Code, Kind};
 use crate::lsn::{Lsn, Position};
 use crate::state::dead_letters::LetterCount;
 
@@ -20,7 +20,7 @@ pub struct Status {
     pub since: Timestamp,
     /// The stream and its slot.
     pub source: SourceStatus,
-    /// What all sinks hold, and PostgreSQL was told.
+    /// What all sinks hold that are fed together, and PostgreSQL was told of the walcast slot.
     pub confirmed_lsn: Lsn,
     /// The sinks, in the order of the pipeline.
     pub sinks: Vec<SinkLine>,
@@ -176,6 +176,8 @@ pub struct SinkLine {
     pub last_error: Option<String>,
     /// Its code, which `walcast explain` tells more about.
     pub last_error_code: Option<Code>,
+    /// For how long it has not taken rows; `None` while it does.
+    pub failing_seconds: Option<f64>,
     /// What is wrong with its target although it takes rows, and what to do.
     pub trouble: Option<String>,
     /// Whether its circuit breaker lets rows go to the target.
@@ -198,16 +200,34 @@ pub struct LaneLine {
     pub slot: String,
     /// How far it has been received.
     pub received_lsn: Lsn,
-    /// WAL between there and the end of what the other sinks are fed.
+    /// WAL between there, or what the sink holds while nothing is read, and the end of what the other sinks are fed.
     pub behind_bytes: u64,
     /// How long it takes at the present pace until it has caught up; `None` while that is not foreseeable.
     pub catch_up_seconds: Option<f64>,
-    /// WAL that PostgreSQL keeps for its slot; `None` before it was asked.
-    pub retained_bytes: Option<u64>,
+    /// What PostgreSQL says of its slot; `None` before it was asked.
+    pub kept: Option<LaneSlot>,
     /// Why it does not run; `None` while it does.
     pub last_error: Option<String>,
     /// Its code.
     pub last_error_code: Option<Code>,
+}
+
+/// What PostgreSQL says of a lane's slot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LaneSlot {
+    /// Its name.
+    pub slot: String,
+    /// Whether somebody reads it.
+    pub active: bool,
+    /// reserved, extended, unreserved or lost; `missing` when there is no such slot.
+    pub wal_status: String,
+    /// Why it is lost, where the server says so.
+    pub invalidation_reason: Option<String>,
+    /// WAL kept because of it.
+    pub retained_bytes: u64,
+    /// WAL that may still be written before it is lost; `None` while there is no such bound.
+    pub safe_wal_bytes: Option<u64>,
 }
 
 /// What a lane does.
@@ -293,15 +313,42 @@ impl Status {
         self.checks().iter().all(|check| check.ok)
     }
 
-    /// The sinks that keep PostgreSQL from removing WAL: those that hold least of what was received, unless all hold
-    /// the same.
+    /// The sinks that keep PostgreSQL from removing WAL of the walcast slot: those that hold least of what was received, unless
+    /// all hold the same. What a sink lacks that has a slot of its own is kept by that one.
     pub fn holders(&self) -> Vec<&str> {
-        let held = || self.sinks.iter().map(|sink| sink.durable_lsn);
+        let counting = || self.sinks.iter().filter(|sink| sink.counts());
+        let held = || counting().map(|sink| sink.durable_lsn);
         let (Some(lowest), highest) = (held().min(), held().max()) else { return Vec::new() };
         let apart = highest > Some(lowest) || self.sinks.len() == 1;
         let holds =
             |sink: &&SinkLine| apart && sink.durable_lsn == lowest && lowest < self.source.received_lsn;
-        self.sinks.iter().filter(holds).map(|sink| sink.name.as_str()).collect()
+        counting().filter(holds).map(|sink| sink.name.as_str()).collect()
+    }
+}
+
+impl SinkLine {
+    /// Whether the walcast slot keeps what it lacks: also while its lane is made, and until that is let go.
+    pub fn counts(&self) -> bool {
+        self.lane.as_ref().is_none_or(LaneLine::counts)
+    }
+
+    /// Whether the stream can bring no more of what it lacks.
+    pub fn is_lost(&self) -> bool {
+        self.lane.as_ref().is_some_and(LaneLine::is_lost)
+    }
+}
+
+impl LaneLine {
+    fn counts(&self) -> bool {
+        matches!(self.state, LaneState::Opening | LaneState::Joining)
+    }
+
+    /// Whether what only its slot had is gone. PostgreSQL may say so before the lane runs into it. Another error that trying
+    /// again does not help leaves the slot as it is.
+    pub fn is_lost(&self) -> bool {
+        let resync = self.last_error_code.is_some_and(|code| code.kind() == Kind::Resync);
+        let gone = |kept: &LaneSlot| matches!(kept.wal_status.as_str(), "lost" | "missing");
+        self.state == LaneState::Lost && resync || !self.counts() && self.kept.as_ref().is_some_and(gone)
     }
 }
 
@@ -323,6 +370,16 @@ impl fmt::Display for SinkState {
             SinkState::Ok => "ok",
             SinkState::Retrying => "retrying",
             SinkState::Blocked => "blocked",
+        })
+    }
+}
+
+impl fmt::Display for BreakerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BreakerState::Closed => "closed",
+            BreakerState::Open => "open",
+            BreakerState::HalfOpen => "half open",
         })
     }
 }

@@ -113,7 +113,7 @@ async fn the_status_has_everything_of_every_sink() {
         "name": "redis", "guarantee": "exactly once", "state": "ok", "durable_lsn": "0/30", "position": { "commit_lsn": "0/20", "ordinal": 3 },
         "lag_bytes": 16, "queue_lag_bytes": 16, "delivery_lag_bytes": 0, "lag_seconds": null,
         "heartbeat_age_seconds": null, "heartbeat_seconds": null, "queue_bytes": 9, "backpressure": false,
-        "rows_total": 1, "last_error": null, "last_error_code": null, "trouble": null,
+        "rows_total": 1, "last_error": null, "last_error_code": null, "failing_seconds": null, "trouble": null,
         "breaker": "closed", "next_probe_seconds": null, "lane": null,
     });
     assert_eq!(sink, expected);
