@@ -1,20 +1,22 @@
-//! Watches the replication slot from the server's side, once a second, on a session of its own.
+//! Watches the replication slot, and those that sinks have alone, from the server's side, once a second, on a session of its
+//! own.
 //!
 //! Nothing depends on it: when the server cannot be asked the figures grow old (and say how old), and it
 //! tries again.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::{Client, Row, Statement};
 
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::lsn::Lsn;
 use crate::source::{PostgresConfig, slot, sql};
 use crate::state::dead_letters;
 use crate::telemetry::herald::Herald;
 use crate::telemetry::registry::StatusRegistry;
-use crate::telemetry::status::SlotStatus;
+use crate::telemetry::status::{LaneSlot, SlotStatus};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_AFTER: Duration = Duration::from_secs(2);
@@ -25,7 +27,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Puts on the registry what the server says of the slot, until it is dropped.
 pub async fn watch(postgres: PostgresConfig, registry: StatusRegistry) {
-    let mut seen = Seen { active: Instant::now(), waits_since: None, herald: Herald::default() };
+    let mut seen = Seen {
+        active: Instant::now(),
+        waits_since: None,
+        herald: Herald::default(),
+        lost_lanes: HashSet::new(),
+    };
     loop {
         if let Err(error) = sample_while_connected(&postgres, &registry, &mut seen).await {
             tracing::debug!(error = error.chain(), "the slot cannot be watched");
@@ -41,6 +48,8 @@ struct Seen {
     /// Since when PostgreSQL waits for a standby.
     waits_since: Option<Instant>,
     herald: Herald,
+    /// The slots of lanes of which it was said that they are lost.
+    lost_lanes: HashSet<String>,
 }
 
 impl Seen {
@@ -58,6 +67,20 @@ impl Seen {
         slot.standby_wait_seconds = self.waits_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
         self.herald.see(slot);
     }
+
+    /// Says once that what a sink lacks is gone: a lane that does not run has not noticed.
+    fn see_lost(&mut self, kept: &LaneSlot) {
+        if self.lost_lanes.insert(kept.slot.clone()) {
+            let why = kept.invalidation_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+            tracing::error!(
+                code = %Code::LaneLost,
+                "the slot {} of one sink is {}{why}: what that sink lacks is gone from the stream, and the others go on; \
+                 `walcast check` says how to go on",
+                kept.slot,
+                kept.wal_status
+            );
+        }
+    }
 }
 
 async fn sample_while_connected(
@@ -67,14 +90,19 @@ async fn sample_while_connected(
 ) -> Result<()> {
     let client = sql::connect(postgres).await?;
     let statement = client.prepare(include_str!("../../sql/slot_lag.sql")).await.map_err(sql::error)?;
+    let of_lanes = client.prepare(include_str!("../../sql/lane_slots.sql")).await.map_err(sql::error)?;
     let mut due = tokio::time::interval(SAMPLE_EVERY);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut samples: u32 = 0;
     loop {
         due.tick().await;
-        let asked = tokio::time::timeout(ANSWER_WITHIN, sample(&client, &statement, &postgres.slot));
-        let Ok(slot) = asked.await else { return Ok(()) };
-        let mut slot = slot?;
+        let lanes = registry.lane_slots();
+        let asked = async {
+            let slot = sample(&client, &statement, &postgres.slot).await?;
+            Ok((slot, sample_lanes(&client, &of_lanes, lanes).await?))
+        };
+        let Ok(sampled) = tokio::time::timeout(ANSWER_WITHIN, asked).await else { return Ok(()) };
+        let (mut slot, lanes) = sampled?;
         seen.complete(&mut slot);
         registry.slot(slot);
         // a schema of an older version tells none
@@ -85,7 +113,45 @@ async fn sample_while_connected(
             registry.dead_letters(counts);
         }
         samples = samples.wrapping_add(1);
+        for kept in &lanes {
+            if registry.lane_kept(kept) {
+                seen.see_lost(kept);
+            }
+        }
     }
+}
+
+/// Asks once for all lanes, if there are any.
+async fn sample_lanes(client: &Client, statement: &Statement, lanes: Vec<String>) -> Result<Vec<LaneSlot>> {
+    if lanes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = client.query(statement, &[&lanes]).await.map_err(sql::error)?;
+    let found: Vec<LaneSlot> = rows.iter().map(read_lane).collect::<Result<_, _>>().map_err(sql::error)?;
+    let missing = |slot| LaneSlot {
+        slot,
+        wal_status: "missing".to_owned(),
+        safe_wal_bytes: Some(0),
+        ..LaneSlot::default()
+    };
+    let of =
+        |slot: String| found.iter().find(|kept| kept.slot == slot).cloned().unwrap_or_else(|| missing(slot));
+    Ok(lanes.into_iter().map(of).collect())
+}
+
+fn read_lane(row: &Row) -> Result<LaneSlot, tokio_postgres::Error> {
+    let count = |column| {
+        row.try_get::<_, Option<i64>>(column).map(|number| number.map(|number| number.max(0) as u64))
+    };
+    let wal_status: String = row.try_get("wal_status")?;
+    Ok(LaneSlot {
+        slot: row.try_get("slot")?,
+        active: row.try_get("active")?,
+        invalidation_reason: row.try_get("invalidation_reason")?,
+        retained_bytes: count("retained_bytes")?.unwrap_or_default(),
+        safe_wal_bytes: if wal_status == "lost" { Some(0) } else { count("safe_wal_size")? },
+        wal_status,
+    })
 }
 
 /// Asks once. Before PostgreSQL 17 the server does not know for how long a slot has been inactive: 0 then.
