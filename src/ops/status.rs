@@ -17,7 +17,7 @@ use crate::ops::terminal::{Paint, print};
 use crate::shutdown::Shutdown;
 use crate::size::size;
 use crate::state::dead_letters::LetterCount;
-use crate::telemetry::status::{SinkLine, SinkState, SlotStatus, Status};
+use crate::telemetry::status::{BreakerState, LaneLine, SinkLine, SinkState, SlotStatus, Status};
 use crate::web::WebConfig;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
@@ -108,7 +108,10 @@ fn in_place(text: &str) -> String {
 /// The state on one line, for a log.
 fn line(status: &Status, now: Timestamp) -> String {
     let ready = if status.is_ready() { "ready" } else { "NOT READY" };
-    let sinks = status.sinks.iter().map(|sink| format!("{} {}", sink.name, seconds(sink.lag_seconds)));
+    let sinks = status.sinks.iter().map(|sink| match &sink.lane {
+        Some(lane) => format!("{} {} ({})", sink.name, size(lane.behind_bytes), state_of(sink)),
+        None => format!("{} {}", sink.name, seconds(sink.lag_seconds)),
+    });
     let sinks = sinks.collect::<Vec<_>>().join(", ");
     let kept = status.source.slot.as_ref().map(|slot| format!("  WAL kept {}", size(slot.retained_bytes)));
     let problem = status.problems.first().map(|problem| format!("  problem: {problem}"));
@@ -165,7 +168,7 @@ fn reachable(listen: &str) -> String {
 /// The state for people.
 fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
     let since = seconds(now.duration_since(status.since).as_secs_f64());
-    let ready = if status.is_ready() { paint.good("ready") } else { paint.bad("NOT READY") };
+    let ready = if status.is_ready() { paint.good("ready") } else { paint.bad(&not_ready(status)) };
     let source = &status.source;
     let mut text = format!("walcast {} {} for {since}: {ready}\n\n", status.version, status.state);
     let heartbeat = source.heartbeat_age_seconds.map(|age| format!(", heartbeat {} ago", seconds(age)));
@@ -175,6 +178,7 @@ fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
         let _ = writeln!(text, "slot    {}", slot_line(slot));
     }
     let _ = write!(text, "\n{}", ladder(status, paint));
+    text.push_str(&apart(&status.sinks));
     text.push_str(&guarantees(&status.sinks));
     text.push_str(&dead_letters(&status.dead_letters));
     if !status.problems.is_empty() {
@@ -184,6 +188,17 @@ fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
         let _ = writeln!(text, "{} {problem}", paint.bad("problem:"));
     }
     text
+}
+
+/// While it streams, of which sinks that is so.
+fn not_ready(status: &Status) -> String {
+    let well = |sink: &&SinkLine| sink.state == SinkState::Ok && sink.lane.is_none();
+    let sinks: Vec<&str> =
+        status.sinks.iter().filter(|sink| !well(sink)).map(|sink| sink.name.as_str()).collect();
+    match status.is_streaming() && !sinks.is_empty() {
+        true => format!("NOT READY ({})", sinks.join(", ")),
+        false => "NOT READY".to_owned(),
+    }
 }
 
 fn slot_line(slot: &SlotStatus) -> String {
@@ -227,6 +242,50 @@ fn dead_letters(counts: &[LetterCount]) -> String {
         let _ = writeln!(text, "{before}{sink}  {reason}: {} open{again}", grouped(*open));
     }
     text
+}
+
+/// What the sinks do that are not fed with the others.
+fn apart(sinks: &[SinkLine]) -> String {
+    let width = sinks.iter().map(|sink| sink.name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for sink in sinks {
+        let breaker = breaker(sink);
+        if sink.lane.is_none() && breaker.is_none() {
+            continue;
+        }
+        let before = if text.is_empty() { "\napart from the others\n" } else { "" };
+        let kept = sink.lane.as_ref().and_then(|lane| lane.kept.as_ref());
+        let kept = kept
+            .map(|kept| format!("{}: {}, {} kept", kept.slot, kept.wal_status, size(kept.retained_bytes)));
+        let lines = sink.lane.as_ref().map(lane).into_iter().chain(breaker).chain(kept);
+        text.push_str(before);
+        for (at, line) in lines.enumerate() {
+            let name = if at == 0 { sink.name.as_str() } else { "" };
+            let _ = writeln!(text, "{name:<width$}  {line}");
+        }
+    }
+    text
+}
+
+fn lane(lane: &LaneLine) -> String {
+    let left = lane.catch_up_seconds.map(|left| format!(", level in {}", seconds(left))).unwrap_or_default();
+    let state = if lane.is_lost() { "lost".to_owned() } else { lane.state.to_string() };
+    format!("{state} for {}, {} behind{left}", seconds(lane.seconds), size(lane.behind_bytes))
+}
+
+fn breaker(sink: &SinkLine) -> Option<String> {
+    let next = sink.next_probe_seconds.map(|next| format!(", asked again in {}", seconds(next)));
+    let next = next.unwrap_or_default();
+    (sink.breaker != BreakerState::Closed).then(|| format!("circuit breaker {}{next}", sink.breaker))
+}
+
+/// Of a sink that has fallen behind, what its lane does; else whether it takes rows.
+fn state_of(sink: &SinkLine) -> String {
+    match &sink.lane {
+        Some(_) if sink.is_lost() => "lost".to_owned(),
+        Some(lane) => lane.state.to_string(),
+        None => sink.state.to_string(),
+    }
 }
 
 /// What each sink promises of an event.
@@ -273,7 +332,8 @@ fn ladder(status: &Status, paint: Paint) -> String {
     aligned(
         &rungs,
         |rung| match (rung[3].as_str(), rung[7].as_str()) {
-            ("retrying" | "blocked", _) => Some(Paint::bad),
+            ("retrying" | "blocked" | "parked" | "lost", _) => Some(Paint::bad),
+            ("opening" | "catching up" | "joining", _) => Some(Paint::doubtful),
             (_, "") => None,
             _ => Some(Paint::doubtful),
         },
@@ -285,6 +345,11 @@ fn sink_rung(sink: &SinkLine, place: Rung, holders: &[&str]) -> Rung {
     let [name, at, behind, ..] = place;
     let full = if sink.backpressure { " full" } else { "" };
     let holds = holders.contains(&sink.name.as_str());
+    // what it was not given has no age that is known here
+    let lag = match sink.lane.is_some() && sink.lag_seconds == 0.0 {
+        true => "-".to_owned(),
+        false => seconds(sink.lag_seconds),
+    };
     let remark = match (holds, sink.state) {
         (true, _) => "<- holds the WAL",
         (false, SinkState::Ok) => "",
@@ -294,8 +359,8 @@ fn sink_rung(sink: &SinkLine, place: Rung, holders: &[&str]) -> Rung {
         name,
         at,
         behind,
-        sink.state.to_string(),
-        seconds(sink.lag_seconds),
+        state_of(sink),
+        lag,
         size(sink.queue_bytes) + full,
         grouped(sink.rows_total),
         remark.to_owned(),
@@ -361,7 +426,7 @@ fn seconds(amount: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::status::{SinkState, SourceStatus, State};
+    use crate::telemetry::status::{LaneSlot, LaneState, SourceStatus, State};
 
     #[test]
     fn a_time_that_is_yet_to_come_is_no_time_ago() {
@@ -510,7 +575,7 @@ mod tests {
         status.problems =
             vec!["kafka takes no rows and holds the WAL back: no broker answers; start one".into()];
         insta::assert_snapshot!(shown(&status), @r"
-        walcast 0.2.0 streaming for 2 h 5 min: NOT READY
+        walcast 0.2.0 streaming for 2 h 5 min: NOT READY (kafka)
 
         source  987,654 events
 
@@ -554,6 +619,82 @@ mod tests {
         assert!(held.is_some_and(|line| line.starts_with("\x1b[33mbigquery ")), "{coloured}");
         assert!(coloured.lines().any(|line| line.starts_with("\x1b[31mkafka ")), "{coloured}");
         assert!(!shown(&status).contains('\x1b'));
+    }
+
+    fn in_a_lane(name: &str, state: LaneState) -> SinkLine {
+        let slot = format!("walcast_lane_0123456789ab_{name}_7_1");
+        let kept = LaneSlot {
+            slot: slot.clone(),
+            wal_status: "extended".into(),
+            retained_bytes: 3 << 30,
+            ..LaneSlot::default()
+        };
+        let lane = LaneLine {
+            state,
+            seconds: 1_830.0,
+            slot,
+            behind_bytes: 2 << 30,
+            catch_up_seconds: (state == LaneState::CatchingUp).then_some(312.0),
+            kept: Some(kept),
+            ..LaneLine::default()
+        };
+        SinkLine { durable_lsn: Lsn(0x1_9000_0000), lane: Some(lane), ..sink(name, SinkState::Ok) }
+    }
+
+    #[test]
+    fn a_sink_that_has_fallen_behind_is_told_apart() {
+        let mut status = status();
+        let dead = SinkLine {
+            state: SinkState::Retrying,
+            breaker: BreakerState::Open,
+            next_probe_seconds: Some(7.2),
+            lag_seconds: 0.0,
+            queue_bytes: 0,
+            ..in_a_lane("redis", LaneState::Parked)
+        };
+        status.sinks =
+            vec![sink("content", SinkState::Ok), dead, in_a_lane("bigquery", LaneState::CatchingUp)];
+        let text = shown(&status);
+        insta::assert_snapshot!(text, @r"
+        walcast 0.2.0 streaming for 2 h 5 min: NOT READY (redis, bigquery)
+
+        source  987,654 events, heartbeat 3.5 s ago
+        slot    walcast: active, reserved, 20.0 MiB of WAL kept, 3.0 GiB left before it is lost
+
+                          LSN    behind  state           lag  queue       rows
+        head       2/1A2B4400       0 B
+        sent       2/1A2B4200     512 B
+        received   2/1A2B4200     512 B
+        content    2/1A2B3C00   2.0 KiB  ok           0.25 s  512 B  1,234,567
+        redis      1/90000000   2.2 GiB  parked            -    0 B  1,234,567  <- takes no rows
+        bigquery   1/90000000   2.2 GiB  catching up  0.25 s  512 B  1,234,567
+        confirmed  2/1A2B3C00   2.0 KiB
+        restart    2/18EB4400  20.0 MiB
+
+        apart from the others
+        redis     parked for 30 min 30 s, 2.0 GiB behind
+                  circuit breaker open, asked again in 7.2 s
+                  walcast_lane_0123456789ab_redis_7_1: extended, 3.0 GiB kept
+        bigquery  catching up for 30 min 30 s, 2.0 GiB behind, level in 5 min 12 s
+                  walcast_lane_0123456789ab_bigquery_7_1: extended, 3.0 GiB kept
+        ");
+        assert!(apart(&status.sinks).lines().all(|line| line.chars().count() <= 80), "{text}");
+        let coloured = render(&status, Timestamp::UNIX_EPOCH, Paint { colours: true });
+        assert!(coloured.lines().any(|line| line.starts_with("\x1b[31mredis ")), "{coloured}");
+        assert!(coloured.lines().any(|line| line.starts_with("\x1b[33mbigquery ")), "{coloured}");
+        let line = line(&status, Timestamp::UNIX_EPOCH);
+        assert!(line.contains("redis 2.0 GiB (parked), bigquery 2.0 GiB (catching up)"), "{line}");
+    }
+
+    /// PostgreSQL has told, and the lane does not run.
+    #[test]
+    fn a_slot_that_is_lost_is_shown_so_at_once() {
+        let mut lost = in_a_lane("redis", LaneState::Parked);
+        for kept in lost.lane.iter_mut().filter_map(|lane| lane.kept.as_mut()) {
+            kept.wal_status = "lost".into();
+        }
+        assert_eq!(state_of(&lost), "lost");
+        assert!(apart(&[lost]).contains("redis  lost for 30 min 30 s"));
     }
 
     #[test]
