@@ -324,11 +324,13 @@ fn ladder(status: &Status, paint: Paint) -> String {
     let holders = status.holders();
     let mut sinks: Vec<&SinkLine> = status.sinks.iter().collect();
     sinks.sort_by_key(|sink| std::cmp::Reverse(sink.durable_lsn));
-    for sink in sinks {
-        rungs.push(sink_rung(sink, place(&sink.name, sink.durable_lsn), &holders));
-    }
+    let (fed, apart): (Vec<_>, Vec<_>) = sinks.into_iter().partition(|sink| sink.lane.is_none());
+    let rung = |sink: &SinkLine| sink_rung(sink, place(&sink.name, sink.durable_lsn), &holders);
+    rungs.extend(fed.into_iter().map(rung));
     rungs.push(place("confirmed", status.confirmed_lsn));
     rungs.extend(slot.and_then(|slot| slot.restart_lsn).map(|restart| place("restart", restart)));
+    // what these lack another slot keeps
+    rungs.extend(apart.into_iter().map(rung));
     aligned(
         &rungs,
         |rung| match (rung[3].as_str(), rung[7].as_str()) {
@@ -666,10 +668,10 @@ mod tests {
         sent       2/1A2B4200     512 B
         received   2/1A2B4200     512 B
         content    2/1A2B3C00   2.0 KiB  ok           0.25 s  512 B  1,234,567
-        redis      1/90000000   2.2 GiB  parked            -    0 B  1,234,567  <- takes no rows
-        bigquery   1/90000000   2.2 GiB  catching up  0.25 s  512 B  1,234,567
         confirmed  2/1A2B3C00   2.0 KiB
         restart    2/18EB4400  20.0 MiB
+        redis      1/90000000   2.2 GiB  parked            -    0 B  1,234,567  <- takes no rows
+        bigquery   1/90000000   2.2 GiB  catching up  0.25 s  512 B  1,234,567
 
         apart from the others
         redis     parked for 30 min 30 s, 2.0 GiB behind

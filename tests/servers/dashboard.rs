@@ -144,25 +144,93 @@ async fn it_is_read_and_used_at_every_width_by_keyboard_and_in_the_dark() {
     let browser = page_of(&running).await;
     browser.wait("document.querySelectorAll('#board tbody tr').length >= 10").await;
     browser.wait("document.querySelectorAll('#checks li').length >= 10").await;
-    let pictures = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboard");
-    std::fs::create_dir_all(&pictures).unwrap();
-    println!("pictures: {}", pictures.display());
-    for width in [390, 820, 1440] {
-        for dark in [false, true] {
-            let name = format!("{width}-{}", if dark { "dark" } else { "light" });
-            browser.look(width, dark).await;
-            changes(&browser, "#link").await;
-            browser.picture(&pictures.join(format!("{name}.png"))).await;
-            let overflow =
-                "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
-            assert_eq!(browser.eval(overflow, ()).await, 0, "{name}: wider than the window");
-            let faint = browser.eval(FAINT_TEXTS, ()).await;
-            assert_eq!(faint, serde_json::json!([]), "{name}: too little contrast");
-        }
-    }
+    Pictures::new("dashboard").take(&browser, "page").await;
     every_control_is_reached_by_keyboard(&browser).await;
     assert_eq!(browser.complaints().await, Vec::<String>::new());
     running.stop().await;
+}
+
+/// The drawing shows the branch: a sink that has fallen behind hangs on a slot of its own until it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_has_fallen_behind_is_drawn_on_a_slot_of_its_own() {
+    let world = World::initialised().await;
+    let redis = Wire::to(world.redis_port()).await;
+    let world = world
+        .with("PIPELINE_QUEUE_BYTES_MAX", "300000")
+        .with("BREAKER_PROBE_SECONDS", "2")
+        .with("BIGQUERY_COMMIT_SECONDS", "1")
+        .with("REDIS_PORT", &redis.port.to_string());
+    let running = world.start().await;
+    world.insert_events(100).await;
+    world.wait_until_all_hold(100).await;
+    let browser = page_of(&running).await;
+    browser.look(1440, false).await;
+    browser.wait(&level("redis", "ok")).await;
+    browser.wait("document.getElementById('branch').hidden").await;
+    let pictures = Pictures::new("lanes");
+
+    redis.set(Weather::Cut);
+    for _ in 0..40 {
+        world.insert_events(500).await;
+    }
+    let lane = |word: &str| {
+        format!("document.querySelector('[data-lane=redis] .lane-way .word')?.textContent === '{word}'")
+    };
+    browser.wait(&lane("parked")).await;
+    browser.wait("document.querySelector('[data-lane=redis]').textContent.includes('of WAL kept')").await;
+    browser
+        .wait("document.querySelector('[data-lane=redis] [data-node=redis]')?.dataset.level === 'fail'")
+        .await;
+    let fed = "return ['kafka', 'redis'].map((name) => Boolean(document.querySelector(`#targets [data-node=${name}]`)))";
+    assert_eq!(browser.eval(fed, ()).await, serde_json::json!([true, false]));
+    browser.wait("document.querySelector('#problem').textContent.includes('a slot of its own keeps')").await;
+    let row = browser.text("#sink-table tbody tr:nth-child(3)").await;
+    assert!(row.contains("breaker open") && row.contains("own slot parked"), "{row}");
+    assert!(browser.text("#holder").await.contains("For redis alone it keeps"));
+    pictures.take(&browser, "parked").await;
+
+    redis.set(Weather::Slow(400_000));
+    browser.wait(&lane("catching up")).await;
+    changes(&browser, "[data-lane=redis] .node-lag").await;
+    pictures.take(&browser, "catching-up").await;
+
+    redis.set(Weather::Fair);
+    world.wait_until_all_hold(20_100).await;
+    browser.wait("document.getElementById('branch').hidden").await;
+    browser.wait("document.querySelector('#targets [data-node=redis]')?.dataset.level === 'ok'").await;
+    browser.wait("document.querySelector('#problem').textContent.includes('All is well')").await;
+    pictures.take(&browser, "well").await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    running.stop().await;
+}
+
+/// Where a test puts what the page looks like, for whoever wants to see it.
+struct Pictures(std::path::PathBuf);
+
+impl Pictures {
+    fn new(name: &str) -> Pictures {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        println!("pictures: {}", folder.display());
+        Pictures(folder)
+    }
+
+    /// At every width, light and dark: nothing is wider than the window, and all text can be read.
+    async fn take(&self, browser: &Browser, name: &str) {
+        for width in [390, 820, 1440] {
+            for dark in [false, true] {
+                let name = format!("{name}-{width}-{}", if dark { "dark" } else { "light" });
+                browser.look(width, dark).await;
+                changes(browser, "#link").await;
+                browser.picture(&self.0.join(format!("{name}.png"))).await;
+                let overflow =
+                    "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
+                assert_eq!(browser.eval(overflow, ()).await, 0, "{name}: wider than the window");
+                let faint = browser.eval(FAINT_TEXTS, ()).await;
+                assert_eq!(faint, serde_json::json!([]), "{name}: too little contrast");
+            }
+        }
+    }
 }
 
 async fn every_control_is_reached_by_keyboard(browser: &Browser) {

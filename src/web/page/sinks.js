@@ -2,16 +2,18 @@
 
 import { at, badge, keyed, make, say } from "./dom.js";
 import { bytes, count, milliseconds, rate, span } from "./format.js";
-import { sinkState } from "./pipeline.js";
+import { laneFacts, laneState, nextProbe, sinkState } from "./pipeline.js";
 
 function line(name) {
   const state = badge();
   const cells = Array.from({ length: 7 }, () => make("td", { class: "number" }));
   const guarantee = make("div", { class: "muted guarantee" });
-  const row = make("tr", {}, make("th", { scope: "row" }, name, guarantee), make("td", {}, state), ...cells);
+  const apart = make("div", { class: "muted apart" });
+  const row = make("tr", {}, make("th", { scope: "row" }, name, guarantee), make("td", {}, state, apart), ...cells);
   row.show = ({ sink, figures }) => {
     say(guarantee, sink.guarantee);
     state.show(sinkState(sink, figures));
+    say(apart, [nextProbe(sink), ...(sink.lane ? [`own slot ${laneState(sink).word}`, ...laneFacts(sink)] : [])].filter(Boolean).join(", "));
     const numbers = [
       rate(figures?.rows_per_second),
       count(sink.rows_total),

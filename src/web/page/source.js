@@ -6,20 +6,26 @@ import { bytes, count, lsn, span } from "./format.js";
 /** A segment or two are always kept. */
 const LITTLE_BYTES = 64 * 2 ** 20;
 
-/** From the head of the WAL down to where the slot would start again: `[key, { name, text, place, holds }]`. */
+/**
+ * From the head of the WAL down to where the slot would start again: `[key, { name, text, place, holds }]`. A sink with a slot of
+ * its own may stand below that.
+ */
 function rungs({ status, figures }) {
   const { slot, received_lsn } = status.source;
   const rung = (key, name, text, holds = false) => [key, { name, text, place: lsn(text ?? "0/0"), holds }];
-  const sinks = status.sinks.map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.durable_lsn, figures.holders.includes(sink.name)));
+  const held = (sinks) => sinks
+    .map((sink) => rung(`sink ${sink.name}`, `${sink.name} holds`, sink.durable_lsn, figures.holders.includes(sink.name)))
+    .sort(([, one], [, other]) => other.place - one.place);
   const ladder = [
     rung("head", "head of the WAL", slot?.wal_lsn),
     rung("sent", "sent to walcast", slot?.sent_lsn),
     rung("received", "received", received_lsn),
-    ...sinks.sort(([, one], [, other]) => other.place - one.place),
+    ...held(status.sinks.filter((sink) => sink.lane === null)),
     rung("confirmed", "confirmed", slot?.confirmed_lsn ?? status.confirmed_lsn),
     rung("restart", "restart", slot?.restart_lsn),
   ].filter(([, { place }]) => place > 0);
-  return lifted(ladder);
+  const apart = held(status.sinks.filter((sink) => sink.lane !== null)).filter(([, { place }]) => place > 0);
+  return [...lifted(ladder), ...apart].sort(([, one], [, other]) => other.place - one.place);
 }
 
 /** These figures are up to a second older than those of the sinks: what a sink holds has been received and sent. */
@@ -97,7 +103,14 @@ export function showSource(state) {
   say(at("holder"), sentence(state));
 }
 
-function sentence({ status, figures }) {
+const sentence = (state) => [ofSlot(state), ...ofLanes(state)].join(" ");
+
+/** What is kept for sinks alone. */
+const ofLanes = ({ status }) => status.sinks
+  .filter((sink) => sink.lane?.kept)
+  .map(({ name, lane }) => `For ${name} alone it keeps ${bytes(lane.kept.retained_bytes)} by a slot of its own.`);
+
+function ofSlot({ status, figures }) {
   const { slot } = status.source;
   if (!slot) return "PostgreSQL has not been asked about the slot yet.";
   const kept = `PostgreSQL keeps ${bytes(slot.retained_bytes)} of WAL for the slot.`;
