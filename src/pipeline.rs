@@ -160,11 +160,12 @@ async fn start(
     failpoint!("pipeline_after_recover");
 
     let counts = |fed: &&Fed| !matches!(fed.begins, Begins::InLane { counts: false, .. });
-    let watermark = Watermark::new(
-        confirmed,
-        fed.iter().filter(counts).map(|fed| (fed.sink.name(), fed.durable.durable_lsn)),
-    );
-    let from = watermark.confirmed();
+    let here = |fed: &&Fed| matches!(fed.begins, Begins::Always | Begins::Here);
+    let durable = |fed: &Fed| (fed.sink.name(), fed.durable.durable_lsn);
+    let watermark = Watermark::new(confirmed, fed.iter().filter(counts).map(durable));
+    // One that does not answer holds back what is confirmed, and not where the stream begins: an older instance may have
+    // confirmed more than the slot said when we looked, and what the sinks that are fed hold is never below that.
+    let from = Watermark::new(confirmed, fed.iter().filter(here).map(durable)).confirmed();
     let cache = sink::content::load(state.client().await?, &session, from).await?;
     tracing::debug!(rows = cache.len(), "content loaded");
     let places = history::publication(&config.postgres, state.client().await?).await?.places;
@@ -181,7 +182,6 @@ async fn start(
     };
     let publication = history::publication(&config.postgres, state.client().await?).await?;
     let (watch, doubts) = Watch::new(publication.identity, clock.clone());
-    let here = |fed: &&Fed| matches!(fed.begins, Begins::Always | Begins::Here);
     let claims = fed.iter().filter(here).map(|fed| (fed.sink.id(), fed.durable));
     let intake = Intake::new(stream, transform, ContinuityCheck::new(from, claims), from, doubts);
     let limits = config.pipeline.limits(&config.breaker);

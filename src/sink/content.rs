@@ -125,12 +125,17 @@ impl ContentSink {
             None::<&()>,
         )
         .await?;
-        if self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES) {
+        let prunes = self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES);
+        if prunes {
             self.pruned = prune(&transaction, session, self.pruned).await?;
         }
         failpoint!("content_before_commit");
         transaction.commit().await.map_err(sql::error)?;
         failpoint!("content_after_commit");
+        // what an instance has left that was overtaken while it opened a lane; the next time is soon enough
+        if prunes && let Err(error) = lanes::sweep(self.state.client().await?, session).await {
+            tracing::debug!(error = error.chain(), "lanes' slots are not swept");
+        }
         self.flushes = self.flushes.wrapping_add(1);
         self.requests_open |= !self.controls.is_empty();
         self.forget_rows();

@@ -64,7 +64,7 @@ pub async fn take_over(state: &mut State, session: &Session, wanted: &[&str]) ->
 /// Drops our slots that no record names. One that is still read is left for the next time. The slots are looked at before the
 /// records: a record is there before its slot is, and a name never comes again, so that not even an instance that has been
 /// overtaken can drop what somebody needs.
-async fn sweep(client: &Client, session: &Session) -> Result<()> {
+pub async fn sweep(client: &Client, session: &Session) -> Result<()> {
     let slots = client
         .query(
             "SELECT slot_name::text FROM pg_replication_slots WHERE starts_with(slot_name::text, $1) AND NOT active",
@@ -170,20 +170,23 @@ pub async fn close(state: &mut State, session: &Session, record: &LaneRecord) ->
         .map_err(sql::error)?;
     transaction.commit().await.map_err(sql::error)?;
     failpoint!("lane_before_drop");
-    drop_slot(state.client().await?, &record.slot).await?;
+    if !drop_slot(state.client().await?, &record.slot).await? {
+        return Err(Error::new(Code::SlotBusy, format!("slot {} is still read", record.slot)));
+    }
     failpoint!("lane_after_drop");
     Ok(())
 }
 
-async fn drop_slot(client: &Client, slot: &str) -> Result<()> {
-    client
-        .execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active",
-            &[&slot],
-        )
-        .await
-        .map(drop)
-        .map_err(sql::error)
+/// Drops a slot unless somebody reads it. Whether it is gone.
+async fn drop_slot(client: &Client, slot: &str) -> Result<bool> {
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active";
+    let dropped = client.execute(drop, &[&slot]).await;
+    // another may have been quicker
+    let left = slot::facts(client, slot).await?.is_some();
+    match dropped {
+        Err(error) if left => Err(sql::error(error)),
+        _ => Ok(!left),
+    }
 }
 
 /// Where a lane's slot begins; kind `Resync` when it can bring no more.

@@ -111,7 +111,7 @@ pub struct Streaming<S = connect::Stream> {
     checkpoints: watch::Receiver<Vec<Checkpoint>>,
     received: watch::Sender<Lsn>,
     lanes: mpsc::UnboundedReceiver<(usize, Says)>,
-    /// What the server was told last.
+    /// The most that the server can have been told, by us or by an instance before us.
     told: Lsn,
     drivers: JoinSet<Result<()>>,
     outbox: Option<Outbox>,
@@ -200,7 +200,8 @@ struct Outbox {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
-    /// Sets the sinks to work. `intake` begins at the watermark's confirmed LSN. Gives what the lanes need of those that may
+    /// Sets the sinks to work. `intake` begins where the lowest of the sinks stands that it feeds, at or above the watermark's
+    /// confirmed LSN. Gives what the lanes need of those that may
     /// leave.
     pub fn spawn(
         limits: Limits,
@@ -210,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         session: &Session,
         fed: Vec<Fed>,
     ) -> (Self, Vec<LaneEnd>) {
-        let from = watermark.confirmed();
+        let from = intake.reach().durable_lsn;
         let fencing_token = session.fencing_token;
         let (checkpoints, checkpoints_seen) = watch::channel(fed.iter().map(|fed| fed.durable).collect());
         let (received, received_seen) = watch::channel(from);
@@ -358,7 +359,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         self.registry.source(received, confirmed, self.seats.iter().filter_map(bytes));
         self.registry.backpressure(self.full_queue());
         self.intake.send_status(confirmed).await?;
-        self.told = confirmed;
+        self.told = self.told.max(confirmed);
         Ok(())
     }
 
