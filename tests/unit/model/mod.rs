@@ -1,8 +1,9 @@
-//! Every run of the two protocols that decide over loss and doubles, not only those that chance finds: small
+//! Every run of the three protocols that decide over loss and doubles, not only those that chance finds: small
 //! models, searched through wholly. For each rule there is a switch that breaks it, and a test that the search
 //! then finds the damage.
 
 mod bigquery;
+mod lanes;
 mod watermark;
 
 use std::fmt::Debug;
