@@ -13,6 +13,7 @@ use crate::ops::terminal::{Paint, print};
 use crate::resume::{self, Resume};
 use crate::sink::SinkAdmin;
 use crate::sinks;
+use crate::source::check::lanes::{self, Lane};
 use crate::source::{check as source_check, slot, sql};
 use crate::state::{State, history};
 use crate::web::access;
@@ -36,6 +37,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     let (told, sinks) = targets;
     findings.extend(told);
     if let Some(client) = client {
+        findings.extend(room_for_lanes(config, &client).await);
         findings.extend(positions(config, &client, sinks).await);
     }
     findings.push(access::check(&config.web));
@@ -87,8 +89,8 @@ async fn required(config: &Config, client: &Client) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Where each sink stands against the slot, as a start would judge it. Nothing where there is no slot to judge by, or
-/// no WAL of the server's own: that has a finding of its own.
+/// Where each sink stands against the slot that feeds it, as a start would judge it. Nothing where there is no slot to judge
+/// by, or no WAL of the server's own: that has a finding of its own.
 async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Finding> {
     let Ok((history_id, timelines)) = history::find(&config.postgres, client).await else {
         return Vec::new();
@@ -97,32 +99,61 @@ async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Findin
     if State::new(config.postgres.clone()).wal_end().await.is_err() {
         return Vec::new();
     }
+    let lanes = match lanes::lanes(client, history_id.uuid).await {
+        Ok(lanes) => lanes,
+        Err(error) => return vec![Finding::failed("sink.lane", "lanes", &error)],
+    };
+    let mut findings = lane_findings(&lanes, &sinks);
     let session = Session { history_id, fencing_token: 0, timelines, start, settled_timeline: 0 };
-    join_all(
-        sinks
-            .into_iter()
-            .filter(|sink| sink.guarantee().keeps_checkpoint())
-            .map(|sink| position(config, sink, &session)),
-    )
-    .await
+    let stands = sinks.into_iter().filter(|sink| sink.guarantee().keeps_checkpoint()).filter_map(|sink| {
+        let (session, slot) = match lanes.iter().find(|lane| lane.open && lane.sink == sink.name()) {
+            // lost, there is nothing to judge by
+            Some(lane) => (Session { start: lane.confirmed?, ..session.clone() }, "its own slot"),
+            None => (session.clone(), "the slot"),
+        };
+        Some(position(config, sink, session, slot))
+    });
+    findings.extend(join_all(stands).await);
+    findings
 }
 
-async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: &Session) -> Finding {
+fn lane_findings(lanes: &[Lane], sinks: &Sinks) -> Vec<Finding> {
+    let fresh_start = |lane: &Lane| {
+        let sink = sinks.iter().find(|sink| sink.name() == lane.sink)?.id();
+        Some(sink.rebuild_command().map_or_else(|| sink.fresh_start(), str::to_owned))
+    };
+    lanes.iter().map(|lane| lane.finding(&fresh_start(lane).unwrap_or_default())).collect()
+}
+
+/// Whether sinks that fall behind can do so alone.
+async fn room_for_lanes(config: &Config, client: &Client) -> Option<Finding> {
+    let sinks = config.pipeline.sinks.len();
+    let history_id =
+        history::find(&config.postgres, client).await.ok().map(|(history_id, _)| history_id.uuid);
+    (sinks > 1).then_some(())?;
+    Some(
+        lanes::room(client, &config.postgres.slot, history_id, sinks)
+            .await
+            .unwrap_or_else(|error| Finding::failed("postgres.lanes", "postgres room for lanes", &error)),
+    )
+}
+
+async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: Session, slot: &str) -> Finding {
     let (id, subject) = ("sink.position", format!("position of {}", sink.name()));
-    match judge(config, &mut *sink, session).await {
+    match judge(config, &mut *sink, &session).await {
         Ok(Resume::From(checkpoint)) => Finding::ok(
             id,
             subject,
-            format!("holds all up to {}, the slot begins at {}", checkpoint.durable_lsn, session.start),
+            format!("holds all up to {}, {slot} begins at {}", checkpoint.durable_lsn, session.start),
         ),
         Ok(Resume::Fresh(checkpoint)) => Finding::ok(
             id,
             subject,
-            format!("nothing yet: it begins at the slot's confirmed LSN, {}", checkpoint.durable_lsn),
+            format!("nothing yet: it begins at the confirmed LSN of {slot}, {}", checkpoint.durable_lsn),
         ),
         Ok(Resume::Refused(refusal)) => {
             let rebuild = sink.id().rebuild_command().filter(|_| refusal.needs_fresh_start());
-            let error = refusal.into_error(sink.id(), session);
+            let error = refusal.into_error(sink.id(), &session);
             let fix = rebuild.unwrap_or(error.advice()).to_owned();
             Finding::fail(error.code(), id, subject, error.chain(), fix)
         }

@@ -20,13 +20,15 @@ use crate::event::encoding::json::Json;
 use crate::event::place::{Place, Places};
 use crate::event::replayed::Replayed;
 use crate::failpoint::failpoint;
-use crate::lsn::{Checkpoint, Lsn};
+use crate::lsn::{Checkpoint, Lsn, Session};
 use crate::ops::verify::pre_existing::{PreExisting, Xid};
 use crate::ops::verify::sums::Follow;
+use crate::sink;
 use crate::sink::redis::Rebuild;
 use crate::source::connection::Connection;
 use crate::source::snapshot::Snapshot;
 use crate::source::{PostgresConfig, check, rows, slot, sql};
+use crate::state::lanes::{self, LaneRecord};
 use crate::state::marks::EventMarks;
 use crate::state::{State, dead_letters, history};
 use crate::transform::Transform;
@@ -64,8 +66,19 @@ pub async fn redis(config: &Config) -> Result<()> {
     failpoint!("redis_rebuild_before_check");
     require_not_ahead(&mut state, config, end).await?;
     rebuild.end(end).await?;
+    failpoint!("redis_rebuild_before_lane");
+    close_lane(&mut state, &session).await?;
     tracing::info!(events, checkpoint = %end, "redis rebuilt");
     println!("redis holds {events} events, all up to {end}; `walcast run` goes on from there");
+    Ok(())
+}
+
+/// Redis stands at or beyond the walcast slot now: a slot of its own that it had, or lost, is needed no more.
+async fn close_lane(state: &mut State, session: &Session) -> Result<()> {
+    let open = check::lanes::lanes(state.client().await?, session.history_id.uuid).await?;
+    for lane in open.into_iter().filter(|lane| lane.sink == sink::redis::NAME.as_str()) {
+        lanes::close(state, session, &LaneRecord { sink: lane.sink, slot: lane.slot }).await?;
+    }
     Ok(())
 }
 

@@ -6,11 +6,13 @@ use tokio_postgres::Client;
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::{HistoryId, Lsn};
+use crate::source::check::lanes::{self, Lane};
 use crate::source::{heartbeat, slot, sql};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Returns once each of `sinks` holds all below `end`: the slot's confirmed LSN is the lowest of what they hold.
+/// Returns once each of `sinks` holds all below `end`: the slot's confirmed LSN is the lowest of what those hold that are fed
+/// together, and that of its own slot tells what another holds.
 /// Nothing is compared before: what is on its way would look as if it were missing.
 pub async fn until_held(
     sinks: &[&'static str],
@@ -27,18 +29,53 @@ pub async fn until_held(
     loop {
         let facts = slot::facts(client, &history_id.slot).await?;
         let confirmed = facts.as_ref().and_then(|facts| facts.confirmed_flush_lsn).unwrap_or_default();
+        // after the walcast slot was looked at: from when a sink does not count there until it holds what that one was confirmed
+        // up to, it has a record
+        let apart = behind_alone(sinks, client, history_id, end).await?;
         let unwritten = unwritten(sinks, client, history_id).await?;
-        if confirmed >= end && unwritten.is_none() {
+        if confirmed >= end && apart.is_none() && unwritten.is_none() {
             return Ok(());
         }
         if began.elapsed() >= within {
             if let Some(sink) = unwritten {
                 return Err(never_written(sink, history_id));
             }
+            if let Some(sink) = apart.filter(|_| confirmed >= end) {
+                return Err(late_alone(&sink, end, within));
+            }
             return Err(late(history_id, confirmed, end, within, facts.is_some_and(|facts| facts.active)));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// A sink that has fallen behind, and whose own slot has not come to `end`.
+async fn behind_alone(
+    sinks: &[&'static str],
+    client: &Client,
+    history_id: &HistoryId,
+    end: Lsn,
+) -> Result<Option<String>> {
+    let behind = |lane: &Lane| {
+        lane.open
+            && sinks.contains(&lane.sink.as_str())
+            && lane.confirmed.is_none_or(|confirmed| confirmed < end)
+    };
+    let lanes = lanes::lanes(client, history_id.uuid).await?;
+    Ok(lanes.into_iter().find(behind).map(|lane| lane.sink))
+}
+
+fn late_alone(sink: &str, end: Lsn, within: Duration) -> Error {
+    Error::new(
+        Code::SinksBehind,
+        format!(
+            "nothing was compared: {sink} has fallen behind, and does not hold all up to {end} within {} s",
+            within.as_secs()
+        ),
+    )
+    .hint(format!(
+        "`walcast status` says how far {sink} is; give more time with --wait-seconds, or leave it out of pipeline.sinks"
+    ))
 }
 
 /// A sink that is configured here and was never written by this slot: it would be empty for a reason.

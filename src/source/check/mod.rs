@@ -1,6 +1,7 @@
 //! What walcast needs of the source before it can run, and what an operator should know of it, looked at without
 //! changing anything.
 
+pub mod lanes;
 mod making;
 mod server;
 mod slot;

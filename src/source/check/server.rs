@@ -260,7 +260,10 @@ fn idle_timeout(seconds: f64) -> Finding {
         _ => Finding::warn(
             id,
             subject,
-            format!("is {seconds} s: the slot is lost when walcast is stopped for that long"),
+            format!(
+                "is {seconds} s: the slot is lost when walcast is stopped for that long, and that of a sink that has fallen \
+                 behind when its target is down for that long"
+            ),
             format!("ALTER SYSTEM SET idle_replication_slot_timeout = 0; {RELOAD}"),
         ),
     }

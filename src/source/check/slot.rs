@@ -15,7 +15,7 @@ use crate::source::sql::{self, get};
 /// WAL that a slot nobody reads keeps, above which it is told.
 const UNREAD_BYTES_MAX: i64 = 64 << 20;
 /// A slot with less than this before it is lost is in danger.
-const SAFE_BYTES_MIN: i64 = 256 << 20;
+pub(super) const SAFE_BYTES_MIN: i64 = 256 << 20;
 
 /// One row of `sql/check_slot.sql`.
 pub(super) struct Slot {
