@@ -156,7 +156,6 @@ async fn a_sink_that_has_fallen_behind_is_drawn_on_a_slot_of_its_own() {
     let world = World::initialised().await;
     let redis = Wire::to(world.redis_port()).await;
     let world = world
-        .with("PIPELINE_QUEUE_BYTES_MAX", "300000")
         .with("BREAKER_PROBE_SECONDS", "2")
         // the emulator takes its time for so many rows
         .with("PIPELINE_SINKS", "kafka,redis")
