@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::clock::ServerClock;
 use crate::continuity::ContinuityCheck;
-use crate::error::{Class, Code, Error, Kind, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session};
 use crate::resume::SinkName;
@@ -268,7 +268,8 @@ impl Keeper {
         if error.kind() == Kind::Fenced || error.code() == Code::HistoryForgotten {
             return Err(Error::new(error.code(), error.to_string()).hint(error.advice()));
         }
-        let lost = error.class() == Class::Definite && self.record.is_some();
+        // a right that is missing, or a server that refuses, can be mended: what the slot has is still there
+        let lost = error.kind() == Kind::Resync && self.record.is_some();
         self.registry.lane_failed(self.end.name, error, lost);
         let wait = self.backoff.next_wait();
         if let Some(repeated) = self.throttle.say(&error.to_string()) {
