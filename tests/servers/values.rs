@@ -37,6 +37,22 @@ async fn times_work_to_the_last_microsecond_of_the_year_9999() {
     running.stop().await;
 }
 
+/// Scores are floating-point numbers: beyond 2^53 a sum of milliseconds is beside the one that Redis has, in one way of
+/// calculating it or the other.
+#[tokio::test]
+async fn sums_longer_than_a_score_is_exact_are_what_verify_expects() {
+    let world = World::initialised().await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let wide = "ALTER TABLE engagement_events ALTER duration_ms TYPE bigint, DROP CONSTRAINT engagement_events_content_id_fkey";
+    run(&client, wide).await;
+    let running = world.start().await;
+    let insert = "INSERT INTO engagement_events (content_id, event_type, event_ts, duration_ms)
+        SELECT gen_random_uuid(), 'play', now(), 9007199254740993 + n * 18446744073709559 FROM generate_series(0, 399) AS n";
+    run(&client, insert).await;
+    world.verify().await;
+    running.stop().await;
+}
+
 /// What JSON allows and jsonb does not: half of a surrogate pair. A service that refuses it refuses that row alone.
 #[tokio::test]
 async fn half_a_surrogate_pair_is_at_most_one_sinks_dead_letter() {

@@ -13,9 +13,10 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 pub use expected::{Expected, Later};
+use reading::Scores;
 pub use reading::{Reading, is_ours, read};
 
-use super::board::SIZE;
+use super::board::{SIZE, seconds_text};
 use super::counters::Day;
 use super::window::{Sums, WINDOWS};
 use super::{RedisConfig, keys};
@@ -214,32 +215,35 @@ struct Board<'a> {
 impl Board<'_> {
     /// `whole`: every content belongs to it.
     fn compare(&self, reading: &Reading, whole: bool, found: &mut dyn FnMut(KeyFound)) {
-        let none = Sums::new();
+        let none = Scores::new();
         let shown = reading.boards.get(self.key).unwrap_or(&none);
         let of = |sums: &Sums, id: &Uuid| sums.get(id).copied().unwrap_or_default();
         let mut tell = |state, id: &Uuid| {
             found(KeyFound { state, key: format!("{} {id}", self.key), fields: Vec::new() });
         };
-        for (id, ms) in shown {
+        for (id, shown) in shown {
             let most = of(self.at_most, id).saturating_add(of(self.more, id));
             let right = score(of(self.at_least, id))..=score(most);
-            tell(judge(true, !right.contains(&score(*ms)), score(*ms) > *right.end()), id);
+            tell(judge(true, !right.contains(shown), shown > right.end()), id);
         }
         if !whole {
             return;
         }
-        let lowest = if shown.len() < SIZE { 0 } else { shown.values().min().copied().unwrap_or_default() };
+        let lowest = shown.values().copied().min_by(f64::total_cmp).filter(|_| shown.len() >= SIZE);
+        let lowest = lowest.unwrap_or_default();
         for (id, _) in
-            self.at_least.iter().filter(|(id, ms)| score(**ms) > score(lowest) && !shown.contains_key(*id))
+            self.at_least.iter().filter(|(id, ms)| score(**ms) > lowest && !shown.contains_key(*id))
         {
             tell(KeyState::Missing, id);
         }
     }
 }
 
-/// What a sum is as a score: Redis has these as floating-point numbers, which above 2^53 are not all integers.
+/// The score, in seconds, that a sum of milliseconds has in Redis: it reads the text that the sink writes as the nearest
+/// floating-point number. Calculated in another way, long sums would be next to it.
 fn score(ms: u64) -> f64 {
-    ms as f64
+    // digits and a point are a number
+    seconds_text(ms).parse().unwrap_or(f64::NAN)
 }
 
 fn judge(there: bool, differs: bool, only_more: bool) -> KeyState {

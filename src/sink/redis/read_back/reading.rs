@@ -32,6 +32,9 @@ const BOARDS_FOLLOW: Duration = Duration::from_millis(1_500);
 const BOARDS_FOLLOW_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// A board's members and their scores, in seconds as Redis has them.
+pub(super) type Scores = HashMap<Uuid, f64>;
+
 /// What Redis holds, each part with the checkpoint that covers it.
 #[derive(Default)]
 pub struct Reading {
@@ -39,8 +42,7 @@ pub struct Reading {
     pub(super) minutes: HashMap<i64, (HashMap<String, u64>, u32)>,
     pub(super) totals: HashMap<Uuid, (u64, u32)>,
     pub(super) buckets: [HashMap<i64, Bucket>; WINDOWS.len()],
-    /// Board → member → milliseconds.
-    pub(super) boards: BTreeMap<String, Sums>,
+    pub(super) boards: BTreeMap<String, Scores>,
     /// Which keys lack events, read last.
     pub(super) marks: Marks,
     /// Keys that hold what walcast does not write.
@@ -200,10 +202,8 @@ impl Reader<'_> {
             Name::Bucket(..) => return None,
             Name::Board => {
                 let members: Vec<(String, f64)> = parse(held)?;
-                let member = |(id, seconds): (String, f64)| {
-                    Some((id.parse().ok()?, (seconds * 1000.0).round() as u64))
-                };
-                let members = members.into_iter().map(member).collect::<Option<Sums>>()?;
+                let member = |(id, seconds): (String, f64)| Some((id.parse().ok()?, seconds));
+                let members = members.into_iter().map(member).collect::<Option<Scores>>()?;
                 reading.boards.insert(name.to_owned(), members);
             }
         }
