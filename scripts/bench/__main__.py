@@ -31,7 +31,7 @@ and for 30 s more.
 
 Standstill: Kafka, Redis and BigQuery's stand-in in turn are stopped (SIGSTOP) for STANDSTILL seconds at 10,000 events/s, while outside
 readers look for probes in the others: their p99 beside that of the 30 s before; then how long it takes until the sink holds all
-and is fed with the others again.
+and is fed with the others again, beside the time that walcast with this sink alone takes for the same WAL, under the same load.
 
 Soak: resident memory and the WAL that the slot retains, each 10 s: the medians of the first and of the last quarter must
 agree. Then `walcast verify`, which must find no difference; BigQuery's stand-in keeps no rows and is left out of that.

@@ -22,9 +22,9 @@ def streaming(source, targets, client, name, folder):
 
 
 @contextlib.contextmanager
-def place(source, targets, client, name):
-    """A slot and targets of its own, and what a client has in its environment there."""
-    with targets.fresh(f"{DATABASE}_{name}") as fresh, source.new_slot(name, **fresh, PIPELINE_SINKS=",".join(client.sinks)) as slot:
+def place(source, targets, client, name, aside=False):
+    """A slot and targets of its own, and what a client has in its environment there. aside: while another one has such a place."""
+    with targets.fresh(f"{DATABASE}_{name}", aside) as fresh, source.new_slot(name, **fresh, PIPELINE_SINKS=",".join(client.sinks)) as slot:
         yield slot, {**slot.environment, **fresh, **client.environment(slot, fresh)}
 
 

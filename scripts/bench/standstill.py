@@ -7,7 +7,7 @@ import time
 
 import report
 from clients import Walcast, newest_event
-from live import POLL_SECONDS, generating, streaming, wait_until
+from live import POLL_SECONDS, end, generating, place, started, streaming, wait_until
 from probes import Probes
 from processes import peak_rss_mib
 from rates import WARM_SECONDS
@@ -18,9 +18,16 @@ UNDISTURBED_SECONDS = 30
 BACK_SECONDS_MAX = 600
 
 
+class Often(Walcast):
+    """It commits to BigQuery as it goes: by its usual 30 s, times would be a multiple of that."""
+
+    def environment(self, slot, fresh):
+        return {**super().environment(slot, fresh), "BIGQUERY_COMMIT_SECONDS": "1"}
+
+
 def measure(settings, source, targets, folder, _):
     """What goes to the report's file."""
-    client, found = Walcast(source.binary, settings.sinks), {}
+    client, found = Often(source.binary, settings.sinks), {}
     for sink, pid in targets.servers().items():
         if sink.lower() in client.sinks:
             report.say(f"{sink} stands still for {settings.standstill_seconds:g} s at {RATE:,} events/s")
@@ -37,18 +44,32 @@ def of(sink, pid, client, seconds, source, targets, folder):
             topic = client.topic(slot) if sink != "kafka" else None
             redis_db = targets.redis_db if "redis" in client.sinks and sink != "redis" else None
             before = probed(topic, redis_db, UNDISTURBED_SECONDS, [child, generator])
-            first = newest_event(source.connection)
-            with stopped(pid):
-                during = probed(topic, redis_db, seconds, [child, generator])
-                lane = line(client, environment, sink)["lane"]
-            missed, let_go = newest_event(source.connection) - first, time.monotonic()
-            until_back(sink, client, slot, environment, child)
-            back = time.monotonic() - let_go
+            with place(source, targets, Often(source.binary, [sink]), f"plain_{sink}", aside=True) as (plain_slot, plain_environment):
+                first = newest_event(source.connection)
+                with stopped(pid):
+                    during = probed(topic, redis_db, seconds, [child, generator])
+                    lane = line(client, environment, sink)["lane"]
+                missed, let_go = newest_event(source.connection) - first, time.monotonic()
+                until_back(sink, client, slot, environment, child)
+                back = time.monotonic() - let_go
+                plain = drained(sink, plain_slot, plain_environment, slot.wal_end(), source, folder)
         committed = slot.wal_end()
         wait_until(lambda: holds(client.status(environment), client.sinks, committed), child, "written all")
-        return {"lane_after": lane and lane["state"], "back_s": round(back, 1), "events_meanwhile": missed,
+        return {"lane_after": lane and lane["state"], "back_s": round(back, 1), "plain_drain_s": round(plain, 1), "back_ratio": round(back / plain, 2),
+                "events_meanwhile": missed,
                 "rss_peak_mib": round(peak_rss_mib(child.pid)), "undisturbed": before, "during": during,
                 "p99_ratio": {place: round(during[place]["p99_ms"] / before[place]["p99_ms"], 2) for place in before}}
+
+
+def drained(sink, slot, environment, reached, source, folder):
+    """Seconds that the sink alone takes for the same WAL, from a slot as old as its standstill, beside the same load."""
+    client = Often(source.binary, [sink])
+    with started(client, slot, environment, folder / f"plain_{sink}.log") as child:
+        begun = time.monotonic()
+        wait_until(lambda: holds(client.status(environment), [sink], reached), child, "written all")
+        seconds = time.monotonic() - begun
+        end(child, client)
+    return seconds
 
 
 def probed(topic, redis_db, seconds, children):

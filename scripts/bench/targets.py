@@ -27,17 +27,20 @@ class Targets:
         self.bigquery = self.start_stand_in() if self.stand_in else {}
         self.kafka = confluent_kafka.admin.AdminClient(KAFKA)
         self.claims = redis_client(0)
-        # How the tests keep out of each other's way too.
-        self.redis_db = next(db for db in range(1, 256) if self.claims.set(f"claimed:{db}", "bench", nx=True, ex=CLAIM_SECONDS))
-        self.redis = redis_client(self.redis_db)
+        self.redis_db, self.redis_db_aside = self.claim(), self.claim()
         return self
 
     def __exit__(self, *_):
-        self.redis.flushdb()
-        self.claims.delete(f"claimed:{self.redis_db}")
+        for db in (self.redis_db, self.redis_db_aside):
+            redis_client(db).flushdb()
+            self.claims.delete(f"claimed:{db}")
         if self.stand_in:
             self.process.kill()
             self.process.wait()
+
+    def claim(self):
+        """How the tests keep out of each other's way too."""
+        return next(db for db in range(1, 256) if self.claims.set(f"claimed:{db}", "bench", nx=True, ex=CLAIM_SECONDS))
 
     def servers(self):
         """The processes behind the targets that run on this machine, by name."""
@@ -53,16 +56,17 @@ class Targets:
         return {"BIGQUERY_GRPC_URL": url, "BIGQUERY_REST_URL": url}
 
     @contextlib.contextmanager
-    def fresh(self, name):
-        """What walcast is to have in its environment."""
-        self.clear(name)  # what a killed one left
+    def fresh(self, name, aside=False):
+        """What walcast is to have in its environment. aside: while another one has the other."""
+        redis_db = self.redis_db_aside if aside else self.redis_db
+        self.clear(name, redis_db)  # what a killed one left
         try:
-            yield {"KAFKA_TOPIC_PREFIX": name, "REDIS_DB": str(self.redis_db), "BIGQUERY_DATASET": name, **self.bigquery}
+            yield {"KAFKA_TOPIC_PREFIX": name, "REDIS_DB": str(redis_db), "BIGQUERY_DATASET": name, **self.bigquery}
         finally:
-            self.clear(name)
+            self.clear(name, redis_db)
 
-    def clear(self, name):
-        self.redis.flushdb()
+    def clear(self, name, redis_db):
+        redis_client(redis_db).flushdb()
         self.delete_groups(name)
         topics = [topic for topic in self.kafka.list_topics(timeout=30).topics if topic.startswith(f"{name}.")]
         for deleted in (self.kafka.delete_topics(topics) if topics else {}).values():
