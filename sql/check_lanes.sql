@@ -2,9 +2,10 @@
 -- way of JSON.
 SELECT lane.sink,
        lane.slot,
-       lane.state = 'open',
-       CASE WHEN slot.slot_name IS NULL THEN 'missing' ELSE coalesce(slot.wal_status, 'lost') END,
-       to_jsonb(slot) ->> 'invalidation_reason',
+       lane.state <> 'opening',
+       CASE WHEN lane.state = 'given_up' THEN 'given up' WHEN slot.slot_name IS NULL THEN 'missing' ELSE coalesce(slot.wal_status, 'lost') END,
+       CASE WHEN lane.state = 'given_up' THEN 'it kept more than lane.wal_bytes_max'
+            ELSE to_jsonb(slot) ->> 'invalidation_reason' END,
        (slot.confirmed_flush_lsn - '0/0')::bigint,
        coalesce(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
                 - slot.restart_lsn, 0)::bigint,

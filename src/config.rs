@@ -22,6 +22,7 @@ use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
 use crate::streaming::Limits;
+use crate::streaming::lane::LaneConfig;
 use crate::transform::Bounds;
 use crate::web::WebConfig;
 use crate::web::access::Access;
@@ -34,6 +35,8 @@ pub struct Config {
     pub pipeline: PipelineConfig,
     /// When a target that fails is left alone.
     pub breaker: BreakerConfig,
+    /// What PostgreSQL keeps for a sink that has fallen behind.
+    pub lane: LaneConfig,
     /// Where events come from, and where walcast keeps its state.
     pub postgres: PostgresConfig,
     /// The Kafka sink.

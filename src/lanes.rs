@@ -39,21 +39,25 @@ use crate::transform::{Bounds, Transform};
 const STAYED: Duration = Duration::from_secs(60);
 /// How long a lane that caught up stays at the longest, when its sink has fallen behind again and again.
 const LINGER_MAX: Duration = Duration::from_secs(600);
+/// How often it is asked whether a lane's slot keeps more than it may.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What every lane needs.
 #[derive(Clone)]
-pub struct LaneConfig {
+pub struct KeeperConfig {
     /// The server.
     pub postgres: PostgresConfig,
     /// The bounds of batches.
     pub bounds: Bounds,
     /// The bound of the queue.
     pub queue_bytes_max: usize,
+    /// What a lane's slot may keep; 0: all.
+    pub wal_bytes_max: u64,
 }
 
 /// Keeps the lane of one sink.
 pub struct Keeper {
-    config: LaneConfig,
+    config: KeeperConfig,
     session: Session,
     state: State,
     sink: SinkName,
@@ -72,7 +76,7 @@ pub struct Keeper {
 impl Keeper {
     /// Of a sink that an earlier life has left in this lane, if in any.
     pub fn new(
-        config: &LaneConfig,
+        config: &KeeperConfig,
         session: &Session,
         sink: SinkName,
         end: LaneEnd,
@@ -174,24 +178,24 @@ impl Keeper {
 
     /// Feeds the sink from its own slot whenever it takes rows.
     async fn catch_up(&mut self) -> Result<Ended> {
-        let Some(record) = self.record.clone() else { return Ok(Ended::GivenBack) };
         let not_before = Instant::now() + self.lingers;
-        self.registry.lane(self.end.name, LaneState::Parked, &record.slot);
+        let (mut looks, bytes_max) = (self.state.another(), self.config.wal_bytes_max);
+        self.parked();
+        if let Some(record) = &self.record
+            // one that is lost says so now, and not when its target answers
+            && let Err(error) = lanes::confirmed(&mut self.state, record, &self.config.postgres).await
+            && !self.wait_after(&error).await?
+        {
+            return Ok(Ended::Stopped);
+        }
         loop {
-            let Some(reach) = wanted(&mut self.end).await else { return Ok(Ended::Stopped) };
-            failpoint!("lane_before_run");
-            let ended = match self.start(&record, reach, not_before).await {
-                Ok((lane, watch)) => {
-                    self.registry.lane(self.end.name, LaneState::CatchingUp, &record.slot);
-                    lane.run(&mut self.end, watch.answer(&self.config.postgres)).await
-                }
-                Err(error) => Err(error),
+            let Some(record) = self.record.clone() else { return Ok(Ended::GivenBack) };
+            let ended = tokio::select! {
+                ended = self.feed(&record, not_before) => ended,
+                () = outgrown(&mut looks, &record, bytes_max) => self.give_up(record).await,
             };
-            failpoint!("lane_after_run");
             match ended {
-                Ok(Ended::GivenBack) => {
-                    self.registry.lane(self.end.name, LaneState::Parked, &record.slot);
-                }
+                Ok(Ended::GivenBack) => self.parked(),
                 Ok(ended) => return Ok(ended),
                 Err(error) => {
                     if !self.wait_after(&error).await? {
@@ -200,6 +204,30 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    fn parked(&self) {
+        let slot = self.record.as_ref().map_or("", |record| &record.slot);
+        self.registry.lane(self.end.name, LaneState::Parked, slot);
+    }
+
+    /// Waits until the sink takes rows, and feeds it until it is elsewhere. Whoever drops this ends the stream, and the sink asks
+    /// for more.
+    async fn feed(&mut self, record: &LaneRecord, not_before: Instant) -> Result<Ended> {
+        let Some(reach) = wanted(&mut self.end).await else { return Ok(Ended::Stopped) };
+        failpoint!("lane_before_run");
+        let (lane, watch) = self.start(record, reach, not_before).await?;
+        self.registry.lane(self.end.name, LaneState::CatchingUp, &record.slot);
+        let ended = lane.run(&mut self.end, watch.answer(&self.config.postgres)).await;
+        failpoint!("lane_after_run");
+        ended
+    }
+
+    /// Gives up what the slot keeps for the sink; from then on that is lost.
+    async fn give_up(&mut self, record: LaneRecord) -> Result<Ended> {
+        lanes::give_up(&mut self.state, &self.session, &record).await?;
+        let record = self.record.insert(LaneRecord { given_up: true, ..record });
+        lanes::confirmed(&mut self.state, record, &self.config.postgres).await.map(|_| Ended::GivenBack)
     }
 
     /// Opens the lane's stream where its sink and the content versions stand.
@@ -227,7 +255,16 @@ impl Keeper {
         let transform =
             Transform::new(&publication.places, from, cache, self.config.bounds).dated_by(self.clock.clone());
         let connection = Connection::connect(postgres).await?;
-        let stream = connection.start_replication(&record.slot, &postgres.publication, from).await?;
+        let stream = match connection.start_replication(&record.slot, &postgres.publication, from).await {
+            Ok(stream) => stream,
+            // the slot was there a moment ago: if it is not, that says more
+            Err(refused) => {
+                return Err(lanes::confirmed(&mut self.state, record, postgres)
+                    .await
+                    .err()
+                    .unwrap_or(refused));
+            }
+        };
         let continuity = ContinuityCheck::new(from, [(self.sink, reach)]);
         let (watch, doubts) = Watch::new(publication.identity, self.clock.clone());
         let intake = Intake::new(stream.dated_by(self.clock.clone()), transform, continuity, from, doubts);
@@ -271,6 +308,10 @@ impl Keeper {
         // a right that is missing, or a server that refuses, can be mended: what the slot has is still there
         let lost = error.kind() == Kind::Resync && self.record.is_some();
         self.registry.lane_failed(self.end.name, error, lost);
+        let advice = match error.code() {
+            Code::LaneLost => self.sink.fresh_start(),
+            _ => error.advice().to_owned(),
+        };
         let wait = self.backoff.next_wait();
         if let Some(repeated) = self.throttle.say(&error.to_string()) {
             tracing::warn!(
@@ -278,8 +319,7 @@ impl Keeper {
                 code = %error.code(),
                 error = error.chain(),
                 repeated = (repeated > 0).then_some(repeated),
-                "its own stream is tried again in {wait:.1?}; the other sinks go on: {}",
-                error.advice()
+                "its own stream is tried again in {wait:.1?}; the other sinks go on: {advice}"
             );
         }
         Ok(tokio::select! {
@@ -302,6 +342,22 @@ enum Joined {
 /// Waits until the main stream ends. Whatever it tells meanwhile is of no use to a sink that is not fed.
 async fn stopped(end: &mut LaneEnd) {
     while end.told.recv().await.is_some() {}
+}
+
+/// Waits until a lane's slot keeps more than it may. A server that does not answer is asked again.
+async fn outgrown(state: &mut State, record: &LaneRecord, bytes_max: u64) {
+    if bytes_max == 0 || record.given_up {
+        return std::future::pending().await;
+    }
+    loop {
+        if let Ok(client) = state.client().await
+            && let Ok(Some(kept)) = lanes::kept_bytes(client, record).await
+            && kept > bytes_max
+        {
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// From where on the sink wants rows, once it does; `None` when the main stream ends.

@@ -15,7 +15,7 @@ use crate::continuity::ContinuityCheck;
 use crate::error::{Class, Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
-use crate::lanes::{Keeper, LaneConfig};
+use crate::lanes::{Keeper, KeeperConfig};
 use crate::lsn::{Checkpoint, Session};
 use crate::resume::{self, SinkName};
 use crate::shutdown::Shutdown;
@@ -200,10 +200,11 @@ fn keep_lanes(
     ids: &[SinkName],
     mut open: Vec<LaneRecord>,
 ) -> JoinSet<Result<()>> {
-    let lane = LaneConfig {
+    let lane = KeeperConfig {
         postgres: config.postgres.clone(),
         bounds: config.pipeline.bounds(),
         queue_bytes_max: config.pipeline.queue_bytes_max,
+        wal_bytes_max: config.lane.wal_bytes_max,
     };
     let mut keepers = JoinSet::new();
     for end in ends {

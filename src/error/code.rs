@@ -459,7 +459,7 @@ codes! {
     }
     LaneLost = 409 {
         title: "The slot that a sink alone had is gone or invalidated.",
-        why: "The sink had fallen behind and read the WAL by a slot of its own. Somebody dropped that slot, PostgreSQL invalidated it (max_slot_wal_keep_size, idle_replication_slot_timeout), or a failover went to a server without it.",
+        why: "The sink had fallen behind and read the WAL by a slot of its own. It kept more than lane.wal_bytes_max, somebody dropped it, PostgreSQL invalidated it (max_slot_wal_keep_size, idle_replication_slot_timeout), or a failover went to a server without it.",
         look: "The message names the slot. The other sinks go on; `walcast status` shows them.",
         fix: "Bring that sink level with PostgreSQL and give it a new start: \"Give a sink a new start\" in docs/operate/resync.md has the commands.",
         over: "`walcast status` shows the sink as ok, and `walcast verify` is clean.",

@@ -77,7 +77,8 @@ pub async fn redis(config: &Config) -> Result<()> {
 async fn close_lane(state: &mut State, session: &Session) -> Result<()> {
     let open = check::lanes::lanes(state.client().await?, session.history_id.uuid).await?;
     for lane in open.into_iter().filter(|lane| lane.sink == sink::redis::NAME.as_str()) {
-        lanes::close(state, session, &LaneRecord { sink: lane.sink, slot: lane.slot }).await?;
+        lanes::close(state, session, &LaneRecord { sink: lane.sink, slot: lane.slot, given_up: false })
+            .await?;
     }
     Ok(())
 }

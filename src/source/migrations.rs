@@ -18,6 +18,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (9, "extra_columns", include_str!("../../migrations/0009_extra_columns.sql")),
     (10, "dead_letter_replay", include_str!("../../migrations/0010_dead_letter_replay.sql")),
     (11, "lanes", include_str!("../../migrations/0011_lanes.sql")),
+    (12, "lanes given up", include_str!("../../migrations/0012_lanes_given_up.sql")),
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");

@@ -5,6 +5,8 @@
 //! token in it and is never used twice; it is recorded before the slot is made; whoever has made one looks whether it is
 //! still the newest, and drops it if not; each start drops those that no record names.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
@@ -18,6 +20,9 @@ use crate::source::slot::SlotFacts;
 use crate::source::{PostgresConfig, slot, sql};
 use crate::state::State;
 
+const DROP_TRIES: u32 = 20;
+const DROP_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 /// A sink's slot of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneRecord {
@@ -25,6 +30,8 @@ pub struct LaneRecord {
     pub sink: String,
     /// The slot.
     pub slot: String,
+    /// Whether that has kept more than it may, and is not needed any more.
+    pub given_up: bool,
 }
 
 /// The lanes that an earlier life has left open. One that was still being opened is given up: its sink counts at the walcast
@@ -39,7 +46,10 @@ pub async fn take_over(state: &mut State, session: &Session, wanted: &[&str]) ->
         .await
         .map_err(sql::error)?;
     let open = transaction
-        .query("SELECT sink, slot FROM walcast.lane WHERE history_id = $1", &[&session.history_id.uuid])
+        .query(
+            "SELECT sink, slot, state = 'given_up' FROM walcast.lane WHERE history_id = $1",
+            &[&session.history_id.uuid],
+        )
         .await
         .map_err(sql::error)?;
     transaction.commit().await.map_err(sql::error)?;
@@ -55,13 +65,15 @@ pub async fn take_over(state: &mut State, session: &Session, wanted: &[&str]) ->
     failpoint!("lane_after_take_over");
     let open: Vec<LaneRecord> = open
         .iter()
-        .map(|row| Ok(LaneRecord { sink: sql::get(row, 0)?, slot: sql::get(row, 1)? }))
+        .map(|row| {
+            Ok(LaneRecord { sink: sql::get(row, 0)?, slot: sql::get(row, 1)?, given_up: sql::get(row, 2)? })
+        })
         .collect::<Result<_>>()?;
     sweep(state.client().await?, session).await?;
     Ok(open)
 }
 
-/// Drops our slots that no record names. One that is still read is left for the next time. The slots are looked at before the
+/// Drops our slots that no record names, or one that is given up. One that is still read is left for the next time. The slots are looked at before the
 /// records: a record is there before its slot is, and a name never comes again, so that not even an instance that has been
 /// overtaken can drop what somebody needs.
 pub async fn sweep(client: &Client, session: &Session) -> Result<()> {
@@ -78,7 +90,8 @@ pub async fn sweep(client: &Client, session: &Session) -> Result<()> {
     }
     let strays = client
         .query(
-            "SELECT slot FROM unnest($1::text[]) AS slot WHERE slot NOT IN (SELECT slot FROM walcast.lane)",
+            "SELECT slot FROM unnest($1::text[]) AS slot
+             WHERE slot NOT IN (SELECT slot FROM walcast.lane WHERE state <> 'given_up')",
             &[&slots],
         )
         .await
@@ -107,7 +120,7 @@ pub async fn open(
     attempt: u32,
 ) -> Result<LaneRecord> {
     let slot = format!("{}{sink}_{}_{attempt}", prefix(session.history_id.uuid), session.fencing_token);
-    let record = LaneRecord { sink: sink.to_owned(), slot };
+    let record = LaneRecord { sink: sink.to_owned(), slot, given_up: false };
     failpoint!("lane_before_record");
     write(state, session, &record, "opening").await?;
     // an earlier attempt may have left one
@@ -177,6 +190,37 @@ pub async fn close(state: &mut State, session: &Session, record: &LaneRecord) ->
     Ok(())
 }
 
+/// How much WAL a lane's slot keeps; `None` when it is gone.
+pub async fn kept_bytes(client: &Client, record: &LaneRecord) -> Result<Option<u64>> {
+    let kept = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = $1";
+    let row = client.query_opt(kept, &[&record.slot]).await.map_err(sql::error)?;
+    let bytes: Option<i64> = row.as_ref().map_or(Ok(None), |row| sql::get(row, 0))?;
+    Ok(bytes.map(|bytes| bytes.max(0) as u64))
+}
+
+/// Gives up what only a lane's slot keeps. It is recorded first: then the slot is nobody's, and whoever drops it, however late,
+/// does no harm.
+pub async fn give_up(state: &mut State, session: &Session, record: &LaneRecord) -> Result<()> {
+    let transaction = state.guarded(session).await?;
+    transaction
+        .execute(
+            "UPDATE walcast.lane SET state = 'given_up' WHERE history_id = $1 AND sink = $2 AND slot = $3",
+            &[&session.history_id.uuid, &record.sink, &record.slot],
+        )
+        .await
+        .map_err(sql::error)?;
+    transaction.commit().await.map_err(sql::error)?;
+    failpoint!("lane_given_up");
+    // its reader has just been left and may still be there; after that it is dropped with the next strays
+    for _ in 0..DROP_TRIES {
+        if drop_slot(state.client().await?, &record.slot).await? {
+            break;
+        }
+        tokio::time::sleep(DROP_AGAIN_AFTER).await;
+    }
+    Ok(())
+}
+
 /// Drops a slot unless somebody reads it. Whether it is gone.
 async fn drop_slot(client: &Client, slot: &str) -> Result<bool> {
     let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active";
@@ -191,7 +235,7 @@ async fn drop_slot(client: &Client, slot: &str) -> Result<bool> {
 
 /// Where a lane's slot begins; kind `Resync` when it can bring no more.
 pub async fn confirmed(state: &mut State, record: &LaneRecord, config: &PostgresConfig) -> Result<Lsn> {
-    let facts = slot::facts(state.client().await?, &record.slot).await?;
+    let facts = slot::facts(state.client().await?, &record.slot).await?.filter(|_| !record.given_up);
     let confirmed = facts.as_ref().and_then(|facts| facts.confirmed_flush_lsn);
     let gone = |why: String| {
         Error::new(
@@ -200,6 +244,7 @@ pub async fn confirmed(state: &mut State, record: &LaneRecord, config: &Postgres
         )
     };
     match facts {
+        None if record.given_up => Err(gone("kept more than lane.wal_bytes_max and was given up".into())),
         None => Err(gone("is gone".into())),
         Some(facts) => match facts.lost() {
             Some(why) => Err(gone(format!("was invalidated ({why})"))),

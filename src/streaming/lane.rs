@@ -6,6 +6,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -22,6 +24,16 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 const NEAR_BYTES: u64 = 4 << 20;
 /// How long a lane that came close and fell behind again waits before it asks once more.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// `[lane]`: what PostgreSQL keeps for a sink that has fallen behind.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LaneConfig {
+    /// How much WAL, in bytes, PostgreSQL keeps for one sink that has fallen behind. A sink that lacks more is given up, so that
+    /// the source's disk does not fill: it gets nothing until it is given a new start, and the others go on. 0: all that it
+    /// lacks is kept.
+    pub wal_bytes_max: u64,
+}
 
 /// How a lane's stream ended, where nothing failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,6 +21,7 @@ mod gaps;
 mod generate;
 mod http;
 mod kafka;
+mod lane_limit;
 mod lane_views;
 mod lanes;
 mod origins;

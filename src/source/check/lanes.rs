@@ -84,7 +84,7 @@ impl Lane {
 }
 
 fn is_lost(wal_status: &str) -> bool {
-    matches!(wal_status, "lost" | "missing")
+    matches!(wal_status, "lost" | "missing" | "given up")
 }
 
 /// Whether each of so many sinks can get a slot and a walsender of its own.

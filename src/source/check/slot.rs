@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, Row};
 
 use super::server::Server;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::finding::Finding;
 use crate::size::size;
 use crate::source::PostgresConfig;
@@ -153,7 +153,12 @@ impl Slot {
             (_, Some(true)) => Finding::ok(
                 id,
                 subject,
-                format!("{standbys}; the sinks never run ahead of those in synchronized_standby_slots"),
+                // a standby makes a slot its own only once that has moved
+                format!(
+                    "{standbys}; the sinks never run ahead of those in synchronized_standby_slots. A failover while one \
+                     sink's target is down loses what that one lacks ({}), the others go on",
+                    Code::LaneLost
+                ),
             ),
         }
     }
