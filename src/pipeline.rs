@@ -5,6 +5,7 @@
 //! wrong that is not final (a lost connection, a sink that lost what it had accepted) has one answer: begin again
 //! with [`stream_once`], where every target is asked anew.
 
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
@@ -137,8 +138,10 @@ async fn start(
     slot::server_facts(state.client().await?).await?.check_primary()?;
     finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
     let mut dead = Dead { tolerated: tolerates(config), again: former.is_some(), unprepared: Vec::new() };
-    for mut target in sinks::admins(config)? {
-        let prepared = target.prepare().await;
+    let mut targets = sinks::admins(config)?;
+    // at once: one that does not answer takes its time to say so
+    let prepared = join_all(targets.iter_mut().map(|target| target.prepare())).await;
+    for (target, prepared) in targets.into_iter().zip(prepared) {
         if dead.sort(target.name(), prepared)?.is_none() {
             dead.unprepared.push(target);
         }
@@ -255,10 +258,10 @@ impl Dead {
     }
 }
 
-/// Asks every sink where it stands, but those that are in a lane or do not answer.
+/// Asks every sink where it stands, all at once, but those that are in a lane or do not answer.
 async fn recover(
     config: &Config,
-    sinks: Vec<Box<dyn Sink>>,
+    mut sinks: Vec<Box<dyn Sink>>,
     session: &Session,
     state: &mut State,
     open: &[LaneRecord],
@@ -266,7 +269,16 @@ async fn recover(
 ) -> Result<Vec<Fed>> {
     let mut fed = Vec::new();
     let mut all = true;
-    for mut sink in sinks {
+    let in_lanes = open.iter().map(|lane| lane.sink.as_str());
+    let later: Vec<&str> = dead.unprepared.iter().map(|target| target.name()).chain(in_lanes).collect();
+    let answers = sinks.iter_mut().map(|sink| async {
+        match later.contains(&sink.name()) {
+            true => None,
+            false => Some(sink.recover(session).await),
+        }
+    });
+    let answers = join_all(answers).await;
+    for (sink, answer) in sinks.into_iter().zip(answers) {
         let name = sink.name();
         let registered = state.is_registered(session, name).await?;
         let unregistered = !registered && sink.guarantee().keeps_checkpoint();
@@ -288,14 +300,12 @@ async fn recover(
             all = false;
             continue;
         }
-        let recovered = match unprepared {
-            Some(_) => None,
-            None => match sink.recover(session).await {
-                Err(error) if error.kind() == Kind::Fenced => {
-                    return Err(older_state(error, session, state).await);
-                }
-                recovered => dead.sort(name, recovered)?,
-            },
+        let recovered = match answer {
+            None => None,
+            Some(Err(error)) if error.kind() == Kind::Fenced => {
+                return Err(older_state(error, session, state).await);
+            }
+            Some(recovered) => dead.sort(name, recovered)?,
         };
         let Some(stored) = recovered else {
             fed.push(apart(session.start, true, sink, unregistered, unprepared));
