@@ -74,6 +74,7 @@ services:
 
 clean-services:
 	@scripts/services wipe
+	@rm -f $(HOME_DIR)/demo/receiver.db*
 
 # docker compose, run for real; needs a Docker engine, or root to start one: see scripts/engine
 compose-test: services compose-config

@@ -6,8 +6,10 @@
 It checks the signature of each request as Standard Webhooks defines it, takes each event once however often it comes, keeps it in
 SQLite, and answers only after that. Events, arrays and lines are taken, plain or by gzip.
 
-    GET /         counts: {"requests": …, "events": …, "repeats": …, "refused": …}
-    GET /events   every event that it has, a line each: what `walcast verify` reads (HTTP_VERIFY_URL); ?history=UUID for one history
+    GET /         counts: {"events": …, "requests": …, "repeats": …, "refused": …}; the last three since its start
+    GET /events   every event that it has, a line each: what `walcast verify` reads (HTTP_VERIFY_URL)
+
+?history=UUID and ?content=UUID: the events of one history, of one content, in both.
 """
 
 import argparse
@@ -77,6 +79,13 @@ def records_of(body):
     return parsed if isinstance(parsed, list) else [parsed]
 
 
+def narrowed_by(query):
+    """The end of a SELECT for what an address asks for, and its values."""
+    asked = parse_qs(query)
+    found = {column: asked[name][0] for name, column in (("history", "history"), ("content", "content_id")) if name in asked}
+    return "".join(f" AND {column} = ?" for column in found), list(found.values())
+
+
 class Store:
     """What came, each event once, and how often something came."""
 
@@ -86,45 +95,47 @@ class Store:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute(
             "CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY, history TEXT, commit_lsn TEXT, ordinal INTEGER,"
-            " record TEXT, UNIQUE (history, commit_lsn, ordinal))"
+            " content_id TEXT, record TEXT, UNIQUE (history, commit_lsn, ordinal))"
         )
+        self.connection.execute("CREATE INDEX IF NOT EXISTS event_of_content ON event (content_id)")
         self.counts = {"requests": 0, "repeats": 0, "refused": 0}
 
     def take(self, history, records):
         """All of a request or nothing; an event is told by its history id, its commit and its place in that."""
+        insert = "INSERT OR IGNORE INTO event (history, commit_lsn, ordinal, content_id, record) VALUES (?, ?, ?, ?, ?)"
+        rows = [(history, one["commit_lsn"], one["ordinal"], one.get("content_id"), json.dumps(one)) for one in records]
         with self.lock:
             self.connection.execute("BEGIN IMMEDIATE")
             try:
-                for record in records:
-                    row = (history, record["commit_lsn"], record["ordinal"], json.dumps(record))
-                    insert = "INSERT OR IGNORE INTO event (history, commit_lsn, ordinal, record) VALUES (?, ?, ?, ?)"
-                    self.counts["repeats"] += 1 - self.connection.execute(insert, row).rowcount
+                taken = self.connection.executemany(insert, rows).rowcount
+                self.connection.execute("COMMIT")
             except BaseException:
                 self.connection.execute("ROLLBACK")
                 raise
-            self.connection.execute("COMMIT")
             self.counts["requests"] += 1
+            self.counts["repeats"] += len(rows) - taken
 
     def refuse(self):
         with self.lock:
             self.counts["refused"] += 1
 
-    def count(self):
+    def count(self, narrowed, values):
         with self.lock:
-            events = self.connection.execute("SELECT count(*) FROM event").fetchone()[0]
-            return self.counts | {"events": events}
+            events = self.connection.execute(f"SELECT count(*) FROM event WHERE true{narrowed}", values).fetchone()[0]
+            return {"events": events} | self.counts
 
-    def page(self, history, after):
+    def page(self, narrowed, values, after):
         """Some events in the order in which they came."""
-        select = "SELECT number, record FROM event WHERE number > ? AND (? = '' OR history = ?) ORDER BY number LIMIT 1000"
+        select = f"SELECT number, record FROM event WHERE number > ?{narrowed} ORDER BY number LIMIT 1000"
         with self.lock:
-            return self.connection.execute(select, (after, history, history)).fetchall()
+            return self.connection.execute(select, [after, *values]).fetchall()
 
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer's head and body are two packets
     keys, store = [], None
 
     def do_POST(self):  # noqa: N802
@@ -151,16 +162,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):  # noqa: N802
         url = urlsplit(self.path)
+        narrowed, values = narrowed_by(url.query)
         if url.path == "/":
-            return self.answer(200, json.dumps(self.store.count()).encode(), "application/json")
+            return self.answer(200, json.dumps(self.store.count(narrowed, values)).encode(), "application/json")
         if url.path != "/events":
             return self.answer(404)
-        history, after = parse_qs(url.query).get("history", [""])[0], 0
         self.send_response(200)
         self.send_header("content-type", "application/x-ndjson")
         self.send_header("connection", "close")
         self.end_headers()
-        while rows := self.store.page(history, after):
+        after = 0
+        while rows := self.store.page(narrowed, values, after):
             self.wfile.write("".join(f"{record}\n" for _, record in rows).encode())
             after = rows[-1][0]
 

@@ -21,10 +21,11 @@ import threading
 import time
 
 import metrics
+import receiver
 from child import Child, fail
 from probes import Probes, percentiles
 from screen import StatusLine, bold, dim, green, red, say
-from targets import BigQueryEvents, KafkaEvents, RedisEvents, Source, top_five
+from targets import BigQueryEvents, HttpEvents, KafkaEvents, RedisEvents, Source, top_five
 
 READY_SECONDS_MAX = 60
 # Half a minute of events: an emulator that is held up for a moment does not make the other sinks wait.
@@ -38,8 +39,12 @@ def main():
     with only_one(logs), contextlib.ExitStack() as children:
         stop = stop_on_signal()
         os.environ.setdefault("PIPELINE_QUEUE_BYTES_MAX", str(QUEUE_BYTES_MAX))
+        os.environ["PIPELINE_SINKS"] = ",".join(metrics.SINKS)
+        posted_to = children.enter_context(receiver.started(logs))
         init(binary, logs)
         source = Source()
+        if source.without_http():
+            fail("these servers have events from a demo without HTTP, which it can never get; begin anew by `make clean-services`")
         walcast = children.enter_context(Child([binary, "run"], logs / "run.log"))
         wait_ready(walcast)
         generator = children.enter_context(Child([binary, "generate"], logs / "generate.log"))
@@ -48,15 +53,17 @@ def main():
         say(f"walcast and its generator run; logs: {logs}. Ctrl-C ends the demo.")
 
         begun = time.monotonic()
-        watch(walcast, generator, stop, begun, seconds)
+        watch([walcast, posted_to], generator, stop, begun, seconds)
         if generator.end():
             generator.fail()
         probes.end_sending()
         seconds_taken = time.monotonic() - begun
 
-        held = drain(walcast, source, {"kafka": KafkaEvents(), "redis": RedisEvents(), "bigquery": BigQueryEvents()})
+        held = drain(walcast, source, {"kafka": KafkaEvents(), "redis": RedisEvents(), "bigquery": BigQueryEvents(),
+                                       "http": HttpEvents(source.history)})
         probes.end_watching()
         board = top_five()
+        os.environ["HTTP_VERIFY_URL"] = receiver.verify_url(source.history)
         verified = verify(binary, logs)
         exit_code = walcast.end()
         summary(source, seconds_taken, held, probes, board)
@@ -113,14 +120,15 @@ def wait_ready(walcast):
         time.sleep(0.1)
 
 
-def watch(walcast, generator, stop, begun, seconds):
+def watch(children, generator, stop, begun, seconds):
     """One line, renewed, until Ctrl-C, or the time is up, or the generator's burst is over."""
     with StatusLine() as line:
         rate = metrics.Rate()
         while not stop.wait(0.5):
             elapsed = time.monotonic() - begun
             line.show(f"{int(elapsed) // 60}:{int(elapsed) % 60:02}  {metrics.status(rate)}")
-            walcast.must_run()
+            for child in children:
+                child.must_run()
             if generator.has_ended() or (seconds is not None and elapsed >= seconds):
                 break
     stop.set()
@@ -160,6 +168,8 @@ def summary(source, seconds, held, probes, board):
     for sink, h in held.items():
         p50, p95, worst = percentiles(probes.latencies(sink))
         print(f"{sink:<15}{h.events:>13,}{h.missing:>10,}{h.twice:>8,}   {'':17} {p50:>9}{p95:>10}{worst:>10}   {dim(h.note)}")
+        if h.refused:
+            print(red(f"{sink} has refused {h.refused:,} requests: signed by another, or not understood"))
     for problem in probes.problems:
         print(dim(f"a latency is missing; {problem}"))
     print(f"\n{bold('Top of the last ten minutes')}")

@@ -10,7 +10,7 @@ import urllib.request
 from screen import bold
 
 WEB = "http://127.0.0.1:8080"
-SINKS = ("kafka", "redis", "bigquery")
+SINKS = ("kafka", "redis", "bigquery", "http")
 SAMPLE = re.compile(r"^walcast_(\w+)(?:\{(.*)\})? (\S+)", re.MULTILINE)
 RATE_SECONDS = 3
 

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 
+import receiver
 import targets
 
 EVERY_SECONDS = 1
@@ -20,13 +21,13 @@ class Probes:
         self.content = f"ffffffff-ffff-4fff-bfff-{uuid.uuid4().hex[:12]}"
         self.days = {today()}
         self.sent = {}  # event id -> when its COMMIT was sent
-        self.seen = {"kafka": {}, "redis": {}, "bigquery": {}}  # sink -> event id -> when a reader found it
+        self.seen = {"kafka": {}, "redis": {}, "bigquery": {}, "http": {}}  # sink -> event id -> when a reader found it
         self.sending, self.watching = threading.Event(), threading.Event()
         self.sending.set()
         self.watching.set()
         self.problems = []
         self.threads = [threading.Thread(target=self.guarded, args=[work], daemon=True)
-                        for work in (self.send, self.watch_kafka, self.watch_redis, self.watch_bigquery)]
+                        for work in (self.send, self.watch_kafka, self.watch_redis, self.watch_bigquery, self.watch_http)]
         for thread in self.threads:
             thread.start()
 
@@ -86,15 +87,23 @@ class Probes:
                 self.seen["kafka"].setdefault(event_id(message), time.monotonic())
 
     def watch_redis(self):
-        """The counter tells how many probes are there; they arrive in the order they were sent."""
-        client, seen = targets.redis_client(), self.seen["redis"]
+        client = targets.redis_client()
+        self.watch_count("redis", 0.001, lambda: sum(int(client.hget(f"engagement:{self.content}:{day}", "clicks") or 0)
+                                                     for day in list(self.days)))
+
+    def watch_http(self):
+        self.watch_count("http", 0.005, lambda: receiver.counts(content=self.content)["events"])
+
+    def watch_count(self, sink, every, count):
+        """For a target that tells how many probes are there: they arrive in the order they were sent."""
+        seen = self.seen[sink]
         while self.watching.is_set():
             sent = list(self.sent)
             if len(sent) > len(seen):
-                clicks = sum(int(client.hget(f"engagement:{self.content}:{day}", "clicks") or 0) for day in list(self.days))
-                for event in sent[len(seen):clicks]:
-                    seen[event] = time.monotonic()
-            time.sleep(0.001)
+                there, now = count(), time.monotonic()
+                for event in sent[len(seen):there]:
+                    seen[event] = now
+            time.sleep(every)
 
     def watch_bigquery(self):
         seen = self.seen["bigquery"]

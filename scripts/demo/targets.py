@@ -12,6 +12,8 @@ import confluent_kafka
 import psycopg
 import redis
 
+import receiver
+
 ENV = os.environ
 TOPIC = "engagement.events"
 DAY_KEY = re.compile(r"engagement:[0-9a-f-]{36}:(\d{4}-\d\d-\d\d)$")
@@ -36,6 +38,7 @@ class Held:
     events: int
     due: int
     twice: int = 0
+    refused: int = 0  # requests that nobody should have sent
     note: str = ""
 
     @property
@@ -44,7 +47,7 @@ class Held:
 
     @property
     def whole(self):
-        return self.events == self.due and self.twice == 0
+        return self.events == self.due and self.twice == 0 and self.refused == 0
 
 
 class Source:
@@ -55,6 +58,12 @@ class Source:
         self.connection = connect()
         (last_id,) = self.connection.execute("SELECT coalesce(max(id), 0) FROM engagement_events").fetchone()
         self.first_id_of_run = last_id + 1
+        (self.history,) = self.connection.execute("SELECT history_id::text FROM walcast.slot ORDER BY created_at DESC LIMIT 1").fetchone()
+
+    def without_http(self):
+        """Whether earlier runs were without it: what they made can no longer come to it."""
+        names = {name for (name,) in self.connection.execute("SELECT name FROM walcast.sink WHERE history_id = %s", [self.history])}
+        return bool(names) and "http" not in names
 
     def due(self):
         everything, this_run, refused, last_id = self.connection.execute(
@@ -93,7 +102,7 @@ class KafkaEvents:
         self.seen.extend(bytes(due.last_id + 1 - len(self.seen)))
         self.read_to_end()
         note = "earlier runs are past the topic's retention" if self.shortened else ""
-        return Held(sum(self.seen[first:]), due.this_run if self.shortened else due.all, self.twice, note)
+        return Held(sum(self.seen[first:]), due.this_run if self.shortened else due.all, self.twice, note=note)
 
     def read_to_end(self):
         ends = {p.partition: self.consumer.get_watermark_offsets(p, timeout=10)[1] for p in self.partitions}
@@ -125,7 +134,7 @@ class RedisEvents:
         expected = sum(due.by_live_day.values())
         left_out = due.all - expected
         note = f"{left_out:,} have no key: no content, or their day has expired" if left_out else ""
-        return Held(min(events, expected), expected, max(0, events - expected), note)
+        return Held(min(events, expected), expected, max(0, events - expected), note=note)
 
     def by_day(self):
         days, batch = collections.Counter(), []
@@ -150,6 +159,23 @@ class BigQueryEvents:
     def read(self, due):
         ((rows, ids),) = bigquery(f"SELECT COUNT(*), COUNT(DISTINCT event_id) FROM {bigquery_table()}")
         return Held(int(ids), due.all, int(rows) - int(ids))
+
+
+class HttpEvents:
+    """Counts distinct ids among what the sample receiver gives back, once it says that it has all."""
+
+    def __init__(self, history):
+        self.history = history
+
+    def read(self, due):
+        counts = receiver.counts(history=self.history)
+        requests, repeats, refused = counts["requests"], counts["repeats"], counts["refused"]
+        note = f"{requests:,} requests; {repeats:,} repeats dropped; {refused:,} refused"
+        events, twice = counts["events"], 0
+        if events >= due.all:
+            ids = list(receiver.events(self.history))
+            events, twice = len(set(ids)), len(ids) - len(set(ids))
+        return Held(events, due.all, twice, refused, note)
 
 
 def top_five():

@@ -123,9 +123,12 @@ impl Verifying<'_> {
             match read_back {
                 ReadBack::Events(reader) => readers.push((sink, reader)),
                 ReadBack::Sums(reader) => sums.push(sums::read(sink, reader, history_id).await?),
-                ReadBack::Acknowledged => self.report.notes.push(format!(
-                    "{sink}: not read back; its target has acknowledged all up to {end}, or they are dead letters"
-                )),
+                ReadBack::Acknowledged => {
+                    let letters = truth::dead_letter_count(client, history_id, sink, end).await?;
+                    self.report.notes.push(format!(
+                        "{sink}: not read back; its target has acknowledged all up to {end}, but for {letters} that are dead letters"
+                    ));
+                }
                 ReadBack::Nothing => {}
             }
         }

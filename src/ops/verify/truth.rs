@@ -235,6 +235,18 @@ fn version(row: &Row) -> Result<Version> {
     Ok(Version { position, content })
 }
 
+/// Events that a sink alone has refused, below a place.
+const DEAD_LETTERS: &str = "FROM walcast.dead_letter WHERE sink = $1 AND history_id = $2 AND commit_lsn < $3 \
+                            AND event_id IS NOT NULL AND state <> 'replayed'";
+
+/// How many events a sink alone has refused.
+pub async fn dead_letter_count(client: &Client, history_id: &HistoryId, sink: &str, end: Lsn) -> Result<i64> {
+    let query = format!("SELECT count(*) {DEAD_LETTERS}");
+    let end = PgLsn::from(end.0);
+    let row = client.query_one(&query, &[&sink, &history_id.uuid, &end]).await.map_err(sql::error)?;
+    sql::get(&row, 0)
+}
+
 /// The refusals of single sinks, added to what that sink holds.
 pub async fn dead_letters(
     client: &Client,
@@ -243,10 +255,9 @@ pub async fn dead_letters(
     end: Lsn,
     spill: &mut Spill,
 ) -> Result<()> {
-    let query = "SELECT event_id, commit_lsn, ordinal FROM walcast.dead_letter \
-                 WHERE sink = $1 AND history_id = $2 AND commit_lsn < $3 AND event_id IS NOT NULL AND state <> 'replayed'";
+    let query = format!("SELECT event_id, commit_lsn, ordinal {DEAD_LETTERS}");
     let end = PgLsn::from(end.0);
-    for row in client.query(query, &[&sink, &history_id.uuid, &end]).await.map_err(sql::error)? {
+    for row in client.query(&query, &[&sink, &history_id.uuid, &end]).await.map_err(sql::error)? {
         let commit_lsn = Lsn(row.try_get::<_, PgLsn>(1).map_err(sql::error)?.into());
         let ordinal = row.try_get::<_, i64>(2).map_err(sql::error)?.unsigned_abs();
         let id = row.try_get(0).map_err(sql::error)?;
