@@ -126,7 +126,7 @@ impl Verifying<'_> {
                 ReadBack::Acknowledged => {
                     let letters = truth::dead_letter_count(client, history_id, sink, end).await?;
                     self.report.notes.push(format!(
-                        "{sink}: not read back; its target has acknowledged all up to {end}, but for {letters} that are dead letters"
+                        "{sink}: not read back; its target has acknowledged all up to {end}, but for {letters} that became dead letters"
                     ));
                 }
                 ReadBack::Nothing => {}

@@ -105,6 +105,18 @@ async fn the_sample_receiver_takes_nothing_that_is_signed_by_another_and_walcast
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn verify_counts_what_the_receiver_has_refused() {
+    let server = HttpServer::start().await;
+    server.refuses(|event| (event["event_id"] == 3).then_some(422));
+    let world = World::initialised().await.with("PIPELINE_SINKS", "http").with("HTTP_URL", &server.url());
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.walcast(["verify"]).await.expect(0, &["has acknowledged all up to", "but for 1 that"]);
+    assert_eq!(server.event_ids().len(), 9);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_tells_what_cannot_be_reached_and_posts_nothing() {
     let server = HttpServer::start().await;
     let world = World::initialised().await.with("PIPELINE_SINKS", "http").with("HTTP_URL", &server.url());
