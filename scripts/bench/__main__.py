@@ -6,22 +6,24 @@
     make bench EVENTS=0 RATES=0 KILLS=0 HUGE=0      the standstills alone; STANDSTILL=0 is without them
     make bench SOAK_MINUTES=60                      and then an hour at 3,333 events/s
     make bench SINKS=kafka,redis                    without BigQuery
+    make bench HTTP=off                             without HTTP
     make bench DEBEZIUM=off                         without Debezium, which needs Maven Central once, and a JDK
     make bench BIGQUERY=emulator                    at about 1,500 events/s: try it with few events
 
 Backlog: every run replays the same WAL, from a copy of one template slot: pg_recvlogical to nothing, walcast to the null
-sink, to each sink alone, to all of them, Debezium (debezium.py says with which settings). The clock runs from the start of
-streaming until the slot's confirmed LSN is past the last event: until every sink holds everything (pg_recvlogical: until it
-ends, at the last event). walcast is asked to stop once it has received all, so that nobody waits for the next commit by time
+sink, to each sink alone, to Kafka, Redis and BigQuery at once, Debezium (debezium.py says with which settings). The clock runs
+from the start of streaming until the slot's confirmed LSN is past the last event: until every sink holds everything
+(pg_recvlogical: until it ends, at the last event). walcast is asked to stop once it has received all, so that nobody waits for the next commit by time
 (BigQuery: 30 s). CPU is that of the process from the start of streaming to its end, so that a JVM's start does not count;
 memory is its peak. Beside it stands what the servers took of the CPU for it, and how busy all cores were. The start is from
 the process's own until the server has sent it the first event. No TLS on either side. BigQuery's place is taken by a process
-that counts rows, since the emulator would be all that is measured.
+that counts rows, since the emulator would be all that is measured. HTTP is posted in batches of 1,000 to one that counts events.
 
-Rates: walcast with all sinks keeps up with `walcast generate`, and outside readers look for probes (probes.py); Debezium beside it
-at the lowest rate. What begins is given 20 s to warm up. BigQuery shows rows each 30 s by design and is not looked at. How long
-rows are in walcast's own hands only walcast can tell, by its metrics: from the receipt of a batch's first row until a sink that
-is ready is given it (the one of content rows: the others collect batches, or have the last one to write).
+Rates: walcast with all sinks keeps up with `walcast generate`, and outside readers look for probes (probes.py); beside it, at the
+lowest rate, walcast with HTTP alone, one event a request, and Debezium. What begins is given 20 s to warm up. BigQuery shows rows
+each 30 s by design and is not looked at. How long rows are in walcast's own hands only walcast can tell, by its metrics: from the
+receipt of a batch's first row until a sink that is ready is given it (the one of content rows: the others collect batches, or have
+the last one to write).
 
 Restarts: walcast is killed (SIGKILL) KILLS times under load and started again at once: until its slot is read again, and until
 Kafka and Redis hold all that was committed by then.
@@ -29,9 +31,10 @@ Kafka and Redis hold all that was committed by then.
 Memory: the peak for one transaction of HUGE rows, and while BigQuery's stand-in is stopped (SIGSTOP) until it has left the others,
 and for 30 s more.
 
-Standstill: Kafka, Redis and BigQuery's stand-in in turn are stopped (SIGSTOP) for STANDSTILL seconds at 10,000 events/s, while outside
-readers look for probes in the others: their p99 beside that of the 30 s before; then how long it takes until the sink holds all
-and is fed with the others again, beside the time that walcast with this sink alone takes for the same WAL, under the same load.
+Standstill: Kafka, Redis, BigQuery's stand-in and the HTTP receiver in turn are stopped (SIGSTOP) for STANDSTILL seconds at 10,000
+events/s, while outside readers look for probes in the others: their p99 beside that of the 30 s before; then how long it takes until
+the sink holds all and is fed with the others again, beside the time that walcast with this sink alone takes for the same WAL, under
+the same load.
 
 Soak: resident memory and the WAL that the slot retains, each 10 s: the medians of the first and of the last quarter must
 agree. Then `walcast verify`, which must find no difference; BigQuery's stand-in keeps no rows and is left out of that.
@@ -74,8 +77,9 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder.mkdir(parents=True, exist_ok=True)
 
-    stand_in = None if settings.emulator else binary.parent / "examples" / "bigquery-server"
-    with only_one(folder), Targets(stand_in) as targets, Source(binary, folder) as source:
+    examples = binary.parent / "examples"
+    stand_in, receiver = None if settings.emulator else examples / "bigquery-server", examples / "http-server" if settings.http else None
+    with only_one(folder), Targets(stand_in, receiver) as targets, Source(binary, folder) as source:
         class_path, about_debezium = debezium_if_wanted(settings, folder)
         found = report.facts(binary, source, settings.emulator, about_debezium)
         for name, part in parts(settings).items():

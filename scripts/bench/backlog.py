@@ -12,10 +12,10 @@ BASE = "pg_recvlogical"
 FIGURES = ("start_seconds", "seconds", "events_per_s", "cpu_us_per_event", "rss_peak_mib", "machine_busy", "load_average")
 
 
-def clients(binary, folder, sinks, class_path):
+def clients(binary, folder, settings, class_path):
     named = {BASE: PgRecvlogical(), "null": Walcast(binary, ["null"])}
-    named |= {sink: Walcast(binary, [sink]) for sink in sinks}
-    named["all"] = Walcast(binary, sinks)
+    named |= {sink: Walcast(binary, [sink]) for sink in settings.with_http()}
+    named["all"] = Walcast(binary, settings.sinks)
     if class_path:
         named |= {"debezium_engine": debezium.Engine(class_path), "debezium_connect": debezium.Connect(class_path, folder)}
     return named
@@ -27,7 +27,7 @@ def measure(settings, source, targets, folder, class_path):
     source.fill(settings.events)
     report.head()
     servers = targets.servers()
-    named = clients(source.binary, folder, settings.sinks, class_path)
+    named = clients(source.binary, folder, settings, class_path)
     results = {name: [] for name in named}
     for number in range(1, settings.rounds + 1):
         for name, client in named.items():

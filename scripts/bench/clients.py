@@ -7,9 +7,11 @@ import pathlib
 import urllib.request
 
 import histogram
+import targets
 from processes import free_port
 
 PUBLICATION = "walcast"
+HTTP_BATCH_ROWS = 1_000  # where a rate is not to be limited by requests
 HANDED_TO = "content"  # takes batches as they come, neither collects them first nor writes for each of them
 
 
@@ -19,6 +21,7 @@ class Client:
     exit_codes = (0,)
     ends_by_itself = False  # once it has all: its end then stops the clock, and not the confirmed LSN
     sinks = ("null",)
+    http_url = None  # where it posts to
 
     def environment(self, slot, fresh):
         """What it needs besides the slot's and the targets' addresses."""
@@ -57,11 +60,14 @@ class PgRecvlogical(Client):
 
 
 class Walcast(Client):
-    def __init__(self, binary, sinks):
-        self.binary, self.sinks = binary, sinks
+    def __init__(self, binary, sinks, http_batch_rows=HTTP_BATCH_ROWS):
+        self.binary, self.sinks, self.http_batch_rows = binary, sinks, http_batch_rows
 
     def environment(self, slot, fresh):
-        return {"PIPELINE_SINKS": ",".join(self.sinks), "WEB_LISTEN": f"127.0.0.1:{free_port()}"}
+        self.http_url = fresh["HTTP_URL"] if "http" in self.sinks else None
+        if self.http_url:
+            targets.received(self.http_url)  # it begins anew
+        return {"PIPELINE_SINKS": ",".join(self.sinks), "WEB_LISTEN": f"127.0.0.1:{free_port()}", "HTTP_BATCH_ROWS": str(self.http_batch_rows)}
 
     def command(self, slot, environment):
         return [self.binary, "run"]
@@ -84,6 +90,11 @@ class Walcast(Client):
     def has_all(self, look, slot, environment):
         said = look.all_sent and self.status(environment)
         return bool(said) and said["source"]["events_total"] >= slot.received
+
+    def prove(self, slot, child):
+        events = targets.received(self.http_url)["events"] if self.http_url else slot.events
+        if events < slot.events:
+            child.give_up(f"has posted {events:,} of {slot.events:,} events")
 
 
 def newest_pg_recvlogical():

@@ -41,7 +41,7 @@ def standstill(client, source, targets, folder):
     """Until BigQuery has left the others, and for the rest of the time; then it goes on."""
     with streaming(source, targets, client, "standstill", folder) as (slot, child, environment):
         with generating(source, RATE, folder):
-            with stopped(targets.process.pid):
+            with stopped(targets.servers()["BigQuery"]):
                 wait_until(lambda: line(client, environment, "bigquery")["lane"], child, "left the others")
                 time.sleep(STANDSTILL_SECONDS)
         until_all_hold(client, slot, child, environment)

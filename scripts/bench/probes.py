@@ -4,6 +4,7 @@ Probes are events of a content of their own, each committed alone, at uneven int
 every phase. A probe is timed when its COMMIT has returned. A read_committed consumer waits for it in Kafka; a poller of
 Redis reads how many are in `engagement:<id>:<day>`, and on a board by its score: the one of all time, from which nothing
 falls out; all boards are written at once. The poller looks every 2 ms, so that its figures are up to that much high.
+What is posted the receiver itself looks at: how long ago the oldest event of each request was committed.
 """
 
 import contextlib
@@ -27,11 +28,11 @@ DEVICE = re.compile(rb'"device": ?"bench-probe-(\d+)"')
 
 
 class Probes:
-    def __init__(self, topic, redis_db):
+    def __init__(self, topic, redis_db, http_url):
         """None for what the client does not write to."""
         self.content = f"ffffffff-ffff-4fff-bfff-{uuid.uuid4().hex[:12]}"  # the highest: the generator takes the lowest ids
         self.day = datetime.datetime.now(datetime.timezone.utc)
-        self.topic, self.redis_db = topic, redis_db
+        self.topic, self.redis_db, self.http_url = topic, redis_db, http_url
         self.begun = 0
         self.committed = []  # when, by the probe's number
         self.watches = {"kafka": self.watch_kafka} if topic else {}
@@ -49,6 +50,8 @@ class Probes:
             thread.start()
         with contextlib.suppress(threading.BrokenBarrierError):  # `send` hands on the problem
             self.ready.wait(2 * LAST_SECONDS_MAX)
+        if self.http_url:
+            targets.received(self.http_url)  # it begins anew
         return self
 
     def __exit__(self, *_):
@@ -113,8 +116,9 @@ class Probes:
             seen[number] = now
 
     def latencies(self):
-        """Of each place: milliseconds, and how many were not found."""
-        return {place: percentiles([(at - self.committed[number]) * 1000 for number, at in seen.items()])
+        """Of each place: milliseconds, and how many were not found. HTTP's are of all events, from the commit's time until they come."""
+        http = {"http": targets.received(self.http_url)} if self.http_url else {}
+        return http | {place: percentiles([(at - self.committed[number]) * 1000 for number, at in seen.items()])
                 | {"probes": self.begun, "not_found": self.begun - len(seen)} for place, seen in self.seen.items()}
 
 

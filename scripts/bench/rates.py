@@ -18,6 +18,8 @@ def measure(settings, source, targets, folder, class_path):
     found = []
     for rate in settings.rates:
         clients = {"walcast": Walcast(source.binary, settings.sinks)}
+        if settings.http and rate == min(settings.rates):
+            clients["walcast_http"] = Walcast(source.binary, ["http"], http_batch_rows=1)
         if class_path and rate == min(settings.rates):
             clients["debezium_connect"] = debezium.Connect(class_path, folder)
         found += [at_rate(source, targets, client, name, rate, settings.minutes, folder) for name, client in clients.items()]
@@ -31,11 +33,11 @@ def at_rate(source, targets, client, name, rate, minutes, folder):
         with generating(source, rate, folder) as generator:
             time.sleep(WARM_SECONDS)
             handed = client.handed(environment)
-            with Probes(client.topic(slot), redis_db) as probes:
+            with Probes(client.topic(slot), redis_db, client.http_url) as probes:
                 result = {"client": name, "rate": rate} | probed(probes, source, [child, generator], minutes * 60)
             if handed:
                 result["handed_p99_s_max"] = histogram.quantile_max(handed, client.handed(environment), 0.99)
-        if any(figures["not_found"] for figures in result["latencies"].values()):
+        if any(figures.get("not_found") for figures in result["latencies"].values()):
             report.say(f"  not all probes were found; {name} says: {client.status(environment)}")
     if "handed_p99_s_max" in result:
         report.say(f"  handed to a sink that is ready: p99 at most {result['handed_p99_s_max']} s after the receipt of a batch's first row")

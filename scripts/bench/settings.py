@@ -18,6 +18,7 @@ class Settings:
     standstill_seconds: float
     soak_minutes: float
     sinks: list
+    http: bool
     emulator: bool
     debezium: bool
 
@@ -29,7 +30,11 @@ class Settings:
             minutes=number("MINUTES", 2, kind=float), kills=number("KILLS", 10), huge_rows=number("HUGE", 1_000_000),
             standstill_seconds=number("STANDSTILL", 60, kind=float),
             soak_minutes=number("SOAK_MINUTES", 0, kind=float), sinks=words("SINKS", "kafka,redis,bigquery"),
-            emulator=ENV.get("BIGQUERY") == "emulator", debezium=ENV.get("DEBEZIUM") != "off")
+            http=ENV.get("HTTP") != "off", emulator=ENV.get("BIGQUERY") == "emulator", debezium=ENV.get("DEBEZIUM") != "off")
+
+    def with_http(self):
+        """The sinks, and HTTP."""
+        return self.sinks + ["http"] * (self.http and "http" not in self.sinks)
 
 
 def words(name, default):

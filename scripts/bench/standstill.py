@@ -27,7 +27,7 @@ class Often(Walcast):
 
 def measure(settings, source, targets, folder, _):
     """What goes to the report's file."""
-    client, found = Often(source.binary, settings.sinks), {}
+    client, found = Often(source.binary, settings.with_http()), {}
     for sink, pid in targets.servers().items():
         if sink.lower() in client.sinks:
             report.say(f"{sink} stands still for {settings.standstill_seconds:g} s at {RATE:,} events/s")
@@ -43,11 +43,12 @@ def of(sink, pid, client, seconds, source, targets, folder):
             # the other sinks' readers alone: one of the sink that stands still would stand still too
             topic = client.topic(slot) if sink != "kafka" else None
             redis_db = targets.redis_db if "redis" in client.sinks and sink != "redis" else None
-            before = probed(topic, redis_db, UNDISTURBED_SECONDS, [child, generator])
+            http_url = client.http_url if sink != "http" else None
+            before = probed(topic, redis_db, http_url, UNDISTURBED_SECONDS, [child, generator])
             with place(source, targets, Often(source.binary, [sink]), f"plain_{sink}", aside=True) as (plain_slot, plain_environment):
                 first = newest_event(source.connection)
                 with stopped(pid):
-                    during = probed(topic, redis_db, seconds, [child, generator])
+                    during = probed(topic, redis_db, http_url, seconds, [child, generator])
                     lane = line(client, environment, sink)["lane"]
                 missed, let_go = newest_event(source.connection) - first, time.monotonic()
                 until_back(sink, client, slot, environment, child)
@@ -55,9 +56,8 @@ def of(sink, pid, client, seconds, source, targets, folder):
                 plain = drained(sink, plain_slot, plain_environment, slot.wal_end(), source, folder)
         committed = slot.wal_end()
         wait_until(lambda: holds(client.status(environment), client.sinks, committed), child, "written all")
-        return {"lane_after": lane and lane["state"], "back_s": round(back, 1), "plain_drain_s": round(plain, 1), "back_ratio": round(back / plain, 2),
-                "events_meanwhile": missed,
-                "rss_peak_mib": round(peak_rss_mib(child.pid)), "undisturbed": before, "during": during,
+        return {"lane_after": lane and lane["state"], "back_s": round(back, 1), "plain_drain_s": round(plain, 1),
+                "back_ratio": round(back / plain, 2), "events_meanwhile": missed, "rss_peak_mib": round(peak_rss_mib(child.pid)), "undisturbed": before, "during": during,
                 "p99_ratio": {place: round(during[place]["p99_ms"] / before[place]["p99_ms"], 2) for place in before}}
 
 
@@ -72,13 +72,13 @@ def drained(sink, slot, environment, reached, source, folder):
     return seconds
 
 
-def probed(topic, redis_db, seconds, children):
+def probed(topic, redis_db, http_url, seconds, children):
     def still_well(problem):
         for child in children:
             if problem or not child.runs():
                 child.give_up(problem or "ended")
 
-    with Probes(topic, redis_db) as probes:
+    with Probes(topic, redis_db, http_url) as probes:
         probes.send(seconds, still_well)
         return probes.latencies()
 

@@ -54,14 +54,14 @@ def rates(found):
     columns = ["", "events/s", "read from", "p50", "p95", "p99", "max", "not found", "µs CPU/event", "peak RSS"]
     rows = [[run["client"], f"{run['events_per_s']:,}", PLACES[place],
              *(f"{figures[name]:,.0f}" if name in figures else "–" for name in QUANTILES),
-             f"{figures['not_found']} of {figures['probes']}", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mib']} MiB"]
+             f"{figures['not_found']} of {figures['probes']}" if "probes" in figures else "", f"{run['cpu_us_per_event']:.1f}", f"{run['rss_peak_mib']} MiB"]
             for run in found["runs"] for place, figures in run["latencies"].items()]
     handed = [f"{run['handed_p99_s_max'] * 1000:g} ms at {run['events_per_s']:,} events/s" for run in found["runs"] if run.get("handed_p99_s_max")]
     told = f"\nFrom the receipt of a batch's first row until a sink that is ready is given it, p99 at most: {', '.join(handed)}\n" if handed else ""
     return title + "\n" + table(columns, rows) + told
 
 
-PLACES = {"kafka": "Kafka, `read_committed`", "redis": "`engagement:<id>:<day>`", "board": "a board"}
+PLACES = {"kafka": "Kafka, `read_committed`", "redis": "`engagement:<id>:<day>`", "board": "a board", "http": "HTTP, as the receiver sees it"}
 QUANTILES = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
 
 
@@ -79,6 +79,15 @@ def memory(found):
     return "With all sinks\n\n" + table(["", "peak RSS"], rows)
 
 
+def standstill(found):
+    title = f"One sink stands still (SIGSTOP) for {found['seconds']:g} s at {found['rate']:,} events/s, and goes on; p99 in milliseconds\n"
+    columns = ["stands still", "read from", "p99 before", "p99 meanwhile", "ratio", "events meanwhile", "back after", "peak RSS"]
+    rows = [[sink, PLACES[place], f"{run['undisturbed'][place]['p99_ms']:,.0f}", f"{run['during'][place]['p99_ms']:,.0f}", f"{ratio:.2f}",
+             f"{run['events_meanwhile']:,}", f"{run['back_s']:.1f} s", f"{run['rss_peak_mib']} MiB"]
+            for sink, run in found["sinks"].items() for place, ratio in run["p99_ratio"].items()]
+    return title + "\n" + table(columns, rows)
+
+
 def soak(found):
     result = "clean" if found["verify_exit_code"] == 0 else f"exit code {found['verify_exit_code']}"
     title = (f"{found['minutes']:g} minutes at {found['events_per_s']:,} events/s, {found['events']:,} events; then `walcast verify` "
@@ -94,4 +103,4 @@ def table(columns, rows):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "soak": soak}
+PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "standstill": standstill, "soak": soak}

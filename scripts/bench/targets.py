@@ -1,6 +1,7 @@
 """Fresh places for each run of walcast to write to, gone afterwards."""
 
 import contextlib
+import json
 import os
 import subprocess
 import urllib.error
@@ -19,12 +20,17 @@ COMMITTED = {"isolation.level": "read_committed", "enable.auto.commit": False}
 
 
 class Targets:
-    def __init__(self, stand_in):
-        """stand_in: the program that takes BigQuery's place; None for the emulator."""
-        self.stand_in = stand_in
+    def __init__(self, stand_in, receiver):
+        """stand_in: the program that takes BigQuery's place; None for the emulator. receiver: the one that events are posted to; or None."""
+        self.stand_in, self.receiver = stand_in, receiver
 
     def __enter__(self):
-        self.bigquery = self.start_stand_in() if self.stand_in else {}
+        self.bigquery, self.http, self.started = {}, {}, []
+        if self.stand_in:
+            url = self.start(self.stand_in, "--forget-rows")
+            self.bigquery = {"BIGQUERY_GRPC_URL": url, "BIGQUERY_REST_URL": url}
+        if self.receiver:
+            self.http = {"HTTP_URL": self.start(self.receiver)}
         self.kafka = confluent_kafka.admin.AdminClient(KAFKA)
         self.claims = redis_client(0)
         self.redis_db, self.redis_db_aside = self.claim(), self.claim()
@@ -34,9 +40,9 @@ class Targets:
         for db in (self.redis_db, self.redis_db_aside):
             redis_client(db).flushdb()
             self.claims.delete(f"claimed:{db}")
-        if self.stand_in:
-            self.process.kill()
-            self.process.wait()
+        for process in self.started:
+            process.kill()
+            process.wait()
 
     def claim(self):
         """How the tests keep out of each other's way too."""
@@ -46,14 +52,17 @@ class Targets:
         """The processes behind the targets that run on this machine, by name."""
         url = self.bigquery.get("BIGQUERY_REST_URL", ENV["BIGQUERY_REST_URL"])
         ports = {"Kafka": ENV["KAFKA_BROKERS"].rpartition(":")[2], "Redis": ENV["REDIS_PORT"], "BigQuery": urllib.parse.urlsplit(url).port}
+        if self.http:
+            ports["HTTP"] = urllib.parse.urlsplit(self.http["HTTP_URL"]).port
         found = {name: listener(int(port)) for name, port in ports.items()}
         return {name: pid for name, pid in found.items() if pid}
 
-    def start_stand_in(self):
-        self.process = subprocess.Popen([self.stand_in, "--forget-rows"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                                        start_new_session=True, preexec_fn=end_with_parent)
-        url = self.process.stdout.readline().strip()
-        return {"BIGQUERY_GRPC_URL": url, "BIGQUERY_REST_URL": url}
+    def start(self, program, *arguments):
+        """The URL that it serves."""
+        process = subprocess.Popen([program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                                   start_new_session=True, preexec_fn=end_with_parent)
+        self.started.append(process)
+        return process.stdout.readline().strip()
 
     @contextlib.contextmanager
     def fresh(self, name, aside=False):
@@ -61,7 +70,7 @@ class Targets:
         redis_db = self.redis_db_aside if aside else self.redis_db
         self.clear(name, redis_db)  # what a killed one left
         try:
-            yield {"KAFKA_TOPIC_PREFIX": name, "REDIS_DB": str(redis_db), "BIGQUERY_DATASET": name, **self.bigquery}
+            yield {"KAFKA_TOPIC_PREFIX": name, "REDIS_DB": str(redis_db), "BIGQUERY_DATASET": name, **self.bigquery, **self.http}
         finally:
             self.clear(name, redis_db)
 
@@ -78,6 +87,12 @@ class Targets:
         groups = [group.group_id for group in listed if group.group_id.startswith(name)]
         for deleted in (self.kafka.delete_consumer_groups(groups) if groups else {}).values():
             deleted.result()
+
+
+def received(url):
+    """What the receiver has counted since this was last asked: events, and how old the oldest of each request was when it came."""
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)
 
 
 def redis_client(db):
