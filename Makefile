@@ -51,9 +51,9 @@ chaos: services
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test chaos -- --nocapture --test-threads 1
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test servers -- --nocapture bigquery_faults::random
 
-# variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, SOAK_MINUTES, SINKS, DEBEZIUM; see scripts/bench
+# variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, SOAK_MINUTES, SINKS, HTTP, DEBEZIUM; see scripts/bench
 bench: services
-	@cargo build --release --locked --bin walcast --example bigquery-server
+	@cargo build --release --locked --bin walcast --example bigquery-server --example http-server
 	@scripts/services run cargo bench --locked
 	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/bench $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/bench target/bench.json
 

@@ -14,6 +14,7 @@ SQLite, and answers only after that. Events, arrays and lines are taken, plain o
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -201,7 +202,8 @@ def main():
     Handler.store = Store(arguments.database)
     server = ThreadingHTTPServer((arguments.host, arguments.port), Handler)
     print(f"http://{arguments.host}:{server.server_port}/", flush=True)
-    server.serve_forever()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
 if __name__ == "__main__":

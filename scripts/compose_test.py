@@ -14,7 +14,7 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = ["-f", ROOT / "docker-compose.yml", "-f", ROOT / "docker" / "compose.test.yml"]
-SINKS = ("kafka", "redis", "bigquery")
+SINKS = ("kafka", "redis", "bigquery", "http")
 TOKEN = "walcast"
 # BigQuery commits every 30 s, and whoever lost his servers waits up to a minute before he tries again
 SECONDS_MAX = 240
@@ -26,7 +26,7 @@ def main():
     page_answers()
     flows("events reach every sink")
     board_is_read_in_redis()
-    for service in ("postgres", "kafka", "redis", "bigquery", "walcast", "generator"):
+    for service in ("postgres", "kafka", "redis", "bigquery", "receiver", "walcast", "generator"):
         compose("restart", service)
         flows(f"{service} restarted: events reach every sink")
     before = events()
@@ -101,7 +101,7 @@ def verified():
     total = json.loads(verified.stdout)["total"]
     made = events()
     expect(total["source"] == made, f"{made} events were made, verify has compared {total['source']}")
-    held = {sink: total["sinks"][sink]["held"] + total["sinks"][sink]["dead_letters"] for sink in ("kafka", "bigquery")}
+    held = {sink: total["sinks"][sink]["held"] + total["sinks"][sink]["dead_letters"] for sink in ("kafka", "bigquery", "http")}
     expect(all(count == made for count in held.values()), f"{made} events were made, and held are {held}")
     say(f"walcast verify: all {made:,} events are in every sink, once")
 

@@ -196,9 +196,11 @@ fn no_alert_can_be_broken_unnoticed() {
 #[test]
 fn compose_brings_up_what_is_here() {
     let compose = file("docker-compose.yml");
-    for path in ["prometheus.yml", "alerts.yml", "grafana/provisioning", "grafana/walcast.json"] {
-        assert!(compose.contains(&format!("./monitoring/{path}:")), "{path} is not mounted");
-        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring").join(path).exists(), "{path}");
+    let monitoring = ["prometheus.yml", "alerts.yml", "grafana/provisioning", "grafana/walcast.json"];
+    let monitoring = monitoring.map(|path| format!("monitoring/{path}"));
+    for path in monitoring.into_iter().chain(["examples/http-receiver.py".to_owned()]) {
+        assert!(compose.contains(&format!("./{path}:")), "{path} is not mounted");
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path).exists(), "{path}");
     }
     let folder = Folder::with(&[("prometheus.yml", &file("monitoring/prometheus.yml"))]);
     let (ok, said) = folder.promtool(&["check", "config", "--syntax-only", "prometheus.yml"]);
