@@ -1,4 +1,5 @@
-"""The whole stream on this machine: walcast and its generator on the servers of scripts/services, watched from outside.
+"""The whole stream on this machine: walcast and its generator on the servers of scripts/services and the sample receiver of
+examples/, watched from outside.
 
     make demo              until Ctrl-C
     make demo SECONDS=40   ends by itself
@@ -51,6 +52,7 @@ def main():
         probes = Probes(source)
         print(f"\nThe dashboard is on {bold(metrics.WEB)}\n", flush=True)
         say(f"walcast and its generator run; logs: {logs}. Ctrl-C ends the demo.")
+        say(f"HTTP posts to the sample receiver on {receiver.URL}, in batches of at most {os.environ['HTTP_BATCH_ROWS']} events")
 
         begun = time.monotonic()
         watch([walcast, posted_to], generator, stop, begun, seconds)
