@@ -29,8 +29,6 @@ from screen import StatusLine, bold, dim, green, red, say
 from targets import BigQueryEvents, HttpEvents, KafkaEvents, RedisEvents, Source, top_five
 
 READY_SECONDS_MAX = 60
-# Half a minute of events: an emulator that is held up for a moment does not make the other sinks wait.
-QUEUE_BYTES_MAX = 64 << 20
 DRAIN_SECONDS_MAX = 180
 
 
@@ -39,7 +37,6 @@ def main():
     logs.mkdir(parents=True, exist_ok=True)
     with only_one(logs), contextlib.ExitStack() as children:
         stop = stop_on_signal()
-        os.environ.setdefault("PIPELINE_QUEUE_BYTES_MAX", str(QUEUE_BYTES_MAX))
         os.environ["PIPELINE_SINKS"] = ",".join(metrics.SINKS)
         posted_to = children.enter_context(receiver.started(logs))
         init(binary, logs)
