@@ -1,12 +1,13 @@
 //! One sink's trouble is that sink's alone: it gets a slot and a stream of its own, the others go on, and once it has caught
 //! up nothing of that is left. Whatever crashes in between, every sink has every event once.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use walcast::source::sql;
 
 use crate::support::hold::Hold;
+use crate::support::http_server::{Fault, HttpServer};
 use crate::support::pair::Pair;
 use crate::support::running::Running;
 use crate::support::wire::{Weather, Wire};
@@ -41,14 +42,9 @@ fn soon_full(world: &World) -> World {
         .with("BIGQUERY_COMMIT_SECONDS", "1")
 }
 
-async fn sink(running: &Running, name: &str) -> Value {
-    let status = running.json("/api/status").await;
-    status["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == name).unwrap().clone()
-}
-
 async fn lane_is(running: &Running, name: &str, state: &str) {
     wait_until(&format!("the lane of {name} is {state}"), async || {
-        sink(running, name).await["lane"]["state"] == state
+        running.sink(name).await["lane"]["state"] == state
     })
     .await;
 }
@@ -56,27 +52,14 @@ async fn lane_is(running: &Running, name: &str, state: &str) {
 /// Whatever else was told of it before.
 async fn lane_is_lost(running: &Running, name: &str) {
     wait_until(&format!("the lane of {name} is lost"), async || {
-        let lane = sink(running, name).await["lane"].clone();
+        let lane = running.sink(name).await["lane"].clone();
         lane["state"] == "lost" && lane["last_error_code"] == "WC-409"
     })
     .await;
 }
 
 async fn has_no_lane(running: &Running, name: &str) {
-    wait_until(&format!("{name} has no lane"), async || sink(running, name).await["lane"].is_null()).await;
-}
-
-/// Slots of lanes, and records of them.
-async fn left_over(world: &World) -> (i64, i64) {
-    let client = sql::connect(&world.postgres).await.unwrap();
-    let count = "SELECT count(*) FROM pg_replication_slots, walcast.slot
-        WHERE starts_with(slot_name::text, 'walcast_lane_' || left(replace(history_id::text, '-', ''), 12))";
-    let slots = client.query_one(count, &[]).await.unwrap().get(0);
-    (slots, client.query_one("SELECT count(*) FROM walcast.lane", &[]).await.unwrap().get(0))
-}
-
-async fn nothing_is_left_over(world: &World) {
-    wait_until("no lane is left over", async || left_over(world).await == (0, 0)).await;
+    wait_until(&format!("{name} has no lane"), async || running.sink(name).await["lane"].is_null()).await;
 }
 
 async fn confirmed_is_at_the_end(world: &World) {
@@ -97,12 +80,12 @@ async fn a_sink_that_hangs_holds_up_no_other_and_catches_up() {
     wait_until("Kafka holds all", async || world.kafka_events().await.len() >= 10_100).await;
     // the walcast slot moves on; a slot of its own keeps what Redis lacks
     confirmed_is_at_the_end(&world).await;
-    assert!(sink(&running, "redis").await["lane"].is_object());
+    assert!(running.sink("redis").await["lane"].is_object());
     assert_eq!(running.json("/readyz").await["ready"], true, "the stream streams");
     redis.set(Weather::Fair);
     world.wait_until_all_hold(10_100).await;
     has_no_lane(&running, "redis").await;
-    nothing_is_left_over(&world).await;
+    world.no_lane_is_left().await;
     world.insert_events(10).await;
     world.wait_until_all_hold(10_110).await;
     world.verify().await;
@@ -124,13 +107,57 @@ async fn each_other_sink_may_hang_too() {
         }
         wait_until("Redis counts all", async || world.redis_plays().await >= 10_010).await;
         confirmed_is_at_the_end(&world).await;
-        assert!(sink(&running, name).await["lane"].is_object());
+        assert!(running.sink(name).await["lane"].is_object());
         hold.release();
         world.wait_until_all_hold(10_010).await;
         has_no_lane(&running, name).await;
-        nothing_is_left_over(&world).await;
+        world.no_lane_is_left().await;
         world.verify().await;
         running.stop().await;
+    }
+}
+
+/// It takes requests, and answers none of them: each comes again, also after a crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http_target_that_hangs_holds_up_no_other_and_gets_all_in_order() {
+    for batch_rows in ["1", "50"] {
+        let target = HttpServer::start().await;
+        let world = World::new(fresh_database(postgres()).await)
+            .await
+            .with("PIPELINE_SINKS", "kafka,redis,http")
+            .with("HTTP_URL", &target.url())
+            .with("HTTP_BATCH_ROWS", batch_rows)
+            .with("HTTP_TIMEOUT_MS", "500");
+        let Shore { world, .. } = Shore::of(world).await;
+        let running = world.start().await;
+        world.insert_events(100).await;
+        wait_until("the target has all", async || target.event_ids().len() == 100).await;
+        target.always(Fault::Hold);
+        for _ in 0..10 {
+            world.insert_events(500).await;
+        }
+        wait_until("Kafka holds all", async || world.kafka_events().await.len() == 5_100).await;
+        wait_until("Redis counts all", async || world.redis_plays().await == 5_100).await;
+        confirmed_is_at_the_end(&world).await;
+        assert!(running.sink("http").await["lane"].is_object());
+        assert!(target.event_ids().len() < 5_100, "it hangs");
+        running.kill().await;
+        let running = world.start().await;
+        lane_is(&running, "http", "parked").await;
+        target.calm();
+        wait_until("the target has all", async || target.event_ids().len() == 5_100).await;
+        has_no_lane(&running, "http").await;
+        world.no_lane_is_left().await;
+        // the same bytes under each id, and each content's events in order
+        target.check();
+        let posted = target.posted();
+        let ids: BTreeSet<&str> = posted.iter().map(|one| one.id()).collect();
+        assert!(ids.len() < posted.len(), "what nobody answered came again");
+        world.verify().await;
+        running.stop().await;
+        let before = target.posted().len();
+        world.start().await.stop().await;
+        assert_eq!(target.posted().len(), before, "nothing is left to be sent");
     }
 }
 
@@ -142,7 +169,7 @@ async fn a_sink_that_is_dead_at_the_first_start_gets_all_in_the_end() {
     world.insert_events(1_000).await;
     lane_is(&running, "redis", "parked").await;
     confirmed_is_at_the_end(&world).await;
-    let line = sink(&running, "redis").await;
+    let line = running.sink("redis").await;
     assert!(line["breaker"] == "open" && line["last_error_code"] == "WC-320", "{line}");
     // and so it is found again
     running.kill().await;
@@ -152,7 +179,7 @@ async fn a_sink_that_is_dead_at_the_first_start_gets_all_in_the_end() {
     redis.set(Weather::Fair);
     world.wait_until_all_hold(2_000).await;
     has_no_lane(&running, "redis").await;
-    nothing_is_left_over(&world).await;
+    world.no_lane_is_left().await;
     world.verify().await;
     running.stop().await;
 }
@@ -177,7 +204,7 @@ async fn survives_crashes_at(steps: &[&str]) {
         events += 10;
         world.wait_until_all_hold(events as usize).await;
         has_no_lane(&again, "redis").await;
-        nothing_is_left_over(&world).await;
+        world.no_lane_is_left().await;
         world.verify().await;
         again.stop().await;
     }
@@ -223,7 +250,7 @@ async fn two_sinks_may_be_dead_at_once() {
     wait_until("Kafka holds all", async || world.kafka_events().await.len() >= 10_010).await;
     confirmed_is_at_the_end(&world).await;
     for name in ["redis", "bigquery"] {
-        assert!(sink(&running, name).await["lane"].is_object());
+        assert!(running.sink(name).await["lane"].is_object());
     }
     bigquery.release();
     redis.set(Weather::Fair);
@@ -231,7 +258,7 @@ async fn two_sinks_may_be_dead_at_once() {
     for name in ["redis", "bigquery"] {
         has_no_lane(&running, name).await;
     }
-    nothing_is_left_over(&world).await;
+    world.no_lane_is_left().await;
     world.verify().await;
     running.stop().await;
 }
@@ -288,7 +315,7 @@ async fn a_dead_target_sees_one_probe_at_a_time_on_the_wire() {
     let running = world.start().await;
     for (name, _) in &wires {
         wait_until(&format!("the breaker of {name} is open"), async || {
-            sink(&running, name).await["breaker"] == "open"
+            running.sink(name).await["breaker"] == "open"
         })
         .await;
     }
@@ -323,9 +350,9 @@ async fn a_sink_that_is_slower_than_the_stream_stays_in_its_lane() {
     while began.elapsed() < Duration::from_secs(15) {
         world.insert_events(1_000).await;
         events += 1_000;
-        joined += u32::from(sink(&running, "redis").await["lane"]["state"] == "joining");
+        joined += u32::from(running.sink("redis").await["lane"]["state"] == "joining");
     }
-    assert!(sink(&running, "redis").await["lane"].is_object());
+    assert!(running.sink("redis").await["lane"].is_object());
     assert_eq!(joined, 0, "it does not come back as long as it cannot keep up");
     confirmed_is_at_the_end(&world).await;
     redis.set(Weather::Fair);
@@ -368,7 +395,7 @@ async fn wakes_up_after_a_takeover_at(step: &str) {
     new.stop().await;
     // what the old one may have left, the next start drops
     let next = world.start().await;
-    nothing_is_left_over(&world).await;
+    world.no_lane_is_left().await;
     world.verify().await;
     next.stop().await;
 }

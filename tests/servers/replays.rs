@@ -7,6 +7,7 @@ use walcast::source::sql;
 
 use crate::support::bigquery_server::BigQueryServer;
 use crate::support::hold::Hold;
+use crate::support::http_server::HttpServer;
 use crate::support::running::Running;
 use crate::support::wire::{Weather, Wire};
 use crate::support::world::World;
@@ -381,6 +382,43 @@ async fn a_row_that_bigquery_alone_refused_goes_to_bigquery_alone() {
     assert_eq!(world.kafka_events().await.len(), GOOD as usize);
     assert_eq!(world.redis_plays().await, GOOD);
     world.with("PIPELINE_SINKS", "kafka,redis").verify().await;
+    running.stop().await;
+}
+
+/// It refuses the row once more, then takes it: posted under another name, and to nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_http_alone_refused_goes_to_http_alone() {
+    let target = HttpServer::start().await;
+    let world = World::new(fresh_database(postgres()).await)
+        .await
+        .with("HTTP_URL", &target.url())
+        .with("PIPELINE_SINKS", "kafka,redis,http");
+    world.walcast(["init"]).await.expect(0, &[]);
+    target.refuses(|event| (event["event_id"] == 2).then_some(422));
+    let letters = Letters::new(world.clone(), "SELECT 1").await;
+    letters.wait_until_told(&["http open 1"]).await;
+    let ids = || Vec::from_iter(target.event_ids());
+    assert_eq!(ids(), [1, 3]);
+    let running = world.start().await;
+    // one that the target takes shows that it is not the target's fault
+    world.insert_events(1).await;
+    wait_until("the target takes rows", async || ids() == [1, 3, 4]).await;
+    let others = async || (world.kafka_events().await.len() as i64, world.redis_plays().await);
+    wait_until("the others have all", async || others().await == (GOOD + 1, GOOD + 1)).await;
+    letters.replay(&["--sink", "http", "--set", "device=x"]).await.expect(2, &["WC-252", "other sinks"]);
+    letters.replay(&["--sink", "http"]).await.expect(0, &["1 dead letter sent again"]);
+    letters.wait_until_told(&["http open 2"]).await;
+    target.refuses(|_| None);
+    letters.replay(&["--sink", "http"]).await.expect(0, &["1 dead letter sent again"]);
+    letters.wait_until_told(&["http replayed 2"]).await;
+    wait_until("the request is done with", async || letters.requests().await == 0).await;
+    assert_eq!(ids(), [1, 2, 3, 4]);
+    let taken = target.events().iter().filter(|(_, event)| event["event_id"] == 2).count();
+    assert_eq!(taken, 1, "once, under one name");
+    target.check();
+    assert_eq!(others().await, (GOOD + 1, GOOD + 1), "they had it before");
+    assert!(world.kafka_topic("dlq").await.is_empty());
+    world.verify().await;
     running.stop().await;
 }
 

@@ -98,10 +98,23 @@ impl Running {
         sinks.iter().any(|line| line["name"] == sink && line["lane"].is_object())
     }
 
+    /// What it says of this sink now.
+    pub async fn sink(&self, name: &str) -> Value {
+        let status = self.json("/api/status").await;
+        status["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == name).unwrap().clone()
+    }
+
     /// What it answers at this path now.
     pub async fn json(&self, path: &str) -> Value {
         let port = listening_port(self.pid()).expect("it listens");
         self.get(port, path).await.unwrap().json().await.unwrap()
+    }
+
+    /// The most memory that it has ever had, in megabytes.
+    pub fn peak_rss_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
     }
 
     pub fn pid(&self) -> u32 {

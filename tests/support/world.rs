@@ -252,6 +252,20 @@ impl World {
         client.query_opt(query, &[&self.postgres.slot]).await.unwrap().is_some()
     }
 
+    /// Slots of lanes, and records of them.
+    pub async fn lanes(&self) -> (i64, i64) {
+        let client = sql::connect(&self.postgres).await.unwrap();
+        let count = "SELECT count(*) FROM pg_replication_slots, walcast.slot
+            WHERE starts_with(slot_name::text, 'walcast_lane_' || left(replace(history_id::text, '-', ''), 12))";
+        let slots = client.query_one(count, &[]).await.unwrap().get(0);
+        (slots, client.query_one("SELECT count(*) FROM walcast.lane", &[]).await.unwrap().get(0))
+    }
+
+    /// Returns when nothing of any lane is left.
+    pub async fn no_lane_is_left(&self) {
+        wait_until("no lane is left over", async || self.lanes().await == (0, 0)).await;
+    }
+
     /// Waits until each sink holds so many events, each once.
     pub async fn wait_until_all_hold(&self, events: usize) {
         wait_until("Kafka holds all", async || self.kafka_ids().await.len() >= events).await;
