@@ -1,6 +1,7 @@
 # make demo   the whole stream on this machine, live, until Ctrl-C (make demo SECONDS=40: ends by itself)
 # make test   everything that is checked
-# make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble
+# make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble,
+#             each sink dead for LANE_MINUTES=30
 # make bench  how fast it is: the inner parts in memory, a whole slot drained, steady rates, beside pg_recvlogical and Debezium
 # make upgrade-test   an installation of release 0.1 goes on with this one
 # make docs   write the reference pages from the code, and build the site of docs/
@@ -45,10 +46,12 @@ docs: $(MDBOOK)
 $(MDBOOK):
 	@cargo install mdbook --locked --quiet --version $(MDBOOK_VERSION) --no-default-features --features search --root $(HOME_DIR)/mdbook-$(MDBOOK_VERSION)
 
-# a seed is printed; WALCAST_SEED draws the same deaths again
+# a seed is printed; WALCAST_SEED draws the same deaths again. The sinks that are dead for LANE_MINUTES alone:
+#   LANE_MINUTES=5 scripts/services run cargo test --locked --features failpoints --test chaos -- lanes:: --include-ignored --nocapture --test-threads 1
 chaos: KILLS ?= 200
+chaos: LANE_MINUTES ?= 30
 chaos: services
-	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test chaos -- --nocapture --test-threads 1
+	@KILLS=$(KILLS) LANE_MINUTES=$(LANE_MINUTES) scripts/services run cargo test --locked --features failpoints --test chaos -- --include-ignored --nocapture --test-threads 1
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test servers -- --nocapture bigquery_faults::random
 
 # variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, SOAK_MINUTES, SINKS, HTTP, DEBEZIUM; see scripts/bench

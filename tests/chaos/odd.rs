@@ -30,16 +30,10 @@ async fn stage() -> (World, Running, Client) {
 /// All is there, and never was there more in memory than allowed.
 async fn end(world: World, running: Running, more_mb: u64) {
     world.verify().await;
-    let peak = peak_rss_mb(&running);
+    let peak = running.peak_rss_mb();
     println!("peak RSS {peak} MB");
     assert!(peak <= RSS_MAX_MB + more_mb, "{peak} MB");
     running.stop().await;
-}
-
-fn peak_rss_mb(running: &Running) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
 const EVENT: &str = "INSERT INTO engagement_events (event_type, event_ts, duration_ms, device, raw_payload)";

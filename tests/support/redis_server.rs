@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client};
+use redis::{AsyncConnectionConfig, Client, RedisResult};
 use uuid::Uuid;
 use walcast::sink::redis::RedisConfig;
 
@@ -66,9 +66,14 @@ pub async fn fresh_database() -> Database {
 
 /// A connection of the test's own.
 pub async fn connect(config: &RedisConfig) -> MultiplexedConnection {
+    try_connect(config).await.unwrap()
+}
+
+/// The same, where the server may be away.
+pub async fn try_connect(config: &RedisConfig) -> RedisResult<MultiplexedConnection> {
     let patient = AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
     let client = Client::open(url(config, config.db)).unwrap();
-    client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
+    client.get_multiplexed_async_connection_with_config(&patient).await
 }
 
 fn url(config: &RedisConfig, db: u16) -> String {

@@ -26,10 +26,20 @@ impl Servers {
     /// Starts the set of this name with empty data, on the usual ports moved by `port_shift`. `settings` are further
     /// variables of the script.
     pub fn start(name: &str, port_shift: u16, settings: &[(&'static str, String)]) -> Servers {
+        Servers::start_some(name, port_shift, settings, &[])
+    }
+
+    /// The same with these servers alone.
+    pub fn start_some(
+        name: &str,
+        port_shift: u16,
+        settings: &[(&'static str, String)],
+        names: &[&str],
+    ) -> Servers {
         let set = [("SERVICES_SET", name.to_owned()), ("SERVICES_PORT_SHIFT", port_shift.to_string())];
         let servers = Servers { settings: [&set, settings].concat() };
         servers.command(&["wipe"]);
-        servers.command(&["up"]);
+        servers.command(&[&["up"], names].concat());
         servers
     }
 
