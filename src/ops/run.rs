@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::config::Config;
 use crate::error::Result;
 use crate::ops::check;
@@ -17,6 +19,7 @@ use crate::web::page::Beside;
 
 /// Streams until `shutdown`, with dashboard, health, metrics and status over HTTP beside it.
 pub async fn run(config: &Config, shutdown: Shutdown) -> Result<()> {
+    raise_open_files();
     let web = Web::bind(&config.web).await?.beside(beside(config));
     if let Ok(address) = web.address() {
         tracing::info!("dashboard, health, metrics and status on http://{address}");
@@ -30,15 +33,19 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<()> {
     let ended = pipeline::run(config, &registry, shutdown).await;
     watch.abort();
     stop.signal();
-    if let Ok(Err(error)) = serving.await {
-        tracing::warn!(
-            code = %error.code(),
-            error = error.chain(),
-            "dashboard, health, metrics and status were not served: {}",
-            error.advice()
-        );
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the web server broke down");
     }
     ended
+}
+
+/// As many open files as the system grants: many are low at first, for programs of another age. Where it grants none, it stays
+/// as it is.
+fn raise_open_files() {
+    let files = getrlimit(Resource::Nofile);
+    if files.current != files.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+    }
 }
 
 /// What the dashboard shows beside the pipeline.

@@ -1,6 +1,7 @@
 //! What is answered where.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{RawQuery, Request, State};
@@ -24,6 +25,9 @@ struct Site {
     hosts: Vec<String>,
     access: Access,
 }
+
+/// How long a wrong token waits for its answer, so that nobody tries many.
+const AFTER_WRONG_TOKEN: Duration = Duration::from_millis(500);
 
 /// Asked by probes, which bring no token: they tell no more than yes or no then.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
@@ -50,13 +54,15 @@ pub fn router(
 /// Refuses requests that a foreign web page made a browser send, and those without the token, and has browsers take
 /// answers as what they are said to be.
 async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let is_probe = PROBES.contains(&request.uri().path());
-    let mut response = if !host.is_some_and(|host| is_own_host(host, &site.hosts)) {
+    let mut response = if !only_host(request.headers()).is_some_and(|host| is_own_host(host, &site.hosts)) {
         refused().into_response()
     } else if is_probe || site.access.permits(request.headers()) {
         next.run(request).await
     } else {
+        if request.headers().contains_key(header::AUTHORIZATION) {
+            tokio::time::sleep(AFTER_WRONG_TOKEN).await;
+        }
         without_token().into_response()
     };
     let headers = response.headers_mut();
@@ -65,6 +71,13 @@ async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> R
     headers.insert(header::CONTENT_SECURITY_POLICY, page::CONTENT_SECURITY_POLICY);
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
+}
+
+/// The host that was asked, where it is said once: of two, each reader of the request may believe another.
+fn only_host(headers: &HeaderMap) -> Option<&str> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next()?;
+    if hosts.next().is_some() { None } else { host.to_str().ok() }
 }
 
 fn refused() -> impl IntoResponse {

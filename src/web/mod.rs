@@ -4,6 +4,7 @@ pub mod access;
 pub mod api;
 pub mod assets;
 pub mod checks;
+mod connections;
 pub mod letters;
 pub mod page;
 
@@ -98,13 +99,13 @@ impl Web {
         registry: StatusRegistry,
         recorder: PrometheusHandle,
         shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<()> {
+    ) {
         let (closing, closed) = oneshot::channel::<()>();
         let (live, keeping) = live::Page::of(registry.clone());
         let keeping = tokio::spawn(keeping);
         let page = page::router(live, self.beside, !self.access.is_open());
         let router = api::router(registry, recorder, self.hosts, self.access, page);
-        let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
+        let serving = connections::serve(self.listener, router, async move {
             shutdown.await;
             keeping.abort(); // which ends the streams
             drop(closing);
@@ -114,10 +115,8 @@ impl Web {
             tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
-            served = serving.into_future() => {
-                served.map_err(|error| Error::new(Code::Unavailable, "the web server ended").because(error))
-            }
-            () = too_late => Ok(()),
+            () = serving => {}
+            () = too_late => {}
         }
     }
 }
