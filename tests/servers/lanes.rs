@@ -444,7 +444,16 @@ async fn a_failover_with_a_parked_lane_is_its_sinks_trouble_alone() {
     let running = after.start().await;
     after.insert_events(100).await;
     wait_until("Kafka holds all", async || after.kafka_events().await.len() >= 2_200).await;
-    lane_is_lost(&running, "redis").await;
+    // a standby that looked at the copy before the walcast slot had moved on has kept it
+    wait_until("Redis is whole, or says that it cannot be", async || {
+        let line = running.sink("redis").await;
+        line["lane"]["state"] == "lost" || line["lane"].is_null() && after.redis_plays().await >= 2_200
+    })
+    .await;
+    match running.sink("redis").await["lane"].is_null() {
+        true => after.verify().await,
+        false => lane_is_lost(&running, "redis").await,
+    }
     confirmed_is_at_the_end(&after).await;
     running.stop().await;
     pair.wipe();
