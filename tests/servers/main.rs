@@ -32,6 +32,7 @@ mod rights;
 mod server_words;
 mod sessions;
 mod source;
+mod strangers;
 mod tables;
 mod telemetry;
 mod two_instances;

@@ -85,8 +85,7 @@ impl Running {
 
     /// What `/metrics` says now.
     pub async fn metrics(&self) -> String {
-        let port = listening_port(self.pid()).expect("it listens");
-        self.get(port, "/metrics").await.unwrap().text().await.unwrap()
+        self.get(self.port(), "/metrics").await.unwrap().text().await.unwrap()
     }
 
     /// Whether it streams to this sink apart from the others; `false` too when it does not answer.
@@ -106,8 +105,7 @@ impl Running {
 
     /// What it answers at this path now.
     pub async fn json(&self, path: &str) -> Value {
-        let port = listening_port(self.pid()).expect("it listens");
-        self.get(port, path).await.unwrap().json().await.unwrap()
+        self.get(self.port(), path).await.unwrap().json().await.unwrap()
     }
 
     /// The most memory that it has ever had, in megabytes.
@@ -115,6 +113,11 @@ impl Running {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
+    /// Where its page is.
+    pub fn port(&self) -> u16 {
+        listening_port(self.pid()).expect("it listens")
     }
 
     pub fn pid(&self) -> u32 {
