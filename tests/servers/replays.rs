@@ -178,12 +178,13 @@ async fn a_replay_arrives_once_wherever_walcast_is_killed_on_the_way() {
         "requests_before_settled",
         "requests_after_settled",
     ];
-    // most of their time they wait
-    stream::iter(steps.map(killed_at)).buffer_unordered(4).collect::<Vec<_>>().await;
+    // Most of their time they wait. Their worlds go at the end: that blocks the thread until PostgreSQL has dropped the database, and it
+    // drops none while another of them is in the middle of a login.
+    stream::iter(steps.map(killed_at)).buffer_unordered(4).collect::<Vec<Letters>>().await;
 }
 
 /// The process dies at its first, second and third coming to this place.
-async fn killed_at(step: &str) {
+async fn killed_at(step: &str) -> Letters {
     let letters = Letters::of_all("kafka,redis").await;
     letters.replay(&["--set", "duration_ms=1000"]).await.expect(0, &["1 dead letter sent again"]);
     let mut deaths = 0;
@@ -198,6 +199,7 @@ async fn killed_at(step: &str) {
     }
     assert!(deaths > 0, "{step} is on no way");
     letters.arrives(letters.world.start().await).await;
+    letters
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,12 +313,14 @@ async fn a_request_that_waits_for_a_standby_is_waited_for() {
     // a status each second says that it lives, for as long as it waits
     let now = letters.client.query_one("SELECT clock_timestamp()::text", &[]).await.unwrap();
     let now: String = now.get(0);
+    // of this stream alone: the longer this takes, the longer every commit of every other test waits
     let replied =
         "SELECT coalesce(bool_and(reply_time > $1::text::timestamptz + interval '3 seconds'), false)
-                   FROM pg_stat_replication";
+        FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid WHERE slot_name = $2";
+    let slot = &letters.world.postgres.slot;
     let waited = AssertUnwindSafe(async {
         wait_until("PostgreSQL is answered", async || {
-            letters.client.query_one(replied, &[&now]).await.unwrap().get(0)
+            letters.client.query_one(replied, &[&now, slot]).await.unwrap().get(0)
         })
         .await;
         running.json("/api/status").await["source"]["ignored_control_messages_total"].clone()

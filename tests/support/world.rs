@@ -13,6 +13,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
 use tokio::process::{Child, Command};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use walcast::lsn::Lsn;
 use walcast::sink::redis::RedisConfig;
 use walcast::source::{PostgresConfig, sql};
@@ -54,7 +55,14 @@ impl Drop for Cleanup {
                 drop_database(&postgres).await;
             });
         });
-        if cleaning.join().is_err() {
+        let multi_thread =
+            Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+        let ended = match multi_thread {
+            // other tasks go on meanwhile: PostgreSQL drops no database while one of them is in the middle of a login
+            true => tokio::task::block_in_place(|| cleaning.join()),
+            false => cleaning.join(),
+        };
+        if ended.is_err() {
             eprintln!("database {} could not be dropped", self.postgres.db);
         }
     }
