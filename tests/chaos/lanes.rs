@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use tokio::process::Child;
-use tokio::sync::{Mutex, MutexGuard};
 use walcast::source::{PostgresConfig, sql};
 
 use crate::RATE_PER_MINUTE;
@@ -20,6 +19,7 @@ use crate::support::{DEADLINE, fresh_database, postgres, wait_until_within};
 use crate::witness::Witness;
 
 const SINKS: [&str; 3] = ["kafka", "redis", "bigquery"];
+/// Each story has ports of its own from here on.
 const PORT_SHIFT: u16 = 3_200;
 /// No reader of a sink that is well may wait longer than this for an event.
 const LATE: Duration = Duration::from_secs(5);
@@ -29,9 +29,6 @@ const RSS_MAX_MB: u64 = 130;
 const BACK_WITHIN_TIMES: u32 = 3;
 /// Bytes a second to Redis and back, which are less than the stream brings.
 const SLOW: u32 = 250_000;
-
-/// The stories have the same ports.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 fn trouble() -> Duration {
     let minutes =
@@ -46,21 +43,23 @@ struct Stage {
     redis: Wire,
     bigquery: Wire,
     stand_in: BigQueryServer,
-    _turn: MutexGuard<'static, ()>,
+    port_shift: u16,
 }
 
 impl Stage {
-    async fn set() -> Stage {
-        let turn = ONE_AT_A_TIME.lock().await;
-        let start = || Servers::start_some("lanes", PORT_SHIFT, &[], &["postgres", "kafka", "redis"]);
+    /// Of one story of six.
+    async fn set(story: u16) -> Stage {
+        let port_shift = PORT_SHIFT + 10 * story;
+        let name = format!("lanes-{story}");
+        let start = move || Servers::start_some(&name, port_shift, &[], &["postgres", "kafka", "redis"]);
         let servers = tokio::task::spawn_blocking(start).await.unwrap();
         let stand_in = BigQueryServer::start().await;
         let port = stand_in.url().rsplit(':').next().unwrap().parse().unwrap();
-        let (redis, bigquery) = (Wire::to(26_379 + PORT_SHIFT).await, Wire::to(port).await);
-        let server = PostgresConfig { port: 25_432 + PORT_SHIFT, ..postgres() };
+        let (redis, bigquery) = (Wire::to(26_379 + port_shift).await, Wire::to(port).await);
+        let server = PostgresConfig { port: 25_432 + port_shift, ..postgres() };
         let through = format!("http://127.0.0.1:{}", bigquery.port);
         let world = World::new(fresh_database(server).await).await.with_all([
-            ("KAFKA_BROKERS".into(), format!("127.0.0.1:{}", 29_092 + PORT_SHIFT)),
+            ("KAFKA_BROKERS".into(), format!("127.0.0.1:{}", 29_092 + port_shift)),
             ("REDIS_PORT".into(), redis.port.to_string()),
             ("REDIS_DB".into(), "0".into()),
             ("BIGQUERY_REST_URL".into(), through.clone()),
@@ -68,7 +67,7 @@ impl Stage {
             ("BIGQUERY_COMMIT_SECONDS".into(), "1".into()),
         ]);
         world.walcast(["init"]).await.expect(0, &[]);
-        Stage { world, servers, redis, bigquery, stand_in, _turn: turn }
+        Stage { world, servers, redis, bigquery, stand_in, port_shift }
     }
 
     fn command(&self, arguments: &[&str]) {
@@ -94,8 +93,9 @@ impl Stage {
     /// Load, and who looks for some of it in each sink.
     async fn load(&self) -> (Child, Witness) {
         let load = self.world.generate(RATE_PER_MINUTE);
-        let brokers = format!("127.0.0.1:{}", 29_092 + PORT_SHIFT);
-        let witness = Witness::begin(&self.world, brokers, 26_379 + PORT_SHIFT, self.stand_in.clone()).await;
+        let brokers = format!("127.0.0.1:{}", 29_092 + self.port_shift);
+        let witness =
+            Witness::begin(&self.world, brokers, 26_379 + self.port_shift, self.stand_in.clone()).await;
         (load, witness)
     }
 
@@ -153,8 +153,8 @@ async fn come_back(sinks: &[&str], running: &Running, witness: &mut Witness, wel
 }
 
 /// These are dead for as long as is asked; the others go on, and in the end all is as if nothing had been.
-async fn dead_for_long(dead: &[&str], from_the_start: bool) {
-    let stage = Stage::set().await;
+async fn dead_for_long(story: u16, dead: &[&str], from_the_start: bool) {
+    let stage = Stage::set(story).await;
     let well: Vec<&str> = SINKS.into_iter().filter(|sink| !dead.contains(sink)).collect();
     if from_the_start {
         dead.iter().for_each(|sink| stage.kill(sink));
@@ -186,38 +186,38 @@ async fn dead_for_long(dead: &[&str], from_the_start: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes: make chaos"]
 async fn kafka_may_be_dead_for_long_while_redis_and_bigquery_go_on() {
-    dead_for_long(&["kafka"], false).await;
+    dead_for_long(0, &["kafka"], false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes: make chaos"]
 async fn redis_may_be_dead_for_long() {
-    dead_for_long(&["redis"], false).await;
+    dead_for_long(1, &["redis"], false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes: make chaos"]
 async fn bigquery_may_be_dead_for_long() {
-    dead_for_long(&["bigquery"], false).await;
+    dead_for_long(2, &["bigquery"], false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes: make chaos"]
 async fn two_sinks_may_be_dead_for_long_at_once() {
-    dead_for_long(&["kafka", "bigquery"], false).await;
+    dead_for_long(3, &["kafka", "bigquery"], false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes: make chaos"]
 async fn a_sink_may_be_dead_for_long_from_the_first_start_on() {
-    dead_for_long(&["redis"], true).await;
+    dead_for_long(4, &["redis"], true).await;
 }
 
 /// It takes rows all the time, and fewer than come: it stays in its lane, and does not come and go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes: make chaos"]
 async fn a_sink_may_be_slower_than_the_stream_for_ever() {
-    let stage = Stage::set().await;
+    let stage = Stage::set(5).await;
     let running = stage.world.start().await;
     let (load, mut witness) = stage.load().await;
     witness.has_seen(&SINKS, 3).await;

@@ -133,7 +133,7 @@ async fn what_rows_and_passwords_say_is_in_no_log_and_no_answer() {
     let mut running = world.start().await;
     plant(&client).await;
     wait_until("the odd rows are dead letters", async || dead_letters(&world).await >= 4).await;
-    wait_until("the others are in BigQuery", async || world.bigquery_ids().await.len() >= 2).await;
+    wait_until("the others are in BigQuery", async || world.bigquery_count().await >= 2).await;
     for (path, answer) in answers(&running).await {
         search(&path, &answer, &all());
     }

@@ -78,7 +78,7 @@ async fn commit_times_of_other_servers_stop_nothing_and_count_for_nothing() {
     run(&client, ROWS).await;
     let origin = replicated(&client).await;
     wait_until("Redis has all", async || world.redis_plays().await == 8).await;
-    wait_until("BigQuery has all", async || world.bigquery_ids().await.len() == 8).await;
+    wait_until("BigQuery has all", async || world.bigquery_count().await == 8).await;
     world.verify().await;
 
     for (topic, count) in [("events", 8), ("content", 8), ("dlq", 8)] {

@@ -79,7 +79,7 @@ async fn an_event_that_fits_without_its_payload_goes_on_without_it() {
     )
     .await;
     wait_until("Redis has all", async || world.redis_plays().await == 7).await;
-    wait_until("BigQuery has all", async || world.bigquery_ids().await.len() == 7).await;
+    wait_until("BigQuery has all", async || world.bigquery_count().await == 7).await;
     world.verify().await;
     let mut events = world.kafka_events().await;
     events.sort_by_key(|event| event["event_id"].as_i64());

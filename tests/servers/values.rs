@@ -68,7 +68,7 @@ async fn half_a_surrogate_pair_is_at_most_one_sinks_dead_letter() {
     )
     .await;
     world.insert_events(3).await;
-    wait_until("BigQuery has the others", async || world.bigquery_ids().await.len() >= 6).await;
+    wait_until("BigQuery has the others", async || world.bigquery_count().await >= 6).await;
     world.verify().await;
     let log = running.log.lock().await.clone();
     assert!(!log.contains("canary"), "{log}");

@@ -209,8 +209,8 @@ async fn a_standby_promoted_while_behind_a_sink_is_a_gap() {
     let fresh_running = fresh.start().await;
     fresh.insert_events(10).await;
     kafka_has(&kafka, 20).await;
-    wait_until("BigQuery has all", async || bigquery.bigquery_ids().await.len() == 20).await;
-    wait_until("BigQuery has all", async || fresh.bigquery_ids().await.len() == 10).await;
+    wait_until("BigQuery has all", async || bigquery.bigquery_count().await == 20).await;
+    wait_until("BigQuery has all", async || fresh.bigquery_count().await == 10).await;
     for running in running.into_iter().chain([fresh_running]) {
         running.kill().await;
     }
