@@ -163,6 +163,7 @@ async fn dead_for_long(story: u16, dead: &[&str], from_the_start: bool) {
     let (load, mut witness) = stage.load().await;
     let warm = if from_the_start { well.as_slice() } else { &SINKS };
     witness.has_seen(warm, 3).await;
+    witness.is_steady(warm).await;
     if !from_the_start {
         dead.iter().for_each(|sink| stage.kill(sink));
     }
@@ -221,6 +222,7 @@ async fn a_sink_may_be_slower_than_the_stream_for_ever() {
     let running = stage.world.start().await;
     let (load, mut witness) = stage.load().await;
     witness.has_seen(&SINKS, 3).await;
+    witness.is_steady(&SINKS).await;
     stage.redis.set(Weather::Slow(SLOW));
     let well = ["kafka", "bigquery"];
     let began = Instant::now();

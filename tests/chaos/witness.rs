@@ -14,7 +14,7 @@ use walcast::source::sql;
 
 use crate::support::bigquery_server::BigQueryServer;
 use crate::support::world::World;
-use crate::support::{redis_server, wait_until};
+use crate::support::{DEADLINE, redis_server, wait_until};
 
 const SEND_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -50,6 +50,11 @@ impl Drop for Witness {
     fn drop(&mut self) {
         self.looks.over.store(true, Ordering::Relaxed);
     }
+}
+
+fn over_after(time: Duration) -> impl AsyncFn(&Witness) -> bool {
+    let until = Instant::now() + time;
+    async move |_| Instant::now() >= until
 }
 
 impl Witness {
@@ -101,7 +106,16 @@ impl Witness {
     /// Returns when so many were seen in these sinks.
     pub async fn has_seen(&mut self, sinks: &[&str], count: usize) {
         let all = async |witness: &Witness| sinks.iter().all(|sink| witness.seen(sink) >= count);
-        self.watch(sinks, crate::support::DEADLINE, all).await;
+        self.watch(sinks, DEADLINE, all).await;
+    }
+
+    /// Returns when these sinks have shown each event at once for a while: the load has begun in earnest.
+    pub async fn is_steady(&mut self, sinks: &[&str]) {
+        const STEADY: Duration = Duration::from_secs(10);
+        let began = Instant::now();
+        while self.watch(sinks, DEADLINE, over_after(STEADY)).await > Duration::from_secs(2) {
+            assert!(began.elapsed() < 10 * DEADLINE, "{sinks:?} are late, and nothing is wrong yet");
+        }
     }
 
     /// Goes on until `over`. An event that is not seen within `late` in one of these sinks fails the test; gives how late the
