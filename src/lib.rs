@@ -79,6 +79,7 @@ mod failpoint;
 pub mod lsn;
 pub mod resume;
 pub mod finding;
+mod hop;
 pub mod secret;
 pub mod shutdown;
 pub mod quote;

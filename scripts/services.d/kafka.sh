@@ -11,6 +11,7 @@ kafka_start() {
   kafka_jars
   sed -e "s|@PORT@|$kafka_port|g" -e "s|@ADVERTISED_PORT@|$kafka_advertised_port|g" -e "s|@CONTROLLER_PORT@|$kafka_controller_port|g" -e "s|@DATA@|$dir/data|g" \
     "$here/services.d/server.properties.template" >"$dir/server.properties"
+  [ -z "${SERVICES_KAFKA_PROPERTIES:-}" ] || cat "$SERVICES_KAFKA_PROPERTIES" >>"$dir/server.properties"
   if [ -d "$dir/data/__cluster_metadata-0" ]; then kafka_fence_last_broker "$dir"; else kafka_format "$dir"; fi
   # shellcheck disable=SC2086  # the options are to be split
   launch "$1" "${jvm[@]}" -Xms512m -Xmx512m ${SERVICES_KAFKA_JVM_OPTS:-} kafka.Kafka "$dir/server.properties"
@@ -29,6 +30,19 @@ kafka_jars() {
   jvm=(java -cp "$lib/*" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true
     -Dorg.slf4j.simpleLogger.showDateTime=true -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS
     -Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config.AbstractConfig=warn)
+}
+
+# What Kafka's own kafka-NAME.sh does, against this broker.
+kafka_tool() {
+  local class
+  case ${1:-} in
+    acls) class=org.apache.kafka.tools.AclCommand ;;
+    configs) class=kafka.admin.ConfigCommand ;;
+    *) usage ;;
+  esac
+  shift
+  kafka_jars
+  "${jvm[@]}" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn "$class" --bootstrap-server "$(kafka_address)" "$@"
 }
 
 kafka_fetch() {

@@ -67,9 +67,9 @@ codes! {
     }
     UnknownSetting = 102 {
         title: "There is no setting of this name.",
-        why: "A name in the configuration file is misspelled, or stands in the wrong section.",
+        why: "A name in the configuration file or in the environment is misspelled, or stands in the wrong section.",
         look: "The message has the nearest name. docs/reference/configuration.md has all of them.",
-        fix: "Use the right name, or delete the line.",
+        fix: "Use the right name, or delete the line; a variable of another program is taken away with `env -u NAME walcast …`.",
         over: "`walcast config show` ends with exit code 0.",
     }
     TokenMissing = 103 {
@@ -85,6 +85,13 @@ codes! {
         look: "`walcast config show | grep web`, where the other one runs and here.",
         fix: "Set WEB_TOKEN (web.token) to the token of the walcast that runs.",
         over: "`walcast status` shows it.",
+    }
+    KafkaConnection = 105 {
+        title: "Kafka's brokers want another connection than kafka.properties says.",
+        why: "The password, the mechanism or the protocol is another, the brokers' certificate is of an authority or a name that is not trusted, or they ask for a certificate.",
+        look: "The message has the reason. `openssl s_client -connect HOST:PORT` shows the certificate, if the listener speaks TLS.",
+        fix: "Set kafka.brokers, and in kafka.properties security.protocol, sasl.mechanism, sasl.username, sasl.password and ssl.ca.location, as the brokers want them: docs/sinks/kafka.md.",
+        over: "`walcast check` says how many brokers answer.",
     }
     Prerequisite = 200 {
         title: "Something that walcast needs is missing or has another shape.",

@@ -1,7 +1,5 @@
 //! Who may see more than whether walcast is up: whoever brings the token.
 
-use std::net::IpAddr;
-
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine;
@@ -10,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
+use crate::hop;
 use crate::secret::Secret;
 use crate::web::WebConfig;
 
@@ -72,10 +71,7 @@ pub fn check(config: &WebConfig) -> Finding {
 }
 
 fn is_loopback(listen: &str) -> bool {
-    let Ok(authority) = listen.parse::<Authority>() else { return false };
-    let host = authority.host();
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+    listen.parse::<Authority>().is_ok_and(|authority| hop::is_loopback(authority.host()))
 }
 
 /// The token of `Authorization: Bearer TOKEN`, or the password of `Authorization: Basic …`.

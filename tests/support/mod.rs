@@ -4,6 +4,7 @@
 
 pub mod bigquery_server;
 pub mod browser;
+pub mod certificates;
 pub mod hold;
 pub mod http_server;
 pub mod pair;

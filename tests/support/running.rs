@@ -68,7 +68,7 @@ impl Running {
 
     /// What `/readyz` says; nothing before it is served.
     async fn checks(&self) -> Vec<Value> {
-        let Some(port) = listening_port(self.pid()) else { return Vec::new() };
+        let Some(port) = self.listening_port() else { return Vec::new() };
         let Ok(answer) = self.get(port, "/readyz").await else { return Vec::new() };
         let Ok(ready) = answer.json::<Value>().await else { return Vec::new() };
         ready["checks"].as_array().cloned().unwrap_or_default()
@@ -80,7 +80,7 @@ impl Running {
 
     /// Where it is asked how it is: `http://127.0.0.1:…`.
     pub async fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", listening_port(self.pid()).expect("it listens"))
+        format!("http://127.0.0.1:{}", self.port())
     }
 
     /// What `/metrics` says now.
@@ -90,7 +90,7 @@ impl Running {
 
     /// Whether it streams to this sink apart from the others; `false` too when it does not answer.
     pub async fn is_in_a_lane(&self, sink: &str) -> bool {
-        let Some(port) = self.child.id().and_then(listening_port) else { return false };
+        let Some(port) = self.child.id().and_then(|_| self.listening_port()) else { return false };
         let Ok(answer) = self.get(port, "/api/status").await else { return false };
         let Ok(status) = answer.json::<Value>().await else { return false };
         let sinks = status["sinks"].as_array().cloned().unwrap_or_default();
@@ -117,7 +117,17 @@ impl Running {
 
     /// Where its page is.
     pub fn port(&self) -> u16 {
-        listening_port(self.pid()).expect("it listens")
+        self.listening_port().expect("it listens")
+    }
+
+    /// As its log says; the kernel tells only root of a process whose memory is private.
+    fn listening_port(&self) -> Option<u16> {
+        const SAYS: &str = "status on http://127.0.0.1:";
+        let told = self.log.try_lock().ok().and_then(|log| {
+            let (_, rest) = log.split_once(SAYS)?;
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        });
+        told.or_else(|| listening_port(self.pid()))
     }
 
     pub fn pid(&self) -> u32 {

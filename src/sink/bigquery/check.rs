@@ -2,6 +2,7 @@
 
 use super::{BigQueryConfig, Target, table};
 use crate::error::Result;
+use crate::hop::in_clear;
 use crate::sink::Finding;
 
 /// Looks at the table, and whether both services let us in.
@@ -13,6 +14,10 @@ pub async fn inspect(config: &BigQueryConfig) -> Result<Vec<Finding>> {
         Some(location) => Finding::ok("bigquery.dataset", dataset, location),
         None => missing("bigquery.dataset", dataset),
     }];
+    if config.is_exposed() {
+        let fix = "unset BIGQUERY_REST_URL and BIGQUERY_GRPC_URL, or begin them with https://";
+        findings.push(in_clear("bigquery.tls", config.address(), fix));
+    }
     let Some(found) = rest.table().await? else {
         findings.push(missing("bigquery.table", config.address()));
         return Ok(findings);

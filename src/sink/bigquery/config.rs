@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use hyper::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result};
+use crate::hop::is_loopback;
 
 /// The service takes less than 10 MB in one append, framing included.
 pub const APPEND_BYTES_LIMIT: usize = 9 << 20;
@@ -88,6 +90,9 @@ impl BigQueryConfig {
             if !(url.is_empty() || url.starts_with("http://") || url.starts_with("https://")) {
                 return Err(wrong(setting, "is not a URL", "begin it with https:// or http://, or unset it"));
             }
+            if url.contains('@') {
+                return Err(wrong(setting, "has a user in it", "leave the user out: the service takes none"));
+            }
         }
         let numbers = [
             ("commit_seconds", self.commit_seconds),
@@ -104,6 +109,12 @@ impl BigQueryConfig {
             return Err(wrong("append_bytes_max", "is above what the service takes", "9437184 is the most"));
         }
         Ok(())
+    }
+
+    /// Whether rows travel in clear where others may listen.
+    pub fn is_exposed(&self) -> bool {
+        let plain = |url: &Uri| url.scheme_str() == Some("http") && !url.host().is_some_and(is_loopback);
+        [&self.rest_url, &self.grpc_url].iter().filter_map(|url| url.parse().ok()).any(|url| plain(&url))
     }
 
     /// How messages name the table: `bigquery project.dataset.table`.
@@ -137,14 +148,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_leaves_this_machine_without_tls_is_exposed() {
+        let exposed = |url: &str| BigQueryConfig { grpc_url: url.into(), ..Default::default() }.is_exposed();
+        assert!(exposed("http://emulator:9060"));
+        assert!(!exposed("http://127.0.0.1:9060") && !exposed("https://emulator:9060") && !exposed(""));
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_by_name() {
         let good = BigQueryConfig { project_id: "acme".into(), ..Default::default() };
         assert!(good.validate().is_ok());
-        let cases: [(&str, BigQueryConfig); 6] = [
+        let cases: [(&str, BigQueryConfig); 7] = [
             ("project_id", BigQueryConfig::default()),
             ("dataset", BigQueryConfig { dataset: "a`b".into(), ..good.clone() }),
             ("table", BigQueryConfig { table: String::new(), ..good.clone() }),
             ("grpc_url", BigQueryConfig { grpc_url: "localhost:9060".into(), ..good.clone() }),
+            (
+                "rest_url",
+                BigQueryConfig { rest_url: "http://a:canary@localhost:9050".into(), ..good.clone() },
+            ),
             ("commit_seconds", BigQueryConfig { commit_seconds: 0, ..good.clone() }),
             ("append_bytes_max", BigQueryConfig { append_bytes_max: 10_000_000, ..good.clone() }),
         ];

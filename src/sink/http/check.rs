@@ -2,6 +2,7 @@
 
 use super::client;
 use super::config::HttpConfig;
+use crate::hop::in_clear;
 use crate::sink::Finding;
 
 /// Asks the target with `OPTIONS`; any answer shows that name, port and TLS are right.
@@ -15,6 +16,10 @@ pub async fn inspect(config: &HttpConfig) -> Vec<Finding> {
         ),
         Err(error) => Finding::failed("http.target", address.clone(), &error),
     }];
+    if config.is_exposed() {
+        let fix = "set HTTP_URL to the target's https address";
+        findings.push(in_clear("http.tls", address.clone(), fix));
+    }
     if config.signing_secrets.expose().is_empty() {
         findings.push(Finding::warn(
             "http.signature",

@@ -12,6 +12,7 @@ use super::sign::Signer;
 use super::template::Templates;
 use crate::error::{Code, Error, Result};
 use crate::event::encoding::PayloadForm;
+use crate::hop::is_loopback;
 use crate::secret::Secret;
 
 /// `[http]`: the address that events are posted to.
@@ -165,6 +166,12 @@ impl HttpConfig {
         }
     }
 
+    /// Whether events travel in clear where others may listen.
+    pub fn is_exposed(&self) -> bool {
+        let plain = |url: &Uri| url.scheme_str() == Some("http") && !url.host().is_some_and(is_loopback);
+        [self.target().ok(), self.verify_target().ok().flatten()].iter().flatten().any(plain)
+    }
+
     /// The header `Content-Type`.
     pub fn content_type(&self) -> &str {
         match (self.content_type.as_str(), self.batch_rows, self.format) {
@@ -242,6 +249,14 @@ mod tests {
 
     fn good() -> HttpConfig {
         HttpConfig { url: "https://example.com/hook?token=canary".to_owned().into(), ..Default::default() }
+    }
+
+    #[test]
+    fn what_leaves_this_machine_without_tls_is_exposed() {
+        let to = |url: &str| HttpConfig { url: url.to_owned().into(), ..good() }.is_exposed();
+        assert!(to("http://example.com/hook") && !to("https://example.com/hook") && !to("http://[::1]:80/"));
+        let asks = HttpConfig { verify_url: "http://example.com/".to_owned().into(), ..good() };
+        assert!(asks.is_exposed());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
 use crate::event::encoding::{self, Encoding, PayloadForm};
+use crate::hop::{host_of, is_loopback};
 
 /// What a record may have beside the row: the content's columns, names, escapes.
 const RECORD_OVERHEAD_BYTES: usize = 100_000;
@@ -149,6 +150,40 @@ impl KafkaConfig {
         self.transactional_id.clone().unwrap_or_else(|| format!("walcast.{}.{slot}", self.topic_prefix))
     }
 
+    /// The brokers to contact first, each as `host:port`.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &str> {
+        let addresses = self.brokers.split(',').map(str::trim).filter(|address| !address.is_empty());
+        addresses.map(|address| address.split_once("://").map_or(address, |(_, address)| address))
+    }
+
+    fn protocol(&self) -> String {
+        self.properties.get("security.protocol").unwrap_or("plaintext").to_ascii_lowercase()
+    }
+
+    /// Whether connections are encrypted.
+    pub(super) fn has_tls(&self) -> bool {
+        matches!(self.protocol().as_str(), "ssl" | "sasl_ssl")
+    }
+
+    /// Whether walcast logs in.
+    pub(super) fn has_sasl(&self) -> bool {
+        self.protocol().starts_with("sasl")
+    }
+
+    /// The command that allows this user an operation on what `on` says.
+    pub(super) fn allow(&self, operation: &str, on: &str) -> String {
+        let user = self.properties.get("sasl.username").unwrap_or("walcast");
+        let brokers = &self.brokers;
+        format!(
+            "kafka-acls.sh --bootstrap-server {brokers} --add --allow-principal User:{user} --operation {operation} {on}"
+        )
+    }
+
+    /// Whether rows, and perhaps a password, travel in clear where others may listen.
+    pub(super) fn is_exposed(&self) -> bool {
+        !self.has_tls() && !self.addresses().all(|address| is_loopback(host_of(address)))
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
     }
@@ -271,16 +306,53 @@ impl Properties {
     }
 
     fn shown(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), if is_secret(name) { "***" } else { value }))
+        let shown = |name: &str, value| if is_shown(name) { value } else { "***" };
+        self.0.iter().map(move |(name, value)| (name.as_str(), shown(name, value)))
     }
 }
 
-/// Whether the value of a setting of librdkafka must not be shown.
-pub(super) fn is_secret(name: &str) -> bool {
-    ["password", "secret", "pem", "jaas", "token", "oauthbearer.config"]
-        .iter()
-        .any(|part| name.contains(part))
+/// Whether the value of a setting of librdkafka may be shown.
+pub(super) fn is_shown(name: &str) -> bool {
+    SHOWN.contains(&name)
 }
+
+/// The settings of librdkafka whose values tell nobody a secret. What is not known to be harmless is hidden: librdkafka has
+/// passwords, keys and tokens under many names, and more with each version.
+const SHOWN: [&str; 33] = [
+    "batch.num.messages",
+    "batch.size",
+    "broker.address.family",
+    "client.dns.lookup",
+    "client.id",
+    "client.rack",
+    "compression.codec",
+    "compression.level",
+    "compression.type",
+    "connections.max.idle.ms",
+    "enable.ssl.certificate.verification",
+    "fetch.max.bytes",
+    "linger.ms",
+    "message.send.max.retries",
+    "metadata.max.age.ms",
+    "queue.buffering.max.ms",
+    "reconnect.backoff.max.ms",
+    "reconnect.backoff.ms",
+    "request.timeout.ms",
+    "retries",
+    "retry.backoff.max.ms",
+    "retry.backoff.ms",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.oauthbearer.method",
+    "sasl.username",
+    "security.protocol",
+    "socket.keepalive.enable",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.cipher.suites",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.key.location",
+];
 
 impl fmt::Debug for Properties {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -365,7 +437,8 @@ mod tests {
     fn properties_are_read_in_both_spellings_and_hide_secrets() {
         let config = from_toml(
             "[properties]\nsecurity.protocol = 'SASL_SSL'\nsasl.password = 'hunter2'\n'sasl.username' = 'w'\n\
-             'ssl.key.pem' = 'hunter2'\n'enable.ssl.certificate.verification' = false\n'linger.ms' = 7",
+             'ssl.key.pem' = 'hunter2'\n\
+             'sasl.oauthbearer.assertion.private.key.passphrase' = 'hunter2'\n'of.a.later.version' = 'hunter2'\n'enable.ssl.certificate.verification' = false\n'linger.ms' = 7",
         )
         .unwrap();
         let client = config.producer("id", 1000);
@@ -380,6 +453,24 @@ mod tests {
         let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("SASL_SSL"), "{shown}");
+    }
+
+    #[test]
+    fn what_leaves_this_machine_without_tls_is_exposed() {
+        let exposed = |text: &str| from_toml(text).unwrap().is_exposed();
+        for text in [
+            "brokers = 'kafka:9092'",
+            "brokers = '127.0.0.1:9092, PLAINTEXT://10.0.0.7:9092'",
+            "brokers = 'kafka:9092'\n[properties]\n'security.protocol' = 'sasl_plaintext'",
+        ] {
+            assert!(exposed(text), "{text}");
+        }
+        for text in [
+            "brokers = '127.0.0.1:9092,[::1]:9092'",
+            "brokers = 'kafka:9092'\n[properties]\n'security.protocol' = 'SASL_SSL'",
+        ] {
+            assert!(!exposed(text), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::config::is_secret;
+use super::config::is_shown;
 use crate::error::{self, Error};
 
 /// Keeps what a client reports on the side: calls themselves often only say that time ran out.
@@ -61,8 +61,9 @@ impl ClientContext for Reports {
         tracing::debug!(target: "walcast::librdkafka", %error, "{reason}");
         let Some(code) = error.rdkafka_error_code() else { return };
         let mut last = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        // "all brokers are down" follows the report that says why
-        if code != Code::AllBrokersDown || last.is_none() {
+        // "all brokers are down" follows the report that says why, and so may a closed connection
+        let rank = |code: Code| (definite(code).is_some(), code != Code::AllBrokersDown);
+        if last.as_ref().is_none_or(|(known, _)| rank(code) >= rank(*known)) {
             *last = Some((code, reason.to_owned()));
         }
     }
@@ -95,6 +96,9 @@ pub(super) fn classify(doing: &str, error: KafkaError, reports: &Reports) -> Err
     let codes = [code_of(&error), connection.as_ref().map(|(code, _)| *code)];
     let definite = codes.into_iter().flatten().find_map(|code| Some((code, definite(code)?)));
     match (definite, connection) {
+        (Some((code, (meaning, hint))), Some((reported, reason))) if code == reported => {
+            Error::new(meaning, format!("Kafka: cannot {doing}: {reason}")).hint(hint).because(error)
+        }
         (Some((code, (meaning, hint))), _) => {
             Error::new(meaning, format!("Kafka: cannot {doing}: {code}")).hint(hint).because(error)
         }
@@ -119,7 +123,13 @@ fn code_of(error: &KafkaError) -> Option<Code> {
 pub(super) fn definite(code: Code) -> Option<(error::Code, &'static str)> {
     let hint = match code {
         Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => {
-            "set sasl.mechanism, sasl.username and sasl.password in kafka.properties as the brokers want them"
+            let hint = "set sasl.mechanism, sasl.username and sasl.password in kafka.properties as the brokers want them";
+            return Some((error::Code::KafkaConnection, hint));
+        }
+        Code::SSL => {
+            let hint = "set ssl.ca.location in kafka.properties to the PEM file of the authority that signed the brokers' \
+                        certificates, and kafka.brokers to names that these have";
+            return Some((error::Code::KafkaConnection, hint));
         }
         Code::TopicAuthorizationFailed => {
             "allow this user Create, Describe, DescribeConfigs, Read and Write on the topics of kafka.topic_prefix"
@@ -167,7 +177,7 @@ pub(super) fn definite(code: Code) -> Option<(error::Code, &'static str)> {
 /// An error of making a client out of settings. Never shows a secret's value.
 pub(super) fn bad_settings(error: KafkaError) -> Error {
     let what = match error {
-        KafkaError::ClientConfig(_, _, name, _) if is_secret(&name) => format!("{name} is not accepted"),
+        KafkaError::ClientConfig(_, _, name, _) if !is_shown(&name) => format!("{name} is not accepted"),
         KafkaError::ClientConfig(_, reason, ..) | KafkaError::ClientCreation(reason) => reason,
         other => other.to_string(),
     };
@@ -191,8 +201,15 @@ mod tests {
         reports.error(KafkaError::Global(Code::Authentication), "wrong password");
         reports.error(KafkaError::Global(Code::AllBrokersDown), "1/1 brokers are down");
         let error = classify("write", timed_out(), &reports);
-        assert_eq!(error.kind(), Kind::Setup);
+        assert_eq!(error.kind(), Kind::Config);
         assert!(error.advice().contains("sasl.password"), "{error:?}");
+        assert!(error.to_string().contains("wrong password"), "{error}");
+        reports.error(KafkaError::Global(Code::BrokerTransportFailure), "closed");
+        assert_eq!(
+            classify("write", timed_out(), &reports).kind(),
+            Kind::Config,
+            "what is known stays known"
+        );
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub mod encode;
 mod ends;
 mod error;
 mod murmur;
+mod look;
+mod reach;
 mod read_back;
 mod recover;
 mod scan;

@@ -12,9 +12,11 @@ use tokio::sync::oneshot;
 use super::config::{KafkaConfig, Topics, message_bytes_max};
 use super::error::{Reports, bad_settings, classify, definite};
 use super::hung_transactions::lasting_transactions;
+use super::reach::reach;
 use super::thread::spawn;
 use crate::error::{self, Error, Result};
 use crate::finding::{Finding, Verdict, refuse};
+use crate::hop::in_clear;
 
 /// The id of a topic's finding.
 const TOPIC: &str = "kafka.topic";
@@ -49,6 +51,10 @@ pub(super) async fn check(
     on_thread(config, row_bytes_max, |cluster| async move {
         let (brokers, broker) = cluster.brokers()?;
         let mut findings = vec![brokers];
+        if cluster.config.is_exposed() {
+            let fix = "set security.protocol in kafka.properties to ssl or sasl_ssl: docs/sinks/kafka.md";
+            findings.push(in_clear("kafka.tls", "kafka connection", fix));
+        }
         findings.extend(cluster.limits(broker, &transactional_id).await);
         let mut complete = true;
         for wanted in &cluster.wanted {
@@ -111,11 +117,15 @@ struct Found {
     partitions: usize,
     replication: usize,
     has_leaders: bool,
-    settings: BTreeMap<String, String>,
+    /// `None` when this user may not be told.
+    settings: Option<Settings>,
 }
+
+type Settings = BTreeMap<String, String>;
 
 impl Cluster {
     fn new(config: KafkaConfig, row_bytes_max: usize) -> Result<Self> {
+        reach(&config)?;
         let admin = config.client().create_with_context(Reports::default()).map_err(bad_settings)?;
         let wanted = wanted(&config, row_bytes_max);
         Ok(Cluster { admin, config, wanted })
@@ -154,24 +164,22 @@ impl Cluster {
     /// What a broker allows of transactions. What the ACLs allow this user shows only when a producer begins, and that
     /// would shut a running walcast out.
     async fn limits(&self, broker: i32, transactional_id: &str) -> Vec<Finding> {
+        let timeout = "kafka.transaction_timeout";
         let settings = match self.settings(ResourceSpecifier::Broker(broker)).await {
-            Ok(settings) => settings,
-            Err(error) => {
-                let message = format!(
-                    "are not told to this user ({error}): kafka.transaction_timeout_ms may be too long"
-                );
-                return vec![Finding::warn(
-                    "kafka.transaction_timeout",
-                    "kafka broker settings",
-                    message,
-                    self.allow_describe(),
-                )];
+            Ok(Some(settings)) => settings,
+            Ok(None) => {
+                let subject = "kafka broker settings";
+                let message = "are not told to this user: kafka.transaction_timeout_ms may be too long";
+                let allow = self.config.allow("DescribeConfigs", "--cluster");
+                let told = Finding::warn(timeout, subject, message, allow);
+                return vec![told, untried(transactional_id)];
             }
+            Err(error) => return vec![Finding::failed(timeout, "kafka broker settings", &error)],
         };
-        vec![self.transaction_timeout(&settings), self.transactional_id(&settings, transactional_id)]
+        vec![self.transaction_timeout(&settings), transactional_id_of(&settings, transactional_id)]
     }
 
-    fn transaction_timeout(&self, settings: &BTreeMap<String, String>) -> Finding {
+    fn transaction_timeout(&self, settings: &Settings) -> Finding {
         let (id, subject) = ("kafka.transaction_timeout", "kafka transaction timeout");
         let most = settings.get("transaction.max.timeout.ms").and_then(|most| most.parse::<u64>().ok());
         let ours = self.config.transaction_timeout_ms;
@@ -187,34 +195,18 @@ impl Cluster {
         }
     }
 
-    fn transactional_id(&self, settings: &BTreeMap<String, String>, transactional_id: &str) -> Finding {
-        let (id, subject) = ("kafka.transactional_id", "kafka transactional id");
-        let authorizer = settings.get("authorizer.class.name").is_some_and(|class| !class.is_empty());
-        let message = match authorizer {
-            true => format!(
-                "{transactional_id}; whether the ACLs allow it (Write and Describe) shows when walcast starts: to try \
-                 would shut a running one out"
-            ),
-            false => format!("{transactional_id}; the brokers have no ACLs"),
-        };
-        Finding::ok(id, subject, message)
-    }
-
-    fn allow_describe(&self) -> String {
-        let user = self.config.properties.get("sasl.username").unwrap_or("walcast");
-        format!(
-            "kafka-acls.sh --bootstrap-server {} --add --allow-principal User:{user} --operation DescribeConfigs --cluster",
-            self.config.brokers
-        )
-    }
-
     /// The topic, or `None` when there is none of this name.
     async fn found(&self, name: &str) -> Result<Option<Found>> {
         let metadata = self.admin.inner().fetch_metadata(Some(name), self.config.timeout());
         let metadata = metadata.map_err(|error| self.failed("read the topics", error))?;
-        let Some(topic) = metadata.topics().first().filter(|topic| !topic.partitions().is_empty()) else {
+        let Some(topic) = metadata.topics().first() else { return Ok(None) };
+        // one that may not be seen looks like one that is not there
+        if let Some(code) = topic.error().map(Code::from).filter(|code| definite(*code).is_some()) {
+            return Err(self.failed(&format!("see the topic {name}"), KafkaError::AdminOp(code)));
+        }
+        if topic.partitions().is_empty() {
             return Ok(None);
-        };
+        }
         let partitions = topic.partitions();
         Ok(Some(Found {
             partitions: partitions.len(),
@@ -228,17 +220,19 @@ impl Cluster {
         }))
     }
 
-    async fn settings(&self, of: ResourceSpecifier<'_>) -> Result<BTreeMap<String, String>> {
+    /// `None` when this user may not be told: rdkafka passes on no error of that, only that there are no settings, and of
+    /// those that may be told there are many.
+    async fn settings(&self, of: ResourceSpecifier<'_>) -> Result<Option<Settings>> {
         let described = self.admin.describe_configs([&of], &self.options()).await;
         let described = described.map_err(|error| self.failed("read settings", error))?;
-        let mut settings = BTreeMap::new();
+        let mut settings = Settings::new();
         for resource in described {
             let resource =
                 resource.map_err(|code| self.failed("read settings", KafkaError::AdminOp(code)))?;
             settings
                 .extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
         }
-        Ok(settings)
+        Ok((!settings.is_empty()).then_some(settings))
     }
 
     async fn create(&self, wanted: &Wanted) -> Result<()> {
@@ -277,6 +271,26 @@ impl Cluster {
     fn failed(&self, doing: &str, error: KafkaError) -> Error {
         classify(doing, error, self.admin.inner().context())
     }
+}
+
+/// What is said of the transactional id. Whether brokers have ACLs is known only of those that tell their settings.
+fn transactional_id_of(settings: &Settings, transactional_id: &str) -> Finding {
+    match settings.get("authorizer.class.name").is_some_and(|class| !class.is_empty()) {
+        true => untried(transactional_id),
+        false => Finding::ok(
+            "kafka.transactional_id",
+            "kafka transactional id",
+            format!("{transactional_id}; the brokers have no ACLs"),
+        ),
+    }
+}
+
+fn untried(transactional_id: &str) -> Finding {
+    let message = format!(
+        "{transactional_id}; whether the ACLs allow it (Write and Describe) shows when walcast starts: to try would shut a \
+         running one out"
+    );
+    Finding::ok("kafka.transactional_id", "kafka transactional id", message)
 }
 
 fn cannot_create(topic: &str, code: Code) -> Error {
@@ -391,8 +405,13 @@ impl Wanted {
         if found.replication < usize::from(config.replication_factor) {
             return too_few_replicas(subject, found, config);
         }
+        let Some(settings) = &found.settings else {
+            let message = "its settings are not told to this user, and may not be what walcast needs";
+            let topics = format!("--topic {} --resource-pattern-type prefixed", config.topic_prefix);
+            return Finding::warn(TOPIC, subject, message, config.allow("DescribeConfigs", &topics));
+        };
         let differing = self.rules.iter().filter_map(|rule| {
-            let value = found.settings.get(rule.setting).map_or("", String::as_str);
+            let value = settings.get(rule.setting).map_or("", String::as_str);
             Some((rule, value, rule.verdict(value))).filter(|(.., verdict)| *verdict != Verdict::Ok)
         });
         match differing.max_by_key(|(.., verdict)| *verdict == Verdict::Fail) {

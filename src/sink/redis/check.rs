@@ -7,6 +7,7 @@ use super::clock::system_micros;
 use super::config::{Durability, RedisConfig};
 use super::connection::{Connection, cluster};
 use crate::error::{Code, Result};
+use crate::hop::in_clear;
 use crate::sink::{Finding, Verdict};
 use crate::size::size;
 
@@ -20,6 +21,9 @@ pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Resul
         return Ok(findings);
     }
     findings.extend(password(config));
+    if config.is_exposed() {
+        findings.push(in_clear("redis.tls", config.address(), "export REDIS_TLS=true"));
+    }
     findings.push(durability(connection, config, &info).await?);
     findings.push(eviction(config, &info));
     findings.extend(memory(config, &info));

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::hop::{host_of, is_loopback};
 use crate::secret::Secret;
 
 /// `[redis]`: where leaderboards and counters are kept. Give walcast a database (`db`) of its own.
@@ -75,6 +76,13 @@ impl RedisConfig {
         now.saturating_add(hours.saturating_mul(3_600_000_000))
     }
 
+    /// Whether rows and the password travel in clear where others may listen.
+    pub fn is_exposed(&self) -> bool {
+        let sentinels = self.sentinel_addrs.iter().map(|address| host_of(address));
+        let mut hosts = sentinels.chain(self.sentinel_master.is_empty().then_some(self.host.as_str()));
+        !self.tls && !hosts.all(is_loopback)
+    }
+
     /// How messages name this database: `redis 127.0.0.1:6379/0`.
     pub fn address(&self) -> String {
         if self.sentinel_master.is_empty() {
@@ -88,6 +96,14 @@ impl RedisConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_leaves_this_machine_without_tls_is_exposed() {
+        let of = |json: &str| serde_json::from_str::<RedisConfig>(json).unwrap().is_exposed();
+        assert!(of(r#"{"host": "cache"}"#) && !of(r#"{"host": "cache", "tls": true}"#));
+        assert!(!of(r#"{"host": "::1"}"#));
+        assert!(of(r#"{"sentinel_master": "m", "sentinel_addrs": ["127.0.0.1:1", "b:1"]}"#));
+    }
 
     #[test]
     fn an_unknown_setting_is_refused_and_the_password_is_not_shown() {

@@ -8,7 +8,6 @@ mod slot;
 mod table;
 
 use std::cmp::Ordering;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -19,6 +18,7 @@ use self::slot::Slot;
 use crate::error::{Code, Error, Result};
 use crate::event::place::Places;
 use crate::finding::{self, Finding};
+use crate::hop::is_loopback;
 use crate::source::connection::Connection;
 use crate::source::migrations::MIGRATIONS;
 use crate::source::slot::{self as source_slot, ServerFacts};
@@ -141,10 +141,6 @@ fn tls(config: &PostgresConfig, encrypted: bool, bound: bool) -> Finding {
         }
         (false, _, false) => Finding::warn(id, subject, "without TLS: rows and state travel in clear", fix),
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Server, role, tables and state schema.

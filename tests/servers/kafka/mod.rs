@@ -5,4 +5,5 @@ mod fixture;
 
 mod brokers;
 mod records;
+mod security;
 mod transactions;

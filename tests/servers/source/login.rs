@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,8 +17,9 @@ use walcast::source::connection::Connection;
 use walcast::source::{PostgresConfig, SslMode, sql};
 
 use super::expect;
+use crate::support::certificates::Certificates;
 use crate::support::services;
-use crate::support::{DEADLINE, env, fresh_name, postgres, run, wait_until};
+use crate::support::{DEADLINE, fresh_name, postgres, run, wait_until};
 
 /// Logs in both ways, for replication and for ordinary SQL; whether the channel was bound.
 async fn log_in(config: &PostgresConfig) -> Result<bool, Error> {
@@ -139,7 +139,7 @@ async fn each_sslmode_asks_for_its_proof() {
 
     // self-signed, for this host, trusted by name or not at all
     let own = folder.make("own", &["-newkey", "rsa:2048"], "IP:127.0.0.1");
-    folder.install(&admin, &config, &own).await;
+    install(&admin, &config, &own).await;
     for sslmode in [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
         assert!(log_in(&with(&config, sslmode, Some(&own))).await.unwrap());
     }
@@ -150,7 +150,7 @@ async fn each_sslmode_asks_for_its_proof() {
     // signed by an authority, for another host
     let authority = folder.make("authority", &["-newkey", "rsa:2048"], "DNS:authority");
     let stranger = folder.sign("stranger", "DNS:db.example.org", &authority);
-    folder.install(&admin, &config, &stranger).await;
+    install(&admin, &config, &stranger).await;
     assert!(log_in(&with(&config, SslMode::VerifyCa, Some(&authority))).await.unwrap());
     let refused = log_in(&with(&config, SslMode::VerifyFull, Some(&authority))).await;
     expect(refused, Code::PostgresTls, &["127.0.0.1", "subjectAltName", "verify-ca"]);
@@ -160,7 +160,7 @@ async fn each_sslmode_asks_for_its_proof() {
 
     // signed by that authority, for this host
     let server = folder.sign("server", "IP:127.0.0.1", &authority);
-    folder.install(&admin, &config, &server).await;
+    install(&admin, &config, &server).await;
     assert!(log_in(&with(&config, SslMode::VerifyFull, Some(&authority))).await.unwrap());
     let by_name =
         PostgresConfig { host: "localhost".into(), ..with(&config, SslMode::VerifyFull, Some(&authority)) };
@@ -182,7 +182,7 @@ async fn each_sslmode_asks_for_its_proof() {
         ("pss", &["-newkey", "rsa:2048", "-sigopt", "rsa_padding_mode:pss"], false),
     ] {
         let certificate = folder.make(name, options, "IP:127.0.0.1");
-        folder.install(&admin, &config, &certificate).await;
+        install(&admin, &config, &certificate).await;
         let logged_in = log_in(&with(&config, SslMode::VerifyFull, Some(&certificate))).await;
         assert_eq!(logged_in.unwrap(), bound, "{name}");
     }
@@ -373,75 +373,19 @@ impl ServerCertVerifier for Credulous {
     }
 }
 
-/// A folder of certificates `NAME.crt`, each with its key in `NAME.key`, by the openssl command.
-struct Certificates {
-    path: PathBuf,
-}
-
-impl Certificates {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(fresh_name("walcast_certificates"));
-        std::fs::create_dir(&path).unwrap();
-        Certificates { path }
+/// Gives the server this certificate, and waits until it shows it.
+async fn install(admin: &tokio_postgres::Client, config: &PostgresConfig, certificate: &Path) {
+    let data: String = admin.query_one("SHOW data_directory", &[]).await.unwrap().get(0);
+    for (extension, file) in [("crt", "server.crt"), ("key", "server.key")] {
+        // written into the files that are there, whose owner and mode are as the server wants them
+        let bytes = std::fs::read(certificate.with_extension(extension)).unwrap();
+        std::fs::write(Path::new(&data).join(file), bytes).unwrap();
     }
-
-    /// Self-signed.
-    fn make(&self, name: &str, options: &[&str], alt_name: &str) -> PathBuf {
-        let (certificate, key) = self.paths(name);
-        let alt_name = format!("subjectAltName={alt_name}");
-        openssl(
-            &["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=walcast", "-addext", &alt_name],
-            &[options, &["-keyout", &key, "-out", &certificate]].concat(),
-        );
-        certificate.into()
-    }
-
-    /// Signed by the certificate `authority`.
-    fn sign(&self, name: &str, alt_name: &str, authority: &Path) -> PathBuf {
-        let (certificate, key) = self.paths(name);
-        let (request, extensions) = (format!("{certificate}.csr"), format!("{certificate}.ext"));
-        std::fs::write(&extensions, format!("subjectAltName={alt_name}\nbasicConstraints=CA:FALSE\n"))
-            .unwrap();
-        let subject = ["req", "-new", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=walcast"];
-        openssl(&subject, &["-keyout", &key, "-out", &request]);
-        let (authority, authority_key) = (authority.display().to_string(), authority.with_extension("key"));
-        openssl(
-            &["x509", "-req", "-days", "2", "-in", &request, "-extfile", &extensions, "-out", &certificate],
-            &["-CA", &authority, "-CAkey", &authority_key.display().to_string(), "-set_serial", "7"],
-        );
-        certificate.into()
-    }
-
-    fn paths(&self, name: &str) -> (String, String) {
-        let path = |extension| self.path.join(name).with_extension(extension).display().to_string();
-        (path("crt"), path("key"))
-    }
-
-    /// Gives the server this certificate, and waits until it shows it.
-    async fn install(&self, admin: &tokio_postgres::Client, config: &PostgresConfig, certificate: &Path) {
-        let data: String = admin.query_one("SHOW data_directory", &[]).await.unwrap().get(0);
-        for (extension, file) in [("crt", "server.crt"), ("key", "server.key")] {
-            // written into the files that are there, whose owner and mode are as the server wants them
-            let bytes = std::fs::read(certificate.with_extension(extension)).unwrap();
-            std::fs::write(Path::new(&data).join(file), bytes).unwrap();
-        }
-        run(admin, "SELECT pg_reload_conf()").await;
-        let shown = with(config, SslMode::VerifyCa, Some(certificate));
-        wait_until("the server shows its new certificate", async || pinned(&shown).await).await;
-    }
-}
-
-impl Drop for Certificates {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
+    run(admin, "SELECT pg_reload_conf()").await;
+    let shown = with(config, SslMode::VerifyCa, Some(certificate));
+    wait_until("the server shows its new certificate", async || pinned(&shown).await).await;
 }
 
 async fn pinned(config: &PostgresConfig) -> bool {
     Connection::connect(config).await.is_ok()
-}
-
-fn openssl(arguments: &[&str], more: &[&str]) {
-    let ended = Command::new(env("OPENSSL", "openssl")).args(arguments).args(more).output().unwrap();
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }

@@ -1,0 +1,265 @@
+//! A broker with TLS, logins and ACLs: who is let in, and what is said to those who are not.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::certificates::Certificates;
+use crate::support::services::Servers;
+use crate::support::world::World;
+use crate::support::{fresh_database, fresh_name, postgres};
+
+const PORT_SHIFT: u16 = 3_400;
+/// How soon it must be said what is wrong.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+
+/// A broker that lets in the user walcast, and knows a user nobody whom it allows nothing.
+struct Secured {
+    servers: Servers,
+    certificates: Certificates,
+}
+
+/// The listeners' ports.
+const IN_CLEAR: u16 = 29_092 + PORT_SHIFT;
+const SASL_SSL: u16 = IN_CLEAR + 2;
+const SSL_WITH_CERTIFICATES: u16 = IN_CLEAR + 3;
+const SASL_PLAINTEXT: u16 = IN_CLEAR + 4;
+
+impl Secured {
+    async fn start() -> Secured {
+        let certificates = Certificates::new();
+        let key = ["-newkey", "rsa:2048"];
+        let authority = certificates.make("authority", &key, "DNS:authority");
+        certificates.make("stranger", &key, "DNS:stranger");
+        for name in ["server", "client"] {
+            certificates.sign(name, "IP:127.0.0.1", &authority);
+        }
+        let text = |name: &str| std::fs::read_to_string(certificates.path.join(name)).unwrap();
+        std::fs::write(certificates.path.join("server.pem"), text("server.key") + &text("server.crt"))
+            .unwrap();
+        let properties = certificates.path.join("server.properties");
+        std::fs::write(&properties, broker_properties(&certificates)).unwrap();
+        let settings = [("SERVICES_KAFKA_PROPERTIES", properties.display().to_string())];
+        let start = move || Servers::start_some("secured", PORT_SHIFT, &settings, &["kafka"]);
+        let servers = tokio::task::spawn_blocking(start).await.unwrap();
+        let user = ["--entity-type", "users", "--entity-name", "walcast"];
+        let scram = ["kafka-tool", "configs", "--alter", "--add-config", "SCRAM-SHA-512=[password=right]"];
+        let secured = Secured { servers, certificates };
+        secured.command(&[scram.as_slice(), &user].concat());
+        secured
+    }
+
+    fn command(&self, arguments: &[&str]) {
+        drop(tokio::task::block_in_place(|| self.servers.command(arguments)));
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.certificates.path.join(name).display().to_string()
+    }
+
+    /// A world of Kafka alone, which reaches the broker like this.
+    async fn world(&self, port: u16, properties: &Value) -> World {
+        World::new(fresh_database(postgres()).await).await.with_all([
+            ("PIPELINE_SINKS".into(), "kafka".into()),
+            ("KAFKA_BROKERS".into(), format!("127.0.0.1:{port}")),
+            ("KAFKA_PROPERTIES".into(), properties.to_string()),
+        ])
+    }
+
+    /// The properties of somebody who trusts this authority and logs in so.
+    fn sasl(&self, mechanism: &str, user: &str, password: &str, authority: &str) -> Value {
+        json!({
+            "security.protocol": "SASL_SSL", "ssl.ca.location": self.path(authority),
+            "sasl.mechanism": mechanism, "sasl.username": user, "sasl.password": password,
+        })
+    }
+}
+
+fn broker_properties(certificates: &Certificates) -> String {
+    let path = |name: &str| certificates.path.join(name).display().to_string();
+    let listeners = format!(
+        "PLAINTEXT://127.0.0.1:{IN_CLEAR},SASL_SSL://127.0.0.1:{SASL_SSL},MTLS://127.0.0.1:{SSL_WITH_CERTIFICATES},\
+         SASL_PLAINTEXT://127.0.0.1:{SASL_PLAINTEXT}"
+    );
+    let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required user_walcast=\"right\" \
+                 user_nobody=\"right\";";
+    let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+    format!(
+        "listeners={listeners},CONTROLLER://127.0.0.1:{}\n\
+         advertised.listeners={listeners}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,MTLS:SSL,\
+         SASL_PLAINTEXT:SASL_PLAINTEXT\n\
+         sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+         listener.name.sasl_ssl.plain.sasl.jaas.config={plain}\n\
+         listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}\n\
+         listener.name.sasl_plaintext.plain.sasl.jaas.config={plain}\n\
+         listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config={scram}\n\
+         ssl.keystore.type=PEM\n\
+         ssl.keystore.location={}\n\
+         ssl.truststore.type=PEM\n\
+         ssl.truststore.location={}\n\
+         listener.name.mtls.ssl.client.auth=required\n\
+         listener.name.mtls.ssl.principal.mapping.rules=RULE:^CN=([^,]+).*$/$1/,DEFAULT\n\
+         authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+         super.users=User:ANONYMOUS\n",
+        IN_CLEAR + 1,
+        path("server.pem"),
+        path("authority.crt"),
+    )
+}
+
+/// The line of `walcast check` on this.
+async fn finding(world: &World, id: &str) -> Vec<Value> {
+    let checked = world.walcast(["check", "--json"]).await;
+    let from = checked.output.find('[').unwrap_or_else(|| panic!("{}", checked.output));
+    let mut findings = serde_json::Deserializer::from_str(&checked.output[from..]).into_iter::<Vec<Value>>();
+    let findings = findings.next().unwrap().unwrap();
+    findings.into_iter().filter(|finding| finding["id"] == id).collect()
+}
+
+/// `check`, `init` and `run` say the same of what is wrong, and none of them keeps anybody waiting.
+async fn is_refused(world: &World, id: &str, exit_code: i32, code: &str, words: &[&str]) {
+    let began = Instant::now();
+    let found = finding(world, id).await;
+    let found = found.first().unwrap_or_else(|| panic!("no {id}"));
+    assert!(began.elapsed() < TOLD_WITHIN, "{:?}: {found}", began.elapsed());
+    assert_eq!((found["verdict"].as_str(), found["code"].as_str()), (Some("fail"), Some(code)), "{found}");
+    let told = format!("{} {}", found["message"], found["fix"]);
+    for word in words {
+        assert!(told.contains(word), "no {word:?} in {told}");
+    }
+    for command in ["init", "run"] {
+        let began = Instant::now();
+        world.walcast([command]).await.expect(exit_code, &[&[code], words].concat());
+        assert!(began.elapsed() < TOLD_WITHIN, "{command}: {:?}", began.elapsed());
+    }
+}
+
+async fn wrong_settings_are_named(secured: &Secured) {
+    let tls = |more: Value| {
+        let mut properties =
+            json!({"security.protocol": "SSL", "ssl.ca.location": secured.path("authority.crt")});
+        properties.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        properties
+    };
+    let sasl = |mechanism: &str, password: &str, authority: &str| {
+        secured.sasl(mechanism, "walcast", password, authority)
+    };
+    let stranger = json!({
+        "ssl.certificate.location": secured.path("stranger.crt"), "ssl.key.location": secured.path("stranger.key"),
+    });
+    let in_clear = json!({
+        "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN",
+        "sasl.username": "walcast", "sasl.password": "right",
+    });
+    let (none, certificate) = (json!({}), ["certificate that it knows", "ssl.certificate.location"]);
+    let cases: [(u16, Value, [&str; 2]); 12] = [
+        (
+            SASL_SSL,
+            sasl("PLAIN", "wrong", "authority.crt"),
+            ["Invalid username or password", "sasl.password"],
+        ),
+        (SASL_SSL, sasl("SCRAM-SHA-512", "wrong", "authority.crt"), ["SCRAM-SHA-512", "sasl.password"]),
+        (
+            SASL_SSL,
+            sasl("SCRAM-SHA-256", "right", "authority.crt"),
+            ["PLAIN,SCRAM-SHA-512", "sasl.mechanism"],
+        ),
+        (SASL_SSL, sasl("PLAIN", "right", "stranger.crt"), ["certificate verify failed", "ssl.ca.location"]),
+        (SASL_SSL, none.clone(), ["speaks TLS", "security.protocol"]),
+        (SASL_SSL, in_clear.clone(), ["speaks TLS", "sasl_ssl"]),
+        (SASL_SSL, tls(none.clone()), ["asks for a login (PLAIN, SCRAM-SHA-512)", "sasl_ssl"]),
+        (SASL_PLAINTEXT, none.clone(), ["asks for a login (PLAIN, SCRAM-SHA-512)", "sasl.username"]),
+        (SSL_WITH_CERTIFICATES, tls(none.clone()), certificate),
+        (SSL_WITH_CERTIFICATES, tls(stranger), certificate),
+        (IN_CLEAR, tls(none), ["speaks no TLS", "security.protocol"]),
+        (IN_CLEAR, in_clear, ["asks for no login", "security.protocol"]),
+    ];
+    for some in cases.chunks(3) {
+        join_all(some.iter().map(async |(port, properties, words)| {
+            let world = secured.world(*port, properties).await;
+            is_refused(&world, "kafka.brokers", 78, "WC-105", words).await;
+        }))
+        .await;
+    }
+}
+
+/// The commands of docs/sinks/kafka.md that give the rights, for these topics.
+fn rights_of_the_docs(topic_prefix: &str) -> Vec<Vec<String>> {
+    let docs = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/sinks/kafka.md")).replace("\\\n", " ");
+    let commands = docs.lines().filter(|line| line.starts_with("kafka-acls.sh ")).map(|line| {
+        let words = line.split_whitespace().skip(3); // its name and the brokers
+        words.map(|word| word.trim_matches('"').replace("engagement", topic_prefix)).collect()
+    });
+    commands.collect()
+}
+
+impl Secured {
+    fn acls(&self, command: &[String]) {
+        let words = command.iter().map(String::as_str);
+        self.command(&["kafka-tool", "acls"].into_iter().chain(words).collect::<Vec<_>>());
+    }
+}
+
+async fn missing_rights_are_named(secured: &Secured) {
+    let nobody = secured.sasl("PLAIN", "nobody", "right", "authority.crt");
+    let world = secured.world(SASL_SSL, &nobody).await;
+    is_refused(&world, "kafka.brokers", 2, "WC-220", &["topic", "Topic authorization failed"]).await;
+}
+
+/// As the user whom the docs make, in each way of proving who one is.
+async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
+    let prefix = fresh_name("t");
+    let commands = rights_of_the_docs(&prefix);
+    assert_eq!(commands.len(), 3, "topics, transactional id, group");
+    commands.iter().for_each(|command| secured.acls(command));
+    let certificate = json!({
+        "security.protocol": "SSL", "ssl.ca.location": secured.path("authority.crt"),
+        "ssl.certificate.location": secured.path("client.crt"), "ssl.key.location": secured.path("client.key"),
+    });
+    let ways = [
+        (SASL_SSL, secured.sasl("PLAIN", "walcast", "right", "authority.crt")),
+        (SASL_SSL, secured.sasl("SCRAM-SHA-512", "walcast", "right", "authority.crt")),
+        (SSL_WITH_CERTIFICATES, certificate),
+    ];
+    for (way, (port, properties)) in ways.into_iter().enumerate() {
+        let world =
+            secured.world(port, &properties).await.with("KAFKA_TOPIC_PREFIX", &format!("{prefix}.{way}"));
+        world.walcast(["init"]).await.expect(0, &[]);
+        let running = world.start().await;
+        world.insert_events(50).await;
+        world.verify().await;
+        running.stop().await;
+        what_is_not_told_is_not_called_well(&world).await;
+    }
+    // without the right to read the topics' settings it works as well, and says what it does not know
+    let (port, properties) = (SASL_SSL, secured.sasl("PLAIN", "walcast", "right", "authority.crt"));
+    let world = secured.world(port, &properties).await.with("KAFKA_TOPIC_PREFIX", &format!("{prefix}.0"));
+    let topics = ["--topic", &prefix, "--resource-pattern-type", "prefixed"];
+    let remove =
+        ["--remove", "--force", "--allow-principal", "User:walcast", "--operation", "DescribeConfigs"];
+    secured.acls(&[remove.as_slice(), &topics].concat().into_iter().map(str::to_owned).collect::<Vec<_>>());
+    for topic in finding(&world, "kafka.topic").await {
+        assert_eq!(topic["verdict"], "warn", "{topic}");
+        assert!(topic["message"].as_str().unwrap().contains("not told"), "{topic}");
+        assert!(topic["fix"].as_str().unwrap().contains("--operation DescribeConfigs --topic"), "{topic}");
+    }
+}
+
+/// This user may not read the brokers' settings.
+async fn what_is_not_told_is_not_called_well(world: &World) {
+    let timeout = &finding(world, "kafka.transaction_timeout").await[0];
+    assert_eq!(timeout["verdict"], "warn", "{timeout}");
+    assert!(timeout["message"].as_str().unwrap().contains("not told"), "{timeout}");
+    let id = &finding(world, "kafka.transactional_id").await[0];
+    assert!(!id["message"].as_str().unwrap().contains("no ACLs"), "{id}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secured_broker_lets_in_who_is_allowed_and_says_to_others_why_not() {
+    let secured = Secured::start().await;
+    wrong_settings_are_named(&secured).await;
+    missing_rights_are_named(&secured).await;
+    the_rights_of_the_docs_are_enough(&secured).await;
+}
