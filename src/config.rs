@@ -141,6 +141,7 @@ impl Loaded {
             }
         }
         let environment: BTreeMap<String, String> = environment.into_iter().collect();
+        refuse_unknown(&environment, &defaults)?;
         for (key, default) in &defaults {
             if let Some((name, text)) = from_environment(key, &environment)? {
                 figment = figment.merge((key.as_str(), typed(default, &text, &name)?));
@@ -227,11 +228,53 @@ fn from_environment(key: &str, environment: &BTreeMap<String, String>) -> Result
     Ok(Some((name, text.trim_end_matches(['\r', '\n']).to_owned())))
 }
 
+/// Refuses a name that begins as ours do and is none: whoever set it believes that it works.
+fn refuse_unknown(environment: &BTreeMap<String, String>, known: &BTreeMap<String, Value>) -> Result<()> {
+    let names: BTreeSet<String> = known.keys().map(|key| environment_name(key)).collect();
+    let sections: BTreeSet<String> =
+        known.keys().filter_map(|key| Some(key.split_once('.')?.0.to_uppercase() + "_")).collect();
+    let is_ours = |name: &str| sections.iter().any(|section| name.starts_with(section));
+    let is_known =
+        |name: &str| names.contains(name.strip_suffix("_FILE").unwrap_or(name)) || names.contains(name);
+    let unknown = environment.keys().map(String::as_str);
+    let Some(unknown) = unknown.into_iter().find(|name| is_ours(name) && !is_known(name) && !is_elses(name))
+    else {
+        return Ok(());
+    };
+    let error =
+        Error::new(Code::UnknownSetting, format!("{unknown} in the environment is no setting of walcast"));
+    let (bare, file) = unknown.strip_suffix("_FILE").map_or((unknown, ""), |bare| (bare, "_FILE"));
+    Err(match nearest(bare, names.iter().map(String::as_str)) {
+        Some(name) => error.hint(format!("did you mean {name}{file}? Else unset it")),
+        None => error.hint(format!("unset it for walcast: env -u {unknown} walcast …")),
+    })
+}
+
+/// Names that others give to processes: proxies, and the links to services of Kubernetes and Docker (a service called
+/// `redis` makes `REDIS_SERVICE_HOST`, `REDIS_PORT_6379_TCP_ADDR` and more).
+fn is_elses(name: &str) -> bool {
+    name == "HTTP_PROXY" || name.contains("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || {
+        let (_, port) = name.split_once("_PORT_").unwrap_or_default();
+        port.starts_with(|first: char| first.is_ascii_digit())
+    }
+}
+
+/// The one of these names that is meant by this one, most likely.
+fn nearest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let close = names.map(|name| (strsim::damerau_levenshtein(name, unknown), name));
+    close.filter(|(distance, _)| *distance <= 4).min().map(|(_, name)| name)
+}
+
 /// The text as the type that the setting's default has: a password of digits stays text.
 fn typed(default: &Value, text: &str, name: &str) -> Result<Value> {
     let wrong = |shape: &str| {
-        Error::new(Code::Configuration, format!("{name} is not {shape}"))
-            .hint(format!("set {name} to {shape}, or unset it"))
+        let error = Error::new(Code::Configuration, format!("{name} is not {shape}"));
+        error.hint(match text.contains("://") && name.ends_with("_PORT") {
+            true => format!(
+                "Kubernetes sets {name} for a service of that name: give the pod enableServiceLinks: false, or set {name} yourself"
+            ),
+            false => format!("set {name} to {shape}, or unset it"),
+        })
     };
     Ok(match default {
         Value::Bool(_) => Value::Bool(text.parse().map_err(|_| wrong("true or false"))?),
@@ -252,20 +295,21 @@ fn explain(error: figment::Error, known: &BTreeMap<String, Value>) -> Error {
         figment::error::Kind::UnknownField(name, _) => Some(name.clone()),
         _ => None,
     };
-    let Some(unknown) = unknown else { return Error::new(Code::Configuration, error.to_string()) };
-    let explained = Error::new(Code::UnknownSetting, error.to_string());
+    // without the lines of the file that it quotes: they may hold a password
+    let text = error.to_string();
+    let told: Vec<&str> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|')).collect();
+    let told = told.join(": ");
+    let Some(unknown) = unknown else { return Error::new(Code::Configuration, told) };
+    let explained = Error::new(Code::UnknownSetting, told);
     let sections: BTreeSet<&str> = known.keys().filter_map(|key| Some(key.split_once('.')?.0)).collect();
     let within = error.path.first().and_then(|first| sections.get(first.as_str()));
-    let nearest = |names: &mut dyn Iterator<Item = &str>| {
-        let close = names.map(|name| (strsim::damerau_levenshtein(name, &unknown), name.to_owned()));
-        close.filter(|(distance, _)| *distance <= 4).min().map(|(_, name)| name)
-    };
     let meant = match within {
         Some(section) => {
-            let mut names = known.keys().filter_map(|key| key.strip_prefix(*section)?.strip_prefix('.'));
-            nearest(&mut names).map(|name| format!("{name} in [{section}]"))
+            let names = known.keys().filter_map(|key| key.strip_prefix(*section)?.strip_prefix('.'));
+            nearest(&unknown, names).map(|name| format!("{name} in [{section}]"))
         }
-        None => nearest(&mut sections.iter().copied()).map(|name| format!("[{name}]")),
+        None => nearest(&unknown, sections.iter().copied()).map(|name| format!("[{name}]")),
     };
     match meant {
         Some(meant) => explained.hint(format!("did you mean {meant}?")),
@@ -344,9 +388,48 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_name_in_the_environment_is_refused_with_the_nearest() {
+        for (unknown, advice) in [
+            ("POSTGRES_SSLMOD", "did you mean POSTGRES_SSLMODE? Else unset it"),
+            ("REDIS_PASWORD_FILE", "did you mean REDIS_PASSWORD_FILE? Else unset it"),
+            (
+                "KAFKA_HEAP_OPTS_OF_ANOTHER_PROGRAM",
+                "unset it for walcast: env -u KAFKA_HEAP_OPTS_OF_ANOTHER_PROGRAM walcast …",
+            ),
+        ] {
+            let error = load("", &[(unknown, "canary")]).unwrap_err();
+            assert_eq!((error.code(), error.advice()), (Code::UnknownSetting, advice));
+            assert!(error.to_string().contains(unknown) && !error.chain().contains("canary"), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_that_others_give_to_every_process_are_left_alone() {
+        for name in [
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "PATH",
+            "REDIS_SERVICE_HOST",
+            "REDIS_SERVICE_PORT_MAIN",
+            "KAFKA_PORT_9092_TCP_ADDR",
+        ] {
+            assert!(load("", &[(name, "tcp://10.0.0.1:6379")]).is_ok(), "{name}");
+        }
+        let error = load("", &[("REDIS_PORT", "tcp://10.0.0.1:6379")]).unwrap_err();
+        assert!(error.advice().contains("enableServiceLinks"), "{error:?}");
+    }
+
+    #[test]
     fn a_value_of_another_type_is_refused_by_name() {
         let error = load("", &[("POSTGRES_PORT", "many")]).unwrap_err();
         assert!(error.to_string().contains("POSTGRES_PORT"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_refused_by_line_and_without_its_text() {
+        let error = load("[postgres]\nhost = \"db\"\npassword = canary\n", &[]).unwrap_err();
+        assert!(error.to_string().contains("line 3") && !error.chain().contains("canary"), "{error}");
+        assert!(!error.to_string().contains("\\n"), "{error}");
     }
 
     #[test]
