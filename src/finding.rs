@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, printable};
 
 /// One line of `walcast check`.
 #[derive(Debug, Clone, Serialize)]
@@ -38,9 +38,9 @@ impl Finding {
     pub fn ok(id: &'static str, subject: impl Into<String>, message: impl Into<String>) -> Self {
         Finding {
             id,
-            subject: subject.into(),
+            subject: printable(subject.into()),
             verdict: Verdict::Ok,
-            message: message.into(),
+            message: printable(message.into()),
             fix: None,
             code: None,
         }

@@ -192,6 +192,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if usage.use_stderr() { 64 } else { 0 });
         }
     };
+    keep_memory_private();
     #[cfg(feature = "failpoints")]
     let _failpoints = fail::FailScenario::setup();
     match run(cli) {
@@ -204,6 +205,16 @@ fn main() -> ExitCode {
             );
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// No dump of a crash and no other process of this user gets to see the passwords.
+fn keep_memory_private() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        // a kernel that knows no such thing is no reason not to run
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
 }
 

@@ -92,7 +92,7 @@ struct Inner {
 impl Error {
     /// An error of this code. `message` says what happened, without values of rows and without secrets.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { code, message: message.into(), hint: None, source: None }))
+        Error(Box::new(Inner { code, message: printable(message.into()), hint: None, source: None }))
     }
 
     /// Says what the operator can do, in place of the kind's general hint.
@@ -145,7 +145,7 @@ impl Error {
         let mut text = self.0.message.clone();
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            let part = error.to_string();
+            let part = printable(error.to_string());
             if !text.ends_with(&part) {
                 text.push_str(": ");
                 text.push_str(&part);
@@ -154,6 +154,27 @@ impl Error {
         }
         text
     }
+}
+
+/// On one line of a terminal, a text is that text: what servers say of themselves may move the cursor, change the window's
+/// title, or begin a line that looks like one of ours.
+pub fn printable(text: String) -> String {
+    if !text.chars().any(is_deceptive) {
+        return text;
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_deceptive(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// Control characters, line ends of Unicode, and what changes the direction of writing.
+fn is_deceptive(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 impl fmt::Display for Error {
@@ -171,5 +192,27 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_stays_on_its_line() {
+        let forged = "no\n\u{1b}[2Jok    everything\u{7}\u{202e}";
+        let shown = r"no\n\u{1b}[2Jok    everything\u{7}\u{202e}";
+        let error = Error::new(Code::Unavailable, forged).because(forged);
+        assert_eq!(error.to_string(), shown);
+        assert_eq!(error.chain(), shown, "the cause says the same");
+        let caused = Error::new(Code::Unavailable, "it failed").because(forged);
+        assert_eq!(caused.chain(), format!("it failed: {shown}"));
+    }
+
+    #[test]
+    fn other_texts_are_left_as_they_are() {
+        let text = "größer als 1 µs — «naïve» 日本語 é";
+        assert_eq!(printable(text.to_owned()), text);
     }
 }

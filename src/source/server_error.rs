@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, printable};
 use crate::source::frame::{take_text, take_u8};
 
 /// An ErrorResponse or NoticeResponse. `Display` is its message, its detail and its SQLSTATE, without what can
@@ -174,9 +174,10 @@ impl ServerError {
     pub fn into_error(self, asked: Asked) -> Error {
         let (code, hint) = self.meaning(asked);
         let error = Error::new(code, format!("PostgreSQL: {self}"));
-        match (hint, self.hint.as_str()) {
-            ("", "") => error,
-            ("", hint) | (hint, _) => error.hint(hint),
+        match (hint, self.hint) {
+            ("", theirs) if theirs.is_empty() => error,
+            ("", theirs) => error.hint(printable(theirs)),
+            (ours, _) => error.hint(ours),
         }
     }
 

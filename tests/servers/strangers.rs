@@ -1,6 +1,6 @@
 //! What strangers do who can reach the page and no more.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
@@ -45,5 +45,24 @@ async fn half_requests_keep_neither_a_probe_nor_the_stream_waiting() {
     drop(strangers);
     world.wait_until_all_hold(20).await;
     world.verify().await;
+    running.stop().await;
+}
+
+/// A crash leaves no dump, and nobody of the same user reads the passwords: the kernel gives the files of such a process to
+/// root.
+#[tokio::test]
+async fn the_memory_of_a_process_that_knows_passwords_is_its_own() {
+    let world = World::initialised().await;
+    let binary = env!("CARGO_BIN_EXE_walcast");
+    // who runs the tests may be root, whose files are root's anyhow
+    let as_nobody = format!(
+        "#!/bin/sh\n[ \"$(id -u)\" != 0 ] || exec setpriv --reuid 65534 --regid 65534 --clear-groups '{binary}' \"$@\"\n\
+         exec '{binary}' \"$@\"\n"
+    );
+    let as_nobody = world.file(&as_nobody);
+    std::fs::set_permissions(&as_nobody, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let running = world.with_binary(&as_nobody).start().await;
+    let owner = std::fs::metadata(format!("/proc/{}/environ", running.pid())).unwrap().uid();
+    assert_eq!(owner, 0);
     running.stop().await;
 }

@@ -2,7 +2,8 @@
 
 mod json;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::sync::LazyLock;
 
 use uuid::Uuid;
 
@@ -269,9 +270,16 @@ fn value_hash(value: &Value<'_>) -> Option<u32> {
 }
 
 fn hash_of(value: &impl Hash) -> u32 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = self::hasher();
     value.hash(&mut hasher);
     fold(hasher.finish())
+}
+
+/// By a key that is drawn for each run: what the file on disk has of a value with few possibilities, such as a device, tells
+/// nobody which it is.
+fn hasher() -> DefaultHasher {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEY.build_hasher()
 }
 
 fn fold(hash: u64) -> u32 {

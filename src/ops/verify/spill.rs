@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,10 +31,16 @@ struct Partition {
 }
 
 impl Spill {
-    /// An empty one. The file has no name from the start: it is gone when this process is.
+    /// An empty one. The file is nobody else's to open, and has no name from the start: it is gone when this process is.
     pub fn new(folder: &Path, partitions: usize, extras: &Arc<Extras>) -> Result<Spill> {
         let path = folder.join(format!("walcast-verify-{}", Uuid::new_v4()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
         std::fs::remove_file(&path).map_err(failed)?;
         let partitions = (0..partitions.max(1)).map(|_| Partition::default()).collect();
         Ok(Spill { file, end: 0, extras: Arc::clone(extras), partitions })
@@ -92,6 +99,13 @@ fn failed(error: std::io::Error) -> Error {
 mod tests {
     use super::*;
     use crate::lsn::{Lsn, Position};
+
+    #[test]
+    fn the_file_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let spill = Spill::new(&std::env::temp_dir(), 1, &Arc::default()).unwrap();
+        assert_eq!(spill.file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
 
     #[test]
     fn all_records_come_back_each_in_one_partition() {

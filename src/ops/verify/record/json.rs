@@ -153,7 +153,7 @@ impl Reader<'_> {
 
     /// A string whose opening quotation mark has been read.
     fn string(&mut self) -> Option<u64> {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = super::hasher();
         Kind::String.hash(&mut hasher);
         loop {
             let plain = self.rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
@@ -253,7 +253,7 @@ fn huge(text: &str) -> u64 {
 }
 
 fn hash_of(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = super::hasher();
     value.hash(&mut hasher);
     hasher.finish()
 }

@@ -1,4 +1,4 @@
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use super::hash;
 
 /// The rule in its plainest form, of a value that has been read.
 fn of_value(value: &Value) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = super::super::hasher();
     match value {
         Value::Null => 0u8.hash(&mut hasher),
         Value::Bool(truth) => (6u8, truth).hash(&mut hasher),
@@ -25,7 +25,7 @@ fn of_value(value: &Value) -> u64 {
         }
         Value::Object(fields) => {
             let sum = fields.iter().fold(0u64, |sum, (name, value)| {
-                let mut hasher = DefaultHasher::new();
+                let mut hasher = super::super::hasher();
                 (name, of_value(value)).hash(&mut hasher);
                 sum.wrapping_add(hasher.finish())
             });
