@@ -110,7 +110,8 @@ walcast reads a TOML file (`--config` or `WALCAST_CONFIG`), then the environment
 - `[postgres] host = \"db\"` in the file is `POSTGRES_HOST=db` in the environment.
 - A name with `_FILE` after it names a file that holds the value: `POSTGRES_PASSWORD_FILE=/run/secrets/postgres`.
 - A list is written with commas in the environment: `PIPELINE_SINKS=kafka,redis`.
-- An unknown setting in the file is an error (exit code 78), and walcast names the nearest known one.
+- An unknown setting is an error (exit code 78), and walcast names the nearest known one: in the file, and in the environment where a
+  name begins with that of a section, such as `POSTGRES_`. Names that Kubernetes makes for services are left alone.
 - `walcast config show` prints each setting with its value and where the value comes from. Secrets are hidden.
 ";
 
