@@ -27,6 +27,8 @@ use walcast::source::{PostgresConfig, sql};
 
 /// How long anything may take that a test waits for.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a condition is waited for that is no promise of speed: on a small machine many tests run at once, beside a compiler.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A variable of `scripts/services env`, or what the servers have when nobody has changed it.
 pub fn env(name: &str, default: &str) -> String {
@@ -114,7 +116,7 @@ pub async fn run(client: &Client, statements: &str) {
 
 /// Asks again and again until the answer is yes.
 pub async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
-    wait_until_within(DEADLINE, what, condition).await;
+    wait_until_within(PATIENCE, what, condition).await;
 }
 
 /// The same, for what takes its time. It asks less often the longer it waits: some questions cost a server more than the

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::world::http;
-use super::{DEADLINE, wait_until};
+use super::{PATIENCE, wait_until};
 
 /// A `walcast run`; killed when dropped.
 pub struct Running {
@@ -46,8 +46,8 @@ impl Running {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(DEADLINE, streaming).await.is_err() {
-            panic!("it does not stream within {DEADLINE:?}: {}", self.log.lock().await);
+        if tokio::time::timeout(PATIENCE, streaming).await.is_err() {
+            panic!("it does not stream within {PATIENCE:?}: {}", self.log.lock().await);
         }
     }
 
