@@ -4,13 +4,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -82,17 +85,27 @@ impl Proof {
 }
 
 fn client_config(config: &PostgresConfig) -> Result<ClientConfig> {
-    let provider = ring::default_provider();
-    let algorithms = provider.signature_verification_algorithms;
+    let algorithms = ring::default_provider().signature_verification_algorithms;
     let proof = Proof::asked_by(config);
     let trusted = if proof == Proof::Nothing { Vec::new() } else { trusted(config.sslrootcert.as_deref())? };
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(trusted.iter().cloned());
-    let verifier = Verifier { proof, roots, trusted, algorithms };
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+    Ok(verified_by(Verifier { proof, roots, trusted, algorithms })?.with_no_client_auth())
+}
+
+fn verified_by(verifier: Verifier) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::new(Code::Protocol, "no TLS version is left").because(error))?;
-    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+/// TLS with whoever answers, for those who only want to see what a server speaks: nothing secret may be sent, and nothing that
+/// comes be believed.
+pub(crate) fn with_anybody() -> Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
+    let algorithms = ring::default_provider().signature_verification_algorithms;
+    let (proof, roots) = (Proof::Nothing, RootCertStore::empty());
+    verified_by(Verifier { proof, roots, trusted: Vec::new(), algorithms })
 }
 
 /// The certificates to trust: the file's, or the system's.

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustls::client::ResolvesClientCert;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::{ClientConnection, SignatureScheme, StreamOwned};
+
+use crate::hop::host_of;
+use crate::source::tls;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The longest answer that is read: a list of mechanisms.
@@ -70,16 +71,10 @@ fn connect(address: &str) -> io::Result<TcpStream> {
 }
 
 fn over_tls(address: &str, asked: &Arc<AtomicBool>) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    let host = host_of(address).trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let provider = Arc::new(ring::default_provider());
-    let onlooker = Onlooker(provider.signature_verification_algorithms);
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(onlooker))
-        .with_client_cert_resolver(Arc::new(Asked(Arc::clone(asked))));
+    let config = tls::with_anybody().map_err(io::Error::other)?;
+    let config = config.with_client_cert_resolver(Arc::new(Asked(Arc::clone(asked))));
     let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
     Ok(StreamOwned::new(connection, connect(address)?))
 }
@@ -143,45 +138,6 @@ impl Answer<'_> {
         let (text, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(String::from_utf8_lossy(text).into_owned())
-    }
-}
-
-/// Takes any certificate: who the broker is does not matter to what it speaks.
-#[derive(Debug)]
-struct Onlooker(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for Onlooker {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
     }
 }
 
