@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use hyper::Uri;
+
 use crate::finding::Finding;
 
 /// Whether a host, by name or address, is this machine.
@@ -16,6 +18,11 @@ pub fn host_of(address: &str) -> &str {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => address,
     }
+}
+
+/// Whether what is sent to this address can be read on its way.
+pub fn is_exposed(url: &Uri) -> bool {
+    url.scheme_str() == Some("http") && !url.host().is_some_and(is_loopback)
 }
 
 /// What `walcast check` says of a connection without TLS that leaves this machine.

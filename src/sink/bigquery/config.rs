@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use hyper::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result};
-use crate::hop::is_loopback;
+use crate::hop::is_exposed;
 
 /// The service takes less than 10 MB in one append, framing included.
 pub const APPEND_BYTES_LIMIT: usize = 9 << 20;
@@ -113,8 +112,7 @@ impl BigQueryConfig {
 
     /// Whether rows travel in clear where others may listen.
     pub fn is_exposed(&self) -> bool {
-        let plain = |url: &Uri| url.scheme_str() == Some("http") && !url.host().is_some_and(is_loopback);
-        [&self.rest_url, &self.grpc_url].iter().filter_map(|url| url.parse().ok()).any(|url| plain(&url))
+        [&self.rest_url, &self.grpc_url].iter().filter_map(|url| url.parse().ok()).any(|url| is_exposed(&url))
     }
 
     /// How messages name the table: `bigquery project.dataset.table`.

@@ -12,7 +12,7 @@ use super::sign::Signer;
 use super::template::Templates;
 use crate::error::{Code, Error, Result};
 use crate::event::encoding::PayloadForm;
-use crate::hop::is_loopback;
+use crate::hop::is_exposed;
 use crate::secret::Secret;
 
 /// `[http]`: the address that events are posted to.
@@ -168,8 +168,7 @@ impl HttpConfig {
 
     /// Whether events travel in clear where others may listen.
     pub fn is_exposed(&self) -> bool {
-        let plain = |url: &Uri| url.scheme_str() == Some("http") && !url.host().is_some_and(is_loopback);
-        [self.target().ok(), self.verify_target().ok().flatten()].iter().flatten().any(plain)
+        [self.target().ok(), self.verify_target().ok().flatten()].iter().flatten().any(is_exposed)
     }
 
     /// The header `Content-Type`.

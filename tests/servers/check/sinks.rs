@@ -1,10 +1,12 @@
 //! What is wrong with a sink.
 
+use std::collections::BTreeMap;
+
 use walcast::source::sql;
 
 use super::operator::{check, exported, failed, of};
 use crate::support::world::World;
-use crate::support::{fresh_database, postgres};
+use crate::support::{env, fresh_database, postgres};
 
 #[tokio::test]
 async fn a_sink_that_the_slot_can_no_longer_serve_is_told_with_both_positions() {
@@ -67,3 +69,26 @@ async fn more_replicas_than_brokers_are_told_and_mended() {
 }
 
 // --- how it looks
+
+/// A name of this machine that does not say so is one of another to whoever reads it.
+#[tokio::test]
+async fn what_leaves_the_machine_in_clear_is_told() {
+    let world = World::initialised().await;
+    let clear = ["kafka.tls", "redis.tls", "bigquery.tls", "http.tls"];
+    let told = async |world: &World| {
+        let (_, lines) = check(world).await;
+        let lines = lines.into_iter().filter(|line| clear.contains(&line.id.as_str()));
+        lines.map(|line| (line.id, line.verdict)).collect::<BTreeMap<_, _>>()
+    };
+    let here =
+        world.with("PIPELINE_SINKS", "kafka,redis,bigquery,http").with("HTTP_URL", "http://127.0.0.1:1/");
+    assert_eq!(told(&here).await, BTreeMap::new());
+    let elsewhere = |url: &str| url.replace("127.0.0.1", "127.1");
+    let rest = elsewhere(&env("BIGQUERY_REST_URL", "http://127.0.0.1:29050"));
+    let away = here
+        .with("KAFKA_BROKERS", &elsewhere(&env("KAFKA_BROKERS", "127.0.0.1:29092")))
+        .with("REDIS_HOST", "127.1")
+        .with("BIGQUERY_REST_URL", &rest)
+        .with("HTTP_URL", "http://127.1:1/");
+    assert_eq!(told(&away).await, clear.map(|id| (id.to_owned(), "warn".to_owned())).into());
+}
