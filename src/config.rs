@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Format, Serialized, Toml};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -236,9 +237,8 @@ fn refuse_unknown(environment: &BTreeMap<String, String>, known: &BTreeMap<Strin
     let is_ours = |name: &str| sections.iter().any(|section| name.starts_with(section));
     let is_known =
         |name: &str| names.contains(name.strip_suffix("_FILE").unwrap_or(name)) || names.contains(name);
-    let unknown = environment.keys().map(String::as_str);
-    let Some(unknown) = unknown.into_iter().find(|name| is_ours(name) && !is_known(name) && !is_elses(name))
-    else {
+    let mut named = environment.keys().map(String::as_str);
+    let Some(unknown) = named.find(|name| is_ours(name) && !is_known(name) && !is_elses(name)) else {
         return Ok(());
     };
     let error =
@@ -289,17 +289,29 @@ fn typed(default: &Value, text: &str, name: &str) -> Result<Value> {
     })
 }
 
+/// What stands before the text of a file's line, where an error quotes it.
+fn is_line_number(text: &str) -> bool {
+    text.trim().bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Adds the nearest known name to an error about an unknown one.
 fn explain(error: figment::Error, known: &BTreeMap<String, Value>) -> Error {
     let unknown = match &error.kind {
-        figment::error::Kind::UnknownField(name, _) => Some(name.clone()),
+        Kind::UnknownField(name, _) => Some(name.clone()),
         _ => None,
     };
-    // without the lines of the file that it quotes: they may hold a password
-    let text = error.to_string();
-    let told: Vec<&str> =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|')).collect();
-    let told = told.join(": ");
+    // without what stands in the file: it may be a password
+    let told = match &error.kind {
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
+            format!("{} is not {expected}", error.path.join("."))
+        }
+        _ => {
+            let text = error.to_string();
+            let quoted = |line: &str| line.split_once('|').is_some_and(|(before, _)| is_line_number(before));
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !quoted(line));
+            lines.collect::<Vec<_>>().join(": ")
+        }
+    };
     let Some(unknown) = unknown else { return Error::new(Code::Configuration, told) };
     let explained = Error::new(Code::UnknownSetting, told);
     let sections: BTreeSet<&str> = known.keys().filter_map(|key| Some(key.split_once('.')?.0)).collect();
@@ -430,6 +442,18 @@ mod tests {
         let error = load("[postgres]\nhost = \"db\"\npassword = canary\n", &[]).unwrap_err();
         assert!(error.to_string().contains("line 3") && !error.chain().contains("canary"), "{error}");
         assert!(!error.to_string().contains("\\n"), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_not_quoted() {
+        for (text, key) in [
+            ("[postgres]\npassword = 7355608\n", "postgres.password"),
+            ("[kafka]\nbrokers = 7355608\n", "kafka.brokers"),
+            ("[redis]\nport = \"7355608\"\n", "redis.port"),
+        ] {
+            let error = load(text, &[]).unwrap_err();
+            assert!(error.to_string().contains(key) && !error.chain().contains("7355608"), "{error}");
+        }
     }
 
     #[test]
