@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
+use crate::check::operator::{Line, check, of};
 use crate::support::certificates::Certificates;
 use crate::support::services::Servers;
 use crate::support::world::World;
@@ -109,23 +110,14 @@ fn broker_properties(certificates: &Certificates) -> String {
     )
 }
 
-/// The line of `walcast check` on this.
-async fn finding(world: &World, id: &str) -> Vec<Value> {
-    let checked = world.walcast(["check", "--json"]).await;
-    let from = checked.output.find('[').unwrap_or_else(|| panic!("{}", checked.output));
-    let mut findings = serde_json::Deserializer::from_str(&checked.output[from..]).into_iter::<Vec<Value>>();
-    let findings = findings.next().unwrap().unwrap();
-    findings.into_iter().filter(|finding| finding["id"] == id).collect()
-}
-
 /// `check`, `init` and `run` say the same of what is wrong, and none of them keeps anybody waiting.
 async fn is_refused(world: &World, id: &str, exit_code: i32, code: &str, words: &[&str]) {
     let began = Instant::now();
-    let found = finding(world, id).await;
-    let found = found.first().unwrap_or_else(|| panic!("no {id}"));
-    assert!(began.elapsed() < TOLD_WITHIN, "{:?}: {found}", began.elapsed());
-    assert_eq!((found["verdict"].as_str(), found["code"].as_str()), (Some("fail"), Some(code)), "{found}");
-    let told = format!("{} {}", found["message"], found["fix"]);
+    let (_, lines) = check(world).await;
+    assert!(began.elapsed() < TOLD_WITHIN, "{:?}", began.elapsed());
+    let line = of(&lines, id, "");
+    assert_eq!((line.verdict.as_str(), line.code.as_deref()), ("fail", Some(code)), "{line:?}");
+    let told = format!("{} {}", line.message, line.fix.as_ref().unwrap());
     for word in words {
         assert!(told.contains(word), "no {word:?} in {told}");
     }
@@ -240,20 +232,22 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
     let remove =
         ["--remove", "--force", "--allow-principal", "User:walcast", "--operation", "DescribeConfigs"];
     secured.acls(&[remove.as_slice(), &topics].concat().into_iter().map(str::to_owned).collect::<Vec<_>>());
-    for topic in finding(&world, "kafka.topic").await {
-        assert_eq!(topic["verdict"], "warn", "{topic}");
-        assert!(topic["message"].as_str().unwrap().contains("not told"), "{topic}");
-        assert!(topic["fix"].as_str().unwrap().contains("--operation DescribeConfigs --topic"), "{topic}");
+    let (_, lines) = check(&world).await;
+    let topics: Vec<&Line> = lines.iter().filter(|line| line.id == "kafka.topic").collect();
+    assert_eq!(topics.len(), 4, "{topics:?}");
+    for topic in topics {
+        assert!(topic.verdict == "warn" && topic.message.contains("not told"), "{topic:?}");
+        assert!(topic.fix.as_ref().unwrap().contains("--operation DescribeConfigs --topic"), "{topic:?}");
     }
 }
 
 /// This user may not read the brokers' settings.
 async fn what_is_not_told_is_not_called_well(world: &World) {
-    let timeout = &finding(world, "kafka.transaction_timeout").await[0];
-    assert_eq!(timeout["verdict"], "warn", "{timeout}");
-    assert!(timeout["message"].as_str().unwrap().contains("not told"), "{timeout}");
-    let id = &finding(world, "kafka.transactional_id").await[0];
-    assert!(!id["message"].as_str().unwrap().contains("no ACLs"), "{id}");
+    let (_, lines) = check(world).await;
+    let timeout = of(&lines, "kafka.transaction_timeout", "");
+    assert!(timeout.verdict == "warn" && timeout.message.contains("not told"), "{timeout:?}");
+    let id = of(&lines, "kafka.transactional_id", "");
+    assert!(!id.message.contains("no ACLs"), "{id:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
