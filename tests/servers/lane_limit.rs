@@ -93,8 +93,12 @@ async fn a_dead_sink_that_keeps_too_much_wal_is_given_up_and_gets_a_new_start() 
 #[tokio::test]
 async fn a_sink_that_is_slower_for_good_is_given_up_while_it_reads() {
     let Limited { redis: _redis, world, running } = fallen_behind(Weather::Slow(20_000), "").await;
+    // at 20 kB a second more than it takes in the time of this test
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let contents = "INSERT INTO content SELECT gen_random_uuid(), 'slow-' || gen_random_uuid(), repeat('t', 500), 'podcast', 100, now()
+                    FROM generate_series(1, 4000)";
+    run(&client, contents).await;
     wait_until("it has a lane, and reads", async || {
-        world.insert_events(1_000).await;
         // other tests' WAL may have been too much already
         ["catching_up", "lost"].contains(&lane_of_redis(&running).await["state"].as_str().unwrap_or_default())
     })

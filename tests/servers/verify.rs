@@ -125,8 +125,9 @@ async fn planted_faults_are_found_in_redis() {
 
 #[tokio::test]
 async fn a_pipeline_under_load_is_clean() {
-    let world = World::initialised().await.with("GENERATION_RATE", "200000");
-    // the emulator of BigQuery is slower than that
+    // few enough for a busy machine: what is compared grows for as long as it is compared
+    let world = World::initialised().await.with("GENERATION_RATE", "30000");
+    // the emulator of BigQuery takes more of it than all others together
     let world = world.with("PIPELINE_SINKS", "kafka,redis");
     let running = world.start().await;
     let load = world.spawn_command("generate");
@@ -134,7 +135,7 @@ async fn a_pipeline_under_load_is_clean() {
     let events = async || {
         client.query_one("SELECT count(*) FROM engagement_events", &[]).await.unwrap().get::<_, i64>(0)
     };
-    for least in [5_000, 30_000] {
+    for least in [500, 5_000] {
         wait_until("there are events", async || events().await >= least).await;
         let (code, report) = verify(&world).await;
         assert_eq!(code, Some(0), "{report:#}");
