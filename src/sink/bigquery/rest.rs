@@ -18,7 +18,7 @@ use super::column::Footprint;
 use super::config::BigQueryConfig;
 use super::extra::{ExtraTable, ExtraType};
 use super::table;
-use crate::error::{Code, Error, Result};
+use crate::error::{Class, Code, Error, Result};
 use crate::event::ExtraColumn;
 use crate::lsn::{Lsn, Position};
 
@@ -28,6 +28,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const PAGE_ROWS: i32 = 5_000;
 const QUERY_WITHIN: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(70);
+/// How long to wait before what failed is asked for again.
+const PAUSES: [Duration; 3] = [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(3)];
 
 /// The REST service for one table.
 pub struct Rest {
@@ -231,8 +233,13 @@ impl Rest {
         request.use_query_cache = Some(false);
         request.timeout_ms = Some(QUERY_WITHIN.as_millis() as i32);
         request.max_results = Some(PAGE_ROWS);
-        let sent = self.client.job().query(project, request).await;
-        let first = sent.map_err(|error| self.failed("cannot be queried", without_words(error)))?;
+        let mut patience = Patience::default();
+        let first = loop {
+            match self.client.job().query(project, request.clone()).await {
+                Ok(first) => break first,
+                Err(error) => patience.after(self.failed("cannot be queried", without_words(error))).await?,
+            }
+        };
         let job = first.job_reference.unwrap_or_default();
         let (mut done, mut token) = (first.job_complete == Some(true), first.page_token);
         if done {
@@ -247,9 +254,16 @@ impl Rest {
                 ..Default::default()
             };
             let id = job.job_id.as_deref().unwrap_or_default();
-            let answer = self.client.job().get_query_results(project, id, next).await;
-            let answer =
-                answer.map_err(|error| self.failed("does not give a query's rows", without_words(error)))?;
+            let mut patience = Patience::default();
+            let answer = loop {
+                match self.client.job().get_query_results(project, id, next.clone()).await {
+                    Ok(answer) => break answer,
+                    Err(error) => {
+                        let failed = self.failed("does not give a query's rows", without_words(error));
+                        patience.after(failed).await?;
+                    }
+                }
+            };
             done = answer.job_complete == Some(true);
             token = answer.page_token;
             page(&cells(answer.rows))?;
@@ -277,6 +291,25 @@ impl Rest {
 
     fn failed(&self, what: &str, error: BQError) -> Error {
         failed(&self.config, what, error)
+    }
+}
+
+/// For what may be asked for twice. A connection that was idle may be closed by the service at the moment that it is used
+/// again, and a comparison of millions of rows is not to end with that.
+struct Patience(std::slice::Iter<'static, Duration>);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience(PAUSES.iter())
+    }
+}
+
+impl Patience {
+    /// Waits before the next try; an error that is for good, or one too many, is given back.
+    async fn after(&mut self, error: Error) -> Result<()> {
+        let pause = self.0.next().filter(|_| error.class() == Class::Transient).ok_or(error)?;
+        tokio::time::sleep(*pause).await;
+        Ok(())
     }
 }
 
