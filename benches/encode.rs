@@ -37,8 +37,8 @@ fn event(builder: &mut BatchBuilder, content: &Arc<Content>, ordinal: u64) -> Ev
 fn batch() -> Batch {
     let content = Arc::new(Content {
         id: Uuid::from_u128(0xfeed_face_dead_beef_u128 << 64),
-        slug: "the-daily-episode-1017".into(),
-        title: "The Daily: what we learned this week".into(),
+        slug: Some("the-daily-episode-1017".into()),
+        title: Some("The Daily: what we learned this week".into()),
         content_type: Some("podcast".into()),
         length_seconds: Some(1_817),
         publish_ts: Some(1_767_000_000_000_000),

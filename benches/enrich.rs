@@ -56,8 +56,8 @@ fn transform() -> Transform {
 fn content(id: uuid::Uuid) -> Content {
     Content {
         id,
-        slug: format!("episode-{id}"),
-        title: "What we learned this week".into(),
+        slug: Some(format!("episode-{id}")),
+        title: Some("What we learned this week".into()),
         content_type: Some("podcast".into()),
         length_seconds: Some(1_817),
         publish_ts: Some(1_767_000_000_000_000),

@@ -108,8 +108,8 @@ impl Bench {
 fn content(n: u64) -> Arc<Content> {
     Arc::new(Content {
         id: Uuid::from_u64_pair(n.wrapping_mul(0x9E37_79B9_7F4A_7C15), n),
-        slug: format!("some-slug-of-content-{n}"),
-        title: format!("Some title of content {n}"),
+        slug: Some(format!("some-slug-of-content-{n}")),
+        title: Some(format!("Some title of content {n}")),
         content_type: Some(["podcast", "newsletter", "video"][n as usize % 3].into()),
         length_seconds: Some(1_800),
         publish_ts: Some(1_767_323_045_678_901),

@@ -1,5 +1,6 @@
 -- $1 schema, $2 table: one row when there is such a table. What it is, the columns of its primary key, those by which an
--- old row is known (NULL for the whole row), those that are generated, what our role may do, whether policies of
+-- old row is known (NULL for the whole row), those that are generated, what our role may do (whose transaction a row is of
+-- is a right of its own), whether policies of
 -- row-level security filter what it reads; its children by INHERITS; of its partitions those that are not logged, and
 -- those whose old rows are not known by anything.
 WITH ours AS (
@@ -20,6 +21,7 @@ SELECT relreplident::text,
        ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = ours.oid AND attgenerated <> ''
                AND NOT attisdropped ORDER BY attnum),
        has_schema_privilege(relnamespace, 'USAGE'), has_table_privilege(oid, 'SELECT'),
+       has_column_privilege(oid, 'xmin', 'SELECT'),
        row_security_active(oid), relkind::text, relpersistence = 'u',
        ARRAY(SELECT format('%I.%I', nspname, child.relname)
              FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid JOIN pg_namespace ON pg_namespace.oid = child.relnamespace

@@ -58,7 +58,10 @@ impl Row {
             Row::DeadLetter(letter) => return letter.bytes(),
             Row::EventChange(_) => None,
         };
-        content.map_or(0, |content| (content.slug.len() + content.title.len()).saturating_sub(SHORT_BYTES))
+        content.map_or(0, |content| {
+            let texts = [&content.slug, &content.title];
+            texts.into_iter().flatten().map(String::len).sum::<usize>().saturating_sub(SHORT_BYTES)
+        })
     }
 }
 
@@ -511,8 +514,8 @@ mod tests {
         let position = Position { commit_lsn: Lsn(1), ordinal: 0 };
         let content = Arc::new(Content {
             id: Uuid::nil(),
-            slug: "slug".into(),
-            title: "t".repeat(500_000),
+            slug: Some("slug".into()),
+            title: Some("t".repeat(500_000)),
             content_type: None,
             length_seconds: None,
             publish_ts: None,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
+use crate::event::privacy::PrivacyConfig;
 use crate::generate::GenerateConfig;
 use crate::sink::bigquery::BigQueryConfig;
 use crate::sink::breaker::BreakerConfig;
@@ -22,6 +23,7 @@ use crate::sink::http::HttpConfig;
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
 use crate::source::PostgresConfig;
+use crate::state::dead_letters::DeadLettersConfig;
 use crate::streaming::Limits;
 use crate::streaming::lane::LaneConfig;
 use crate::transform::Bounds;
@@ -40,6 +42,10 @@ pub struct Config {
     pub lane: LaneConfig,
     /// Where events come from, and where walcast keeps its state.
     pub postgres: PostgresConfig,
+    /// What of people leaves PostgreSQL.
+    pub privacy: PrivacyConfig,
+    /// The rows that were refused.
+    pub dead_letters: DeadLettersConfig,
     /// The Kafka sink.
     pub kafka: KafkaConfig,
     /// The Redis sink.
@@ -149,7 +155,8 @@ impl Loaded {
                 origins.insert(key.clone(), name);
             }
         }
-        let config: Config = figment.extract().map_err(|error| explain(error, &defaults))?;
+        let mut config: Config = figment.extract().map_err(|error| explain(error, &defaults))?;
+        config.postgres.privacy = config.privacy.rules()?;
         config.validate()?;
         Ok(Loaded { config, origins })
     }

@@ -102,6 +102,14 @@ enum Command {
     /// Fill a sink from PostgreSQL after it has lost its data.
     #[command(subcommand, after_help = "Example: walcast rebuild redis && walcast run")]
     Rebuild(RebuildCommand),
+    /// Say what there is of a person, or of a content, in each place; with --yes, take it out.
+    ///
+    /// Delete it in PostgreSQL first: what is there comes back with a rebuild. Rows of BigQuery, the rows of dead letters and
+    /// a content's own keys in Redis are deleted; records in Kafka stay until their retention ends. It cannot be undone.
+    #[command(
+        after_help = "Examples: walcast erase --user-id 0b8e1f2c-6f0e-4c8e-9a51-3f1f0c9a2d11\n          walcast erase --user-id 0b8e1f2c-6f0e-4c8e-9a51-3f1f0c9a2d11 --yes"
+    )]
+    Erase(ops::erase::Erase),
     /// Write realistic events into the source tables, for trials and load tests.
     #[command(
         after_help = "Examples: GENERATION_RATE=200000 walcast generate\n          BURST_MODE=true BURST_COUNT=100000 walcast generate"
@@ -257,6 +265,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
                 DeadLettersCommand::Discard(options) => ops::dead_letters::discard(config, options).await,
             };
         }
+        Command::Erase(options) => return ops::erase::erase(config, options).await,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,
         Command::Verify(options) => return ops::verify::verify(config, &options.into()).await,

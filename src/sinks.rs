@@ -49,6 +49,10 @@ const SINKS: [Entry; 5] = [
     },
 ];
 
+fn content(config: &Config) -> ContentSink {
+    ContentSink::new(&config.postgres, config.dead_letters.retention())
+}
+
 fn kafka(config: &Config) -> Result<KafkaSink> {
     KafkaSink::new(config.kafka.clone(), config.pipeline.row_bytes_max, State::new(config.postgres.clone()))
 }
@@ -69,13 +73,13 @@ pub fn validate(config: &Config) -> Result<()> {
 
 /// The sinks that the configuration asks for, after the content versions that joins need.
 pub fn build(config: &Config) -> Result<Vec<Box<dyn Sink>>> {
-    let content: Box<dyn Sink> = Box::new(ContentSink::new(&config.postgres));
+    let content: Box<dyn Sink> = Box::new(content(config));
     std::iter::once(Ok(content)).chain(named(config).map(|entry| (entry.sink)(config))).collect()
 }
 
 /// Their targets, as an operator sees them; in the same order.
 pub fn admins(config: &Config) -> Result<Vec<Box<dyn SinkAdmin>>> {
-    let content: Box<dyn SinkAdmin> = Box::new(ContentSink::new(&config.postgres));
+    let content: Box<dyn SinkAdmin> = Box::new(content(config));
     std::iter::once(Ok(content)).chain(named(config).map(|entry| (entry.admin)(config))).collect()
 }
 

@@ -125,6 +125,11 @@ impl Wanted {
         self.names.iter().any(|wanted| wanted == name || wanted == ALL)
     }
 
+    /// Whether all are, those too that a table does not have yet.
+    pub fn asks_for_all(&self) -> bool {
+        self.names.iter().any(|wanted| wanted == ALL)
+    }
+
     /// Whether a publication that brings some columns only leaves it out.
     pub fn is_left_out(&self, name: &str) -> bool {
         self.published.as_ref().is_some_and(|columns| !columns.iter().any(|column| column == name))

@@ -3,6 +3,7 @@
 
 pub mod encoding;
 pub mod extra;
+pub mod privacy;
 pub mod zone;
 pub mod row;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use crate::lsn::Position;
 pub use extra::{Extra, ExtraColumn};
+use privacy::Privacy;
 pub use row::{Content, Engagement};
 
 /// A piece of text in the batch's arena; [`Texts`] reads it.
@@ -90,16 +92,18 @@ impl Event {
     /// An event without anything that may be absent.
     pub fn new(position: Position, commit_ts: i64, id: i64, event_ts: i64) -> Self {
         let row = Engagement { id, event_ts, ..Engagement::default() };
-        Event::of(&row, (position, commit_ts), None, true, |_| Span { start: 0, len: 0 })
+        let everything = Privacy::default();
+        Event::of(&row, (position, commit_ts), None, (true, &everything), |_| Span { start: 0, len: 0 })
     }
 
-    /// The event of a row. `intern` puts its texts into the arena; `raw_payload` is left out unless it is to be kept.
+    /// The event of a row. `intern` puts its texts into the arena; `raw_payload` is left out unless it is to be kept, and
+    /// what tells of people goes by the rules.
     #[inline(always)]
     pub fn of(
         row: &Engagement<'_>,
         (position, commit_ts): (Position, i64),
         content: Option<Arc<Content>>,
-        keep_payload: bool,
+        (keep_payload, privacy): (bool, &Privacy),
         mut intern: impl FnMut(&str) -> Span,
     ) -> Self {
         Event {
@@ -107,12 +111,15 @@ impl Event {
             commit_ts,
             id: row.id,
             content_id: row.content_id,
-            user_id: row.user_id,
+            user_id: row.user_id.and_then(|id| privacy.user_id(id)),
             event_type: row.event_type.map(&mut intern),
             event_ts: row.event_ts,
             duration_ms: row.duration_ms,
-            device: row.device.map(&mut intern),
-            raw_payload: row.raw_payload.filter(|_| keep_payload).map(&mut intern),
+            device: row.device.and_then(|text| privacy.device(text, &mut intern)),
+            raw_payload: row
+                .raw_payload
+                .filter(|_| keep_payload)
+                .and_then(|json| privacy.raw_payload(json, &mut intern)),
             raw_payload_bytes: row.raw_payload.map(|text| text.len() as u32),
             content,
             extra: Extra::default(),

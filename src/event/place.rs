@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::extra::Wanted;
+use super::privacy::{Privacy, Rule};
 use super::schema::{CONTENT, ENGAGEMENT_EVENTS, SourceColumn, SourceTable};
 use super::zone::Zone;
 use crate::error::{Code, Error, Result};
@@ -24,6 +25,8 @@ pub struct Place {
     pub extra: Wanted,
     /// Whose clock its local times show; `None` where there may be none.
     pub zone: Option<Zone>,
+    /// What of people goes out.
+    pub privacy: Privacy,
     /// What each column of [`SourceTable::columns`] is called.
     columns: Vec<Called>,
 }
@@ -35,6 +38,14 @@ struct Called {
     names: Vec<String>,
     /// A table without it will do: its values are null then.
     dispensable: bool,
+    /// It is not read, whether it is there or not.
+    dropped: bool,
+}
+
+impl Called {
+    fn is(&self, name: &str) -> bool {
+        self.names.iter().any(|one| one == name)
+    }
 }
 
 /// Both tables.
@@ -58,7 +69,7 @@ impl Place {
             let called = names.get(column.name).map_or(column.name, String::as_str);
             let (none, names): (Vec<_>, Vec<_>) =
                 called.split(',').map(|name| name.trim().to_owned()).partition(String::is_empty);
-            Called { names, dispensable: !none.is_empty() }
+            Called { names, dispensable: !none.is_empty(), dropped: false }
         };
         let columns = table.columns.iter().map(called).collect();
         Place {
@@ -68,8 +79,17 @@ impl Place {
             row_filter: None,
             extra: Wanted::default(),
             zone: None,
+            privacy: Privacy::default(),
             columns,
         }
+    }
+
+    /// The same with these rules for what of people goes out.
+    pub fn with_privacy(mut self, privacy: &Privacy) -> Place {
+        for (column, called) in self.table.columns.iter().zip(&mut self.columns) {
+            called.dropped = privacy.rule(column.name) == Rule::Drop;
+        }
+        Place { privacy: privacy.clone(), ..self }
     }
 
     /// The same with these columns passed on.
@@ -82,7 +102,7 @@ impl Place {
         &self,
         columns: impl Iterator<Item = (&'a Column, C)>,
     ) -> impl Iterator<Item = (&'a Column, C)> {
-        columns.filter(|(column, _)| self.position(&column.name).is_none())
+        columns.filter(|(column, _)| !self.knows(&column.name))
     }
 
     /// Refuses names for columns that walcast does not know, and a column left out that it cannot do without. `setting`
@@ -120,20 +140,29 @@ impl Place {
         self.schema == schema && self.name == name
     }
 
-    /// The columns, in the order of the table's list, with what each is called; `None` for one that is not there.
+    /// The columns, in the order of the table's list, with what each is called; `None` for one that is not read.
     pub fn columns(&self) -> impl Iterator<Item = (&'static SourceColumn, Option<&str>)> {
-        let called = self.columns.iter().map(|called| called.names.first().map(String::as_str));
+        let read = |called: &Called| !called.dropped;
+        let called = self
+            .columns
+            .iter()
+            .map(move |called| called.names.first().filter(|_| read(called)).map(String::as_str));
         self.table.columns.iter().zip(called)
     }
 
-    /// The columns that are there, with what each is called.
+    /// The columns that are read, with what each is called.
     pub fn present(&self) -> impl Iterator<Item = (&'static SourceColumn, &str)> {
         self.columns().filter_map(|(column, called)| Some((column, called?)))
     }
 
-    /// The table's columns by their place in its list: which of them one called so is.
+    /// The table's columns by their place in its list: which of those that are read one called so is.
     pub fn position(&self, called: &str) -> Option<usize> {
-        self.columns.iter().position(|column| column.names.iter().any(|name| name == called))
+        self.columns.iter().position(|column| !column.dropped && column.is(called))
+    }
+
+    /// Whether one called so is a column of walcast's, read or not.
+    pub fn knows(&self, called: &str) -> bool {
+        self.columns.iter().any(|column| column.is(called))
     }
 
     /// What the column with this name of ours is called; ours where it is not there.
@@ -141,11 +170,19 @@ impl Place {
         self.present().find(|(column, _)| column.name == ours).map_or(ours, |(_, called)| called)
     }
 
+    /// The same of one that need not be read.
+    pub fn called_there<'a>(&'a self, ours: &'a str) -> &'a str {
+        let mut columns = self.table.columns.iter().zip(&self.columns);
+        let column = columns.find(|(column, _)| column.name == ours);
+        column.and_then(|(_, called)| called.names.first()).map_or(ours, String::as_str)
+    }
+
     /// The columns that a table with such columns lacks, with what each should be called.
     pub fn missing(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static SourceColumn, &str)> {
         let columns = self.table.columns.iter().zip(&self.columns);
         let missing = columns.filter(|(_, called)| {
-            !called.dispensable && !called.names.is_empty() && !called.names.iter().any(|name| has(name))
+            let dispensable = called.dispensable || called.dropped;
+            !dispensable && !called.names.is_empty() && !called.names.iter().any(|name| has(name))
         });
         missing.filter_map(|(column, called)| Some((column, called.names.first()?.as_str()))).collect()
     }

@@ -59,15 +59,25 @@ impl<'a> Replayed<'a> {
         let Replayed(values) = self;
         let text = |text: &std::borrow::Cow<'_, str>| text.clone().into_owned();
         let id: Uuid = read!(values, "content_id", Id).copied()?;
-        Some(Content {
+        let none = Content {
             id,
-            slug: read!(values, "slug", Text).map(text)?,
-            title: read!(values, "title", Text).map(text)?,
+            slug: None,
+            title: None,
+            content_type: None,
+            length_seconds: None,
+            publish_ts: None,
+        };
+        let content = Content {
+            id,
+            slug: read!(values, "slug", Text).map(text),
+            title: read!(values, "title", Text).map(text),
             content_type: read!(values, "content_type", Text).map(text),
             length_seconds: read!(values, "length_seconds", Int)
                 .and_then(|length| i32::try_from(*length).ok()),
             publish_ts: read!(values, "publish_ts", Time).copied(),
-        })
+        };
+        // one of which nothing is told goes out as none does
+        (content != none).then_some(content)
     }
 }
 

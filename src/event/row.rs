@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::privacy::{Privacy, Rule};
 use super::schema::{ContentColumn, EngagementColumn};
 use super::time::{MICROS_MAX, MICROS_MIN};
 use crate::pgoutput::{DecodeError, Timestamp};
@@ -34,15 +35,15 @@ impl Engagement<'_> {
     }
 }
 
-/// A row of `content`. Every `None` is an SQL NULL.
+/// A row of `content`. Every other `None` is an SQL NULL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
     /// `content.id`.
     pub id: Uuid,
-    /// `content.slug`.
-    pub slug: String,
-    /// `content.title`.
-    pub title: String,
+    /// `content.slug`; `None` when it is left out.
+    pub slug: Option<String>,
+    /// `content.title`; `None` when it is left out.
+    pub title: Option<String>,
     /// `content.content_type`: podcast, newsletter, video, or what the database allows besides.
     pub content_type: Option<String>,
     /// `content.length_seconds`.
@@ -158,13 +159,17 @@ pub struct UncheckedContent {
 
 impl UncheckedContent {
     /// Takes a column's value.
-    pub fn put<'a, C: Cell<'a>>(&mut self, column: ContentColumn, cell: C) -> Result<(), C::Error> {
-        let owned = |text: Option<&str>| text.map(str::to_owned);
+    pub fn put<'a, C: Cell<'a>>(
+        &mut self,
+        column: ContentColumn,
+        cell: C,
+        privacy: &Privacy,
+    ) -> Result<(), C::Error> {
         match column {
             ContentColumn::Id => self.id = cell.uuid()?,
-            ContentColumn::Slug => self.slug = owned(cell.text()?),
-            ContentColumn::Title => self.title = owned(cell.text()?),
-            ContentColumn::ContentType => self.content_type = owned(cell.text()?),
+            ContentColumn::Slug => self.slug = cell.text()?.and_then(|text| privacy.slug(text)),
+            ContentColumn::Title => self.title = cell.text()?.and_then(|text| privacy.title(text)),
+            ContentColumn::ContentType => self.content_type = cell.text()?.map(str::to_owned),
             ContentColumn::LengthSeconds => self.length_seconds = cell.int4()?,
             ContentColumn::PublishTs => self.publish_ts = cell.time()?,
         }
@@ -175,20 +180,30 @@ impl UncheckedContent {
     /// in the stream.
     pub fn keep(&mut self, column: ContentColumn, before: &Content) -> bool {
         match column {
-            ContentColumn::Slug => self.slug = Some(before.slug.clone()),
-            ContentColumn::Title => self.title = Some(before.title.clone()),
+            ContentColumn::Slug => self.slug.clone_from(&before.slug),
+            ContentColumn::Title => self.title.clone_from(&before.title),
             ContentColumn::ContentType => self.content_type.clone_from(&before.content_type),
             ContentColumn::Id | ContentColumn::LengthSeconds | ContentColumn::PublishTs => return false,
         }
         true
     }
 
-    /// The row, if it keeps the rules: an id, a slug, a title.
-    pub fn checked(self) -> Result<Content, RowError> {
-        Ok(Content {
-            id: self.id.ok_or_else(|| missing("id"))?,
-            slug: self.slug.ok_or_else(|| missing("slug"))?,
-            title: self.title.ok_or_else(|| missing("title"))?,
+    /// The row, if it keeps the rules: an id, a slug, a title, unless they are left out.
+    pub fn checked(self, privacy: &Privacy) -> Result<Content, RowError> {
+        for (text, column) in [(&self.slug, ContentColumn::Slug), (&self.title, ContentColumn::Title)] {
+            if text.is_none() && privacy.rule(column.name()) != Rule::Drop {
+                return Err(missing(column.name()));
+            }
+        }
+        self.kept().ok_or_else(|| missing(ContentColumn::Id.name()))
+    }
+
+    /// The row as it was once found to keep the rules of then.
+    pub fn kept(self) -> Option<Content> {
+        Some(Content {
+            id: self.id?,
+            slug: self.slug,
+            title: self.title,
             content_type: self.content_type,
             length_seconds: self.length_seconds,
             publish_ts: self.publish_ts.and_then(writable),

@@ -48,8 +48,8 @@ fn event(draw: &mut Draw, intern: &mut impl FnMut(&str) -> Span) -> Event {
 pub(crate) fn content(draw: &mut Draw) -> Content {
     Content {
         id: Uuid::from_u64_pair(draw.draw(), draw.draw()),
-        slug: draw.one(&TEXTS).to_owned(),
-        title: draw.one(&TEXTS).repeat(3),
+        slug: Some(draw.one(&TEXTS).to_owned()),
+        title: Some(draw.one(&TEXTS).repeat(3)),
         content_type: draw.perhaps(&TEXTS).map(str::to_owned),
         length_seconds: draw.perhaps(&NUMBERS).map(|seconds| seconds as i32),
         publish_ts: draw.perhaps(&TIMES),

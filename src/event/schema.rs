@@ -155,21 +155,23 @@ fields! {
 
     event_id: Int, Row, "", "engagement_events.id" = Some(r.event.id);
     content_id: Id, Row, "the column is null", "engagement_events.content_id, UUID text" = r.event.content_id;
-    user_id: Id, Row, "the column is null", "engagement_events.user_id, UUID text" = r.event.user_id;
+    user_id: Id, Row, "the column is null, or privacy.user_id leaves it out", "engagement_events.user_id, UUID text" = r.event.user_id;
     event_type: Text, Row, "the column is null", "play, pause, finish or click"
         = r.event.event_type.map(|span| r.texts.get(span));
     event_ts: Time, Row, "", "When it happened" = Some(r.event.event_ts);
     duration_ms: Int, Row, "the column is null", "engagement_events.duration_ms" = r.event.duration_ms;
-    device: Text, Row, "the column is null", "engagement_events.device" = r.event.device.map(|span| r.texts.get(span));
-    raw_payload: Json, Row, "the column is null, or the row was too large",
+    device: Text, Row, "the column is null, or privacy.device leaves it out", "engagement_events.device"
+        = r.event.device.map(|span| r.texts.get(span));
+    raw_payload: Json, Row, "the column is null, privacy.raw_payload leaves it out, or the row was too large",
         "engagement_events.raw_payload; NULL when it was too large"
         = r.event.raw_payload.map(|span| r.texts.get(span));
-    raw_payload_bytes: Int, Row, "the column raw_payload is null", "Size of raw_payload, also when it was left out"
+    raw_payload_bytes: Int, Row, "the column raw_payload is null, or left out by privacy.raw_payload",
+        "Size of raw_payload, also when it was left out"
         = r.event.raw_payload_bytes.map(i64::from);
-    slug: Text, Content, "there was no such content", "content.slug when the event was written"
-        = r.event.content.as_deref().map(|content| content.slug.as_str());
-    title: Text, Content, "there was no such content", "content.title when the event was written"
-        = r.event.content.as_deref().map(|content| content.title.as_str());
+    slug: Text, Content, "there was no such content, or privacy.slug leaves it out", "content.slug when the event was written"
+        = r.event.content.as_deref().and_then(|content| content.slug.as_deref());
+    title: Text, Content, "there was no such content, or privacy.title leaves it out", "content.title when the event was written"
+        = r.event.content.as_deref().and_then(|content| content.title.as_deref());
     content_type: Text, Content, "there was no such content, or the column is null",
         "content.content_type: podcast, newsletter or video"
         = r.event.content.as_deref().and_then(|content| content.content_type.as_deref());
@@ -203,8 +205,8 @@ fields! {
     visit visit_content(r: ContentRecord<'a>);
 
     id: Id, Row, "", "content.id" = Some(r.change.id);
-    slug: Text, Row, "", "content.slug" = Some(&r.content.slug);
-    title: Text, Row, "", "content.title" = Some(&r.content.title);
+    slug: Text, Row, "privacy.slug leaves it out", "content.slug" = r.content.slug.as_deref();
+    title: Text, Row, "privacy.title leaves it out", "content.title" = r.content.title.as_deref();
     content_type: Text, Row, "the column is null", "content.content_type: podcast, newsletter or video"
         = r.content.content_type.as_deref();
     length_seconds: Int, Row, "the column is null", "content.length_seconds" = r.content.length_seconds.map(i64::from);

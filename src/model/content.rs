@@ -27,10 +27,10 @@ impl ContentTable {
             let (field, column, value) = value?;
             let kept = before.is_some_and(|before| value == Value::Unchanged && row.keep(field, before));
             if !kept {
-                row.put(field, (column, value, &self.columns.zone))?;
+                row.put(field, (column, value, &self.columns.zone), &self.columns.privacy)?;
             }
         }
-        row.checked()
+        row.checked(&self.columns.privacy)
     }
 
     /// The id alone: of an old row other columns may be missing.

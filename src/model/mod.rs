@@ -13,6 +13,7 @@ use crate::error::{Code, Error};
 use crate::event::Span;
 use crate::event::extra::{self, Extra, ExtraColumn, Shape};
 use crate::event::place::{Place, Places};
+use crate::event::privacy::{Privacy, Rule};
 use crate::event::row::Cell;
 pub use crate::event::row::RowError;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, Reads, SourceColumn};
@@ -146,9 +147,10 @@ impl UnfitTable {
         );
         let setting = |value: String| format!("{}='{value}'", place.names_variable());
         let renamed = |(column, called): &(&SourceColumn, &str)| {
-            let mut others = relation.columns.iter().filter(|other| {
-                place.position(&other.name).is_none() && column.fits(other, place.zone.as_ref()).is_ok()
-            });
+            let mut others = relation
+                .columns
+                .iter()
+                .filter(|other| !place.knows(&other.name) && column.fits(other, place.zone.as_ref()).is_ok());
             let other = others.next().filter(|_| others.next().is_none());
             let other = other.map_or("<its name then>", |other| &*other.name);
             format!("\"{}\": \"{called},{other}\"", column.name)
@@ -209,6 +211,10 @@ pub struct TableColumns<F> {
     extra_at: Vec<Option<usize>>,
     /// Whose clock local times show.
     zone: Option<Zone>,
+    /// What of people goes out.
+    privacy: Privacy,
+    /// Of each column what it is read as where a pseudonym goes out for it.
+    hashed: Vec<Option<Reads>>,
 }
 
 impl<F: Copy> TableColumns<F> {
@@ -244,7 +250,13 @@ impl<F: Copy> TableColumns<F> {
             }
         }
         let extra = extra.into_iter().map(|(column, _): (_, usize)| column).collect();
-        Ok(TableColumns { relation, fields, names, zone: place.zone, extra, extra_at })
+        let hashed = |at: &Option<usize>| {
+            let column = wanted(at).filter(|column| place.privacy.rule(column.name) == Rule::Hash)?;
+            Some(column.reads)
+        };
+        let hashed = places.iter().map(hashed).collect();
+        let Place { zone, privacy, .. } = place;
+        Ok(TableColumns { relation, fields, names, zone, privacy, hashed, extra, extra_at })
     }
 
     /// Writes a row's extra columns behind what stands in the arena.
@@ -282,18 +294,39 @@ impl<F: Copy> TableColumns<F> {
     }
 
     /// A row that cannot go on: the error, the table's name, and the row as a JSON object of column name (ours, where
-    /// the column is) to text, also for numerics, or to `{"$base64": …}` for values that came in binary form.
+    /// the column is) to text, also for numerics, or to `{"$base64": …}` for values that came in binary form. It has no
+    /// columns but those that are passed on.
     pub fn dead_letter(&self, tuple: &Tuple<'_>, error: RowError) -> Refused {
-        let row: serde_json::Map<String, serde_json::Value> = self
-            .names
-            .iter()
-            .zip(self.relation.columns.iter().zip(tuple.columns()))
-            .map(|(name, (column, value))| {
-                (name.clone(), value.map_or(serde_json::Value::Null, |value| value_json(column, value)))
+        let columns =
+            self.relation.columns.iter().zip(tuple.columns()).zip(self.names.iter().zip(&self.hashed));
+        let passed_on = |at: usize| {
+            let is_there = |place: Option<bool>| place.unwrap_or_default();
+            is_there(self.fields.get(at).map(Option::is_some))
+                || is_there(self.extra_at.get(at).map(Option::is_some))
+        };
+        let columns = columns.enumerate().filter(|(at, _)| passed_on(*at));
+        let row: serde_json::Map<String, serde_json::Value> = columns
+            .map(|(_, ((column, value), (name, hashed)))| {
+                let value = match (value, hashed) {
+                    (Ok(value), None) => value_json(column, value),
+                    (Ok(value), Some(reads)) => self.pseudonym(column, value, *reads),
+                    (Err(_), _) => serde_json::Value::Null,
+                };
+                (name.clone(), value)
             })
             .collect();
         let table = format!("{}.{}", self.relation.namespace, self.relation.name);
         Refused { error, table, row_json: serde_json::Value::Object(row).to_string() }
+    }
+
+    /// What goes out for a value. One that cannot be read has no pseudonym, and is not told.
+    fn pseudonym(&self, column: &Column, value: Value<'_>, reads: Reads) -> serde_json::Value {
+        let pseudonym = match reads {
+            Reads::Uuid => value.uuid(column).map(|id| id.map(|id| self.privacy.uuid(id).to_string())),
+            Reads::Json => value.json(column).map(|json| json.map(|json| self.privacy.json(json))),
+            _ => value.text(column).map(|text| text.map(|text| self.privacy.pseudonym(text))),
+        };
+        pseudonym.map_or_else(|_| serde_json::json!({ "$withheld": true }), serde_json::Value::from)
     }
 }
 

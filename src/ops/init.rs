@@ -80,7 +80,8 @@ async fn publish(client: &Client, config: &PostgresConfig) -> Result<()> {
     if let Some(publication) = slot::publication(client, config).await? {
         return publication.require_fit().map(drop);
     }
-    client.batch_execute(&check::making_publication(config)).await.map_err(sql::error)?;
+    let making = check::Making::ask(client, config).await?;
+    client.batch_execute(&making.making_publication(config)).await.map_err(sql::error)?;
     tracing::info!(publication = config.publication, "publication made");
     Ok(())
 }

@@ -9,3 +9,4 @@ pub mod status;
 pub mod dead_letters;
 pub mod verify;
 pub mod rebuild;
+pub mod erase;

@@ -17,10 +17,11 @@ use crate::event::place::Place;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
 use crate::resume::SinkName;
+use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::{PostgresConfig, rows, sql};
-use crate::state::dead_letters::{self, Letter};
+use crate::state::dead_letters::{self, Letter, Retention};
 use crate::state::marks::EventMarks;
 use crate::state::{State, extra, lanes, requests, store_progress};
 use crate::transform::content_cache::ContentCache;
@@ -53,6 +54,8 @@ pub struct ContentSink {
     controls: Vec<Arc<Control>>,
     /// Whether there may be requests that all sinks have passed, and are to be done with.
     requests_open: bool,
+    /// For how long the rows of dead letters are kept.
+    retention: Retention,
     /// Extra columns, as they begin with an event beyond the stored checkpoint.
     extra: Vec<ExtraSince>,
     flushes: u32,
@@ -62,7 +65,7 @@ pub struct ContentSink {
 
 impl ContentSink {
     /// The sink for this database.
-    pub fn new(postgres: &PostgresConfig) -> Self {
+    pub fn new(postgres: &PostgresConfig, retention: Retention) -> Self {
         ContentSink {
             state: State::new(postgres.clone()),
             session: None,
@@ -75,6 +78,7 @@ impl ContentSink {
             events: postgres.places().events,
             controls: Vec::new(),
             requests_open: true,
+            retention,
             extra: Vec::new(),
             flushes: 0,
             pruned: Lsn::default(),
@@ -126,12 +130,20 @@ impl ContentSink {
         )
         .await?;
         let prunes = self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES);
+        let mut forgotten = 0;
         if prunes {
             self.pruned = prune(&transaction, session, self.pruned).await?;
+            forgotten = dead_letters::forget(&transaction, self.retention).await?;
         }
         failpoint!("content_before_commit");
         transaction.commit().await.map_err(sql::error)?;
         failpoint!("content_after_commit");
+        if forgotten > 0 {
+            tracing::info!(
+                letters = forgotten,
+                "the rows of dead letters older than dead_letters.retention_days are forgotten"
+            );
+        }
         // what an instance has left that was overtaken while it opened a lane; the next time is soon enough
         if prunes && let Err(error) = lanes::sweep(self.state.client().await?, session).await {
             tracing::debug!(error = error.chain(), "lanes' slots are not swept");
@@ -235,6 +247,10 @@ impl SinkAdmin for ContentSink {
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         Ok(self.state.progress::<()>(session, NAME).await?.0)
+    }
+
+    async fn traces(&mut self, _subject: &Subject) -> Result<Traces> {
+        Ok(Traces::default())
     }
 }
 

@@ -8,6 +8,7 @@ pub mod queue;
 pub mod read_back;
 pub mod retry;
 pub mod breaker;
+pub mod erasure;
 pub mod driver;
 pub mod content;
 pub mod null;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::erasure::{Subject, Traces};
 use self::read_back::ReadBack;
 pub use self::redis::reader::Reader as Leaderboards;
 use crate::batch::Batch;
@@ -151,4 +153,12 @@ pub trait SinkAdmin: SinkIdentity {
     /// How far the target reaches now, asked without shutting anybody out and without changing anything: a running
     /// instance may be further in a moment. `None` when it holds no checkpoint.
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>>;
+
+    /// What the target has of a person, or of a content.
+    async fn traces(&mut self, subject: &Subject) -> Result<Traces>;
+
+    /// Takes out of it what can be taken out.
+    async fn erase(&mut self, _subject: &Subject) -> Result<()> {
+        Ok(())
+    }
 }

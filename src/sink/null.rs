@@ -10,6 +10,7 @@ use crate::batch::Batch;
 use crate::error::Result;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume::SinkName;
+use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 
@@ -71,5 +72,9 @@ impl SinkAdmin for NullSink {
 
     async fn peek(&mut self, _session: &Session) -> Result<Option<StoredCheckpoint>> {
         Ok(None)
+    }
+
+    async fn traces(&mut self, _subject: &Subject) -> Result<Traces> {
+        Ok(Traces::default())
     }
 }

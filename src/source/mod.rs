@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Error, Result};
 use crate::event::extra;
 use crate::event::place::{ColumnNames, Place, Places};
+use crate::event::privacy::Privacy;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS};
 use crate::event::zone::Zone;
 
@@ -73,6 +74,9 @@ pub struct PostgresConfig {
     pub slot: String,
     /// Name of the publication.
     pub publication: String,
+    /// What of people leaves PostgreSQL, as `[privacy]` says.
+    #[serde(skip)]
+    pub privacy: Privacy,
 }
 
 /// How much TLS to ask for, with libpq's names.
@@ -111,6 +115,7 @@ impl Default for PostgresConfig {
             timestamp_zone: String::new(),
             slot: "walcast".into(),
             publication: "walcast".into(),
+            privacy: Privacy::default(),
         }
     }
 }
@@ -121,7 +126,7 @@ impl PostgresConfig {
         // one that there is not has been refused, and means that there is none
         let zone = self.zone().ok().flatten();
         let place = |table, name, columns| {
-            let mut place = Place::new(table, &self.schema, name, columns);
+            let mut place = Place::new(table, &self.schema, name, columns).with_privacy(&self.privacy);
             place.zone.clone_from(&zone);
             place
         };
@@ -144,9 +149,10 @@ impl PostgresConfig {
         Place::check(&ENGAGEMENT_EVENTS, &self.events_columns, "postgres.events_columns")?;
         let events = self.places().events;
         for name in events.extra.named() {
-            let why = match events.position(name) {
-                Some(_) => Some("walcast passes it on already, as postgres.events_columns says"),
-                None => extra::unfit_name(name),
+            let why = match (events.position(name), events.knows(name)) {
+                (Some(_), _) => Some("walcast passes it on already, as postgres.events_columns says"),
+                (None, true) => Some("[privacy] leaves it out"),
+                (None, false) => extra::unfit_name(name),
             };
             if let Some(why) = why {
                 let message = format!("postgres.extra_columns: {name} cannot be passed on: {why}");

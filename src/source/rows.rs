@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::event::extra::{self, Extra};
 use crate::event::place::{Place, Places};
+use crate::event::privacy::Privacy;
 use crate::event::row::{Cell, Engagement, RowError, UncheckedContent, UncheckedEngagement};
 use crate::event::schema::{CONTENT, ContentColumn, EngagementColumn, Reads, SourceColumn};
 use crate::event::zone::Zone;
@@ -135,24 +136,32 @@ pub fn put_extra(
 /// A row of `content` as [`select`] gives it of the table at `place`, from its first column on. `None` for a row that the
 /// stream would refuse: walcast knows no such content.
 pub fn content(row: &Row, first: usize, place: &Place) -> Result<Option<Content>> {
-    read_content(row, first, place.zone.as_ref())
+    let read = read_content(row, first, place.zone.as_ref(), &place.privacy)?;
+    Ok(read.and_then(|read| read.checked(&place.privacy).ok()))
 }
 
 /// A row of a statement with [`content_statement`], from its first column on.
 pub fn kept_content(row: &Row, first: usize) -> Result<Option<Content>> {
-    read_content(row, first, None)
+    // what it has was judged, and made a pseudonym, when it came
+    let read = read_content(row, first, None, &Privacy::default())?;
+    Ok(read.and_then(UncheckedContent::kept))
 }
 
-fn read_content(row: &Row, first: usize, zone: Option<&Zone>) -> Result<Option<Content>> {
+fn read_content(
+    row: &Row,
+    first: usize,
+    zone: Option<&Zone>,
+    privacy: &Privacy,
+) -> Result<Option<UncheckedContent>> {
     let mut read = UncheckedContent::default();
     for (column, at) in ContentColumn::ALL.iter().zip(first..) {
-        match read.put(*column, SqlCell { row, at, zone }) {
+        match read.put(*column, SqlCell { row, at, zone }, privacy) {
             Ok(()) => {}
             Err(Unread::Value(_)) => return Ok(None),
             Err(Unread::Row(error)) => return Err(super::sql::error(error)),
         }
     }
-    Ok(read.checked().ok())
+    Ok(Some(read))
 }
 
 /// Holds for the rows of `content` that the stream would not refuse: they keep the rules of
@@ -203,8 +212,8 @@ pub fn content_arrays<'a>(
         let rows = rows.clone();
         match column {
             ContentColumn::Id => None,
-            ContentColumn::Slug => of(rows, |row| Some(row.slug.as_str())),
-            ContentColumn::Title => of(rows, |row| Some(row.title.as_str())),
+            ContentColumn::Slug => of(rows, |row| row.slug.as_deref()),
+            ContentColumn::Title => of(rows, |row| row.title.as_deref()),
             ContentColumn::ContentType => of(rows, |row| row.content_type.as_deref()),
             ContentColumn::LengthSeconds => of(rows, |row| row.length_seconds),
             ContentColumn::PublishTs => of(rows, |row| row.publish_ts),

@@ -16,12 +16,13 @@ use crate::batch::{
 };
 use crate::clock::ServerClock;
 use crate::error::{Code, Error, Result};
-use crate::event::Content;
 use crate::event::encoding::Encoding;
 use crate::event::encoding::json::Json;
 use crate::event::place::Places;
+use crate::event::privacy::Privacy;
 use crate::event::schema::{CONTENT, ENGAGEMENT_EVENTS, EngagementColumn, EventRecord};
 use crate::event::time;
+use crate::event::{Content, intern};
 use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::model::engagement::{self, EngagementTable};
 use crate::model::{Refused, Table, Tables};
@@ -61,6 +62,7 @@ pub struct Bounds {
 pub struct Transform {
     bounds: Bounds,
     tables: Tables,
+    privacy: Privacy,
     transaction: Transaction,
     commit_ts: i64,
     commit_lsn: Lsn,
@@ -97,6 +99,7 @@ impl Transform {
         Transform {
             bounds,
             tables: Tables::new(places),
+            privacy: places.events.privacy.clone(),
             transaction: Transaction::default(),
             commit_ts: 0,
             commit_lsn: Lsn::ZERO,
@@ -290,7 +293,7 @@ impl Transform {
                         self.event(position, &row, extra);
                     }
                     Err(error) => {
-                        let event = partly(table, new, (position, self.commit_ts));
+                        let event = partly(table, new, (position, self.commit_ts), &self.privacy);
                         let refused = table.dead_letter(new, error);
                         self.dead_letter(position, refused, Some(event));
                     }
@@ -326,7 +329,8 @@ impl Transform {
             metrics::unknown_content();
         }
         let place = (position, self.commit_ts);
-        let mut event = Event::of(row, place, content, !oversized, |text| self.builder.intern(text));
+        let rules = (!oversized, &self.privacy);
+        let mut event = Event::of(row, place, content, rules, |text| self.builder.intern(text));
         event.extra = extra;
         self.builder.push(Row::Event(event));
     }
@@ -457,10 +461,15 @@ impl Transform {
 
 /// What a refused row would have been, as far as it can be read. Its content is joined when it is sent again.
 #[cold]
-fn partly(table: &EngagementTable, tuple: &Tuple<'_>, place: (Position, i64)) -> LetterEvent {
+fn partly(
+    table: &EngagementTable,
+    tuple: &Tuple<'_>,
+    place: (Position, i64),
+    privacy: &Privacy,
+) -> LetterEvent {
     let (row, unread) = table.read_partly(tuple);
     let (mut arena, mut record) = (String::new(), Vec::new());
-    let mut event = Event::of(&row, place, None, true, |text| crate::event::intern(&mut arena, text));
+    let mut event = Event::of(&row, place, None, (true, privacy), |text| intern(&mut arena, text));
     event.extra = table.put_extra(tuple, &mut arena);
     Json.event(&EventRecord { event: &event, texts: Texts::of(&arena) }, &mut record);
     LetterEvent {

@@ -133,7 +133,9 @@ impl Transform {
             true => Extra::default(),
             false => self.builder.put_extra(position, columns, |arena| put_extra(columns, &values.1, arena)),
         };
-        let mut event = Event::of(&engagement, place, content, true, |text| self.builder.intern(text));
+        // its record was made by the rules of then
+        let rules = (true, &self.privacy.of_pseudonyms());
+        let mut event = Event::of(&engagement, place, content, rules, |text| self.builder.intern(text));
         event.raw_payload_bytes = replayed.raw_payload_bytes().or(event.raw_payload_bytes);
         event.extra = extra;
         self.builder.push(Row::Event(event));

@@ -26,6 +26,7 @@ mod lane_views;
 mod lanes;
 mod origins;
 mod payloads;
+mod privacy;
 mod redis;
 mod replays;
 mod rights;

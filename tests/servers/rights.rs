@@ -157,7 +157,7 @@ async fn a_role_that_comes_later_needs_only_what_check_prints() {
     other.walcast(["init"]).await.expect(0, &[]);
     insta::assert_snapshot!(shop.mend().await.join("\n"), @r#"
     GRANT USAGE ON SCHEMA walcast TO "ROLE"; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA walcast TO "ROLE";
-    GRANT SELECT ("device", "raw_payload") ON "shop"."engagement_events" TO "ROLE";
+    GRANT SELECT ("device", "raw_payload", xmin) ON "shop"."engagement_events" TO "ROLE";
     GRANT SELECT ON "shop"."engagement_events" TO "ROLE";
     "#);
     shop.works().await;

@@ -106,8 +106,8 @@ impl Story {
         let id = Uuid::from_u128(n);
         let content = Arc::new(Content {
             id,
-            slug: format!("slug-{n}"),
-            title: title.into(),
+            slug: Some(format!("slug-{n}")),
+            title: Some(title.into()),
             content_type: content_type.map(str::to_owned),
             length_seconds: length,
             publish_ts: n.is_multiple_of(2).then_some(1_767_323_045_678_901),

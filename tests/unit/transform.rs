@@ -88,7 +88,7 @@ impl Stream {
 
     /// Title and percent of each event so far.
     fn joined(&mut self) -> Vec<(Option<String>, Option<f64>)> {
-        let title = |event: &Event| event.content.as_ref().map(|content| content.title.clone());
+        let title = |event: &Event| event.content.as_ref().and_then(|content| content.title.clone());
         self.batch().events().map(|event| (title(event), event.engagement_pct())).collect()
     }
 }
@@ -124,8 +124,8 @@ fn id(number: u128) -> Uuid {
 fn content(number: u128, title: &str, length_seconds: i32) -> Content {
     Content {
         id: id(number),
-        slug: format!("slug-{number}"),
-        title: title.into(),
+        slug: Some(format!("slug-{number}")),
+        title: Some(title.into()),
         content_type: Some("podcast".into()),
         length_seconds: Some(length_seconds),
         publish_ts: Some(0),
@@ -589,7 +589,7 @@ fn rows_that_are_sent_again_come_at_the_messages_place_in_a_batch_of_their_own()
     let places: Vec<Position> = events.iter().map(|event| event.position).collect();
     assert_eq!(places, [0, 1].map(|ordinal| Position { commit_lsn: Lsn(300), ordinal }));
     let titles: Vec<&str> =
-        events.iter().map(|event| event.content.as_ref().unwrap().title.as_str()).collect();
+        events.iter().map(|event| event.content.as_ref().unwrap().title.as_deref().unwrap()).collect();
     assert_eq!(titles, ["before", "after"]);
     assert_eq!(
         events.iter().map(|event| event.commit_ts).collect::<Vec<_>>(),

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::encoding::Encoding;
 use crate::event::encoding::json::Json;
+use crate::event::privacy::{Privacy, Rule};
 use crate::event::replayed::Replayed;
 use crate::event::schema::{ENGAGEMENT_EVENTS, Reads, SourceColumn};
 use crate::event::time::micros_of;
@@ -59,10 +60,37 @@ struct Repair {
     value: String,
 }
 
+impl Repair {
+    /// What goes out for it: the rules hold for what is set as for what was there.
+    fn under(self, privacy: &Privacy) -> Result<Repair> {
+        let Repair { column, value } = self;
+        let set = format!("--set {}=…", column.name);
+        let pseudonym = match privacy.rule(column.name) {
+            Rule::Drop => {
+                let message = format!("{set}: privacy.{} leaves it out", column.name);
+                return Err(Error::new(Code::DeadLetterUnfit, message).hint("send the row without it"));
+            }
+            Rule::Hash if value != NULL => match column.reads {
+                Reads::Json => Some(privacy.json(&value)),
+                Reads::Uuid => {
+                    serde_json::from_str(&value).ok().map(|id| format!("\"{}\"", privacy.uuid(id)))
+                }
+                _ => serde_json::from_str::<Cow<'_, str>>(&value).ok().map(|text| privacy.json(&text)),
+            },
+            Rule::Hash | Rule::Keep => Some(value),
+        };
+        let value =
+            pseudonym.ok_or_else(|| Error::new(Code::DeadLetterUnfit, format!("{set}: no such value")))?;
+        Ok(Repair { column, value })
+    }
+}
+
 /// Sends open letters again.
 pub async fn replay(config: &Config, options: Replay) -> Result<ExitCode> {
     let Replay { ids, choice, repairs, max, dry_run, json } = options;
     require_choice(&ids, &choice)?;
+    let repairs = repairs.into_iter().map(|repair| repair.under(&config.postgres.privacy));
+    let repairs = repairs.collect::<Result<Vec<Repair>>>()?;
     let (mut state, history_id) = store(config).await?;
     let filter = choice.filter(ids, Some(LetterState::Open), max);
     let letters = dead_letters::list(state.client().await?, history_id, &filter).await?;
@@ -163,12 +191,12 @@ fn row(letter: &Stored, repairs: &[Repair]) -> Result<RequestRow, String> {
     }
     let record = match (&letter.event, for_all) {
         (Some(event), true) => Cow::from(event),
-        (None, true) if letter.event_id.is_none() => {
+        (None, true) if letter.event_id.is_none() && letter.record.is_some() => {
             return Err(
                 "it is no event, or was stored by an older version; update the row in PostgreSQL".into()
             );
         }
-        _ => letter.record_text().unwrap_or_default(),
+        _ => letter.record_text().ok_or("its row is not kept any more (dead_letters.retention_days)")?,
     };
     let is_set = |name: &str| repairs.iter().any(|repair| repair.column.name == name);
     if let Some(unread) = letter.unread.iter().find(|unread| !is_set(unread)) {

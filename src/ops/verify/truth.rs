@@ -18,6 +18,7 @@ use super::sums::Sums;
 use crate::config::Config;
 use crate::error::Result;
 use crate::event::place::Place;
+use crate::event::privacy::Rule;
 use crate::event::schema::{EVENT_FIELDS, EventRecord, EventValues, FieldKind, Origin};
 use crate::event::{Content, Event, Texts, intern};
 use crate::lsn::{HistoryId, Lsn, Position};
@@ -82,15 +83,18 @@ pub async fn labels(client: &Client, events: &Place, extras: &Extras) -> Result<
     for column in slot::columns(client, events).await? {
         let field = events.position(&column.name).and_then(|at| events.table.columns.get(at));
         let at = field.and_then(|field| EVENT_FIELDS.iter().position(|one| one.name == field.name));
-        let (at, hash): (_, fn(&str) -> u32) = match field {
-            Some(_) => (at, text_hash),
-            None => {
-                (extras.field(&column.name), |label| extra_hash(&serde_json::Value::from(label).to_string()))
-            }
+        let (at, rule) = match field {
+            Some(field) => (at, events.privacy.rule(field.name)),
+            None => (extras.field(&column.name), Rule::Keep),
+        };
+        let hash = |label: &String| match (field, rule) {
+            (Some(_), Rule::Hash) => text_hash(&events.privacy.pseudonym(label)),
+            (Some(_), _) => text_hash(label),
+            (None, _) => extra_hash(&serde_json::Value::from(label.as_str()).to_string()),
         };
         let row = client.query_one(query, &[&column.type_oid]).await.map_err(sql::error)?;
         let found: Option<Vec<String>> = sql::get(&row, 0)?;
-        labels.extend(at.zip(found).map(|(at, found)| (at, found.iter().map(|label| hash(label)).collect())));
+        labels.extend(at.zip(found).map(|(at, found)| (at, found.iter().map(hash).collect())));
     }
     Ok(labels)
 }
@@ -135,7 +139,8 @@ pub async fn read(
             continue;
         };
         let content = source.content_id.and_then(|id| known.versions.content(&id)).cloned();
-        let mut event = Event::of(&source, (BEFORE_ALL, 0), content, true, |text| intern(&mut texts, text));
+        let rules = (true, &known.events.privacy);
+        let mut event = Event::of(&source, (BEFORE_ALL, 0), content, rules, |text| intern(&mut texts, text));
         event.extra = rows::put_extra(&row, 1..before.len(), &mut texts).map_err(sql::error)?;
         let event = EventRecord { event: &event, texts: Texts(&texts) };
         let mut record = record(config, known, &event, source.text_bytes() + event.event.extra.bytes());

@@ -467,8 +467,8 @@ fn plain_row() -> Vec<u8> {
     let mut batch = BatchBuilder::new(Checkpoint::default());
     let content = Content {
         id: Uuid::nil(),
-        slug: "walcast".to_owned(),
-        title: "walcast".to_owned(),
+        slug: Some("walcast".to_owned()),
+        title: Some("walcast".to_owned()),
         content_type: Some("video".to_owned()),
         length_seconds: Some(1),
         publish_ts: Some(0),

@@ -262,8 +262,8 @@ mod tests {
             raw_payload_bytes: Some(2),
             content: Some(Arc::new(Content {
                 id: Uuid::from_u128(1),
-                slug: "s".into(),
-                title: "t".into(),
+                slug: Some("s".into()),
+                title: Some("t".into()),
                 content_type: Some("video".into()),
                 length_seconds: Some(3),
                 publish_ts: Some(-9),
@@ -373,7 +373,7 @@ mod tests {
         ) {
             let length_seconds = numbers.2;
             let content = content.map(|(slug, title)| Arc::new(Content {
-                id: Uuid::from_u128(9), slug, title, content_type: texts.3.clone(), length_seconds, publish_ts: numbers.3,
+                id: Uuid::from_u128(9), slug: Some(slug), title: Some(title), content_type: texts.3.clone(), length_seconds, publish_ts: numbers.3,
             }));
             let batch = batch(|builder| Event {
                 position: Position { commit_lsn: Lsn(lsn), ordinal },
@@ -404,8 +404,8 @@ mod tests {
                 device: texts.1,
                 raw_payload: texts.2,
                 raw_payload_bytes: numbers.1.map(i64::from),
-                slug: content.as_ref().map(|content| content.slug.clone()),
-                title: content.as_ref().map(|content| content.title.clone()),
+                slug: content.as_ref().and_then(|content| content.slug.clone()),
+                title: content.as_ref().and_then(|content| content.title.clone()),
                 content_type: content.as_ref().and_then(|content| content.content_type.clone()),
                 length_seconds: content.as_ref().and(length_seconds).map(i64::from),
                 publish_ts: content.as_ref().and(numbers.3),

@@ -50,6 +50,7 @@ use crate::error::{Code, Error, Result};
 use crate::event::extra::Wanted;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume::SinkName;
+use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::PostgresConfig;
@@ -193,6 +194,17 @@ impl SinkAdmin for BigQuerySink {
         let table = rest.table().await?;
         live::refuse_another_table(&rest, table.as_ref(), stored.as_ref(), session).await?;
         Ok(stored)
+    }
+
+    async fn traces(&mut self, subject: &Subject) -> Result<Traces> {
+        let Target { rest, .. } = Target::new(&self.config).await?;
+        let traces = Traces::of(rest.count_of(subject).await?);
+        Ok(traces.but("BigQuery's time travel and fail-safe keep deleted rows for up to 14 days"))
+    }
+
+    async fn erase(&mut self, subject: &Subject) -> Result<()> {
+        let Target { rest, .. } = Target::new(&self.config).await?;
+        rest.delete(subject).await
     }
 }
 

@@ -21,6 +21,7 @@ use super::table;
 use crate::error::{Class, Code, Error, Result};
 use crate::event::ExtraColumn;
 use crate::lsn::{Lsn, Position};
+use crate::sink::erasure::Subject;
 
 const GOOGLE: &str = "https://bigquery.googleapis.com";
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -217,6 +218,23 @@ impl Rest {
         }
     }
 
+    /// How many events name somebody.
+    pub async fn count_of(&self, subject: &Subject) -> Result<u64> {
+        let query = format!("SELECT count(*) FROM {} WHERE {}", self.config.sql_table(), of(subject));
+        let rows = self.query(&query).await?;
+        let cell = rows.first().and_then(|row| row.columns.as_ref()?.first()?.value.as_ref());
+        let count =
+            cell.and_then(|cell| cell.as_str().map_or_else(|| cell.as_u64(), |text| text.parse().ok()));
+        count.ok_or_else(|| {
+            Error::new(Code::Protocol, format!("{} gave a count in another shape", self.config.address()))
+        })
+    }
+
+    /// Deletes them.
+    pub async fn delete(&self, subject: &Subject) -> Result<()> {
+        self.query(&format!("DELETE FROM {} WHERE {}", self.config.sql_table(), of(subject))).await.map(drop)
+    }
+
     /// Whether this account may query at all; reads nothing.
     pub async fn probe(&self) -> Result<()> {
         self.query("SELECT 1").await.map(drop)
@@ -311,6 +329,12 @@ impl Patience {
         tokio::time::sleep(*pause).await;
         Ok(())
     }
+}
+
+/// The condition that an event names somebody.
+fn of(subject: &Subject) -> String {
+    let ids: Vec<String> = subject.ids().iter().map(|id| format!("'{id}'")).collect();
+    format!("{} IN ({})", subject.field(), ids.join(", "))
 }
 
 fn cells(rows: Option<Vec<TableRow>>) -> Vec<Vec<Option<String>>> {

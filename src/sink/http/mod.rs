@@ -53,6 +53,7 @@ use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, Position, Session, StoredCheckpoint};
 use crate::resume::SinkName;
+use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::source::PostgresConfig;
@@ -258,6 +259,10 @@ impl SinkAdmin for HttpSink {
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         Ok(self.state.progress::<()>(session, NAME).await?.0)
+    }
+
+    async fn traces(&mut self, _subject: &Subject) -> Result<Traces> {
+        Ok(Traces::staying("what the receiver was sent is with whoever runs it"))
     }
 }
 

@@ -36,6 +36,7 @@ use crate::error::{Code, Error, Kind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume::{Refusal, SinkName};
+use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
 use crate::state::State;
@@ -192,5 +193,16 @@ impl SinkAdmin for KafkaSink {
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         recover::peek(&self.config, &session.history_id.slot).await?.whole(&self.config, session)
+    }
+
+    async fn traces(&mut self, subject: &Subject) -> Result<Traces> {
+        let kept = topics::kept(&self.config, self.row_bytes_max).await?;
+        let content = matches!(subject, Subject::Content(_)).then(|| self.config.topics().content);
+        let content = content.map(|topic| {
+            format!("; {topic} keeps the row until it is deleted in PostgreSQL, and is compacted after that")
+        });
+        let stays =
+            format!("single records cannot be deleted: {}{}", kept.join(", "), content.unwrap_or_default());
+        Ok(Traces::staying(stays))
     }
 }

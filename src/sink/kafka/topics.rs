@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
@@ -69,6 +70,35 @@ pub(super) async fn check(
         Ok(findings)
     })
     .await
+}
+
+/// How long records stay in the topics that have whole events, in words.
+pub(super) async fn kept(config: &KafkaConfig, row_bytes_max: usize) -> Result<Vec<String>> {
+    on_thread(config, row_bytes_max, |cluster| async move {
+        let Topics { events, dlq, .. } = cluster.config.topics();
+        let mut kept = Vec::new();
+        for topic in [events, dlq] {
+            let Some(found) = cluster.found(&topic).await? else { continue };
+            let retention = found.settings.as_ref().and_then(|settings| settings.get("retention.ms"));
+            kept.push(format!("{topic} keeps them {}", retention_words(retention.map(String::as_str))));
+        }
+        Ok(kept)
+    })
+    .await
+}
+
+/// How long that is, and until when from now on.
+fn retention_words(millis: Option<&str>) -> String {
+    match millis.map(str::parse::<i64>) {
+        None | Some(Err(_)) => "for as long as its retention.ms, which this user is not told".into(),
+        Some(Ok(..0)) => "for ever".into(),
+        Some(Ok(millis)) => {
+            let until = Timestamp::now().checked_add(SignedDuration::from_millis(millis));
+            let until =
+                until.map(|until| format!(": the last are gone soon after {until:.0}")).unwrap_or_default();
+            format!("for {} hours{until}", millis / 3_600_000)
+        }
+    }
 }
 
 fn open_transactions(config: &KafkaConfig) -> Result<Finding> {

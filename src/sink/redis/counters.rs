@@ -133,8 +133,8 @@ mod tests {
     fn event(duration_ms: Option<i64>, length_seconds: Option<i32>, event_ts: i64) -> Event {
         let content = Content {
             id: Uuid::nil(),
-            slug: String::new(),
-            title: String::new(),
+            slug: None,
+            title: None,
             content_type: None,
             length_seconds,
             publish_ts: None,

@@ -303,7 +303,7 @@ impl Touched {
 
 /// Bytes of a content row's texts.
 fn text_of(content: &Content) -> usize {
-    content.slug.len() + content.title.len() + content.content_type.as_ref().map_or(0, String::len)
+    [&content.slug, &content.title, &content.content_type].into_iter().flatten().map(String::len).sum()
 }
 
 #[cfg(test)]
@@ -465,8 +465,8 @@ mod tests {
         for ordinal in 0..50 {
             let content = Arc::new(Content {
                 id: Uuid::from_u128(ordinal.into()),
-                slug: String::new(),
-                title: "t".repeat(TEXT_MAX / 10),
+                slug: None,
+                title: Some("t".repeat(TEXT_MAX / 10)),
                 content_type: None,
                 length_seconds: None,
                 publish_ts: None,

@@ -26,6 +26,7 @@ mod check;
 mod clock;
 mod config;
 pub mod connection;
+mod erase;
 pub mod flush;
 mod keys;
 mod live;
@@ -53,6 +54,7 @@ use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume::SinkName;
+use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
 
@@ -184,5 +186,18 @@ impl SinkAdmin for RedisSink {
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {
         let mut connection = Connection::open(&self.config).await?;
         live::peek(&mut connection, &session.history_id.slot).await
+    }
+
+    async fn traces(&mut self, subject: &Subject) -> Result<Traces> {
+        let Subject::Content(id) = subject else { return Ok(Traces::default()) };
+        let mut connection = Connection::open(&self.config).await?;
+        let own = erase::own_keys(&mut connection, id).await?.len() as u64;
+        let stays = "its id and its seconds on boards: `walcast rebuild redis` leaves out what PostgreSQL has no more";
+        Ok(Traces { found: Some(own), stays: Some(stays.into()) })
+    }
+
+    async fn erase(&mut self, subject: &Subject) -> Result<()> {
+        let Subject::Content(id) = subject else { return Ok(()) };
+        erase::erase(&mut Connection::open(&self.config).await?, id).await
     }
 }

@@ -13,6 +13,7 @@ use super::read_back::is_ours;
 use super::{RedisConfig, keys};
 use crate::batch::{BatchBuilder, Event, Row};
 use crate::error::{Code, Error, Result};
+use crate::event::privacy::Privacy;
 use crate::event::{Content, Engagement};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Position, Session, StoredCheckpoint};
@@ -53,7 +54,9 @@ impl Rebuild {
     /// Adds an event with its content; its own place does not matter.
     pub async fn add(&mut self, row: &Engagement<'_>, content: Option<Arc<Content>>) -> Result<()> {
         let position = Position { commit_lsn: Lsn(1), ordinal: self.events };
-        let event = Event::of(row, (position, 0), content, false, |text| self.builder.intern(text));
+        // Redis has nothing of people, and of contents what the rules have left of them already
+        let rules = (false, &Privacy::default());
+        let event = Event::of(row, (position, 0), content, rules, |text| self.builder.intern(text));
         self.builder.push(Row::Event(event));
         self.events += 1;
         if self.builder.len() < EVENTS_AT_ONCE { Ok(()) } else { self.write().await }

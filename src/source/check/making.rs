@@ -1,9 +1,10 @@
 //! What `walcast init` makes in the database, and whether our role may make it. Where it may not, the statement that mends
 //! it is for the owner or a superuser.
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use crate::error::{Code, Result};
+use crate::event::place::Place;
 use crate::finding::Finding;
 use crate::source::migrations::{MIGRATIONS, making_table};
 use crate::source::quote::identifier;
@@ -23,6 +24,17 @@ pub struct Making {
     tables_of_others: i64,
     /// Schemas in which a source table is missing and may not be made.
     closed_schemas: Vec<String>,
+    /// What can be published of the source tables.
+    publishable: Vec<Publishable>,
+}
+
+/// A row of `sql/check_published_columns.sql`.
+struct Publishable {
+    schema: String,
+    table: String,
+    columns: Vec<String>,
+    /// `None`: all of its columns are published, or none.
+    known_by: Option<Vec<String>>,
 }
 
 impl Making {
@@ -34,6 +46,10 @@ impl Making {
         let statement = include_str!("../../../sql/check_making.sql");
         let row = client.query_one(statement, &[&schemas.as_slice(), &names.as_slice()]).await;
         let row = row.map_err(sql::error)?;
+        let statement = include_str!("../../../sql/check_published_columns.sql");
+        let publishable = client.query(statement, &[&schemas.as_slice(), &names.as_slice()]).await;
+        let publishable =
+            publishable.map_err(sql::error)?.iter().map(Publishable::of).collect::<Result<_>>()?;
         Ok(Making {
             may_create: get(&row, 0)?,
             may_make_in_state: get(&row, 1)?,
@@ -41,6 +57,7 @@ impl Making {
             tables: get(&row, 3)?,
             tables_of_others: get(&row, 4)?,
             closed_schemas: get(&row, 5)?,
+            publishable,
         })
     }
 
@@ -64,6 +81,7 @@ impl Making {
             tables: tables.iter().map(|name| (*name).to_owned()).collect(),
             tables_of_others: 0,
             closed_schemas: Vec::new(),
+            publishable: Vec::new(),
         }
     }
 
@@ -116,7 +134,7 @@ impl Making {
 
     /// Only its owner publishes a table.
     fn publication(&self, config: &PostgresConfig) -> Option<(&'static str, String)> {
-        let making = making_publication(config);
+        let making = self.making_publication(config);
         let (role, db) = (identifier(&config.user), identifier(&config.db));
         match (self.has_tables(), self.owns_tables()) {
             (true, false) => Some(("may not publish the tables: it does not own them", format!("{making};"))),
@@ -130,15 +148,45 @@ impl Making {
             _ => None,
         }
     }
+
+    /// The statement that makes the publication. A table that is partitioned, or will be one day, comes under its own name.
+    pub fn making_publication(&self, config: &PostgresConfig) -> String {
+        let table = |place: &Place| match self.published_columns(place) {
+            Some(columns) => format!("{} ({})", place.sql(), columns.join(", ")),
+            None => place.sql(),
+        };
+        let tables = config.places().all().map(table).join(", ");
+        format!(
+            "CREATE PUBLICATION {} FOR TABLE {tables} WITH (publish_via_partition_root = true)",
+            identifier(&config.publication)
+        )
+    }
+
+    /// The columns to publish, as SQL; `None` for all. What [privacy] drops need not leave PostgreSQL, and with it stays what
+    /// nobody has asked for. Where every column is asked for, those are too that do not exist yet.
+    fn published_columns(&self, place: &Place) -> Option<Vec<String>> {
+        let found = self.publishable.iter().find(|found| place.is(&found.schema, &found.table))?;
+        let known_by = found.known_by.as_ref()?;
+        let drops = |name: &String| place.knows(name) && place.position(name).is_none();
+        if place.extra.asks_for_all() || !found.columns.iter().any(drops) {
+            return None;
+        }
+        let wanted = |name: &&String| {
+            place.position(name).is_some() || place.extra.asks_for(name) || known_by.contains(name)
+        };
+        Some(found.columns.iter().filter(wanted).map(|name| identifier(name)).collect())
+    }
 }
 
-/// The statement that makes the publication. A table that is partitioned, or will be one day, comes under its own name.
-pub fn making_publication(config: &PostgresConfig) -> String {
-    let tables = config.places().all().map(|place| place.sql()).join(", ");
-    format!(
-        "CREATE PUBLICATION {} FOR TABLE {tables} WITH (publish_via_partition_root = true)",
-        identifier(&config.publication)
-    )
+impl Publishable {
+    fn of(row: &Row) -> Result<Publishable> {
+        Ok(Publishable {
+            schema: get(row, 0)?,
+            table: get(row, 1)?,
+            columns: get(row, 2)?,
+            known_by: get(row, 3)?,
+        })
+    }
 }
 
 /// What is missing, and may not be made by our role; nothing where all is there.

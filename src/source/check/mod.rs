@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-pub use self::making::{Making, making_publication};
+pub use self::making::Making;
 use self::server::Server;
 use self::slot::Slot;
 use crate::error::{Code, Error, Result};

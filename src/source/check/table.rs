@@ -24,6 +24,8 @@ struct Table<'a> {
     generated: Vec<String>,
     may_use_schema: bool,
     may_read: bool,
+    /// Whose transaction a row is of, by which `walcast verify` and `rebuild` know what was there before.
+    may_read_xmin: bool,
     /// Policies of row-level security hold for our role.
     filtered: bool,
     /// `relkind`.
@@ -271,12 +273,13 @@ async fn ask_one<'a>(
         generated: get(&row, 3)?,
         may_use_schema: get(&row, 4)?,
         may_read: get(&row, 5)?,
-        filtered: get(&row, 6)?,
-        kind: get(&row, 7)?,
-        unlogged: get(&row, 8)?,
-        children: get(&row, 9)?,
-        not_logged: get(&row, 10)?,
-        without_identity: get(&row, 11)?,
+        may_read_xmin: get(&row, 6)?,
+        filtered: get(&row, 7)?,
+        kind: get(&row, 8)?,
+        unlogged: get(&row, 9)?,
+        children: get(&row, 10)?,
+        not_logged: get(&row, 11)?,
+        without_identity: get(&row, 12)?,
         published: publication.is_some_and(|facts| {
             facts.table(place).is_some() || facts.roots.contains(&format!("{}.{}", place.schema, place.name))
         }),
@@ -465,11 +468,13 @@ impl Table<'_> {
         };
         let unreadable = |column: &&ColumnFacts| !column.may_read;
         let read = || self.columns.iter().filter(is_read);
-        let columns: Vec<String> = read().filter(unreadable).map(|column| identifier(&column.name)).collect();
+        let mut columns: Vec<String> =
+            read().filter(unreadable).map(|column| identifier(&column.name)).collect();
+        let all = columns.len() == read().count();
+        columns.extend((!self.is_content() && !self.may_read_xmin).then(|| "xmin".to_owned()));
         if self.may_read || columns.is_empty() {
             return Some(Finding::ok(id, subject, "may read it"));
         }
-        let all = columns.len() == read().count();
         let what = if all { String::new() } else { format!(" ({})", columns.join(", ")) };
         let message = match all {
             true => "may not read it: a new slot, `walcast verify` and `walcast rebuild` must".to_owned(),

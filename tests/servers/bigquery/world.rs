@@ -138,8 +138,8 @@ pub fn batches(count: u64) -> Vec<Arc<Batch>> {
 pub fn batches_with(count: u64, change: impl Fn(&mut BatchBuilder, &mut Event)) -> Vec<Arc<Batch>> {
     let content = Arc::new(Content {
         id: Uuid::from_u128(1),
-        slug: "the-daily".into(),
-        title: "Zażółć gęślą jaźń".into(),
+        slug: Some("the-daily".into()),
+        title: Some("Zażółć gęślą jaźń".into()),
         content_type: Some("podcast".into()),
         length_seconds: Some(200),
         publish_ts: Some(1_700_000_000_000_000),

@@ -239,8 +239,8 @@ pub fn events(commit_lsn: u64, rows: u64) -> Arc<Batch> {
 pub fn content(id: u128, title: &str) -> Content {
     Content {
         id: Uuid::from_u128(id),
-        slug: "a-slug".into(),
-        title: title.into(),
+        slug: Some("a-slug".into()),
+        title: Some(title.into()),
         content_type: Some("video".into()),
         length_seconds: Some(60),
         publish_ts: Some(0),

@@ -23,8 +23,8 @@ pub fn expected(story: &Story) -> BTreeMap<String, Shape> {
     }
     for content in story.contents.values() {
         let mut fields: BTreeMap<String, String> = BTreeMap::new();
-        fields.insert("slug".into(), content.slug.clone());
-        fields.insert("title".into(), content.title.clone());
+        fields.extend(content.slug.clone().map(|slug| ("slug".into(), slug)));
+        fields.extend(content.title.clone().map(|title| ("title".into(), title)));
         fields.extend(content.content_type.clone().map(|text| ("content_type".into(), text)));
         fields.extend(content.length_seconds.map(|length| ("length_seconds".into(), length.to_string())));
         fields.extend(content.publish_ts.map(|at| ("publish_ts".into(), time_text(at))));

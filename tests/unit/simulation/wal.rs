@@ -185,8 +185,8 @@ fn change(rng: &mut StdRng, wide: bool) -> Change {
 fn content(id: u128, length: i32) -> Content {
     Content {
         id: Uuid::from_u128(id),
-        slug: "s".into(),
-        title: "t".into(),
+        slug: Some("s".into()),
+        title: Some("t".into()),
         content_type: None,
         length_seconds: Some(length),
         publish_ts: None,

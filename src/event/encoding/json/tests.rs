@@ -48,8 +48,8 @@ fn every_field_is_there_when_all_is_present() {
         raw_payload_bytes: Some(16),
         content: Some(Arc::new(Content {
             id: Uuid::from_u128(1),
-            slug: "s".into(),
-            title: "Zażółć\n".into(),
+            slug: Some("s".into()),
+            title: Some("Zażółć\n".into()),
             content_type: Some("podcast".into()),
             length_seconds: Some(7),
             publish_ts: Some(0),
@@ -173,8 +173,8 @@ fn any_content() -> impl Strategy<Value = Content> {
     (any::<u128>(), any::<String>(), any::<String>(), any_text(), any::<Option<i32>>(), times).prop_map(
         |(id, slug, title, content_type, length_seconds, publish_ts)| Content {
             id: Uuid::from_u128(id),
-            slug,
-            title,
+            slug: Some(slug),
+            title: Some(title),
             content_type,
             length_seconds,
             publish_ts,
