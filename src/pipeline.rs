@@ -136,7 +136,7 @@ async fn start(
         drop(state.guarded(former).await?);
     }
     slot::server_facts(state.client().await?).await?.check_primary()?;
-    finding::refuse(&check::check(state.client().await?, &config.postgres).await?)?;
+    finding::refuse(&check::check_to_stream(state.client().await?, &config.postgres).await?)?;
     let mut dead = Dead { tolerated: tolerates(config), again: former.is_some(), unprepared: Vec::new() };
     let mut targets = sinks::admins(config)?;
     // at once: one that does not answer takes its time to say so

@@ -22,8 +22,14 @@ postgres_ready() {
   local dir
   dir=$(dir_of "$1")
   case $(sed -n '8s/ *$//p' "$dir/data/postmaster.pid" 2>/dev/null) in ready | standby) ;; *) return 1 ;; esac
-  [ -e "$dir/data/engagement.made" ] && return
-  postgres_psql "$1" -c 'CREATE DATABASE engagement' && touch "$dir/data/engagement.made"
+  [ -e "$dir/data/engagement.made" ] || { postgres_psql "$1" -c 'CREATE DATABASE engagement' && touch "$dir/data/engagement.made"; } || return
+  # whom walcast runs as: init finds it there, and gives it its rights
+  [ -e "$dir/data/role.made" ] || { postgres_make_role "$1" && touch "$dir/data/role.made"; }
+}
+
+postgres_make_role() {
+  postgres_psql "$1" -c 'DO $$BEGIN CREATE ROLE walcast; EXCEPTION WHEN duplicate_object THEN NULL; END$$' \
+    -c "ALTER ROLE walcast LOGIN REPLICATION PASSWORD '$postgres_password'" -c 'GRANT pg_read_all_stats TO walcast'
 }
 
 postgres_env() {

@@ -9,6 +9,7 @@ use crate::error::{Class, Code, Error, Result};
 use crate::finding;
 use crate::sinks;
 use crate::source::migrations::{self, MIGRATIONS};
+use crate::source::role::{self, Made};
 use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, history};
 
@@ -22,6 +23,7 @@ pub async fn init(config: &Config) -> Result<()> {
     migrate(client, &config.postgres).await?;
     finding::refuse(&check::check(client, &config.postgres).await?)?;
     publish(client, &config.postgres).await?;
+    let_in(client, &config.postgres).await?;
     for mut sink in sinks::admins(config)? {
         sink.prepare().await?;
         tracing::info!(sink = sink.name(), "target ready");
@@ -73,6 +75,28 @@ fn migration_failed(number: i32, name: &str, error: tokio_postgres::Error) -> Er
         // a connection that was lost, a lock that took too long
         _ => error,
     }
+}
+
+/// The role `walcast`, for who wants to run walcast as it.
+async fn let_in(client: &Client, config: &PostgresConfig) -> Result<()> {
+    let Some(publication) = slot::publication(client, config).await? else { return Ok(()) };
+    let Made { left, is_closed } = role::make(client, config, &publication.places).await?;
+    match left.as_slice() {
+        [] if is_closed => tracing::info!(
+            "role {} may do what `walcast run` needs; to let it in: ALTER ROLE {} LOGIN PASSWORD '…';",
+            role::NAME,
+            role::NAME
+        ),
+        [] => {}
+        left => tracing::warn!(
+            "role {} is not as `walcast run` needs it, and {} may not make it so. To run as it, have this done by who may, and \
+             run `walcast init` again: {}",
+            role::NAME,
+            config.user,
+            left.join(" ")
+        ),
+    }
+    Ok(())
 }
 
 /// Makes the publication when there is none.

@@ -14,6 +14,7 @@ pub mod sql;
 pub mod rows;
 pub mod migrations;
 pub mod slot;
+pub mod role;
 pub mod snapshot;
 pub mod check;
 pub mod request;

@@ -30,6 +30,7 @@ mod privacy;
 mod redis;
 mod replays;
 mod rights;
+mod role;
 mod server_words;
 mod sessions;
 mod source;

@@ -16,11 +16,14 @@ use tokio::process::{Child, Command};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use walcast::lsn::Lsn;
 use walcast::sink::redis::RedisConfig;
-use walcast::source::{PostgresConfig, sql};
+use walcast::source::{PostgresConfig, role, sql};
 
 use super::redis_server;
 use super::running::Running;
 use super::{drop_database, env, fresh_database, fresh_name, postgres, wait_until};
+
+/// Commands of whoever owns the database.
+const OWNERS: [&str; 4] = ["init", "generate", "check", "config"];
 
 /// A pipeline's surroundings.
 #[derive(Clone)]
@@ -139,6 +142,10 @@ impl World {
     fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(&self.binary);
         let postgres = &self.postgres;
+        let arguments: Vec<&str> = arguments.into_iter().collect();
+        // who owns the database makes what is needed; the rest is done by the small role, as it should be everywhere
+        let is_owners = arguments.first().is_none_or(|name| OWNERS.contains(name));
+        let user = if is_owners || postgres.user != "postgres" { &postgres.user } else { role::NAME };
         command
             .args(arguments)
             .env_clear()
@@ -146,7 +153,7 @@ impl World {
             .env("POSTGRES_HOST", &postgres.host)
             .env("POSTGRES_PORT", postgres.port.to_string())
             .env("POSTGRES_DB", &postgres.db)
-            .env("POSTGRES_USER", &postgres.user)
+            .env("POSTGRES_USER", user)
             .env("POSTGRES_PASSWORD", postgres.password.expose())
             .env("POSTGRES_SLOT", &postgres.slot)
             .env("POSTGRES_PUBLICATION", &postgres.publication)

@@ -157,6 +157,14 @@ pub async fn check(client: &Client, config: &PostgresConfig) -> Result<Vec<Findi
     Ok(findings)
 }
 
+/// What must hold for a stream to begin. What our role may make is of no weight there: it makes nothing.
+pub async fn check_to_stream(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
+    let mut findings = check_server(client, config).await?;
+    findings.extend(table::streamable(client, config, &places(client, config).await?).await?);
+    findings.push(state_schema(client, config).await?.finding);
+    Ok(findings)
+}
+
 /// Our tables, with what is published of them where that is known.
 async fn places(client: &Client, config: &PostgresConfig) -> Result<Places> {
     let publication = source_slot::publication(client, config).await?;
