@@ -3,6 +3,7 @@
 //! Every setting `[section] name` has the environment name `SECTION_NAME` (`POSTGRES_HOST`, `KAFKA_BROKERS`);
 //! `SECTION_NAME_FILE` names a file to read the value from.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::sink::breaker::BreakerConfig;
 use crate::sink::http::HttpConfig;
 use crate::sink::kafka::KafkaConfig;
 use crate::sink::redis::RedisConfig;
-use crate::source::PostgresConfig;
+use crate::source::{self, PostgresConfig};
 use crate::state::dead_letters::DeadLettersConfig;
 use crate::streaming::Limits;
 use crate::streaming::lane::LaneConfig;
@@ -121,6 +122,9 @@ const OTHER_NAMES: [(&str, &str); 3] = [
     ("BURST_COUNT", "generate.burst_count"),
 ];
 
+/// The setting that says others.
+const URI: &str = "postgres.uri";
+
 /// What was loaded, and where each setting came from.
 pub struct Loaded {
     /// The settings.
@@ -149,6 +153,18 @@ impl Loaded {
         }
         let environment: BTreeMap<String, String> = environment.into_iter().collect();
         refuse_unknown(&environment, &defaults)?;
+        let uri = match from_environment(URI, &environment)? {
+            Some((_, uri)) => Some(uri),
+            None => figment.extract_inner::<String>(URI).ok(),
+        };
+        let said = uri.filter(|uri| !uri.is_empty()).map(|uri| source::uri::settings(&uri)).transpose()?;
+        for (name, value) in said.unwrap_or_default() {
+            // what the file says of its own comes before
+            if let Entry::Vacant(vacant) = origins.entry(format!("postgres.{name}")) {
+                figment = figment.merge((vacant.key().as_str(), value));
+                vacant.insert(URI.to_owned());
+            }
+        }
         for (key, default) in &defaults {
             if let Some((name, text)) = from_environment(key, &environment)? {
                 figment = figment.merge((key.as_str(), typed(default, &text, &name)?));
@@ -189,6 +205,7 @@ impl Config {
         }
         self.breaker.validate()?;
         self.postgres.check_names()?;
+        self.postgres.check_tls()?;
         Access::new(&self.web.token)?;
         Ok(())
     }
@@ -396,6 +413,23 @@ mod tests {
     }
 
     #[test]
+    fn a_uri_says_what_nothing_else_says() {
+        let uri = "postgres://theirs:p%40ss@a,b:7/theirs?sslmode=require&require_auth=none";
+        let config =
+            load("[postgres]\ndb = \"file\"\n", &[("POSTGRES_URI", uri), ("POSTGRES_USER", "own")]).unwrap();
+        let PostgresConfig { db, user, password, host, sslmode, require_auth, .. } = &config.postgres;
+        assert_eq!(
+            (db.as_str(), user.as_str(), password.expose(), host.as_str()),
+            ("file", "own", "p@ss", "a,b:7")
+        );
+        assert_eq!((*sslmode, require_auth.len()), (source::SslMode::Require, 1));
+        let config = load(&format!("[postgres]\nuri = \"{uri}\"\n"), &[]).unwrap();
+        assert_eq!((config.postgres.db.as_str(), config.postgres.port), ("theirs", 5432));
+        let error = load("", &[("POSTGRES_URI", "postgres://u:canary@h/db?sslmode=allow")]).unwrap_err();
+        assert!(error.to_string().contains("sslmode") && !error.chain().contains("canary"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_the_nearest_name() {
         let error = load("[postgres]\nhots = \"x\"\n", &[]).unwrap_err();
         assert_eq!(
@@ -436,6 +470,20 @@ mod tests {
         }
         let error = load("", &[("REDIS_PORT", "tcp://10.0.0.1:6379")]).unwrap_err();
         assert!(error.advice().contains("enableServiceLinks"), "{error:?}");
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+        /// Half a file, or one for another program.
+        #[test]
+        fn any_text_is_settings_or_is_refused(
+            lines in proptest::collection::vec("(\\[[a-z.\"]{0,9}\\]?|[a-z_]{1,12} = .{0,12}|.{0,16})", 0..8),
+        ) {
+            let known = "[postgres]\nhost = \"db\"\n[privacy]\nkey = \"canary-of-a-key\"\n";
+            let error = load(&format!("{known}{}", lines.join("\n")), &[]).err();
+            proptest::prop_assert!(error.is_none_or(|error| !error.chain().contains("canary")));
+        }
     }
 
     #[test]

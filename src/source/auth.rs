@@ -9,10 +9,10 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Code, Error, Result};
-use crate::source::PostgresConfig;
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text};
 use crate::source::server_error::{Asked, ServerError};
 use crate::source::wire::{Wire, nul, unexpected};
+use crate::source::{AuthMethod, Binding, PostgresConfig, tls};
 
 /// What lies under the packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut body = request(wire, Asked::Login).await?;
-    if LoginRules::new(config, security).permit(&mut body.clone())? {
+    if LoginRules::new(config, security).permit(body.clone())? {
         return Ok(false);
     }
     let mut bound = false;
@@ -63,33 +63,65 @@ where
     expect(wire, OK, Asked::Login).await.map(|_| bound)
 }
 
-/// To whom the password may be shown, and how.
+/// To whom the password may be shown, and how; and what the server must ask for to be believed.
 pub(crate) struct LoginRules {
     has_password: bool,
-    allow_md5: bool,
-    encrypted: bool,
+    methods: Vec<AuthMethod>,
+    /// The password may be shown in clear text.
+    proven: bool,
+    /// The login must be bound to the server's certificate.
+    must_bind: bool,
+    can_bind: bool,
+    /// The server has asked for something.
+    asked: bool,
 }
 
 impl LoginRules {
     pub fn new(config: &PostgresConfig, security: &Security) -> Self {
+        let mut methods = match config.require_auth.is_empty() {
+            true => vec![AuthMethod::ScramSha256, AuthMethod::None],
+            false => config.require_auth.clone(),
+        };
+        methods.extend(config.allow_md5.then_some(AuthMethod::Md5));
         LoginRules {
             has_password: !config.password.expose().is_empty(),
-            allow_md5: config.allow_md5,
-            encrypted: *security != Security::Plain,
+            methods,
+            proven: *security != Security::Plain && tls::proves(config),
+            must_bind: config.channel_binding == Binding::Require,
+            can_bind: matches!(security, Security::Tls { end_point: Some(_) }),
+            asked: false,
         }
     }
 
     /// Refuses what the server may not ask for in this Authentication packet; true when it lets us in.
-    pub fn permit(&self, body: &mut Bytes) -> Result<bool> {
-        match take_i32(body)? {
+    pub fn permit(&mut self, mut body: Bytes) -> Result<bool> {
+        let allows = |method| self.methods.contains(&method);
+        let step = take_i32(&mut body)?;
+        match step {
+            OK if self.asked => return Ok(true),
+            OK if self.must_bind => return Err(unbound("let us in without asking for a password")),
+            OK if !allows(AuthMethod::None) => return Err(asked_for_nothing()),
             OK => return Ok(true),
+            MD5 | CLEARTEXT if self.must_bind => return Err(unbound("asks for a password without SCRAM")),
+            SASL if !allows(AuthMethod::ScramSha256) => return Err(not_required("SCRAM")),
+            SASL if self.must_bind => {
+                let offered = mechanisms(&mut body)?;
+                if !self.can_bind || offered.iter().all(|name| name != SCRAM_SHA_256_PLUS) {
+                    return Err(unbound("cannot bind a login to its certificate"));
+                }
+            }
             SASL | SASL_CONTINUE | SASL_FINAL => {}
-            MD5 if self.allow_md5 => {}
-            CLEARTEXT if self.allow_md5 && self.encrypted => {}
-            MD5 => return Err(weak("an MD5 password")),
-            CLEARTEXT => return Err(weak("the password in clear text")),
+            MD5 if allows(AuthMethod::Md5) => {}
+            MD5 => return Err(weak("an MD5 password", "set `postgres.allow_md5` = true")),
+            CLEARTEXT if allows(AuthMethod::Password) && self.proven => {}
+            CLEARTEXT => {
+                let other =
+                    "set `postgres.require_auth` = [\"password\"], with `postgres.sslmode` = \"verify-full\"";
+                return Err(weak("the password in clear text", other));
+            }
             method => return Err(unsupported(method)),
         }
+        self.asked = true;
         if self.has_password { Ok(false) } else { Err(no_password()) }
     }
 }
@@ -183,9 +215,33 @@ fn mechanism(offered: &[String], security: &Security) -> Result<(&'static str, C
 const USE_SCRAM: &str = "SET password_encryption = 'scram-sha-256'; set the role's password anew, and write \
     scram-sha-256 in pg_hba.conf";
 
-fn weak(what: &str) -> Error {
+fn weak(what: &str, other: &str) -> Error {
     Error::new(Code::PostgresLogin, format!("PostgreSQL asks for {what}, which walcast does not show"))
-        .hint(format!("{USE_SCRAM}; or set `postgres.allow_md5` = true (clear text goes over TLS only)"))
+        .hint(format!("{USE_SCRAM}; or {other}"))
+}
+
+fn unbound(why: &str) -> Error {
+    Error::new(
+        Code::PostgresLogin,
+        format!("PostgreSQL {why}, and postgres.channel_binding = require asks for a login that is bound to its certificate"),
+    )
+    .hint(
+        "let pg_hba.conf ask for scram-sha-256 over TLS, with a certificate whose signature has a hash of its own (RSA or \
+         ECDSA); or set postgres.channel_binding = prefer",
+    )
+}
+
+fn asked_for_nothing() -> Error {
+    Error::new(Code::PostgresLogin, "PostgreSQL lets us in without asking for a password")
+        .hint("postgres.require_auth does not have none: write scram-sha-256 in pg_hba.conf, or add none")
+}
+
+fn not_required(method: &str) -> Error {
+    Error::new(
+        Code::PostgresLogin,
+        format!("PostgreSQL asks for {method}, which postgres.require_auth does not have"),
+    )
+    .hint("add it: export POSTGRES_REQUIRE_AUTH=scram-sha-256")
 }
 
 fn unsupported(method: i32) -> Error {
@@ -206,9 +262,11 @@ fn scram_failed(error: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::source::SslMode;
     use crate::source::script::{authentication, hear, say};
 
     const TLS: Security = Security::Tls { end_point: None };
@@ -246,13 +304,49 @@ mod tests {
         {
             assert_eq!(log_in(&config(allowed), security, said).await, (Some(Code::PostgresLogin), vec![]));
         }
-        let (ended, heard) = log_in(&config(true), &TLS, &[clear, authentication(OK, b"")].concat()).await;
+        // in clear text under a name of its own, and only to a server that has proved who it is
+        let named =
+            |sslmode| PostgresConfig { require_auth: vec![AuthMethod::Password], sslmode, ..config(false) };
+        for (config, security) in [
+            (config(true), &TLS),
+            (named(SslMode::Require), &TLS),
+            (named(SslMode::VerifyFull), &Security::Plain),
+        ] {
+            assert_eq!(log_in(&config, security, &clear).await, (Some(Code::PostgresLogin), vec![]));
+        }
+        let said = [clear, authentication(OK, b"")].concat();
+        let (ended, heard) = log_in(&named(SslMode::VerifyFull), &TLS, &said).await;
         assert_eq!((ended, heard), (None, vec![Bytes::from_static(b"secret\0")]));
         let (ended, heard) =
             log_in(&config(true), &Security::Plain, &[md5, authentication(OK, b"")].concat()).await;
         // md5(md5("secretwalcast") + "salt")
         let digest = Bytes::from_static(b"md563222ee22bc4abd4578d462cf8b45c6c\0");
         assert_eq!((ended, heard), (None, vec![digest]));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_asks_for_less_than_is_required_is_not_believed() {
+        let bindable = Security::Tls { end_point: Some(vec![1; 32]) };
+        let (trust, md5) = (authentication(OK, b""), authentication(MD5, b"salt"));
+        let plain = authentication(SASL, b"SCRAM-SHA-256\0\0");
+        let bound = PostgresConfig { channel_binding: Binding::Require, ..config(true) };
+        let scram = PostgresConfig { require_auth: vec![AuthMethod::ScramSha256], ..config(false) };
+        let none = PostgresConfig { require_auth: vec![AuthMethod::None], ..config(false) };
+        for (config, security, said) in [
+            (&bound, &bindable, &trust),
+            (&bound, &bindable, &md5),
+            (&bound, &bindable, &plain),
+            (&bound, &TLS, &authentication(SASL, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0")),
+            (&scram, &bindable, &trust),
+            (&scram, &bindable, &md5),
+            (&none, &bindable, &plain),
+        ] {
+            assert_eq!(log_in(config, security, said).await, (Some(Code::PostgresLogin), vec![]), "{said:?}");
+        }
+        assert_eq!(log_in(&none, &bindable, &trust).await, (None, vec![]));
+        let plus = authentication(SASL, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+        let (_, heard) = log_in(&bound, &bindable, &plus).await;
+        assert!(heard.first().is_some_and(|first| first.starts_with(b"SCRAM-SHA-256-PLUS\0")), "{heard:?}");
     }
 
     #[tokio::test]
@@ -297,6 +391,26 @@ mod tests {
             });
             assert_eq!(chosen.as_ref().map(|(name, _)| *name), wanted.map(|(name, _)| name));
             assert!(chosen.is_none_or(|(_, message)| message.starts_with(wanted.unwrap_or_default().1)));
+        }
+    }
+
+    proptest::proptest! {
+        /// Before it has proved anything, whoever answers may say anything.
+        #[test]
+        fn whatever_is_said_before_the_login_is_read_or_refused(
+            step in prop_oneof![0..13i32, any::<i32>()],
+            rest in prop::collection::vec(any::<u8>(), 0..120),
+            bindable: bool,
+        ) {
+            let config = PostgresConfig { channel_binding: Binding::Require, ..PostgresConfig::default() };
+            let security = match bindable {
+                true => Security::Tls { end_point: Some(vec![1; 32]) },
+                false => Security::Plain,
+            };
+            let body = Bytes::from([&step.to_be_bytes()[..], &rest].concat());
+            let _ = LoginRules::new(&config, &security).permit(body.clone());
+            let _ = LoginRules::new(&PostgresConfig::default(), &security).permit(body);
+            let _ = ServerError::parse(Bytes::from(rest));
         }
     }
 }

@@ -9,14 +9,14 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Class, Code, Error, Result};
 use crate::source::auth::Security;
 use crate::source::frame::{malformed, shown};
 use crate::source::wire::hung_up;
-use crate::source::{PostgresConfig, SslMode, tls};
+use crate::source::{PostgresConfig, SslMode, SslNegotiation, tls};
 
 /// How long it may take from the first packet to being let in.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -34,10 +34,14 @@ pub struct Stream {
 enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Local(UnixStream),
 }
 
 /// Connects.
 pub(crate) async fn connect(config: &PostgresConfig) -> Result<Stream> {
+    if config.is_local_socket() {
+        return local_socket(config).await;
+    }
     let mut tcp = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(|error| {
         Error::new(Code::PostgresUnreachable, format!("cannot reach PostgreSQL at {}", place(config)))
             .because(error)
@@ -46,7 +50,11 @@ pub(crate) async fn connect(config: &PostgresConfig) -> Result<Stream> {
     if config.sslmode == SslMode::Disable {
         return Ok(Stream { io: Io::Plain(tcp), security: Security::Plain });
     }
-    match (ask_for_tls(&mut tcp).await?, config.sslmode) {
+    let speaks_tls = match config.sslnegotiation {
+        SslNegotiation::Direct => true,
+        SslNegotiation::Postgres => ask_for_tls(&mut tcp).await?,
+    };
+    match (speaks_tls, config.sslmode) {
         (true, _) => {
             let stream = tls::handshake(tcp, config).await?;
             let security = Security::Tls { end_point: tls::end_point(&stream) };
@@ -58,6 +66,53 @@ pub(crate) async fn connect(config: &PostgresConfig) -> Result<Stream> {
                 "set ssl = on in postgresql.conf with a certificate, or choose another `postgres.sslmode`",
             ))
         }
+    }
+}
+
+/// A Unix socket, as PostgreSQL names it in its folder. It leads to this machine and has no TLS, as in libpq.
+async fn local_socket(config: &PostgresConfig) -> Result<Stream> {
+    let path = format!("{}/.s.PGSQL.{}", config.host.trim_end_matches('/'), config.port);
+    let socket = UnixStream::connect(&path).await.map_err(|error| {
+        Error::new(Code::PostgresUnreachable, format!("cannot reach PostgreSQL at {path}"))
+            .hint("see that it runs, and that unix_socket_directories has this folder")
+            .because(error)
+    })?;
+    Ok(Stream { io: Io::Local(socket), security: Security::Plain })
+}
+
+/// Why none of several hosts has let us in as the one that takes writes.
+#[derive(Default)]
+pub(crate) struct Missed(Vec<Error>);
+
+impl Missed {
+    /// Goes on to the next host, unless this one's refusal is for good: the next would say the same, or is not to be asked for a
+    /// way around it.
+    pub fn note(&mut self, error: Error) -> Result<()> {
+        match error.class() {
+            Class::Transient => {
+                self.0.push(error);
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// This host is a standby.
+    pub fn note_standby(&mut self, config: &PostgresConfig) {
+        self.0.push(Error::new(Code::PostgresStandby, format!("{} is a standby", place(config))));
+    }
+
+    /// What is told in the end.
+    pub fn into_error(mut self, config: &PostgresConfig) -> Error {
+        let Some(last) = self.0.pop() else {
+            return Error::new(Code::Configuration, "`postgres.host` names no host");
+        };
+        if self.0.is_empty() && last.code() != Code::PostgresStandby {
+            return last;
+        }
+        let (code, advice) = (last.code(), last.advice().to_owned());
+        let all: Vec<String> = self.0.iter().chain([&last]).map(Error::chain).collect();
+        Error::new(code, format!("none of {} takes writes: {}", config.host, all.join("; "))).hint(advice)
     }
 }
 
@@ -119,6 +174,7 @@ impl AsyncRead for Stream {
         match &mut self.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Io::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Io::Local(socket) => Pin::new(socket).poll_read(cx, buf),
         }
     }
 }
@@ -128,6 +184,7 @@ impl AsyncWrite for Stream {
         match &mut self.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Io::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Io::Local(socket) => Pin::new(socket).poll_write(cx, buf),
         }
     }
 
@@ -135,6 +192,7 @@ impl AsyncWrite for Stream {
         match &mut self.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Io::Local(socket) => Pin::new(socket).poll_flush(cx),
         }
     }
 
@@ -142,6 +200,7 @@ impl AsyncWrite for Stream {
         match &mut self.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Io::Local(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Code, Error, Result};
 use crate::lsn::{Lsn, Timelines};
 use crate::source::PostgresConfig;
 use crate::source::auth::{Security, authenticate};
-use crate::source::connect::{connect, in_time};
+use crate::source::connect::{Missed, connect, in_time};
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text, take_u16};
 use crate::source::quote::{identifier, literal};
 use crate::source::server_error::{Asked, ServerError};
@@ -28,6 +28,7 @@ pub struct Connection<S = Stream> {
     server_version: u32,
     encrypted: bool,
     channel_bound: bool,
+    standby: bool,
 }
 
 /// What IDENTIFY_SYSTEM answers.
@@ -52,6 +53,18 @@ pub struct CreatedSlot {
 impl Connection {
     /// Connects and logs in, within ten seconds.
     pub async fn connect(config: &PostgresConfig) -> Result<Connection> {
+        let (hosts, mut missed) = (config.each_host(), Missed::default());
+        for one in &hosts {
+            match Connection::connect_to(one).await {
+                Ok(connection) if hosts.len() > 1 && connection.standby => missed.note_standby(one),
+                Ok(connection) => return Ok(connection),
+                Err(error) => missed.note(error)?,
+            }
+        }
+        Err(missed.into_error(config))
+    }
+
+    async fn connect_to(config: &PostgresConfig) -> Result<Connection> {
         in_time(config, async {
             let stream = connect(config).await?;
             let security = stream.security().clone();
@@ -74,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         wire.flush().await?;
         let channel_bound = authenticate(&mut wire, config, security).await?;
         let encrypted = matches!(security, Security::Tls { .. });
-        let mut connection = Connection { wire, server_version: 0, encrypted, channel_bound };
+        let mut connection = Connection { wire, server_version: 0, encrypted, channel_bound, standby: false };
         connection.await_ready().await?;
         Ok(connection)
     }
@@ -172,12 +185,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             let mut packet = self.wire.next().await?;
             match packet.tag {
-                b'S' if take_text(&mut packet.body)? == "server_version" => {
-                    self.server_version = supported_version(&take_text(&mut packet.body)?)?;
-                }
+                b'S' => match take_text(&mut packet.body)?.as_str() {
+                    "server_version" => {
+                        self.server_version = supported_version(&take_text(&mut packet.body)?)?;
+                    }
+                    session::STANDBY => {
+                        self.standby = session::is_standby(Some(&take_text(&mut packet.body)?));
+                    }
+                    _ => {}
+                },
                 b'Z' => return Ok(()),
                 b'E' => return Err(ServerError::parse(packet.body)?.into_error(Asked::ReplicationSession)),
-                b'S' | b'K' | b'N' => {}
+                b'K' | b'N' => {}
                 _ => return Err(unexpected(&packet, "before it was ready")),
             }
         }

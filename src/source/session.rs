@@ -41,6 +41,14 @@ pub const NEWER_VERSION: u32 = 17;
 /// What older servers would refuse to start a session with.
 pub const SET_NEWER: &str = "SET transaction_timeout = 0";
 
+/// The parameter by which a server tells that it is a standby.
+pub const STANDBY: &str = "in_hot_standby";
+
+/// Whether it is one, by that parameter's value.
+pub fn is_standby(value: Option<&str>) -> bool {
+    value == Some("on")
+}
+
 /// `18.6 (Debian 18.6-1)` → 18.
 pub fn major_version(text: &str) -> Option<u32> {
     text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

@@ -19,7 +19,7 @@ use tokio_postgres::{Client, Row};
 use crate::error::{Code, Error, Result};
 use crate::source::PostgresConfig;
 use crate::source::auth::{LoginRules, Security, asked_next};
-use crate::source::connect::{self, Stream, in_time};
+use crate::source::connect::{self, Missed, Stream, in_time};
 use crate::source::frame::Packet;
 use crate::source::server_error::{Asked, ServerError};
 use crate::source::session;
@@ -31,7 +31,7 @@ pub async fn connect(config: &PostgresConfig) -> Result<Client> {
 
 /// As [`connect`], with a receiver that gives the reason when the session ends.
 pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot::Receiver<Error>)> {
-    let (client, connection) = in_time(config, log_in(config)).await?;
+    let (client, connection) = log_in_to_any(config).await?;
     let version = connection.parameter("server_version").and_then(session::major_version).unwrap_or_default();
     let (ended, watched) = oneshot::channel();
     tokio::spawn(async move {
@@ -76,6 +76,23 @@ pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
 
 type Session = tokio_postgres::Connection<Stream, LoginGuard>;
 
+/// Of several hosts the one that takes writes; one alone whatever it does.
+async fn log_in_to_any(config: &PostgresConfig) -> Result<(Client, Session)> {
+    let (hosts, mut missed) = (config.each_host(), Missed::default());
+    for one in &hosts {
+        match in_time(one, log_in(one)).await {
+            Ok((_, connection))
+                if hosts.len() > 1 && session::is_standby(connection.parameter(session::STANDBY)) =>
+            {
+                missed.note_standby(one);
+            }
+            Ok(session) => return Ok(session),
+            Err(error) => missed.note(error)?,
+        }
+    }
+    Err(missed.into_error(config))
+}
+
 async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
     let stream = connect::connect(config).await?;
     let guard = GuardLogin(LoginRules::new(config, stream.security()));
@@ -117,7 +134,7 @@ impl LoginGuard {
         heard.extend_from_slice(bytes);
         while let Some(mut packet) = Packet::split(heard)? {
             match packet.tag {
-                b'R' if self.rules.permit(&mut packet.body.clone())? => {
+                b'R' if self.rules.permit(packet.body.clone())? => {
                     self.heard = None;
                     break;
                 }

@@ -9,7 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -26,7 +26,10 @@ use x509_cert::der::oid::db::rfc5912::{
 };
 
 use crate::error::{Code, Error, Result};
-use crate::source::{PostgresConfig, SslMode};
+use crate::source::{PostgresConfig, SYSTEM, SslMode, SslNegotiation};
+
+/// What a server is told that TLS begins with at once.
+const ALPN: &[u8] = b"postgresql";
 
 /// Goes over to TLS. [`Kind::Setup`](crate::error::Kind::Setup) when the server does not prove what `sslmode` asks for.
 pub(crate) async fn handshake(tcp: TcpStream, config: &PostgresConfig) -> Result<TlsStream<TcpStream>> {
@@ -87,10 +90,52 @@ impl Proof {
 fn client_config(config: &PostgresConfig) -> Result<ClientConfig> {
     let algorithms = ring::default_provider().signature_verification_algorithms;
     let proof = Proof::asked_by(config);
-    let trusted = if proof == Proof::Nothing { Vec::new() } else { trusted(config.sslrootcert.as_deref())? };
+    let file = config.sslrootcert.as_deref().filter(|file| *file != SYSTEM);
+    let trusted = if proof == Proof::Nothing { Vec::new() } else { trusted(file)? };
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(trusted.iter().cloned());
-    Ok(verified_by(Verifier { proof, roots, trusted, algorithms })?.with_no_client_auth())
+    let builder = verified_by(Verifier { proof, roots, trusted, algorithms })?;
+    let mut tls = match config.sslcert.is_empty() {
+        true => builder.with_no_client_auth(),
+        false => {
+            let (chain, key) = our_certificate(config)?;
+            let with_ours = builder.with_client_auth_cert(chain, key);
+            with_ours.map_err(|error| ours_unfit("postgres.sslcert", &config.sslcert).because(error))?
+        }
+    };
+    if config.sslnegotiation == SslNegotiation::Direct {
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+    }
+    Ok(tls)
+}
+
+/// What a server that asks for a certificate is shown.
+fn our_certificate(
+    config: &PostgresConfig,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let PostgresConfig { sslcert, sslkey, .. } = config;
+    let chain: Vec<_> = CertificateDer::pem_file_iter(Path::new(sslcert))
+        .and_then(Iterator::collect)
+        .map_err(|error| ours_unfit("postgres.sslcert", sslcert).because(error))?;
+    if chain.is_empty() {
+        return Err(ours_unfit("postgres.sslcert", sslcert));
+    }
+    let key = PrivateKeyDer::from_pem_file(Path::new(sslkey)).map_err(|error| {
+        ours_unfit("postgres.sslkey", sslkey).because(error).hint(
+            "it must be a PEM file that this user may read, without a password: openssl pkey -in with.key -out without.key",
+        )
+    })?;
+    Ok((chain, key))
+}
+
+fn ours_unfit(setting: &str, file: &str) -> Error {
+    Error::new(Code::ConfigurationUnreadable, format!("`{setting}`, {file}, cannot be used"))
+        .hint("give the PEM file of a certificate and, in postgres.sslkey, that of its key")
+}
+
+/// Whether TLS as it is asked for proves who the server is.
+pub(crate) fn proves(config: &PostgresConfig) -> bool {
+    Proof::asked_by(config) != Proof::Nothing
 }
 
 fn verified_by(verifier: Verifier) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
@@ -208,6 +253,9 @@ fn in_force(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Certi
     Ok(())
 }
 
+const AT_ONCE: &str = "see PostgreSQL's log; before version 17 it knows no TLS that begins without asking: unset \
+    `postgres.sslnegotiation`";
+
 /// Why the handshake failed, with what mends it.
 fn refused(error: std::io::Error, config: &PostgresConfig) -> Error {
     let Some(reason) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
@@ -215,10 +263,15 @@ fn refused(error: std::io::Error, config: &PostgresConfig) -> Error {
             Code::PostgresUnreachable,
             "PostgreSQL closed the connection in the TLS handshake",
         )
+        .hint(match config.sslnegotiation {
+            SslNegotiation::Postgres => "see PostgreSQL's log",
+            SslNegotiation::Direct => AT_ONCE,
+        })
         .because(error);
     };
     let hint = match reason {
         rustls::Error::InvalidCertificate(reason) => certificate_hint(reason, &config.host),
+        _ if config.sslnegotiation == SslNegotiation::Direct => AT_ONCE.to_owned(),
         _ => "see PostgreSQL's log; walcast speaks TLS 1.2 and 1.3".to_owned(),
     };
     Error::new(Code::PostgresTls, "TLS with PostgreSQL failed").hint(hint).because(error)
@@ -229,7 +282,7 @@ fn certificate_hint(reason: &CertificateError, host: &str) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             return format!(
                 "the certificate's subjectAltName must have {host}: set `postgres.host` to a name that it has, \
-                 or make do with `postgres.sslmode` = \"verify-ca\""
+                 or, with the file of your own authority in `postgres.sslrootcert`, `postgres.sslmode` to \"verify-ca\""
             );
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

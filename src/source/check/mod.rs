@@ -123,7 +123,8 @@ fn tls(config: &PostgresConfig, encrypted: bool, bound: bool) -> Finding {
         _ => None,
     };
     let fix = "export POSTGRES_SSLMODE=verify-full";
-    match (encrypted, proof, is_loopback(&config.host)) {
+    let is_here = |one: &PostgresConfig| is_loopback(&one.host) || one.is_local_socket();
+    match (encrypted, proof, config.each_host().iter().all(is_here)) {
         (true, Some(proof), _) => Finding::ok(id, subject, format!("TLS, {proof}")),
         (true, None, true) => Finding::ok(id, subject, "TLS, on this machine"),
         (false, _, true) => Finding::ok(id, subject, "without TLS, on this machine"),

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use walcast::error::{Code, Error};
 use walcast::source::connection::Connection;
-use walcast::source::{PostgresConfig, SslMode, sql};
+use walcast::source::{AuthMethod, PostgresConfig, SslMode, sql};
 
 use super::expect;
 use crate::support::certificates::Certificates;
@@ -22,7 +22,7 @@ use crate::support::services;
 use crate::support::{DEADLINE, fresh_name, postgres, run, wait_until};
 
 /// Logs in both ways, for replication and for ordinary SQL; whether the channel was bound.
-async fn log_in(config: &PostgresConfig) -> Result<bool, Error> {
+pub(super) async fn log_in(config: &PostgresConfig) -> Result<bool, Error> {
     let replication = Connection::connect(config).await;
     let session = sql::connect(config).await;
     assert_eq!(
@@ -41,7 +41,7 @@ async fn log_in(config: &PostgresConfig) -> Result<bool, Error> {
     Ok(bound)
 }
 
-fn with(config: &PostgresConfig, sslmode: SslMode, sslrootcert: Option<&Path>) -> PostgresConfig {
+pub(super) fn with(config: &PostgresConfig, sslmode: SslMode, sslrootcert: Option<&Path>) -> PostgresConfig {
     let sslrootcert = sslrootcert.map(|file| file.display().to_string());
     PostgresConfig { sslmode, sslrootcert, ..config.clone() }
 }
@@ -222,6 +222,12 @@ async fn a_weak_password_is_shown_only_where_allowed() {
         allow_md5,
         ..with(&config, sslmode, None)
     };
+    let in_clear = |sslmode, certificate| PostgresConfig {
+        user: clear.clone(),
+        password: "x".to_owned().into(),
+        require_auth: vec![AuthMethod::Password],
+        ..with(&config, sslmode, certificate)
+    };
     wait_until("the new rules hold", async || {
         sql::connect(&weak(&md5, SslMode::Require, true)).await.is_ok()
     })
@@ -232,8 +238,17 @@ async fn a_weak_password_is_shown_only_where_allowed() {
         log_in(&weak(&md5, sslmode, true)).await.unwrap();
         expect(log_in(&weak(&clear, sslmode, false)).await, Code::PostgresLogin, &["in clear text"]);
     }
-    log_in(&weak(&clear, SslMode::Require, true)).await.unwrap();
-    expect(log_in(&weak(&clear, SslMode::Disable, true)).await, Code::PostgresLogin, &["in clear text"]);
+    // under a name of its own, and to a server that has proved who it is
+    let data: String = admin.query_one("SHOW data_directory", &[]).await.unwrap().get(0);
+    let own = Path::new(&data).join("server.crt");
+    log_in(&in_clear(SslMode::VerifyCa, Some(&own))).await.unwrap();
+    for unproved in [
+        weak(&clear, SslMode::Require, true),
+        in_clear(SslMode::Require, None),
+        in_clear(SslMode::Disable, None),
+    ] {
+        expect(log_in(&unproved).await, Code::PostgresLogin, &["in clear text", "require_auth"]);
+    }
     std::fs::write(&hba, rules).unwrap();
     run(&admin, &format!("DROP ROLE {md5}; DROP ROLE {clear}")).await;
 }

@@ -4,6 +4,7 @@ mod content_versions;
 mod facts;
 mod login;
 mod stream;
+mod ways_in;
 
 use crate::support;
 use crate::support::services;
