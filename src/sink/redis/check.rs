@@ -73,6 +73,8 @@ const COMMANDS: &[&str] = &[
     "ZREM top_engagement:check a",
     "EXPIRE top_engagement:check 1",
     "PTTL top_engagement:check",
+    "ZREVRANGE top_engagement:check 0 1",
+    "TIME",
 ];
 
 fn major(version: &str) -> u32 {

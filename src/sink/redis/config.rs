@@ -24,6 +24,11 @@ pub struct RedisConfig {
     pub tls: bool,
     /// PEM file with the certificate authorities to trust. Empty: the system's authorities.
     pub tls_ca_file: String,
+    /// PEM file with the certificate that a server is shown that asks for one, as servers of Redis do unless `tls-auth-clients` says
+    /// otherwise.
+    pub tls_client_cert_file: String,
+    /// PEM file with its key.
+    pub tls_client_key_file: String,
     /// Name of the master that the sentinels watch. Empty: connect to `host`.
     pub sentinel_master: String,
     /// The sentinels, each as `host:port`.
@@ -59,6 +64,8 @@ impl Default for RedisConfig {
             db: 0,
             tls: false,
             tls_ca_file: String::new(),
+            tls_client_cert_file: String::new(),
+            tls_client_key_file: String::new(),
             sentinel_master: String::new(),
             sentinel_addrs: Vec::new(),
             sentinel_password: Secret::default(),

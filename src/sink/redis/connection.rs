@@ -7,9 +7,11 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline,
-    RedisConnectionInfo, RedisError, RedisResult, Script, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
+    Pipeline, RedisConnectionInfo, RedisError, RedisResult, Script, TlsCertificates, TlsMode, Value,
 };
+
+use rustls::AlertDescription;
 
 use super::acl;
 use super::config::RedisConfig;
@@ -333,14 +335,27 @@ fn address(config: &RedisConfig, host: &str, port: u16) -> ConnectionAddr {
 }
 
 fn certificates(config: &RedisConfig) -> RedisResult<Option<TlsCertificates>> {
-    if !config.tls || config.tls_ca_file.is_empty() {
+    let RedisConfig { tls_ca_file, tls_client_cert_file, tls_client_key_file, .. } = config;
+    if !config.tls || tls_ca_file.is_empty() && tls_client_cert_file.is_empty() {
         return Ok(None);
     }
-    let pem = std::fs::read(&config.tls_ca_file).map_err(|error| {
-        let text = format!("{}: {error}", config.tls_ca_file);
-        (ErrorKind::InvalidClientConfig, "redis.tls_ca_file cannot be read", text)
-    })?;
-    Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(pem) }))
+    let root_cert = match tls_ca_file.is_empty() {
+        true => None,
+        false => Some(pem(tls_ca_file, "redis.tls_ca_file cannot be read")?),
+    };
+    let client_tls = match tls_client_cert_file.is_empty() {
+        true => None,
+        false => Some(ClientTlsConfig {
+            client_cert: pem(tls_client_cert_file, "redis.tls_client_cert_file cannot be read")?,
+            client_key: pem(tls_client_key_file, "redis.tls_client_key_file cannot be read")?,
+        }),
+    };
+    Ok(Some(TlsCertificates { client_tls, root_cert }))
+}
+
+fn pem(file: &str, unreadable: &'static str) -> RedisResult<Vec<u8>> {
+    let told = |error| (ErrorKind::InvalidClientConfig, unreadable, format!("{file}: {error}"));
+    Ok(std::fs::read(file).map_err(told)?)
 }
 
 fn key_of(command: &Cmd) -> String {
@@ -364,28 +379,30 @@ fn wrong_type(address: &str, key: &str, kind: &str) -> Error {
 /// What an error of Redis means.
 fn failed(address: &str, error: RedisError) -> Error {
     let told = |code, message: &str| Error::new(code, format!("{address} {message}"));
-    let mapped = match (error.kind(), error.code()) {
-        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS")) => {
+    let mapped = match (error.kind(), error.code(), tls_refusal(&error)) {
+        (ErrorKind::AuthenticationFailed, ..) | (_, Some("WRONGPASS"), _) => {
             told(Code::RedisLogin, "refuses the password").hint(
                 "set REDIS_PASSWORD (redis.password) to what the server's requirepass says, or with redis.username the ACL user's; leave it empty for a server that has none",
             )
         }
-        (_, Some("NOAUTH")) => told(Code::RedisLogin, "asks for a password")
+        (_, Some("NOAUTH"), _) => told(Code::RedisLogin, "asks for a password")
             .hint("set REDIS_PASSWORD (redis.password) to what the server's requirepass says"),
-        (_, Some("NOPERM")) => told(Code::RedisRights, "does not allow this user what walcast does")
+        (_, Some("NOPERM"), _) => told(Code::RedisRights, "does not allow this user what walcast does")
             .hint(acl("<user>")),
-        (_, Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN")) => cluster(address),
-        (_, Some("OOM")) => told(Code::RedisFull, "is full")
+        (_, Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN"), _) => cluster(address),
+        (_, Some("OOM"), _) => told(Code::RedisFull, "is full")
             .hint("raise the server's maxmemory: walcast's state must not be evicted"),
-        (_, Some("MISCONF")) => told(Code::RedisCannotWrite, "cannot write to its disk")
+        (_, Some("MISCONF"), _) => told(Code::RedisCannotWrite, "cannot write to its disk")
             .hint("look into the server's log: it refuses writes until its append-only file or snapshot can be written"),
-        (_, Some("READONLY")) => told(Code::RedisReplica, "is a replica")
+        (_, Some("READONLY"), _) => told(Code::RedisReplica, "is a replica")
             .hint("connect to the master, or name the sentinels in redis.sentinel_addrs"),
-        (ErrorKind::Io, _) if is_certificate_refused(&error) => {
+        (.., Some(rustls::Error::InvalidCertificate(_))) => {
             told(Code::RedisTls, "has a certificate that is not trusted")
                 .hint("name the file of its certificate authority in redis.tls_ca_file, and the server as the certificate does in redis.host")
         }
-        (ErrorKind::InvalidClientConfig, _) => told(Code::Configuration, "cannot be connected to as configured"),
+        (.., Some(_)) => told(Code::RedisTls, "breaks TLS off")
+            .hint("a server that asks who comes (tls-auth-clients yes) wants redis.tls_client_cert_file and redis.tls_client_key_file, signed by an authority that it trusts"),
+        (ErrorKind::InvalidClientConfig, ..) => told(Code::Configuration, "cannot be connected to as configured"),
         _ => told(Code::RedisUnreachable, "does not answer as it should"),
     };
     match error.kind() {
@@ -395,12 +412,29 @@ fn failed(address: &str, error: RedisError) -> Error {
     }
 }
 
-/// Whether TLS failed because of the server's certificate.
-fn is_certificate_refused(error: &RedisError) -> bool {
-    let shared = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn StdError + Send + Sync>>());
-    let io = shared.and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    let tls = io.and_then(std::io::Error::get_ref).and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+/// What a server says that does not let us in without a certificate, or with the one that we have. Before TLS 1.3 the lack of one
+/// is no more than a failed handshake.
+const NOT_TRUSTED: [AlertDescription; 8] = [
+    AlertDescription::CertificateRequired,
+    AlertDescription::HandshakeFailure,
+    AlertDescription::BadCertificate,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::UnknownCA,
+];
+
+/// Why TLS failed, if it did: we do not trust the server, or it does not trust us.
+fn tls_refusal(error: &RedisError) -> Option<&rustls::Error> {
+    let shared = error.source()?.downcast_ref::<Arc<dyn StdError + Send + Sync>>()?;
+    let tls = shared.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let is_refusal = match tls {
+        rustls::Error::InvalidCertificate(_) => true,
+        rustls::Error::AlertReceived(alert) => NOT_TRUSTED.contains(alert),
+        _ => false,
+    };
+    is_refusal.then_some(tls)
 }
 
 /// The error of a server that is part of a Redis Cluster.

@@ -151,6 +151,57 @@ async fn rights_that_are_missing_are_told_before_a_write_needs_them() {
     }
 }
 
+/// The user of the documentation may do what walcast does, and nothing else that this server knows.
+#[tokio::test]
+async fn the_users_rights_are_narrow() {
+    let server = Server::start(&["appendonly yes", "appendfsync always", "user walcast on >secret"]).await;
+    let mut admin = connect(&server.config).await;
+    let statement: Vec<&str> = ["ACL", "SETUSER", "walcast"].into_iter().chain(ACL.split(' ')).collect();
+    run::<()>(&mut admin, &statement).await;
+    let allowed: Vec<&str> = ACL.split(' ').filter_map(|word| word.strip_prefix('+')).collect();
+    let commands: Vec<Vec<redis::Value>> = run(&mut admin, &["COMMAND"]).await;
+    let mut denied = 0;
+    for command in commands {
+        let [name, arity, flags, ..] = command.as_slice() else { panic!("{command:?}") };
+        let name: String = redis::from_redis_value(name.clone()).unwrap();
+        let arity: i64 = redis::from_redis_value(arity.clone()).unwrap();
+        let flags: Vec<String> = redis::from_redis_value(flags.clone()).unwrap();
+        // who is not logged in yet may say these
+        if allowed.contains(&name.as_str()) || flags.iter().any(|flag| flag == "no_auth") {
+            continue;
+        }
+        let words = std::iter::repeat_n("walcast:check", arity.unsigned_abs() as usize - 1);
+        let tried: Vec<&str> = ["ACL", "DRYRUN", "walcast", &name].into_iter().chain(words).collect();
+        let told: Result<String, _> =
+            redis::cmd(tried[0]).arg(&tried[1..]).query_async::<String>(&mut admin).await;
+        let told = match told {
+            // one that is nothing without a second word
+            Err(_) => {
+                redis::cmd("ACL").arg(&["DRYRUN", "walcast", &name, "help"]).query_async(&mut admin).await
+            }
+            told => told,
+        };
+        assert!(told.as_ref().is_ok_and(|told| told.contains("no permissions")), "{name}: {told:?}");
+        denied += 1;
+    }
+    assert!(denied > 150, "{denied}");
+    for more in ["CONFIG SET maxmemory 1", "SCRIPT FLUSH", "GET other:key", "HGET other:key a", "ACL WHOAMI"]
+    {
+        let tried: Vec<&str> = ["DRYRUN", "walcast"].into_iter().chain(more.split(' ')).collect();
+        let told: String = redis::cmd("ACL").arg(&tried).query_async(&mut admin).await.unwrap();
+        assert!(told.contains("no permissions"), "{more}: {told}");
+    }
+    // and all of the sink works as this user
+    let config =
+        RedisConfig { username: "walcast".into(), password: secret("secret"), ..server.config.clone() };
+    assert!(findings(&config).await.iter().all(|finding| finding.verdict == Verdict::Ok));
+    let mut story = Story::new(&Time::real());
+    story.event(Some(1), Some("play"), 0, Some(1)).commit();
+    let (mut sink, checkpoint) = recovered(&config, &story.time, 1).await;
+    write(&mut sink, &story.beyond(checkpoint, 100)).await;
+    assert_eq!(recovered(&config, &story.time, 1).await.1, story.end());
+}
+
 /// What a fix says, typed into redis-cli.
 #[tokio::test]
 async fn settings_are_mended_by_what_is_said() {
@@ -369,7 +420,20 @@ async fn tls_is_spoken_with_a_server_that_a_trusted_authority_vouches_for() {
     refused(RedisSink::new(other).prepare().await, Code::RedisTls, "redis.tls_ca_file");
     let another_name = RedisConfig { host: "127.0.0.1".into(), ..config.clone() };
     refused(RedisSink::new(another_name).prepare().await, Code::RedisTls, "certificate");
-    let missing = RedisConfig { tls_ca_file: path("missing.crt"), ..config };
+    let missing = RedisConfig { tls_ca_file: path("missing.crt"), ..config.clone() };
     refused(RedisSink::new(missing).prepare().await, Code::Configuration, "missing.crt");
+
+    // as it is unless it is said otherwise: it asks who comes
+    let mut admin = connect(&server.config).await;
+    run::<()>(&mut admin, &["CONFIG", "SET", "tls-auth-clients", "yes"]).await;
+    refused(RedisSink::new(config.clone()).prepare().await, Code::RedisTls, "redis.tls_client_cert_file");
+    let shown = RedisConfig {
+        tls_client_cert_file: path("server.crt"),
+        tls_client_key_file: path("server.key"),
+        ..config
+    };
+    RedisSink::new(shown.clone()).prepare().await.unwrap();
+    let no_key = RedisConfig { tls_client_key_file: path("missing.key"), ..shown };
+    refused(RedisSink::new(no_key).prepare().await, Code::Configuration, "missing.key");
     std::fs::remove_dir_all(dir).unwrap();
 }
