@@ -11,7 +11,7 @@ RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bins
 
 FROM debian:bookworm-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates libssl3 zlib1g \
+ && apt-get install -y --no-install-recommends ca-certificates libcurl4 libssl3 zlib1g \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /src/target/release/walcast /usr/local/bin/walcast
 USER 10001:10001

@@ -32,6 +32,7 @@ chromedriver chromium-driver
 T
   pkg-config --exists openssl 2>/dev/null || out="$out libssl-dev"
   pkg-config --exists zlib 2>/dev/null || out="$out zlib1g-dev"
+  pkg-config --exists libcurl 2>/dev/null || out="$out libcurl4-openssl-dev"
   [ -n "$(clock_library)" ] || out="$out libfaketime"
   echo "${out# }"
 }

@@ -123,7 +123,8 @@ fn code_of(error: &KafkaError) -> Option<Code> {
 pub(super) fn definite(code: Code) -> Option<(error::Code, &'static str)> {
     let hint = match code {
         Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => {
-            let hint = "set sasl.mechanism, sasl.username and sasl.password in kafka.properties as the brokers want them";
+            let hint = "set sasl.mechanism, sasl.username and sasl.password (with OAUTHBEARER the sasl.oauthbearer settings) in \
+                        kafka.properties as the brokers want them";
             return Some((error::Code::KafkaConnection, hint));
         }
         Code::SSL => {

@@ -29,6 +29,20 @@ async fn events_without_content_id_have_no_key_and_spread() {
     assert_eq!(spread, (0..4).map(|partition| (partition, 10)).collect());
 }
 
+/// Each codec that Kafka knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_compressed_as_is_asked() {
+    for codec in ["none", "gzip", "snappy", "lz4", "zstd"] {
+        let mut fixture = Fixture::new(codec).await;
+        let properties = serde_json::json!({ "compression.type": codec });
+        fixture.config.properties = serde_json::from_value(properties).unwrap();
+        let mut sink = fixture.ready().await;
+        let rows = (0..40).map(|ordinal| event(position(100, ordinal), ordinal as i64, None)).collect();
+        sink.write(&[finish(rows, 110)]).await.unwrap();
+        assert_eq!(fixture.committed(&fixture.topics.events).len(), 40, "{codec}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_content_row_is_a_tombstone() {
     let fixture = Fixture::new("content").await;

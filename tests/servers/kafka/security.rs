@@ -1,9 +1,13 @@
 //! A broker with TLS, logins and ACLs: who is let in, and what is said to those who are not.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::check::operator::{Line, check, of};
 use crate::support::certificates::Certificates;
@@ -26,6 +30,7 @@ const IN_CLEAR: u16 = 29_092 + PORT_SHIFT;
 const SASL_SSL: u16 = IN_CLEAR + 2;
 const SSL_WITH_CERTIFICATES: u16 = IN_CLEAR + 3;
 const SASL_PLAINTEXT: u16 = IN_CLEAR + 4;
+const OAUTHBEARER: u16 = IN_CLEAR + 5;
 
 impl Secured {
     async fn start() -> Secured {
@@ -81,16 +86,21 @@ fn broker_properties(certificates: &Certificates) -> String {
     let path = |name: &str| certificates.path.join(name).display().to_string();
     let listeners = format!(
         "PLAINTEXT://127.0.0.1:{IN_CLEAR},SASL_SSL://127.0.0.1:{SASL_SSL},MTLS://127.0.0.1:{SSL_WITH_CERTIFICATES},\
-         SASL_PLAINTEXT://127.0.0.1:{SASL_PLAINTEXT}"
+         SASL_PLAINTEXT://127.0.0.1:{SASL_PLAINTEXT},OAUTH://127.0.0.1:{OAUTHBEARER}"
     );
     let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required user_walcast=\"right\" \
                  user_nobody=\"right\";";
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+    // it believes tokens that nobody has signed
+    let oauth = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
+                 unsecuredLoginStringClaim_sub=\"broker\";";
     format!(
         "listeners={listeners},CONTROLLER://127.0.0.1:{}\n\
          advertised.listeners={listeners}\n\
          listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,MTLS:SSL,\
-         SASL_PLAINTEXT:SASL_PLAINTEXT\n\
+         SASL_PLAINTEXT:SASL_PLAINTEXT,OAUTH:SASL_PLAINTEXT\n\
+         listener.name.oauth.sasl.enabled.mechanisms=OAUTHBEARER\n\
+         listener.name.oauth.oauthbearer.sasl.jaas.config={oauth}\n\
          sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
          listener.name.sasl_ssl.plain.sasl.jaas.config={plain}\n\
          listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}\n\
@@ -210,7 +220,9 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
         "security.protocol": "SSL", "ssl.ca.location": secured.path("authority.crt"),
         "ssl.certificate.location": secured.path("client.crt"), "ssl.key.location": secured.path("client.key"),
     });
+    let tokens = token_server().await;
     let ways = [
+        (OAUTHBEARER, oidc(&tokens, "right")),
         (SASL_SSL, secured.sasl("PLAIN", "walcast", "right", "authority.crt")),
         (SASL_SSL, secured.sasl("SCRAM-SHA-512", "walcast", "right", "authority.crt")),
         (SSL_WITH_CERTIFICATES, certificate),
@@ -227,7 +239,7 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
     }
     // without the right to read the topics' settings it works as well, and says what it does not know
     let (port, properties) = (SASL_SSL, secured.sasl("PLAIN", "walcast", "right", "authority.crt"));
-    let world = secured.world(port, &properties).await.with("KAFKA_TOPIC_PREFIX", &format!("{prefix}.0"));
+    let world = secured.world(port, &properties).await.with("KAFKA_TOPIC_PREFIX", &format!("{prefix}.1"));
     let topics = ["--topic", &prefix, "--resource-pattern-type", "prefixed"];
     let remove =
         ["--remove", "--force", "--allow-principal", "User:walcast", "--operation", "DescribeConfigs"];
@@ -239,6 +251,60 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
         assert!(topic.verdict == "warn" && topic.message.contains("not told"), "{topic:?}");
         assert!(topic.fix.as_ref().unwrap().contains("--operation DescribeConfigs --topic"), "{topic:?}");
     }
+}
+
+/// Who has a token told by an identity provider.
+fn oidc(tokens: &str, secret: &str) -> Value {
+    json!({
+        "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "OAUTHBEARER", "sasl.oauthbearer.method": "oidc",
+        "sasl.oauthbearer.client.id": "walcast-client", "sasl.oauthbearer.client.secret": secret,
+        "sasl.oauthbearer.token.endpoint.url": tokens,
+    })
+}
+
+/// Gives whoever has the right secret a token of the user walcast; its address.
+async fn token_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}/token", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut asked = Vec::new();
+                while !String::from_utf8_lossy(&asked).contains("grant_type=client_credentials") {
+                    if client.read_buf(&mut asked).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let right = format!("Basic {}", STANDARD.encode("walcast-client:right"));
+                let answer = match String::from_utf8_lossy(&asked).contains(&right) {
+                    true => answer("200 OK", &json!({ "access_token": token(), "token_type": "Bearer" })),
+                    false => answer("401 Unauthorized", &json!({ "error": "invalid_client" })),
+                };
+                let _ = client.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    address
+}
+
+fn answer(status: &str, body: &Value) -> String {
+    let body = body.to_string();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close");
+    format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// A token that lasts for five minutes and that nobody has signed.
+fn token() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let claims = json!({ "sub": "walcast", "iat": now, "exp": now + 300, "scope": "kafka" });
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}.", part(&json!({ "alg": "none" })), part(&claims))
+}
+
+async fn a_refused_token_is_named(secured: &Secured) {
+    let tokens = token_server().await;
+    let world = secured.world(OAUTHBEARER, &oidc(&tokens, "wrong")).await;
+    is_refused(&world, "kafka.brokers", 78, "WC-105", &["OAUTHBEARER", "sasl.oauthbearer"]).await;
 }
 
 /// This user may not read the brokers' settings.
@@ -255,5 +321,6 @@ async fn a_secured_broker_lets_in_who_is_allowed_and_says_to_others_why_not() {
     let secured = Secured::start().await;
     wrong_settings_are_named(&secured).await;
     missing_rights_are_named(&secured).await;
+    a_refused_token_is_named(&secured).await;
     the_rights_of_the_docs_are_enough(&secured).await;
 }

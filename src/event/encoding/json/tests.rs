@@ -291,3 +291,32 @@ proptest! {
         prop_assert_eq!(read, wanted);
     }
 }
+
+proptest! {
+    /// Whoever may write to a topic may put anything there.
+    #[test]
+    fn a_record_that_somebody_has_changed_is_read_or_refused(
+        content in any_content(),
+        payload in any_payload(),
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+        cut in any::<proptest::sample::Index>(),
+        cuts: bool,
+    ) {
+        let mut arena = String::new();
+        let payload = payload.map(|payload| payload.to_string());
+        let event = Event {
+            content: Some(Arc::new(content)),
+            raw_payload: payload.as_deref().map(|text| intern(&mut arena, text)),
+            ..plain_event()
+        };
+        let mut bytes = json_of(&arena, &event).into_bytes();
+        for (place, byte) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        if cuts {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let _ = Json.read_event(&bytes);
+    }
+}
