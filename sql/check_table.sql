@@ -21,7 +21,7 @@ SELECT relreplident::text,
        ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = ours.oid AND attgenerated <> ''
                AND NOT attisdropped ORDER BY attnum),
        has_schema_privilege(relnamespace, 'USAGE'), has_table_privilege(oid, 'SELECT'),
-       has_column_privilege(oid, 'xmin', 'SELECT'),
+       CASE WHEN relkind IN ('r', 'p') THEN has_column_privilege(oid, 'xmin', 'SELECT') ELSE true END,
        row_security_active(oid), relkind::text, relpersistence = 'u',
        ARRAY(SELECT format('%I.%I', nspname, child.relname)
              FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid JOIN pg_namespace ON pg_namespace.oid = child.relnamespace

@@ -65,8 +65,11 @@ pub async fn partitions(client: &Client, events: &Place) -> Result<Option<Vec<Pa
         let (from, to): (Option<i64>, Option<i64>) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
         // a numeric may be larger
         let within = format!("greatest({}, least({}, min({id})))::bigint", i64::MIN, i64::MAX);
-        let first =
-            format!("SELECT CASE WHEN count(*) > 0 THEN {within} END FROM {}", sql::get::<String>(&row, 2)?);
+        let first = format!(
+            "SELECT CASE WHEN count(*) > 0 THEN {within} END FROM {} WHERE {}",
+            events.sql(),
+            sql::get::<String>(&row, 2)?
+        );
         let first = client.query_one(&first, &[]).await.map_err(sql::error)?;
         if let Some(first_id) = sql::get(&first, 0)? {
             let (from, to) = (from.map_or(i64::MIN, instant), to.map_or(i64::MAX, instant));
