@@ -47,11 +47,11 @@ $(MDBOOK):
 	@cargo install mdbook --locked --quiet --version $(MDBOOK_VERSION) --no-default-features --features search --root $(HOME_DIR)/mdbook-$(MDBOOK_VERSION)
 
 # a seed is printed; WALCAST_SEED draws the same deaths again. The sinks that are dead for LANE_MINUTES alone:
-#   LANE_MINUTES=5 scripts/services run cargo test --locked --features failpoints --test chaos -- lanes:: --include-ignored --nocapture --test-threads 1
+#   LANE_MINUTES=5 scripts/services run cargo test --release --locked --features failpoints --test chaos -- lanes:: --include-ignored --nocapture --test-threads 1
 chaos: KILLS ?= 200
 chaos: LANE_MINUTES ?= 30
 chaos: services
-	@KILLS=$(KILLS) LANE_MINUTES=$(LANE_MINUTES) scripts/services run cargo test --locked --features failpoints --test chaos -- --include-ignored --nocapture --test-threads 1
+	@KILLS=$(KILLS) LANE_MINUTES=$(LANE_MINUTES) scripts/services run cargo test --release --locked --features failpoints --test chaos -- --include-ignored --nocapture --test-threads 1
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test servers -- --nocapture bigquery_faults::random
 
 # variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, SOAK_MINUTES, SINKS, HTTP, DEBEZIUM; see scripts/bench

@@ -49,6 +49,8 @@
 //!   ([`state::marks`]), so that whoever compares can tell it from a fault.
 //! - **Columns that walcast does not know pass through** ([`event::extra`]): read once, from their binary form, and written as
 //!   JSON into the batch's arena; [`batch::ExtraSince`] tells which events have which, so that BigQuery's table can follow.
+//! - **What tells of people goes by rules** ([`event::privacy`]): kept, left out or a pseudonym, decided where a row becomes an
+//!   event or a content of ours, so that no sink, no dead letter and no state of walcast ever has more.
 //! - **What cannot be made whole is refused** with both positions (exit code 4). [`resume`] alone judges where a sink goes on: not
 //!   below the slot, not without the checkpoint that it had, not beyond the server's WAL, not from another history. What is
 //!   read again must be the stream that the sinks were fed from ([`continuity`]).

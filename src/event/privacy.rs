@@ -140,7 +140,7 @@ impl Privacy {
         match self.raw_payload {
             Rule::Keep => Some(take(json)),
             Rule::Drop => None,
-            Rule::Hash => Some(take(&self.json(json))),
+            Rule::Hash => Some(take(self.digits(json).quoted())),
         }
     }
 
@@ -159,7 +159,7 @@ impl Privacy {
         match rule {
             Rule::Keep => Some(take(text)),
             Rule::Drop => None,
-            Rule::Hash => Some(take(&self.pseudonym(text))),
+            Rule::Hash => Some(take(self.digits(text).bare())),
         }
     }
 
@@ -172,15 +172,25 @@ impl Privacy {
     }
 
     /// The pseudonym of a text: its HMAC in hexadecimal digits.
-    #[cold]
     pub fn pseudonym(&self, text: &str) -> String {
-        self.hmac(text).as_flattened().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.digits(text).bare().to_owned()
     }
 
     /// The pseudonym of JSON is a JSON string.
-    #[cold]
     pub fn json(&self, json: &str) -> String {
-        format!("\"{}\"", self.pseudonym(json))
+        self.digits(json).quoted().to_owned()
+    }
+
+    #[cold]
+    fn digits(&self, text: &str) -> Digits {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let hmac = self.hmac(text);
+        let halves = hmac.as_flattened().iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let mut digits = Digits([b'"'; 66]);
+        for (place, half) in digits.0.iter_mut().skip(1).zip(halves) {
+            *place = DIGITS.get(usize::from(half)).copied().unwrap_or(b'0');
+        }
+        digits
     }
 
     /// In two halves.
@@ -191,6 +201,19 @@ impl Privacy {
         let mut halves = [[0; 16]; 2];
         halves.as_flattened_mut().copy_from_slice(&hmac.finalize().into_bytes());
         halves
+    }
+}
+
+/// An HMAC in hexadecimal digits, between quotes.
+struct Digits([u8; 66]);
+
+impl Digits {
+    fn quoted(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    fn bare(&self) -> &str {
+        self.quoted().trim_matches('"')
     }
 }
 
