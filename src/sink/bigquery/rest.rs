@@ -400,6 +400,9 @@ pub const ROLES: &str = "give the account roles/bigquery.dataEditor on the datas
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -411,6 +414,64 @@ mod tests {
         let error = BQError::ResponseError { error: serde_json::from_value(told).unwrap() };
         let error = failed(&BigQueryConfig::default(), "x", without_words(error));
         assert!(error.chain().ends_with("x: invalidQuery (400)"), "{error:?}");
+    }
+
+    /// A service that answers one request a connection with these, one after the other; an empty one hangs up instead.
+    async fn answering(answers: Vec<(u16, serde_json::Value)>) -> Rest {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = BigQueryConfig {
+            project_id: "p".into(),
+            rest_url: format!("http://{}", listener.local_addr().unwrap()),
+            ..BigQueryConfig::default()
+        };
+        tokio::spawn(async move {
+            for (status, body) in answers {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let mut heard = [0; 4096];
+                assert!(client.read(&mut heard).await.unwrap() > 0);
+                let body = body.to_string();
+                let head =
+                    format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}", body.len());
+                if status > 0 {
+                    client.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
+                }
+            }
+        });
+        Rest::new(&config, Credentials::None).await.unwrap()
+    }
+
+    async fn read(rest: &Rest) -> Result<Vec<String>> {
+        let mut read = Vec::new();
+        let taken = rest.pages("SELECT 1", |rows| {
+            read.extend(rows.iter().flatten().flatten().cloned());
+            Ok(())
+        });
+        taken.await.map(|()| read)
+    }
+
+    #[tokio::test]
+    async fn what_may_be_asked_twice_is() {
+        let page = |value: &str, token: Option<&str>| {
+            serde_json::json!({
+                "kind": "x", "jobComplete": true, "jobReference": { "projectId": "p", "jobId": "j" },
+                "pageToken": token, "rows": [{ "f": [{ "v": value }] }],
+            })
+        };
+        let refusal = |code: u16| serde_json::json!({ "error": { "code": code, "errors": [], "message": "m", "status": "S" } });
+        let nothing = serde_json::Value::Null;
+        let answers = vec![
+            (0, nothing.clone()),
+            (200, page("1", Some("t"))),
+            (0, nothing.clone()),
+            (503, refusal(503)),
+            (200, page("2", None)),
+        ];
+        assert_eq!(read(&answering(answers).await).await.ok(), Some(vec!["1".to_owned(), "2".to_owned()]));
+        // what is refused for good is not asked for again, and what is refused again and again is told
+        let refused = read(&answering(vec![(400, refusal(400)), (200, page("1", None))]).await).await;
+        assert_eq!(refused.err().map(|error| error.code()), Some(Code::BigQueryRefused));
+        let unreachable = read(&answering(vec![(503, refusal(503)); 4]).await).await;
+        assert_eq!(unreachable.err().map(|error| error.code()), Some(Code::BigQueryUnreachable));
     }
 
     #[test]
