@@ -165,13 +165,18 @@ impl Place {
         self.columns.iter().any(|column| column.is(called))
     }
 
-    /// What the column with this name of ours is called; ours where it is not there.
-    pub fn called<'a>(&'a self, ours: &'a str) -> &'a str {
-        self.present().find(|(column, _)| column.name == ours).map_or(ours, |(_, called)| called)
+    /// Whether one called so is read, as ours or to be passed on.
+    pub fn reads(&self, called: &str) -> bool {
+        self.position(called).is_some() || self.extra.asks_for(called)
     }
 
-    /// The same of one that need not be read.
-    pub fn called_there<'a>(&'a self, ours: &'a str) -> &'a str {
+    /// Whether one called so is ours and is not read.
+    pub fn drops(&self, called: &str) -> bool {
+        self.knows(called) && self.position(called).is_none()
+    }
+
+    /// What the column with this name of ours is called, read or not; ours where it is not there.
+    pub fn called<'a>(&'a self, ours: &'a str) -> &'a str {
         let mut columns = self.table.columns.iter().zip(&self.columns);
         let column = columns.find(|(column, _)| column.name == ours);
         column.and_then(|(_, called)| called.names.first()).map_or(ours, String::as_str)
@@ -206,7 +211,8 @@ impl Place {
         for (column, called) in self.table.columns.iter().zip(&mut place.columns) {
             let left_out =
                 columns.is_some_and(|columns| !called.names.iter().any(|name| columns.contains(name)));
-            if left_out && !column.required {
+            // of one that is not read anyway it must stay known that it is ours
+            if left_out && !column.required && !called.dropped {
                 called.names.clear();
             }
         }

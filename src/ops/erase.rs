@@ -88,10 +88,9 @@ async fn source(config: &Config, client: &Client, subject: &Subject) -> Result<F
     let publication = history::publication(&config.postgres, client).await?;
     let places = slot::now(client, &publication.places).await?;
     let (events, id) = (&places.events, subject.ids().first().copied().unwrap_or_default());
-    // a column that is not read is there all the same
     let condition = format!(
         "{} = {}",
-        quote::identifier(events.called_there(subject.field())),
+        quote::identifier(events.called(subject.field())),
         quote::literal(&id.to_string())
     );
     let query = format!("SELECT count(*) FROM {}{}", events.sql(), rows::only(events, Some(&condition)));

@@ -115,17 +115,14 @@ fn usage(schema: &str) -> Grant {
 /// whole table is taken back.
 fn reading(place: &Place, columns: &[ColumnFacts]) -> Grant {
     let table = place.sql();
-    let dropped = |column: &&ColumnFacts| place.knows(&column.name) && place.position(&column.name).is_none();
     let whole = place.extra.asks_for_all() || place.row_filter.is_some();
-    if whole || !columns.iter().any(|column| dropped(&column)) {
+    if whole || !columns.iter().any(|column| place.drops(&column.name)) {
         return Grant {
             statement: format!("GRANT SELECT ON {table} TO {NAME};"),
             holds: format!("has_table_privilege('{NAME}', {}, 'SELECT')", literal(&table)),
         };
     }
-    let is_read =
-        |column: &&ColumnFacts| place.position(&column.name).is_some() || place.extra.asks_for(&column.name);
-    let read = columns.iter().filter(is_read).map(|column| column.name.as_str());
+    let read = columns.iter().map(|column| column.name.as_str()).filter(|name| place.reads(name));
     // whose transaction a row is of, by which is known what was there before walcast
     let xmin = (place.table.name != CONTENT.name).then_some("xmin");
     let read: Vec<&str> = read.chain(xmin).collect();

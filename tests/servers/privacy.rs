@@ -165,6 +165,13 @@ async fn what_is_dropped_need_not_be_readable() {
     let role = fresh_name("role");
     let world = discreet(&world).with("PIPELINE_SINKS", "redis");
     world.walcast(["init"]).await.expect(0, &[]);
+    // nor does the role that init makes get to read it
+    let may = "SELECT has_column_privilege('walcast', 'engagement_events', 'device', 'SELECT'),
+                 has_column_privilege('walcast', 'content', 'slug', 'SELECT'),
+                 has_column_privilege('walcast', 'engagement_events', 'email', 'SELECT'),
+                 has_column_privilege('walcast', 'engagement_events', 'user_id', 'SELECT')";
+    let may = client.query_one(may, &[]).await.unwrap();
+    assert_eq!([0, 1, 2, 3].map(|at| may.get::<_, bool>(at)), [false, false, false, true]);
     let grants = format!(
         "CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'x';
          GRANT USAGE ON SCHEMA walcast TO {role};

@@ -167,13 +167,10 @@ impl Making {
     fn published_columns(&self, place: &Place) -> Option<Vec<String>> {
         let found = self.publishable.iter().find(|found| place.is(&found.schema, &found.table))?;
         let known_by = found.known_by.as_ref()?;
-        let drops = |name: &String| place.knows(name) && place.position(name).is_none();
-        if place.extra.asks_for_all() || !found.columns.iter().any(drops) {
+        if place.extra.asks_for_all() || !found.columns.iter().any(|name| place.drops(name)) {
             return None;
         }
-        let wanted = |name: &&String| {
-            place.position(name).is_some() || place.extra.asks_for(name) || known_by.contains(name)
-        };
+        let wanted = |name: &&String| place.reads(name) || known_by.contains(name);
         Some(found.columns.iter().filter(wanted).map(|name| identifier(name)).collect())
     }
 }

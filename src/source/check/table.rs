@@ -463,9 +463,7 @@ impl Table<'_> {
                 format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
             ));
         }
-        let is_read = |column: &&ColumnFacts| {
-            self.place.position(&column.name).is_some() || self.place.extra.asks_for(&column.name)
-        };
+        let is_read = |column: &&ColumnFacts| self.place.reads(&column.name);
         let unreadable = |column: &&ColumnFacts| !column.may_read;
         let read = || self.columns.iter().filter(is_read);
         let mut columns: Vec<String> =
