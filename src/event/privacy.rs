@@ -49,28 +49,16 @@ pub enum Rule {
 /// The rules, and what they need.
 #[derive(Debug, Clone, Default)]
 pub struct Privacy {
-    user_id: Rule,
-    device: Rule,
-    raw_payload: Rule,
-    slug: Rule,
-    title: Rule,
+    config: PrivacyConfig,
     hmac: Option<Hmac<Sha256>>,
 }
 
 impl PrivacyConfig {
     /// The rules, if there is a key where one is needed.
     pub fn rules(&self) -> Result<Privacy> {
-        let PrivacyConfig { user_id, device, raw_payload, slug, title, key } = self;
-        let mut rules = Privacy {
-            user_id: *user_id,
-            device: *device,
-            raw_payload: *raw_payload,
-            slug: *slug,
-            title: *title,
-            hmac: None,
-        };
-        let key = key.expose().trim().as_bytes();
-        if rules.named().any(|(_, rule)| rule == Rule::Hash) {
+        let mut rules = Privacy { config: self.clone(), hmac: None };
+        if rules.named().iter().any(|(_, rule)| *rule == Rule::Hash) {
+            let key = self.key.expose().trim().as_bytes();
             if key.len() < KEY_BYTES_MIN {
                 let message = format!(
                     "privacy.key has {} characters, and whoever guesses it knows whose each pseudonym is: at least \
@@ -88,40 +76,38 @@ impl PrivacyConfig {
 
 impl Privacy {
     /// Each column that there is a rule for, whatever it is, with its rule.
-    pub fn named(&self) -> impl Iterator<Item = (&'static str, Rule)> + use<> {
-        let Privacy { user_id, device, raw_payload, slug, title, .. } = *self;
+    fn named(&self) -> [(&'static str, Rule); 5] {
+        let PrivacyConfig { user_id, device, raw_payload, slug, title, key: _ } = &self.config;
         [
-            ("user_id", user_id),
-            ("device", device),
-            ("raw_payload", raw_payload),
-            ("slug", slug),
-            ("title", title),
+            ("user_id", *user_id),
+            ("device", *device),
+            ("raw_payload", *raw_payload),
+            ("slug", *slug),
+            ("title", *title),
         ]
-        .into_iter()
     }
 
     /// The rule of a column, by our name for it.
     pub fn rule(&self, column: &str) -> Rule {
-        self.named().find(|(name, _)| *name == column).map_or(Rule::Keep, |(_, rule)| rule)
+        self.named().into_iter().find(|(name, _)| *name == column).map_or(Rule::Keep, |(_, rule)| rule)
     }
 
     /// The same for what has pseudonyms already.
     pub fn of_pseudonyms(&self) -> Privacy {
-        let kept = |rule| if rule == Rule::Hash { Rule::Keep } else { rule };
-        Privacy {
-            user_id: kept(self.user_id),
-            device: kept(self.device),
-            raw_payload: kept(self.raw_payload),
-            slug: kept(self.slug),
-            title: kept(self.title),
-            hmac: None,
+        let mut config = self.config.clone();
+        let PrivacyConfig { user_id, device, raw_payload, slug, title, key: _ } = &mut config;
+        for rule in [user_id, device, raw_payload, slug, title] {
+            if *rule == Rule::Hash {
+                *rule = Rule::Keep;
+            }
         }
+        Privacy { config, hmac: None }
     }
 
     /// `user_id` as it goes out.
     #[inline(always)]
     pub fn user_id(&self, id: Uuid) -> Option<Uuid> {
-        match self.user_id {
+        match self.config.user_id {
             Rule::Keep => Some(id),
             Rule::Drop => None,
             Rule::Hash => Some(self.uuid(id)),
@@ -131,13 +117,13 @@ impl Privacy {
     /// `device` as it goes out, taken by `take`.
     #[inline(always)]
     pub fn device<T>(&self, text: &str, take: impl FnOnce(&str) -> T) -> Option<T> {
-        self.text(self.device, text, take)
+        self.text(self.config.device, text, take)
     }
 
     /// `raw_payload` as it goes out, taken by `take`.
     #[inline(always)]
     pub fn raw_payload<T>(&self, json: &str, take: impl FnOnce(&str) -> T) -> Option<T> {
-        match self.raw_payload {
+        match self.config.raw_payload {
             Rule::Keep => Some(take(json)),
             Rule::Drop => None,
             Rule::Hash => Some(take(self.digits(json).quoted())),
@@ -146,12 +132,12 @@ impl Privacy {
 
     /// A content's `slug` as it goes out.
     pub fn slug(&self, text: &str) -> Option<String> {
-        self.text(self.slug, text, str::to_owned)
+        self.text(self.config.slug, text, str::to_owned)
     }
 
     /// A content's `title` as it goes out.
     pub fn title(&self, text: &str) -> Option<String> {
-        self.text(self.title, text, str::to_owned)
+        self.text(self.config.title, text, str::to_owned)
     }
 
     #[inline(always)]

@@ -45,11 +45,11 @@ fn rules() -> Privacy {
     PrivacyConfig { user_id: Rule::Hash, key, ..PrivacyConfig::default() }.rules().unwrap()
 }
 
-async fn insert(client: &Client, duration_ms: i64) {
+async fn insert(client: &Client, user: &str, duration_ms: i64) {
     let insert = format!(
         "INSERT INTO engagement_events
            (content_id, user_id, event_type, event_ts, duration_ms, device, raw_payload, email, country)
-         VALUES ('00000000-0000-0000-0000-00000000000a', '{USER}', 'play', now(), {duration_ms}, 'jane''s phone',
+         VALUES ('00000000-0000-0000-0000-00000000000a', '{user}', 'play', now(), {duration_ms}, 'jane''s phone',
            '{{\"card\": \"card-4711\"}}', 'jane@example.org', 'PL')"
     );
     run(client, &insert).await;
@@ -79,16 +79,16 @@ async fn what_is_dropped_or_hashed_is_so_everywhere() {
         .await
         .expect(0, &["columns device of engagement_events", "columns slug of content"]);
     let running = world.start().await;
-    insert(&client, 1_000).await;
-    insert(&client, -1).await;
+    insert(&client, USER, 1_000).await;
+    insert(&client, USER, -1).await;
     // an update that says nothing of the title: what is kept of it is no pseudonym of a pseudonym
     run(&client, "UPDATE content SET length_seconds = 50").await;
-    insert(&client, 2_000).await;
+    insert(&client, USER, 2_000).await;
     world.wait_until_all_hold(2).await;
     running.stop().await;
     // the contents are read back from what walcast keeps
     let running = world.start().await;
-    insert(&client, 3_000).await;
+    insert(&client, USER, 3_000).await;
     world.wait_until_all_hold(3).await;
     world.verify().await;
 
@@ -187,7 +187,7 @@ async fn what_is_dropped_need_not_be_readable() {
     run(&client, &missing).await;
     small.walcast(["check"]).await.expect(0, &[]);
     let running = small.start().await;
-    insert(&client, 1_000).await;
+    insert(&client, USER, 1_000).await;
     wait_until("Redis counts it", async || world.redis_plays().await == 1).await;
     small.verify().await;
     running.stop().await;
@@ -202,12 +202,12 @@ async fn what_went_out_before_a_rule_is_told() {
     let world = world.with("PIPELINE_SINKS", "kafka");
     world.walcast(["init"]).await.expect(0, &[]);
     let running = world.start().await;
-    insert(&client, 1_000).await;
+    insert(&client, USER, 1_000).await;
     wait_until("Kafka holds it", async || world.kafka_events().await.len() == 1).await;
     running.stop().await;
     let world = world.with("PRIVACY_DEVICE", "drop");
     let running = world.start().await;
-    insert(&client, 1_000).await;
+    insert(&client, USER, 1_000).await;
     wait_until("Kafka holds both", async || world.kafka_events().await.len() == 2).await;
     let mut devices: Vec<Value> =
         world.kafka_events().await.into_iter().map(|event| event["device"].clone()).collect();
@@ -215,14 +215,6 @@ async fn what_went_out_before_a_rule_is_told() {
     assert_eq!(devices, [Value::from("jane's phone"), Value::Null]);
     world.walcast(["verify"]).await.expect(2, &["device"]);
     running.stop().await;
-}
-
-async fn insert_of(client: &Client, user: &str, duration_ms: i64) {
-    let insert = format!(
-        "INSERT INTO engagement_events (content_id, user_id, event_type, event_ts, duration_ms)
-         VALUES ('00000000-0000-0000-0000-00000000000a', '{user}', 'play', now(), {duration_ms})"
-    );
-    run(client, &insert).await;
 }
 
 async fn bigquery_users(world: &World) -> Vec<String> {
@@ -240,8 +232,8 @@ async fn a_person_and_a_content_are_erased_where_that_can_be_done() {
     for (world, events) in [(&world, 2), (&hashed, 4)] {
         let running = world.start().await;
         for user in [USER, OTHER] {
-            insert_of(&client, user, 1_000).await;
-            insert_of(&client, user, -1).await;
+            insert(&client, user, 1_000).await;
+            insert(&client, user, -1).await;
         }
         world.wait_until_all_hold(events).await;
         running.stop().await;
@@ -314,7 +306,7 @@ async fn the_rows_of_old_dead_letters_are_forgotten() {
     };
     let running = world.start().await;
     for _ in 0..3 {
-        insert_of(&client, USER, -1).await;
+        insert(&client, USER, -1).await;
     }
     wait_until("there are letters", async || letters().await.len() == 3).await;
     running.stop().await;
@@ -328,7 +320,7 @@ async fn the_rows_of_old_dead_letters_are_forgotten() {
     )
     .await;
     let running = world.start().await;
-    insert_of(&client, USER, 1_000).await;
+    insert(&client, USER, 1_000).await;
     wait_until("one is forgotten", async || letters().await.iter().any(|(forgotten, ..)| *forgotten)).await;
     let mut kept = letters().await;
     kept.sort();
