@@ -51,9 +51,10 @@
 //!   JSON into the batch's arena; [`batch::ExtraSince`] tells which events have which, so that BigQuery's table can follow.
 //! - **What tells of people goes by rules** ([`event::privacy`]): kept, left out or a pseudonym, decided where a row becomes an
 //!   event or a content of ours, so that no sink, no dead letter and no state of walcast ever has more.
-//! - **What cannot be made whole is refused** with both positions (exit code 4). [`resume`] alone judges where a sink goes on: not
-//!   below the slot, not without the checkpoint that it had, not beyond the server's WAL, not from another history. What is
-//!   read again must be the stream that the sinks were fed from ([`continuity`]).
+//! - **What cannot be made whole is refused** with both positions: a sink is left alone, and with no other left it is exit
+//!   code 4. [`resume`] alone judges where a sink goes on: not below the slot, not without the checkpoint that it had, not
+//!   beyond the server's WAL, not from another history. What is read again must be the stream that the sinks were fed from
+//!   ([`continuity`]).
 //! - **A failure has a code** ([`error::Code`]) that keeps its meaning in every version; one table explains each.
 //! - **What an event consists of stands once** ([`event::schema`]); encodings write and read it ([`event::encoding`]).
 //! - **It is watched from outside**: [`telemetry::lag`] asks PostgreSQL once a second who holds its WAL; heartbeats are

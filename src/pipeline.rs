@@ -137,7 +137,7 @@ async fn start(
     }
     slot::server_facts(state.client().await?).await?.check_primary()?;
     finding::refuse(&check::check_to_stream(state.client().await?, &config.postgres).await?)?;
-    let mut dead = Dead { tolerated: tolerates(config), again: former.is_some(), unprepared: Vec::new() };
+    let mut dead = Dead::new(config, former.is_some());
     let mut targets = sinks::admins(config)?;
     // at once: one that does not answer takes its time to say so
     let prepared = join_all(targets.iter_mut().map(|target| target.prepare())).await;
@@ -220,38 +220,46 @@ fn keep_lanes(
     keepers
 }
 
-/// Whether a sink that fails leaves others to go on: the content versions are no sink that anybody reads.
-fn tolerates(config: &Config) -> bool {
-    config.pipeline.sinks.len() > 1
-}
-
-/// The sinks that do not answer as a life begins.
+/// The sinks that do not begin with a life.
 struct Dead {
-    /// Whether others go on without them.
-    tolerated: bool,
+    /// How many of them leave others to go on: the content versions are no sink that anybody reads.
+    tolerated: usize,
     /// Whether this process has had them all before: what is wrong now is no mistake in its settings.
     again: bool,
+    /// How many trying again cannot help.
+    blocked: usize,
     /// Those whose targets have not what it takes yet.
     unprepared: Vec<Box<dyn SinkAdmin>>,
 }
 
 impl Dead {
-    /// Takes an error for that sink's alone, unless it concerns all; `None` for that.
+    fn new(config: &Config, again: bool) -> Dead {
+        let tolerated = config.pipeline.sinks.len().saturating_sub(1);
+        Dead { tolerated, again, blocked: 0, unprepared: Vec::new() }
+    }
+
+    /// Takes an error for that sink's alone, unless it concerns all or no other is left; `None` for that.
     fn sort<T>(&mut self, sink: &'static str, outcome: Result<T>) -> Result<Option<T>> {
         let error = match outcome {
             Ok(value) => return Ok(Some(value)),
             Err(error) => error,
         };
         let its_own = !error.code().concerns_the_source() && sink != sink::content::NAME.as_str();
-        let passes = error.class() == Class::Transient || self.again && error.class() == Class::Definite;
-        if !(self.tolerated && its_own && passes) {
+        // what a sink lost is no mistake in the settings either
+        let passes = match error.class() {
+            Class::Transient => true,
+            Class::Definite => self.again || error.kind() == Kind::Resync,
+            Class::Rewind => false,
+        };
+        self.blocked += usize::from(error.class() == Class::Definite);
+        if !(its_own && passes && self.tolerated > 0 && self.blocked <= self.tolerated) {
             return Err(error);
         }
         tracing::warn!(
             sink,
             code = %error.code(),
             error = error.chain(),
-            "does not answer; the other sinks begin without it: {}",
+            "cannot begin; the other sinks begin without it: {}",
             error.advice()
         );
         Ok(None)
@@ -300,23 +308,25 @@ async fn recover(
             all = false;
             continue;
         }
-        let recovered = match answer {
+        let begins = match answer {
             None => None,
             Some(Err(error)) if error.kind() == Kind::Fenced => {
                 return Err(older_state(error, session, state).await);
             }
-            Some(recovered) => dead.sort(name, recovered)?,
+            Some(Err(error)) => dead.sort(name, Err(error))?,
+            Some(Ok(stored)) => {
+                let judged = resume::judge(stored.as_ref(), registered, session, state.wal_end().await?);
+                dead.sort(name, judged.or_refuse(sink.id(), session))?
+            }
         };
-        let Some(stored) = recovered else {
+        let Some(checkpoint) = begins else {
             fed.push(apart(session.start, true, sink, unregistered, unprepared));
             all = false;
             continue;
         };
-        let judged = resume::judge(stored.as_ref(), registered, session, state.wal_end().await?);
-        let checkpoint = judged.or_refuse(sink.id(), session)?;
         tracing::info!(sink = name, %checkpoint, "sink recovered");
         let leaves =
-            dead.tolerated && sink.id() != sink::content::NAME && sink.guarantee().keeps_checkpoint();
+            dead.tolerated > 0 && sink.id() != sink::content::NAME && sink.guarantee().keeps_checkpoint();
         let begins = if leaves { Begins::Here } else { Begins::Always };
         fed.push(Fed { sink, durable: checkpoint, unregistered, begins, unprepared: None });
     }

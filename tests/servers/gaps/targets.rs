@@ -6,7 +6,8 @@ use walcast::lsn::{Checkpoint, Lsn, ORDINAL_RULE, Position, StoredCheckpoint};
 use walcast::source::sql;
 
 use super::{
-    ends_in_a_resync, kafka_has, start_ends_in_a_resync, streaming_to_kafka, streaming_to_redis, world_of,
+    ends_in_a_resync, kafka_has, redis_has, start_ends_in_a_resync, streaming_to_kafka, streaming_to_redis,
+    world_of,
 };
 use crate::support::running::Running;
 use crate::support::world::World;
@@ -26,6 +27,47 @@ async fn a_redis_emptied_while_running_or_down_is_a_gap() {
     empty().await;
     start_ends_in_a_resync(&world, &words).await;
     assert_eq!(world.redis_plays().await, 0, "nothing is counted from the middle on");
+}
+
+/// Of several sinks one may lose its data, and the others go on: while walcast runs, when it begins again, and when it
+/// starts. Only when none is left does it end.
+#[tokio::test]
+async fn a_gap_of_one_sink_is_its_trouble_alone() {
+    let world = world_of(support::postgres(), "kafka,redis").await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let mut running = world.start().await;
+    world.insert_events(10).await;
+    kafka_has(&world, 10).await;
+    redis_has(&world, 10).await;
+    let mut redis = world.redis().await;
+    redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.unwrap();
+    for (events, how) in [(20, "runs"), (30, "begins again"), (40, "starts")] {
+        match how {
+            "begins again" => {
+                let walsenders =
+                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid > 0";
+                run(&client, &format!("{walsenders} AND database = current_database()")).await;
+            }
+            "starts" => {
+                running.stop().await;
+                running = world.start().await;
+            }
+            _ => {}
+        }
+        world.insert_events(10).await;
+        kafka_has(&world, events).await;
+        wait_until(&format!("Redis is left alone when walcast {how}"), async || {
+            let line = running.sink("redis").await;
+            line["breaker"] == "open" && line["last_error_code"] == "WC-402"
+        })
+        .await;
+    }
+    running.stop().await;
+    assert_eq!(world.redis_plays().await, 0, "nothing is counted from the middle on");
+    // as after a look at it
+    run(&client, "DELETE FROM walcast.lane").await;
+    world.delete_topic("progress").await;
+    start_ends_in_a_resync(&world, &["WC-402", "held a checkpoint once and holds none now"]).await;
 }
 
 #[tokio::test]
