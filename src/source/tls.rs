@@ -53,7 +53,7 @@ pub(crate) fn end_point(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> {
 }
 
 fn hash_of(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    match Certificate::from_der(certificate).ok()?.signature_algorithm.oid {
+    match Certificate::from_der(certificate).ok()?.signature_algorithm().oid {
         // what is weaker than SHA-256 is replaced by it
         SHA_1_WITH_RSA_ENCRYPTION | SHA_256_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_256 => {
             Some(Sha256::digest(certificate).to_vec())
@@ -243,7 +243,7 @@ impl ServerCertVerifier for Verifier {
 /// for being an authority too, as `openssl req -x509` makes them); its dates still count.
 fn in_force(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), CertificateError> {
     let certificate = Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
-    let validity = certificate.tbs_certificate.validity;
+    let validity = certificate.tbs_certificate().validity();
     if now.as_secs() < validity.not_before.to_unix_duration().as_secs() {
         return Err(CertificateError::NotValidYet);
     }

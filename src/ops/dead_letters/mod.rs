@@ -78,7 +78,7 @@ fn since(text: &str) -> Result<Timestamp, String> {
         return Ok(at);
     }
     let ago: Span = text.parse().map_err(|error| format!("neither a time nor a span: {error}"))?;
-    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    let now = Timestamp::now().to_zoned_datetime(TimeZone::UTC);
     let at = now.checked_sub(ago.abs()).map_err(|error| error.to_string())?;
     Ok(at.timestamp())
 }
