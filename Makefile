@@ -68,7 +68,7 @@ fmt:
 	@cargo fmt
 
 lint:
-	@for f in scripts/services scripts/compose scripts/promtool scripts/engine scripts/images scripts/record-wire scripts/services.d/*.sh docker/standins/*/*.sh scripts/bq findings/*.sh; do bash -n $$f || exit; done
+	@for f in scripts/services scripts/compose scripts/promtool scripts/engine scripts/images scripts/record-wire scripts/services.d/*.sh docker/*.sh docker/standins/*/*.sh scripts/bq findings/*.sh; do bash -n $$f || exit; done
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --features failpoints --quiet -- -D warnings
 
