@@ -105,5 +105,6 @@ pub mod web;
 pub mod config;
 pub mod sinks;
 pub mod lanes;
+pub mod backfill;
 pub mod pipeline;
 pub mod ops;

@@ -102,6 +102,16 @@ enum Command {
     /// Fill a sink from PostgreSQL after it has lost its data.
     #[command(subcommand, after_help = "Example: walcast rebuild redis && walcast run")]
     Rebuild(RebuildCommand),
+    /// Bring the rows that were there before walcast to Kafka, BigQuery or HTTP, while it runs.
+    ///
+    /// `walcast run` does the work: each row goes out once, whoever is killed meanwhile, and only as fast as the sinks take them
+    /// beside the stream. The command shows how far it is; ended, it changes nothing. Redis has rows of before by
+    /// `walcast rebuild redis`. The records have `op = r` in Kafka's headers, and their content as it is now.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples: walcast backfill --dry-run\n          walcast backfill --sinks bigquery --since 2026-01-01T00:00:00Z"
+    )]
+    Backfill(ops::backfill::Backfill),
     /// Say what there is of a person, or of a content, in each place; with --yes, take it out.
     ///
     /// Delete it in PostgreSQL first: what is there comes back with a rebuild. Rows of BigQuery, the rows of dead letters and
@@ -265,6 +275,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
                 DeadLettersCommand::Discard(options) => ops::dead_letters::discard(config, options).await,
             };
         }
+        Command::Backfill(options) => return ops::backfill::backfill(config, options).await,
         Command::Erase(options) => return ops::erase::erase(config, options).await,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,

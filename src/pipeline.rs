@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
+use crate::backfill;
 use crate::clock::ServerClock;
 use crate::config::Config;
 use crate::continuity::ContinuityCheck;
@@ -116,7 +117,7 @@ async fn keeper_ended(keepers: &mut JoinSet<Result<()>>) -> Error {
             Some(Ok(Ok(()))) => {}
             Some(Ok(Err(error))) => return error,
             Some(Err(error)) => {
-                return Error::new(Code::WalcastBroke, "a lane's task broke down").because(error);
+                return Error::new(Code::WalcastBroke, "a task beside the stream broke down").because(error);
             }
             None => std::future::pending().await,
         }
@@ -190,7 +191,18 @@ async fn start(
     let limits = config.pipeline.limits(&config.breaker);
     let ids: Vec<SinkName> = fed.iter().map(|fed| fed.sink.id()).collect();
     let (streaming, ends) = Streaming::spawn(limits, registry, intake, watermark, &session, fed);
-    let keepers = keep_lanes(config, &session, registry, ends, &ids, lanes);
+    let mut keepers = keep_lanes(config, &session, registry, ends, &ids, lanes);
+    let (checkpoints, received) = streaming.progress();
+    let backfill = backfill::Worker {
+        postgres: config.postgres.clone(),
+        row_bytes_max: config.pipeline.row_bytes_max,
+        queue_bytes_max: config.pipeline.queue_bytes_max,
+        session,
+        checkpoints,
+        received,
+        registry: registry.clone(),
+    };
+    keepers.spawn(backfill.run().instrument(info_span!(parent: None, "backfill")));
     Ok(Started { streaming, watch, keepers })
 }
 

@@ -289,6 +289,20 @@ codes! {
         fix: "Give the fields other values with --set. Of a content row: update the row in PostgreSQL, which brings it again, and discard the letter.",
         over: "`walcast dead-letters replay NAME --dry-run` says that it would send the row.",
     }
+    BackfillOpen = 253 {
+        title: "Another backfill is open.",
+        why: "One of a slot is at work at a time; one that is paused is open too.",
+        look: "`walcast backfill status`",
+        fix: "Let it end, `walcast backfill resume` it, or `walcast backfill cancel` it.",
+        over: "`walcast backfill status` shows none that is running or paused.",
+    }
+    BackfillUnfit = 254 {
+        title: "Rows of before walcast cannot be brought like that.",
+        why: "The sink takes no single rows of before (Redis), is not among pipeline.sinks, or the slot was made by a version that did not note which rows were there.",
+        look: "`walcast config show` shows the sinks; `SELECT last_id_before FROM walcast.slot` is NULL for such a slot.",
+        fix: "Name other sinks, or make a new slot: docs/operate/resync.md.",
+        over: "`walcast backfill --dry-run` says what it would bring.",
+    }
     Unavailable = 300 {
         title: "A server does not answer, or says that it cannot now.",
         why: "It is down, overloaded, or cannot be reached from here. walcast tries again by itself; the slot keeps what was not delivered.",

@@ -86,7 +86,7 @@ pub trait Cell<'a> {
 }
 
 /// A row of `engagement_events` that has not been held against the rules yet.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct UncheckedEngagement<'a> {
     id: Option<i64>,
     event_ts: Option<Timestamp>,

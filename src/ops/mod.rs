@@ -9,4 +9,5 @@ pub mod status;
 pub mod dead_letters;
 pub mod verify;
 pub mod rebuild;
+pub mod backfill;
 pub mod erase;

@@ -20,6 +20,7 @@ use crate::resume::SinkName;
 use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Written};
+use crate::source::request::RequestKind;
 use crate::source::{PostgresConfig, rows, sql};
 use crate::state::dead_letters::{self, Letter, Retention};
 use crate::state::marks::EventMarks;
@@ -87,6 +88,10 @@ impl ContentSink {
 
     fn take(&mut self, batch: &Batch, row: &Row) {
         match row {
+            // rows of before walcast do not come late
+            Row::Event(_) if batch.control().is_some_and(|control| control.kind == RequestKind::Chunk) => {
+                return;
+            }
             Row::Event(event) => return self.marks.inserted(event.id),
             Row::EventChange(change) => self.marks.changed(change),
             Row::Content(change) => self.changes.push(change.clone()),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
@@ -36,6 +37,8 @@ pub struct Ticket {
 pub enum RequestKind {
     /// Dead letters are to be sent again.
     Replay,
+    /// Rows that were there before walcast are brought.
+    Chunk,
 }
 
 impl RequestKind {
@@ -43,7 +46,20 @@ impl RequestKind {
     pub fn as_str(self) -> &'static str {
         match self {
             RequestKind::Replay => "replay",
+            RequestKind::Chunk => "chunk",
         }
+    }
+
+    /// What a record of its rows says of itself in its header `op`; `c` is one that comes for the first time.
+    pub fn op(self) -> &'static str {
+        match self {
+            RequestKind::Replay => "p",
+            RequestKind::Chunk => "r",
+        }
+    }
+
+    fn named(name: &str) -> Option<RequestKind> {
+        [RequestKind::Replay, RequestKind::Chunk].into_iter().find(|kind| kind.as_str() == name)
     }
 }
 
@@ -79,6 +95,20 @@ pub struct RequestRow {
     pub record: String,
     /// Whether its content is that of the ticket's place, and not what the record says.
     pub joins: bool,
+    /// Why it cannot go on as an event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
+}
+
+/// Why a row cannot go on as an event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// A short code.
+    pub reason: String,
+    /// Column, shape found, shape wanted.
+    pub message: String,
+    /// The columns that could not be read, or must have a value and have none.
+    pub unread: Vec<String>,
 }
 
 /// What is known of a ticket.
@@ -91,8 +121,9 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// Inserts a request and emits its ticket. Committed locally, it is to be seen as soon as the stream brings it.
-pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Request) -> Result<()> {
+/// Inserts a request and emits its ticket; gives the ticket's place. Committed locally, it is to be seen as soon as the stream
+/// brings it.
+pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Request) -> Result<Lsn> {
     let rows = serde_json::to_string(&request.brings).map_err(|error| {
         Error::new(Code::WalcastBroke, "a request's rows cannot be written").because(error)
     })?;
@@ -105,8 +136,8 @@ pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Req
         .await
         .map_err(sql::error)?;
     let emit = "SELECT pg_logical_emit_message(true, $1, $2::text)";
-    transaction.execute(emit, &[&PREFIX, &request.id.to_string()]).await.map_err(sql::error)?;
-    Ok(())
+    let row = transaction.query_one(emit, &[&PREFIX, &request.id.to_string()]).await.map_err(sql::error)?;
+    Ok(Lsn(sql::get::<PgLsn>(&row, 0)?.into()))
 }
 
 /// The request of a ticket; `None` when there is none, known for certain. Waits while its transaction has not ended.
@@ -127,11 +158,11 @@ pub(super) async fn look(client: &Client, ticket: Ticket) -> Result<Found> {
     let Some(kind) = kind else {
         return Ok(if ended { Found::Nothing } else { Found::NotYet });
     };
-    if kind != RequestKind::Replay.as_str() {
+    let kind = RequestKind::named(&kind).ok_or_else(|| {
         let message =
             format!("walcast.request has a request of kind {kind}, which this version does not know");
-        return Err(Error::new(Code::Protocol, message));
-    }
+        Error::new(Code::Protocol, message)
+    })?;
     let rows: String = sql::get(&row, 3)?;
     let brings = serde_json::from_str(&rows).map_err(|_| {
         // without the parser's words, which quote
@@ -140,10 +171,5 @@ pub(super) async fn look(client: &Client, ticket: Ticket) -> Result<Found> {
             format!("the rows of request {} are not as walcast writes them", ticket.id),
         )
     })?;
-    Ok(Found::Request(Request {
-        id: ticket.id,
-        kind: RequestKind::Replay,
-        sinks: sql::get(&row, 2)?,
-        brings,
-    }))
+    Ok(Found::Request(Request { id: ticket.id, kind, sinks: sql::get(&row, 2)?, brings }))
 }

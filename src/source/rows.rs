@@ -87,12 +87,24 @@ impl SourceColumn {
 pub struct EngagementRow<'a> {
     row: UncheckedEngagement<'a>,
     refused: Option<RowError>,
+    unread: Vec<&'static str>,
 }
 
 impl<'a> EngagementRow<'a> {
     /// As [`UncheckedEngagement::checked`].
     pub fn checked(self) -> Result<Engagement<'a>, RowError> {
         self.refused.map_or_else(|| self.row.checked(), Err)
+    }
+
+    /// As much of the row as there is, the columns that could not be read or must have a value, and why it is refused, if it is.
+    pub fn judged(self) -> (Engagement<'a>, Vec<&'static str>, Option<RowError>) {
+        let EngagementRow { row, refused, mut unread } = self;
+        let error = refused.or_else(|| row.clone().checked().err());
+        let (row, missing) = row.in_part();
+        unread.extend(missing);
+        unread.sort_unstable();
+        unread.dedup();
+        (row, unread, error)
     }
 
     /// As [`UncheckedEngagement::as_it_is`].
@@ -108,7 +120,10 @@ pub fn engagement<'a>(row: &'a Row, first: usize, place: &'a Place) -> Result<En
     for (column, at) in EngagementColumn::ALL.iter().zip(first..) {
         match read.row.put(*column, SqlCell { row, at, zone: place.zone.as_ref() }) {
             Ok(()) => {}
-            Err(Unread::Value(error)) => read.refused = Some(error.into()),
+            Err(Unread::Value(error)) => {
+                read.refused.get_or_insert(error.into());
+                read.unread.push(column.name());
+            }
             Err(Unread::Row(error)) => return Err(super::sql::error(error)),
         }
     }

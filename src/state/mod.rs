@@ -1,6 +1,7 @@
 //! walcast's state in PostgreSQL (schema `walcast`): who may write, and the checkpoints and intents of sinks
 //! whose target cannot keep them. Every write is guarded by the fencing token.
 
+pub mod backfills;
 pub mod dead_letters;
 pub mod extra;
 pub mod history;

@@ -257,6 +257,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         self.seats.iter().map(|seat| seat.name).collect()
     }
 
+    /// How far each sink is, and the stream.
+    pub fn progress(&self) -> (watch::Receiver<Vec<Checkpoint>>, watch::Receiver<Lsn>) {
+        (self.checkpoints.clone(), self.received.subscribe())
+    }
+
     /// Runs until `shutdown` (`Ok`), or until the stream, a sink or the source's own watch `source_ended` fails.
     pub async fn run(self, source_ended: impl Future<Output = Error>, shutdown: &mut Shutdown) -> Result<()> {
         let span = self.span.clone();

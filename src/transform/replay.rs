@@ -12,7 +12,7 @@ use crate::event::replayed::{Replayed, put_extra};
 use crate::event::row::RowError;
 use crate::event::schema::ENGAGEMENT_EVENTS;
 use crate::lsn::{Lsn, Position};
-use crate::source::request::{Brought, Request, RequestRow, Ticket};
+use crate::source::request::{Brought, Refusal, Request, RequestKind, RequestRow, Ticket};
 use crate::telemetry::metrics::{self, TicketFate};
 
 impl Transform {
@@ -92,13 +92,23 @@ impl Transform {
             Some(ExtraColumn { name: name.clone(), shape: shape.parse().ok()? })
         };
         let columns: Arc<[ExtraColumn]> = extra.iter().filter_map(column).collect();
-        tracing::info!(%commit_lsn, request = %id, rows = rows.len(), sinks = sinks.join(", "), "rows are sent again");
+        match kind {
+            RequestKind::Replay => {
+                tracing::info!(%commit_lsn, request = %id, rows = rows.len(), sinks = sinks.join(", "), "rows are sent again");
+            }
+            RequestKind::Chunk => tracing::debug!(%commit_lsn, rows = rows.len(), "rows of before walcast"),
+        }
         self.builder.begin_control();
         // they are as old as their first commit, and are under way since now
         self.builder.transaction(true);
         let mut firsts = Vec::with_capacity(rows.len());
         for (row, ordinal) in rows.iter().zip(0..) {
-            firsts.push(self.again(row, Position { commit_lsn, ordinal }, &columns));
+            let position = Position { commit_lsn, ordinal };
+            let first = self.again(row, position, *kind, &columns);
+            // what was never sent has no other place
+            if *kind == RequestKind::Replay {
+                firsts.push(first);
+            }
         }
         self.builder.transaction(self.foreign);
         let (id, kind, sinks) = (*id, *kind, sinks.clone());
@@ -106,7 +116,13 @@ impl Transform {
     }
 
     /// Puts a row in; gives its first place. What is against the rules still is a dead letter still.
-    fn again(&mut self, row: &RequestRow, position: Position, columns: &Arc<[ExtraColumn]>) -> Position {
+    fn again(
+        &mut self,
+        row: &RequestRow,
+        position: Position,
+        kind: RequestKind,
+        columns: &Arc<[ExtraColumn]>,
+    ) -> Position {
         let Some(values) = Json.read_event(row.record.as_bytes()) else {
             let error = RowError {
                 reason: "undecodable",
@@ -117,8 +133,13 @@ impl Transform {
         };
         let first = values.position().unwrap_or(position);
         let replayed = Replayed::of(&values);
-        let place = (position, replayed.commit_ts());
-        let engagement = match replayed.checked() {
+        let commit_ts = match kind {
+            RequestKind::Replay => replayed.commit_ts(),
+            RequestKind::Chunk => self.commit_ts,
+        };
+        let place = (position, commit_ts);
+        let refused = row.refused.as_ref().map(refusal);
+        let engagement = match refused.map_or_else(|| replayed.checked(), Err) {
             Ok(engagement) => engagement,
             Err(error) => {
                 self.refused_again(row, place, values.id(), error);
@@ -152,7 +173,22 @@ impl Transform {
             reason: error.reason,
             message: error.message,
             row_json: row.record.clone(),
-            event: Some(LetterEvent { id, record: row.record.clone(), unread: Vec::new() }),
+            event: Some(LetterEvent { id, record: row.record.clone(), unread: unread(row) }),
         })));
     }
+}
+
+/// Why a row was refused before it was stored.
+fn refusal(refusal: &Refusal) -> RowError {
+    let known = ["null", "event_ts_out_of_range", "negative_duration"];
+    let reason = known.into_iter().find(|known| *known == refusal.reason).unwrap_or("undecodable");
+    RowError { reason, message: refusal.message.clone() }
+}
+
+/// The columns of it that were not read.
+fn unread(row: &RequestRow) -> Vec<&'static str> {
+    let is_unread = |column: &&'static str| {
+        row.refused.as_ref().is_some_and(|refused| refused.unread.iter().any(|unread| unread == column))
+    };
+    ENGAGEMENT_EVENTS.column_names().filter(is_unread).collect()
 }

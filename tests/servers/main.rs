@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod backfill;
 mod bad_input;
 mod bigquery;
 mod bigquery_faults;

@@ -12,6 +12,7 @@ const CHECKPOINT_OF_0_1: &str = "- 'history_id' - 'durable_lsn'
   || jsonb_build_object('epoch', checkpoint -> 'history_id', 'held', checkpoint -> 'durable_lsn')";
 
 const SCHEMA_OF_0_1: &str = "
+  DROP TABLE walcast.backfill;
   DROP INDEX walcast.dead_letter_kept;
   DROP TABLE walcast.lane;
   DROP TABLE walcast.request;

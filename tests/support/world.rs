@@ -9,6 +9,7 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
@@ -321,7 +322,22 @@ impl World {
     /// The values of one of our topics.
     pub async fn kafka_topic(&self, name: &str) -> Vec<Vec<u8>> {
         let topic = format!("{}.{name}", self.topic_prefix);
-        tokio::task::spawn_blocking(move || read_topic(&topic)).await.unwrap()
+        tokio::task::spawn_blocking(move || {
+            read_topic(&topic, |message| message.payload().unwrap_or_default().to_vec())
+        })
+        .await
+        .unwrap()
+    }
+
+    /// What the records of one of our topics have in this header.
+    pub async fn kafka_headers(&self, name: &str, key: &'static str) -> Vec<String> {
+        let topic = format!("{}.{name}", self.topic_prefix);
+        let header = move |message: &BorrowedMessage<'_>| {
+            let mut headers = message.headers().unwrap().iter();
+            let value = headers.find(|header| header.key == key).and_then(|header| header.value).unwrap();
+            String::from_utf8(value.to_vec()).unwrap()
+        };
+        tokio::task::spawn_blocking(move || read_topic(&topic, header)).await.unwrap()
     }
 
     /// Puts a record into one of our topics, as anybody might.
@@ -511,7 +527,7 @@ fn client_config() -> ClientConfig {
 }
 
 /// A topic up to its end as of now, partition after partition: one that is still written to has no other.
-fn read_topic(topic: &str) -> Vec<Vec<u8>> {
+fn read_topic<T>(topic: &str, take: impl Fn(&BorrowedMessage<'_>) -> T) -> Vec<T> {
     let timeout = Duration::from_secs(10);
     let consumer: BaseConsumer = client_config()
         .set("group.id", "walcast-tests")
@@ -536,8 +552,7 @@ fn read_topic(topic: &str) -> Vec<Vec<u8>> {
                 if ends.get(&message.partition()).is_some_and(|end| message.offset() + 1 >= *end) {
                     ends.remove(&message.partition());
                 }
-                let value = message.payload().unwrap_or_default().to_vec();
-                values.insert((message.partition(), message.offset()), value);
+                values.insert((message.partition(), message.offset()), take(&message));
             }
             Err(rdkafka::error::KafkaError::PartitionEOF(partition)) => drop(ends.remove(&partition)),
             Err(error) => panic!("{error}"),

@@ -555,7 +555,10 @@ fn request(batch: &Batch, sinks: &[&str], joins: &[bool]) -> Arc<Request> {
     let mut record = Vec::new();
     Json.event(&EventRecord { event, texts: batch.texts() }, &mut record);
     let record = String::from_utf8(record).unwrap();
-    let rows = joins.iter().map(|joins| RequestRow { record: record.clone(), joins: *joins }).collect();
+    let rows = joins
+        .iter()
+        .map(|joins| RequestRow { record: record.clone(), joins: *joins, refused: None })
+        .collect();
     Arc::new(Request {
         id: id(77),
         kind: RequestKind::Replay,

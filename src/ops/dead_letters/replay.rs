@@ -212,7 +212,7 @@ fn row(letter: &Stored, repairs: &[Repair]) -> Result<RequestRow, String> {
     Replayed::of(&values)
         .checked()
         .map_err(|error| format!("{}; give it another value with --set", error.message))?;
-    Ok(RequestRow { record, joins: for_all })
+    Ok(RequestRow { record, joins: for_all, refused: None })
 }
 
 /// The record with other values.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::brought::BroughtTo;
 use super::record::{ALL, ANY_PARTITION, Extras, Fields, OF_CONTENT, Record, flag, names};
 use super::report::{Difference, Report};
 use super::truth::Partition;
@@ -53,6 +54,8 @@ pub struct Context {
     pub labels: Vec<(usize, HashSet<u32>)>,
     /// The extra columns that are compared.
     pub extras: Arc<Extras>,
+    /// Which rows of before were brought to which sinks.
+    pub brought: BroughtTo,
     /// What of that was seen, and of which contents.
     pub amended: Amended,
 }
@@ -170,7 +173,7 @@ impl Event<'_> {
     fn compare(&self, context: &mut Context, report: &mut Report) {
         if let Some(source) = self.source {
             let line = report.line(source.half_hour);
-            match source.has(flag::BEFORE) {
+            match source.has(flag::BEFORE) && source.brought == 0 {
                 true => line.before_walcast += 1,
                 false => line.source += 1,
             }
@@ -202,7 +205,7 @@ impl Event<'_> {
             true => letters.iter().any(|letter| letter.has(flag::STORED)),
             false => !letters.is_empty() || letter_elsewhere || refused,
         };
-        if source.has(flag::BEFORE) {
+        if source.has(flag::BEFORE) && source.brought & context.brought.bit(sink) == 0 {
         } else if source.has(flag::RENAMED) {
             counters.changed_at_source += 1;
         } else if excused {
@@ -280,6 +283,10 @@ impl Event<'_> {
             Some((*sink, records.iter().find(|record| !record.has(flag::LETTER))?))
         });
         let Some((one, first)) = events.next() else { return };
+        // two sinks may have a row of before by two backfills
+        if context.marks.was_before(first.id) == Some(true) {
+            return;
+        }
         for (other, record) in events {
             let told =
                 self.source.map_or(0, |source| differences(source, first) | differences(source, record));

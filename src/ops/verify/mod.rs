@@ -6,6 +6,7 @@
 //! pipeline under load is no hindrance.
 
 pub(super) mod pre_existing;
+mod brought;
 mod compare;
 mod events;
 mod record;
@@ -36,6 +37,7 @@ use crate::source::snapshot::Snapshot;
 use crate::source::sql;
 use crate::state::marks::EventMarks;
 use crate::state::{extra, history};
+use brought::BroughtTo;
 use compare::{Context, Replayed, Side};
 use events::Events;
 use pre_existing::PreExisting;
@@ -189,8 +191,10 @@ impl Verifying<'_> {
             let events = Events::new(end, self.spill(count)?, self.progress.bar(sink, count), firsts);
             reading.push(read_events(sink, reader, events, end, client, history_id));
         }
+        let brought = BroughtTo::load(reader, history_id).await?;
         let known = Known {
             events: &places.events,
+            brought: &brought,
             marks: &marks,
             pre_existing: &pre_existing,
             versions,
@@ -210,6 +214,7 @@ impl Verifying<'_> {
             tells_letters,
             replayed: std::mem::take(&mut self.replayed),
             tells_places: !read.is_empty(),
+            brought,
             ..Context::default()
         };
         let mut sides = Vec::new();

@@ -37,7 +37,7 @@ const CONTENT_ID: usize = event_field("content_id");
 
 /// What else is known of a record.
 pub mod flag {
-    /// A row that was there before the slot was made: no sink need have it.
+    /// A row that was there before the slot was made: a sink has it only if it was brought one.
     pub const BEFORE: u8 = 1;
     /// A row that walcast refuses: a dead letter in place of an event.
     pub const REFUSED: u8 = 2;
@@ -83,6 +83,8 @@ pub struct Record {
     pub partition: u16,
     /// See [`flag`].
     pub flags: u8,
+    /// The sinks that it was brought by a backfill, as bits ([`super::truth::BroughtTo`]).
+    pub brought: u8,
     known: Fields,
     hashes: [u32; FIELDS_MAX],
 }
@@ -99,6 +101,7 @@ impl Record {
             half_hour: i32::try_from(event_ts.div_euclid(HALF_HOUR_MICROS)).unwrap_or(i32::MAX),
             partition: ANY_PARTITION,
             flags: 0,
+            brought: 0,
             known: 0,
             hashes: [0; FIELDS_MAX],
         }
@@ -181,7 +184,7 @@ impl Record {
         out.extend_from_slice(&self.position.ordinal.to_le_bytes());
         out.extend_from_slice(&self.half_hour.to_le_bytes());
         out.extend_from_slice(&self.partition.to_le_bytes());
-        out.extend_from_slice(&[self.flags, 0]);
+        out.extend_from_slice(&[self.flags, self.brought]);
         out.extend_from_slice(&self.known.to_le_bytes());
         let hashes = self.hashes.iter().take(EVENT_FIELD_COUNT + columns.len());
         hashes.for_each(|hash| out.extend_from_slice(&hash.to_le_bytes()));
@@ -200,14 +203,14 @@ impl Record {
         let ordinal = u64::from_le_bytes(take(bytes)?);
         let half_hour = i32::from_le_bytes(take(bytes)?);
         let partition = u16::from_le_bytes(take(bytes)?);
-        let [flags, _] = take(bytes)?;
+        let [flags, brought] = take(bytes)?;
         let known = Fields::from_le_bytes(take(bytes)?);
         let mut hashes = [0; FIELDS_MAX];
         for hash in hashes.iter_mut().take(EVENT_FIELD_COUNT + columns.len()) {
             *hash = u32::from_le_bytes(take(bytes)?);
         }
         let position = Position { commit_lsn, ordinal };
-        Some(Record { id, position, half_hour, partition, flags, known, hashes })
+        Some(Record { id, position, half_hour, partition, flags, brought, known, hashes })
     }
 }
 

@@ -10,6 +10,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
+use super::brought::BroughtTo;
 use super::compare::{Replayed, ReplayedLetter};
 use super::pre_existing::{PreExisting, Xid};
 use super::record::{ANY_PARTITION, Extras, Record, extra_hash, flag, text_hash};
@@ -110,6 +111,8 @@ pub struct Known<'a> {
     pub marks: &'a EventMarks,
     /// Which of them were there before walcast, where ids cannot tell.
     pub pre_existing: &'a PreExisting,
+    /// Which of those were brought to which sinks.
+    pub brought: &'a BroughtTo,
     /// The newest versions of the contents.
     pub versions: &'a Versions,
     /// The extra columns that are compared.
@@ -160,6 +163,9 @@ pub async fn read(
         }
         if !keeps_rules {
             record.flags |= flag::REFUSED;
+        }
+        if before {
+            record.brought = known.brought.to(record.id, event.event.event_ts);
         }
         spill.add(&record)?;
         if !record.has(flag::BEFORE | flag::REFUSED) {

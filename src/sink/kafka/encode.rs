@@ -102,7 +102,10 @@ impl Encoder {
             }
         }
         Some(match row {
-            Row::Event(event) => self.event(event, batch.origin(event.position)),
+            Row::Event(event) => {
+                let op = batch.control().map_or("c", |control| control.kind.op());
+                self.event(event, op, batch.origin(event.position))
+            }
             Row::Content(change) => self.content(change),
             Row::DeadLetter(letter) => self.dead_letter(letter),
             Row::EventChange(_) => return None,
@@ -125,11 +128,11 @@ impl Encoder {
         }
     }
 
-    fn event(&mut self, event: &Event, origin: Option<Origin>) -> Message<'_> {
+    fn event(&mut self, event: &Event, op: &'static str, origin: Option<Origin>) -> Message<'_> {
+        let headers = self.headers(event.position, "op", op);
         let headers = match origin {
-            None => self.headers(event.position, "op", "c"),
+            None => headers,
             Some(Origin { first, .. }) => {
-                let headers = self.headers(event.position, "op", "p");
                 headers.insert(Header { key: "first", value: Some(&first.to_string()) })
             }
         };

@@ -1,0 +1,374 @@
+//! Brings the rows that were there before walcast, while the stream goes on: read from the table, copied into requests, and
+//! sent through the WAL, where each sink takes them once by its ordinary checkpoint.
+//!
+//! Which rows those are: all with an id that is no higher than any when the slot was made, but for those that the stream has
+//! brought after all. What it has brought is known once the content versions' checkpoint has passed the place at which the rows
+//! are read; so rows are read in snapshots, each of which waits for that once.
+//!
+//! How far it is stands in `walcast.backfill`, and moves in the transaction that sends the rows: nothing is sent twice, whoever
+//! is killed. The stream comes first: rows go out only as long as every sink that they are for has room.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
+use uuid::Uuid;
+
+use crate::batch::{Event, ExtraColumn, Texts};
+use crate::error::{Class, Code, Error, Result};
+use crate::event::encoding::Encoding;
+use crate::event::encoding::json::Json;
+use crate::event::intern;
+use crate::event::place::Place;
+use crate::event::schema::EventRecord;
+use crate::failpoint::failpoint;
+use crate::lsn::{Checkpoint, Lsn, Position, Session};
+use crate::quote::identifier;
+use crate::sink::retry::Backoff;
+use crate::source::request::{self, Brought, Refusal, Request, RequestKind, RequestRow};
+use crate::source::{PostgresConfig, heartbeat, rows, slot, sql};
+use crate::state::backfills::{self, Backfill, BackfillState};
+use crate::state::marks::EventMarks;
+use crate::state::{State, history};
+use crate::telemetry::log_throttle::LogThrottle;
+use crate::telemetry::registry::StatusRegistry;
+
+/// How often it is asked whether there is something to do.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room.
+const ROOM_EVERY: Duration = Duration::from_millis(20);
+/// How long rows are read in one snapshot: PostgreSQL keeps old row versions meanwhile.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(30);
+/// Rows of one read at most, unless more have one id.
+const READ_ROWS: u32 = 4_000;
+/// Bytes of one request's records at most, unless the rows of one id have more: a request is one batch.
+const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Rows of one request at most.
+const REQUEST_ROWS_MAX: usize = 4_000;
+/// Requests that the stream has not brought yet at most.
+const IN_FLIGHT_MAX: usize = 4;
+
+/// Brings what `walcast.backfill` asks for.
+pub struct Worker {
+    /// The server.
+    pub postgres: PostgresConfig,
+    /// A row larger than this goes on without its `raw_payload`.
+    pub row_bytes_max: usize,
+    /// Bytes of batches that may wait before a sink.
+    pub queue_bytes_max: usize,
+    /// Who we are.
+    pub session: Session,
+    /// How far each sink is; the first is the one that keeps the content versions.
+    pub checkpoints: watch::Receiver<Vec<Checkpoint>>,
+    /// How far the stream has been received.
+    pub received: watch::Receiver<Lsn>,
+    /// How the sinks are.
+    pub registry: StatusRegistry,
+}
+
+/// A snapshot in which rows are read, and what the stream has brought of them.
+struct Snapshot {
+    client: Client,
+    began: Instant,
+    events: Place,
+    extra: Vec<ExtraColumn>,
+    statement: String,
+    marks: EventMarks,
+}
+
+/// What rows are read with; [`Snapshot::next`] gives them.
+struct Read {
+    /// The highest id among them; `None` where there are none.
+    last_id: Option<i64>,
+    /// Those that are history, each with its id.
+    rows: Vec<(i64, RequestRow)>,
+}
+
+impl Worker {
+    /// Runs until another walcast takes over.
+    pub async fn run(mut self) -> Result<()> {
+        let mut state = State::new(self.postgres.clone());
+        let (mut backoff, mut throttle) = (Backoff::default(), LogThrottle::default());
+        loop {
+            match self.bring_what_is_asked(&mut state).await {
+                Ok(()) => backoff = Backoff::default(),
+                Err(error) if error.code().concerns_the_source() && error.class() == Class::Definite => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    if let Some(repeated) = throttle.say(&error.to_string()) {
+                        let repeated = (repeated > 0).then_some(repeated);
+                        tracing::warn!(
+                            code = %error.code(),
+                            error = error.chain(),
+                            repeated,
+                            "the backfill waits, and goes on by itself: {}",
+                            error.advice()
+                        );
+                    }
+                    tokio::time::sleep(backoff.next_wait()).await;
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn bring_what_is_asked(&mut self, state: &mut State) -> Result<()> {
+        let mut in_flight = VecDeque::new();
+        let mut began = None;
+        while let Some(mut backfill) = self.asked(state).await? {
+            if began != Some(backfill.id) {
+                began = Some(backfill.id);
+                let after = backfill.done_id;
+                tracing::info!(backfill = %backfill.id, after, last = backfill.last_id, "rows of before walcast are brought");
+            }
+            let mut snapshot = self.snapshot(&backfill).await?;
+            let began = Instant::now();
+            while snapshot.began.elapsed() < SNAPSHOT_MAX {
+                let read = snapshot.next(&backfill, self.row_bytes_max).await?;
+                let Some(last_id) = read.last_id else {
+                    self.end(state, &backfill).await?;
+                    return Ok(());
+                };
+                let Some(rows) = self
+                    .send(state, &mut backfill, read.rows, last_id, &snapshot.extra, &mut in_flight)
+                    .await?
+                else {
+                    break;
+                };
+                if let Some(rate) = backfill.rows_per_second {
+                    tokio::time::sleep(Duration::from_secs_f64(rows as f64 / f64::from(rate.max(1)))).await;
+                }
+            }
+            tracing::debug!(seconds = began.elapsed().as_secs_f64(), "a snapshot is over");
+        }
+        Ok(())
+    }
+
+    async fn asked(&self, state: &mut State) -> Result<Option<Backfill>> {
+        let open = backfills::open(state.client().await?, &self.session.history_id).await?;
+        Ok(open.filter(|backfill| backfill.state == BackfillState::Running))
+    }
+
+    /// A snapshot of which it is known what of it the stream has brought.
+    async fn snapshot(&mut self, backfill: &Backfill) -> Result<Snapshot> {
+        let client = sql::connect(&self.postgres).await?;
+        let events = history::publication(&self.postgres, &client).await?.places.events;
+        let facts = slot::columns(&client, &events).await?;
+        let columns: Vec<_> = facts.iter().map(slot::ColumnFacts::of_stream).collect();
+        let (extra, _) = events.extra.split(events.unknown(columns.iter().map(|column| (column, ()))));
+        let extra: Vec<ExtraColumn> = extra.into_iter().map(|(column, ())| column).collect();
+        let statement = statement(&client, &events, &extra, backfill).await?;
+        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(sql::error)?;
+        // by then the snapshot is taken: what it sees has committed below
+        let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
+        let seen = Lsn(sql::get::<PgLsn>(&row, 0)?.into());
+        let began = Instant::now();
+        let mut aside = State::new(self.postgres.clone());
+        // an idle stream moves at once by this, instead of at its next own heartbeat
+        heartbeat::beat(aside.client().await?).await?;
+        let passed = |checkpoints: &Vec<Checkpoint>| {
+            checkpoints.first().is_some_and(|first| first.durable_lsn >= seen)
+        };
+        // whoever holds the other end is gone only with us
+        let _ = self.checkpoints.wait_for(passed).await;
+        failpoint!("backfill_after_snapshot");
+        let marks = EventMarks::load(aside.client().await?, &self.session.history_id).await?;
+        Ok(Snapshot { client, began, events, extra, statement, marks })
+    }
+
+    /// Sends these rows, and with the last of them says that all up to `last_id` are sent. How many that were; `None` when it is
+    /// not to go on.
+    async fn send(
+        &mut self,
+        state: &mut State,
+        backfill: &mut Backfill,
+        rows: Vec<(i64, RequestRow)>,
+        last_id: i64,
+        extra: &[ExtraColumn],
+        in_flight: &mut VecDeque<Lsn>,
+    ) -> Result<Option<u64>> {
+        let sent = rows.len() as u64;
+        let mut groups = groups(rows);
+        if groups.is_empty() {
+            groups.push((last_id, Vec::new()));
+        } else if let Some((last, _)) = groups.last_mut() {
+            *last = last_id;
+        }
+        for (to, rows) in groups {
+            self.room(&backfill.sinks, in_flight).await;
+            let count = rows.len() as u64;
+            failpoint!("backfill_before_send");
+            let transaction = state.guarded(&self.session).await?;
+            if !backfills::advance(&transaction, backfill, to, count).await? {
+                return Ok(None);
+            }
+            if !rows.is_empty() {
+                let shape = |column: &ExtraColumn| (column.name.clone(), column.shape.to_string());
+                let request = Request {
+                    id: Uuid::new_v4(),
+                    kind: RequestKind::Chunk,
+                    sinks: backfill.sinks.clone(),
+                    brings: Brought { extra: extra.iter().map(shape).collect(), rows },
+                };
+                let sent = request::send(&transaction, self.session.history_id.uuid, &request).await?;
+                in_flight.push_back(sent);
+            }
+            failpoint!("backfill_before_commit");
+            transaction.commit().await.map_err(sql::error)?;
+            failpoint!("backfill_after_commit");
+            backfill.done_id = Some(to);
+            backfill.rows += count;
+        }
+        Ok(Some(sent))
+    }
+
+    async fn end(&self, state: &mut State, backfill: &Backfill) -> Result<()> {
+        let transaction = state.guarded(&self.session).await?;
+        backfills::done(&transaction, backfill).await?;
+        transaction.commit().await.map_err(sql::error)?;
+        tracing::info!(backfill = %backfill.id, rows = backfill.rows, "all rows of before walcast are sent");
+        Ok(())
+    }
+
+    /// Waits until the stream has brought what was sent, and every sink has room for more.
+    async fn room(&mut self, sinks: &[String], in_flight: &mut VecDeque<Lsn>) {
+        loop {
+            let received = *self.received.borrow_and_update();
+            while in_flight.front().is_some_and(|sent| *sent < received) {
+                in_flight.pop_front();
+            }
+            if in_flight.len() < IN_FLIGHT_MAX && self.have_room(sinks) {
+                return;
+            }
+            let _ = tokio::time::timeout(ROOM_EVERY, self.received.changed()).await;
+        }
+    }
+
+    /// Whether each of these sinks is fed with the others, and has little to do.
+    fn have_room(&self, sinks: &[String]) -> bool {
+        let little = self.queue_bytes_max as u64 / 4;
+        let status = self.registry.status();
+        let mut lines = status.sinks.iter().filter(|line| sinks.contains(&line.name));
+        lines.all(|line| line.lane.is_none() && line.queue_bytes <= little)
+    }
+}
+
+/// Reads the rows behind an id, in the order of their ids, all of one id together.
+async fn statement(
+    client: &Client,
+    events: &Place,
+    extra: &[ExtraColumn],
+    backfill: &Backfill,
+) -> Result<String> {
+    let id = identifier(events.called("id"));
+    let mut condition = format!("{id} <= {} AND ($1::bigint IS NULL OR {id} > $1)", backfill.last_id);
+    condition.push_str(&between(client, events, backfill).await?);
+    let names: Vec<String> = extra.iter().map(|column| identifier(&column.name)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let select = rows::select(events, &names, Some(&condition));
+    // a slow one goes by small steps
+    let rows = backfill.rows_per_second.map_or(READ_ROWS, |rate| (rate / 5).clamp(1, READ_ROWS));
+    Ok(format!("{select} ORDER BY {id} FETCH FIRST {rows} ROWS WITH TIES"))
+}
+
+/// The condition on `event_ts`, in the column's own terms; empty for all rows.
+pub async fn between(client: &Client, events: &Place, backfill: &Backfill) -> Result<String> {
+    let Backfill { since, until, .. } = backfill;
+    let called = events.called("event_ts");
+    let zone = slot::local_times(client, events, called).await?;
+    let stamp = |text: &String| {
+        let stamp = format!("{}::timestamptz", crate::quote::literal(text));
+        match zone {
+            Some(zone) => format!("({stamp} AT TIME ZONE {})", crate::quote::literal(zone.name())),
+            None => stamp,
+        }
+    };
+    let called = identifier(called);
+    let since = since.as_ref().map(|since| format!(" AND {called} >= {}", stamp(since)));
+    let until = until.as_ref().map(|until| format!(" AND {called} < {}", stamp(until)));
+    Ok([since, until].into_iter().flatten().collect())
+}
+
+impl Snapshot {
+    /// The rows behind what is done.
+    async fn next(&mut self, backfill: &Backfill, row_bytes_max: usize) -> Result<Read> {
+        let found = self.client.query(&self.statement, &[&backfill.done_id]).await.map_err(sql::error)?;
+        let mut read = Read { last_id: None, rows: Vec::with_capacity(found.len()) };
+        let mut texts = String::new();
+        for row in &found {
+            texts.clear();
+            let (id, one) = self.row(row, row_bytes_max, &mut texts)?;
+            read.last_id = Some(id);
+            if self.marks.was_before(id) == Some(true) {
+                read.rows.push((id, one));
+            }
+        }
+        Ok(read)
+    }
+
+    fn row(&self, row: &Row, row_bytes_max: usize, texts: &mut String) -> Result<(i64, RequestRow)> {
+        const NOWHERE: Position = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };
+        let (source, unread, error) = rows::engagement(row, self.extra.len(), &self.events)?.judged();
+        let extra = rows::put_extra(row, 0..self.extra.len(), texts).map_err(sql::error)?;
+        let keeps_payload = source.text_bytes() + extra.bytes() <= row_bytes_max;
+        let rules = (keeps_payload, &self.events.privacy);
+        let mut event = Event::of(&source, (NOWHERE, 0), None, rules, |text| intern(texts, text));
+        event.extra = extra;
+        let mut record = Vec::new();
+        Json.event(&EventRecord { event: &event, texts: Texts::of(texts) }, &mut record);
+        let refused = error.map(|error| Refusal {
+            reason: error.reason.to_owned(),
+            message: error.message,
+            unread: unread.into_iter().map(str::to_owned).collect(),
+        });
+        let record = String::from_utf8(record)
+            .map_err(|error| Error::new(Code::WalcastBroke, "a record is no UTF-8").because(error))?;
+        Ok((source.id, RequestRow { record, joins: true, refused }))
+    }
+}
+
+/// Rows by requests, each with the last id of which it has all rows.
+fn groups(rows: Vec<(i64, RequestRow)>) -> Vec<(i64, Vec<RequestRow>)> {
+    let mut groups: Vec<(i64, Vec<RequestRow>)> = Vec::new();
+    let mut bytes = 0;
+    for (id, row) in rows {
+        let size = row.record.len();
+        match groups.last_mut() {
+            Some((last, group))
+                if *last == id || group.len() < REQUEST_ROWS_MAX && bytes + size <= REQUEST_BYTES_MAX =>
+            {
+                bytes += size;
+                *last = id;
+                group.push(row);
+            }
+            _ => {
+                bytes = size;
+                groups.push((id, vec![row]));
+            }
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(bytes: usize) -> RequestRow {
+        RequestRow { record: "x".repeat(bytes), joins: true, refused: None }
+    }
+
+    #[test]
+    fn a_request_is_bounded_and_never_ends_between_two_rows_of_one_id() {
+        let half = REQUEST_BYTES_MAX / 2;
+        let rows = [1, 2, 3, 3, 3, 4].map(|id| (id, row(half))).to_vec();
+        let groups = groups(rows);
+        let shape: Vec<(i64, usize)> = groups.iter().map(|(last, rows)| (*last, rows.len())).collect();
+        assert_eq!(shape, [(2, 2), (3, 3), (4, 1)]);
+        assert!(super::groups(Vec::new()).is_empty());
+    }
+}

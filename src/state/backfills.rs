@@ -1,0 +1,172 @@
+//! `walcast.backfill`: which rows of before walcast are brought to which sinks, and how far that is.
+
+use std::fmt;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Row, Transaction};
+use uuid::Uuid;
+
+use crate::error::{Code, Error, Result};
+use crate::lsn::HistoryId;
+use crate::source::sql;
+
+/// Rows of before walcast on their way to some sinks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backfill {
+    /// Its name.
+    pub id: Uuid,
+    /// Whom it is for.
+    pub sinks: Vec<String>,
+    /// Of `event_ts`, from there on, as PostgreSQL writes it.
+    pub since: Option<String>,
+    /// Of `event_ts`, before that, as PostgreSQL writes it.
+    pub until: Option<String>,
+    /// The same two in microseconds since 1970.
+    pub between: (Option<i64>, Option<i64>),
+    /// How many rows a second at most.
+    pub rows_per_second: Option<u32>,
+    /// No row that was there before has a higher id.
+    pub last_id: i64,
+    /// All rows up to this id are sent; `None` before the first.
+    pub done_id: Option<i64>,
+    /// How many those are.
+    pub rows: u64,
+    /// About how many there are.
+    pub estimated_rows: u64,
+    /// What it does.
+    pub state: BackfillState,
+}
+
+/// What a backfill does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackfillState {
+    /// Rows are sent as the sinks take them.
+    Running,
+    /// It waits for somebody to let it go on.
+    Paused,
+    /// It will not go on.
+    Cancelled,
+    /// All its rows are sent.
+    Done,
+}
+
+impl BackfillState {
+    const ALL: [BackfillState; 4] =
+        [BackfillState::Running, BackfillState::Paused, BackfillState::Cancelled, BackfillState::Done];
+
+    /// As it is stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BackfillState::Running => "running",
+            BackfillState::Paused => "paused",
+            BackfillState::Cancelled => "cancelled",
+            BackfillState::Done => "done",
+        }
+    }
+
+    /// Whether it may still send rows.
+    pub fn is_open(self) -> bool {
+        matches!(self, BackfillState::Running | BackfillState::Paused)
+    }
+}
+
+impl fmt::Display for BackfillState {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(self.as_str())
+    }
+}
+
+/// All of a history, the oldest first.
+pub async fn list(client: &Client, history_id: &HistoryId) -> Result<Vec<Backfill>> {
+    let statement = include_str!("../../sql/backfills.sql");
+    let rows = client.query(statement, &[&history_id.uuid]).await.map_err(sql::error)?;
+    rows.iter().map(read).collect()
+}
+
+/// The one that is open.
+pub async fn open(client: &Client, history_id: &HistoryId) -> Result<Option<Backfill>> {
+    Ok(list(client, history_id).await?.into_iter().find(|backfill| backfill.state.is_open()))
+}
+
+fn read(row: &Row) -> Result<Backfill> {
+    let state: String = sql::get(row, 9)?;
+    let state = BackfillState::ALL.into_iter().find(|one| one.as_str() == state).ok_or_else(|| {
+        Error::new(
+            Code::Protocol,
+            format!("walcast.backfill has the state {state}, which this version does not know"),
+        )
+    })?;
+    let micros = |at| Ok(sql::get::<Option<f64>>(row, at)?.map(|seconds| (seconds * 1e6) as i64));
+    Ok(Backfill {
+        id: sql::get(row, 0)?,
+        sinks: sql::get(row, 1)?,
+        since: sql::get(row, 2)?,
+        until: sql::get(row, 3)?,
+        between: (micros(10)?, micros(11)?),
+        rows_per_second: sql::get::<Option<i32>>(row, 4)?.map(i32::cast_unsigned),
+        last_id: sql::get(row, 5)?,
+        done_id: sql::get(row, 6)?,
+        rows: sql::get::<i64>(row, 7)?.unsigned_abs(),
+        estimated_rows: sql::get::<i64>(row, 8)?.unsigned_abs(),
+        state,
+    })
+}
+
+/// Puts a new one in. An error when another is open.
+pub async fn begin(client: &Client, history_id: &HistoryId, backfill: &Backfill) -> Result<()> {
+    let Backfill { id, sinks, since, until, rows_per_second, last_id, estimated_rows, .. } = backfill;
+    let insert = "INSERT INTO walcast.backfill
+           (id, history_id, sinks, since, until, rows_per_second, last_id, estimated_rows)
+         VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6, $7, $8)";
+    let rows_per_second = rows_per_second.map(u32::cast_signed);
+    let estimated_rows = estimated_rows.cast_signed();
+    let inserted = client
+        .execute(
+            insert,
+            &[id, &history_id.uuid, sinks, since, until, &rows_per_second, last_id, &estimated_rows],
+        )
+        .await;
+    match inserted {
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(Error::new(
+            Code::BackfillOpen,
+            "another backfill is open",
+        )
+        .hint(
+            "`walcast backfill status` shows it; `walcast backfill resume` lets it go on, `cancel` ends it",
+        )),
+        Err(error) => Err(sql::error(error)),
+    }
+}
+
+/// Lets the open one do something else. What it did before; `None` where none is open.
+pub async fn turn(
+    client: &Client,
+    history_id: &HistoryId,
+    to: BackfillState,
+) -> Result<Option<BackfillState>> {
+    let Some(open) = open(client, history_id).await? else { return Ok(None) };
+    let update = "UPDATE walcast.backfill SET state = $2, changed_at = now()
+       WHERE id = $1 AND state IN ('running', 'paused')";
+    let changed = client.execute(update, &[&open.id, &to.as_str()]).await.map_err(sql::error)?;
+    Ok((changed > 0).then_some(open.state))
+}
+
+/// The rows up to `to` go out with this transaction, if nobody has sent them, and it is still to run.
+pub async fn advance(transaction: &Transaction<'_>, backfill: &Backfill, to: i64, rows: u64) -> Result<bool> {
+    let update = "UPDATE walcast.backfill SET done_id = $2, row_count = row_count + $3, changed_at = now()
+       WHERE id = $1 AND state = 'running' AND done_id IS NOT DISTINCT FROM $4";
+    let changed = transaction
+        .execute(update, &[&backfill.id, &to, &rows.cast_signed(), &backfill.done_id])
+        .await
+        .map_err(sql::error)?;
+    Ok(changed > 0)
+}
+
+/// All is sent.
+pub async fn done(transaction: &Transaction<'_>, backfill: &Backfill) -> Result<()> {
+    let update = "UPDATE walcast.backfill SET state = 'done', changed_at = now()
+       WHERE id = $1 AND state = 'running' AND done_id IS NOT DISTINCT FROM $2";
+    transaction.execute(update, &[&backfill.id, &backfill.done_id]).await.map_err(sql::error)?;
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Rows that were there before walcast come to Kafka, BigQuery and HTTP once, beside the stream.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio_postgres::Client;
+use walcast::source::sql;
+
+use crate::support::running::Running;
+use crate::support::world::World;
+use crate::support::{fresh_database, postgres, run, wait_until};
+
+/// A world whose source tables have so many events before `walcast init`.
+async fn with_history(events: i64) -> (World, Client) {
+    let world = World::new(fresh_database(postgres()).await).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, include_str!("../../migrations/0001_source.sql")).await;
+    world.insert_events(events).await;
+    (world, client)
+}
+
+async fn ids(world: &World) -> Vec<i64> {
+    world.kafka_events().await.iter().map(|event| event["event_id"].as_i64().unwrap()).collect()
+}
+
+/// Kafka has these events, each once.
+async fn kafka_has(world: &World, events: usize) {
+    wait_until("Kafka has all", async || ids(world).await.len() >= events).await;
+    let ids = ids(world).await;
+    assert_eq!(ids.len(), events, "Kafka has another number of events");
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), events, "Kafka has an event twice");
+}
+
+async fn state(client: &Client) -> (String, i64) {
+    let row = client.query_one("SELECT state, row_count FROM walcast.backfill", &[]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+#[tokio::test]
+async fn rows_of_before_come_once_and_the_stream_goes_on() {
+    let (world, client) = with_history(50).await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(10).await;
+    world
+        .walcast(["backfill", "--dry-run"])
+        .await
+        .expect(0, &["rows with an id up to 50", "kafka, bigquery"]);
+    assert_eq!(client.query("SELECT FROM walcast.backfill", &[]).await.unwrap().len(), 0);
+    world.walcast(["backfill"]).await.expect(0, &["done", "50 rows sent to kafka, bigquery"]);
+    world.insert_events(10).await;
+    kafka_has(&world, 70).await;
+    wait_until("BigQuery has all", async || world.bigquery_count().await == 70).await;
+    assert_eq!(world.redis_plays().await, 20, "Redis has its own way");
+    world.verify().await;
+    // and one that is gone is missed
+    world.bigquery(&format!("DELETE FROM {}.engagement_events WHERE event_id = 3", world.dataset)).await;
+    world.walcast(["verify"]).await.expect(2, &["bigquery", "event 3"]);
+    // the content is there, and the row is what it was
+    let events = world.kafka_events().await;
+    let first = events.iter().find(|event| event["event_id"] == 1).unwrap();
+    assert_eq!(
+        (&first["slug"], &first["duration_ms"], &first["raw_payload"]["i"]),
+        (&"slug-2".into(), &1000.into(), &1.into())
+    );
+    world
+        .walcast(["backfill"])
+        .await
+        .expect(2, &["WC-254", "rows up to id 50 were brought to kafka, bigquery before", "--again"]);
+    world.walcast(["backfill", "--sinks", "redis"]).await.expect(2, &["WC-254", "walcast rebuild redis"]);
+    world.walcast(["backfill", "--sinks", "elsewhere"]).await.expect(2, &["WC-254", "pipeline.sinks"]);
+    running.stop().await;
+}
+
+/// The records say what they are.
+#[tokio::test]
+async fn the_records_of_before_say_so() {
+    let (world, _client) = with_history(3).await;
+    let world = world.with("PIPELINE_SINKS", "kafka");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    world.insert_events(2).await;
+    world.walcast(["backfill"]).await.expect(0, &["3 rows"]);
+    kafka_has(&world, 5).await;
+    let mut ops = world.kafka_headers("events", "op").await;
+    ops.sort();
+    assert_eq!(ops, ["c", "c", "r", "r", "r"]);
+    running.stop().await;
+}
+
+/// Rows with ids of before that came after all are the stream's, and such that went are nobody's.
+#[tokio::test]
+async fn late_rows_come_by_the_stream_alone() {
+    let (world, client) = with_history(50).await;
+    let world = world.with("PIPELINE_SINKS", "kafka");
+    run(&client, "DELETE FROM engagement_events WHERE id IN (7, 8, 50)").await;
+    run(&client, "INSERT INTO engagement_events (id, event_type, event_ts) VALUES (60, 'play', now())").await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    run(&client, "INSERT INTO engagement_events (id, event_type, event_ts) VALUES (7, 'play', now())").await;
+    let running = world.start().await;
+    run(&client, "INSERT INTO engagement_events (id, event_type, event_ts) VALUES (8, 'play', now())").await;
+    run(&client, "DELETE FROM engagement_events WHERE id = 9").await;
+    world.walcast(["backfill"]).await.expect(0, &["done", "47 rows"]);
+    kafka_has(&world, 49).await;
+    let ids: BTreeSet<i64> = ids(&world).await.into_iter().collect();
+    assert!(!ids.contains(&9) && !ids.contains(&50) && ids.contains(&7) && ids.contains(&60), "{ids:?}");
+    world.verify().await;
+    running.stop().await;
+}
+
+/// At every step, whoever is killed: each row once.
+#[tokio::test]
+async fn a_crash_at_any_step_loses_and_doubles_nothing() {
+    let (world, client) = with_history(9_000).await;
+    let world = world.with("PIPELINE_SINKS", "kafka");
+    world.walcast(["init"]).await.expect(0, &[]);
+    world.walcast(["backfill", "--detach"]).await.expect(0, &["walcast backfill status"]);
+    for step in ["after_snapshot", "before_send", "before_commit", "after_commit"] {
+        let mut crashes = world.with("FAILPOINTS", &format!("backfill_{step}=return")).spawn();
+        world.insert_events(10).await;
+        assert_eq!(crashes.ended().await, None, "{step} is not reached: {}", crashes.log.lock().await);
+    }
+    let running = world.start().await;
+    wait_until("it is done", async || state(&client).await == ("done".into(), 9_000)).await;
+    kafka_has(&world, 9_040).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn it_is_paused_goes_on_and_is_cancelled() {
+    let (world, client) = with_history(9_000).await;
+    let world = world.with("PIPELINE_SINKS", "kafka");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running: Running = world.start().await;
+    world.walcast(["backfill", "pause"]).await.expect(0, &["no backfill is open"]);
+    world.walcast(["backfill", "--detach", "--rows-per-second", "200"]).await.expect(0, &[]);
+    world.walcast(["backfill"]).await.expect(2, &["WC-253", "another backfill is open"]);
+    wait_until("some rows are sent", async || state(&client).await.1 > 0).await;
+    world.walcast(["backfill", "pause"]).await.expect(0, &["it is paused now"]);
+    world.walcast(["backfill", "status"]).await.expect(0, &["paused", "of about", "kafka"]);
+    let sent = state(&client).await.1;
+    assert!((1..9_000).contains(&sent), "{sent}");
+    kafka_has(&world, sent as usize).await;
+    run(&client, "UPDATE walcast.backfill SET rows_per_second = NULL").await;
+    world.walcast(["backfill", "resume"]).await.expect(0, &["it is running now"]);
+    wait_until("it is done", async || state(&client).await == ("done".into(), 9_000)).await;
+    kafka_has(&world, 9_000).await;
+    world.walcast(["backfill", "cancel"]).await.expect(0, &["no backfill is open"]);
+    running.stop().await;
+}
+
+/// What the stream would refuse is refused, and told with its row.
+#[tokio::test]
+async fn a_row_against_the_rules_is_a_dead_letter() {
+    let (world, client) = with_history(3).await;
+    let world = world.with("PIPELINE_SINKS", "kafka");
+    run(&client, "UPDATE engagement_events SET duration_ms = -1 WHERE id = 2").await;
+    run(&client, "UPDATE engagement_events SET event_ts = 'infinity' WHERE id = 3").await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    world.walcast(["backfill"]).await.expect(0, &["3 rows"]);
+    kafka_has(&world, 1).await;
+    let letters = async || -> Vec<(i64, String, Value)> {
+        let query = "SELECT event_id, reason, to_jsonb(unread) FROM walcast.dead_letter ORDER BY event_id";
+        let rows = client.query(query, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+    };
+    wait_until("both are told", async || letters().await.len() == 2).await;
+    let letters = letters().await;
+    assert_eq!((letters[0].0, letters[0].1.as_str()), (2, "negative_duration"));
+    assert_eq!((letters[1].0, letters[1].1.as_str()), (3, "event_ts_out_of_range"));
+    assert_eq!(letters[1].2, serde_json::json!(["event_ts"]));
+    running.stop().await;
+}
+
+/// A part of it, by the time of the events.
+#[tokio::test]
+async fn rows_between_two_times_come_alone() {
+    let (world, client) = with_history(30).await;
+    let world = world.with("PIPELINE_SINKS", "kafka");
+    run(
+        &client,
+        "UPDATE engagement_events SET event_ts = timestamptz '2026-01-01 00:00:00Z' + id * interval '1 day'",
+    )
+    .await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    let part = ["backfill", "--since", "2026-01-11T00:00:00Z", "--until", "2026-01-21T00:00:00Z"];
+    world.walcast(part).await.expect(0, &["done", "10 rows"]);
+    kafka_has(&world, 10).await;
+    assert_eq!(ids(&world).await.into_iter().collect::<BTreeSet<_>>(), (10..20).collect());
+    tokio::time::timeout(Duration::from_secs(60), world.verify()).await.unwrap();
+    running.stop().await;
+}
