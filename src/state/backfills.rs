@@ -78,14 +78,26 @@ impl fmt::Display for BackfillState {
 
 /// All of a history, the oldest first.
 pub async fn list(client: &Client, history_id: &HistoryId) -> Result<Vec<Backfill>> {
+    of_history(client, history_id.uuid).await
+}
+
+async fn of_history(client: &Client, history_id: Uuid) -> Result<Vec<Backfill>> {
     let statement = include_str!("../../sql/backfills.sql");
-    let rows = client.query(statement, &[&history_id.uuid]).await.map_err(sql::error)?;
+    let rows = client.query(statement, &[&history_id]).await.map_err(sql::error)?;
     rows.iter().map(read).collect()
 }
 
 /// The one that is open.
 pub async fn open(client: &Client, history_id: &HistoryId) -> Result<Option<Backfill>> {
     Ok(list(client, history_id).await?.into_iter().find(|backfill| backfill.state.is_open()))
+}
+
+/// The open one of a slot.
+pub async fn open_of(client: &Client, slot: &str) -> Result<Option<Backfill>> {
+    let query = "SELECT history_id FROM walcast.slot WHERE slot = $1";
+    let Some(row) = client.query_opt(query, &[&slot]).await.map_err(sql::error)? else { return Ok(None) };
+    let all = of_history(client, sql::get(&row, 0)?).await?;
+    Ok(all.into_iter().find(|backfill| backfill.state.is_open()))
 }
 
 fn read(row: &Row) -> Result<Backfill> {

@@ -19,6 +19,10 @@ pub fn set(status: &Status) {
         gauge!(names::SOURCE_LAG_BYTES).set(slot.wal_lsn.bytes_since(status.source.received_lsn) as f64);
     }
     status.sinks.iter().for_each(set_sink);
+    if let Some(backfill) = &status.backfill {
+        gauge!(names::BACKFILL_ROWS).set(backfill.rows as f64);
+        gauge!(names::BACKFILL_ESTIMATED_ROWS).set(backfill.estimated_rows as f64);
+    }
     for LetterCount { sink, reason, open, .. } in &status.dead_letters {
         gauge!(names::DEAD_LETTERS_OPEN, "sink" => sink.clone(), "reason" => reason.clone())
             .set(*open as f64);

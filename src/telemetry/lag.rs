@@ -13,10 +13,11 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::error::{Code, Result};
 use crate::lsn::Lsn;
 use crate::source::{PostgresConfig, slot, sql};
+use crate::state::backfills::{self, Backfill};
 use crate::state::dead_letters;
 use crate::telemetry::herald::Herald;
 use crate::telemetry::registry::StatusRegistry;
-use crate::telemetry::status::{LaneSlot, SlotStatus};
+use crate::telemetry::status::{BackfillLine, LaneSlot, SlotStatus};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_AFTER: Duration = Duration::from_secs(2);
@@ -111,6 +112,11 @@ async fn sample_while_connected(
                 tokio::time::timeout(ANSWER_WITHIN, dead_letters::counts(&client, &postgres.slot)).await
         {
             registry.dead_letters(counts);
+            if let Ok(Ok(open)) =
+                tokio::time::timeout(ANSWER_WITHIN, backfills::open_of(&client, &postgres.slot)).await
+            {
+                registry.backfill(open.map(backfill));
+            }
         }
         samples = samples.wrapping_add(1);
         for kept in &lanes {
@@ -119,6 +125,11 @@ async fn sample_while_connected(
             }
         }
     }
+}
+
+fn backfill(open: Backfill) -> BackfillLine {
+    let Backfill { state, sinks, rows, estimated_rows, .. } = open;
+    BackfillLine { state: state.to_string(), sinks, rows, estimated_rows }
 }
 
 /// Asks once for all lanes, if there are any.

@@ -58,6 +58,8 @@ metrics! {
     Counter OVERSIZED_ROWS_TOTAL = "walcast_oversized_rows_total", Count, "Events larger than pipeline.row_bytes_max, and events whose Kafka record would be too large with raw_payload. They are delivered without it: the former everywhere, the latter to Kafka.";
     Counter DEAD_LETTERS_TOTAL = "walcast_dead_letters_total", Count, "Rows that became dead letters, by reason.";    Counter CONTROL_MESSAGES_TOTAL = "walcast_control_messages_total", Count, "Control messages received, by outcome: taken, refused (in one transaction with changes of the source tables), or ignored (not ours).";
 
+    Gauge BACKFILL_ROWS = "walcast_backfill_rows", Count, "Rows of before walcast that the open backfill has sent. Absent before the first one.";
+    Gauge BACKFILL_ESTIMATED_ROWS = "walcast_backfill_estimated_rows", Count, "About how many rows the open backfill is to send.";
     Gauge DEAD_LETTERS_OPEN = "walcast_dead_letters_open", Count, "Dead letters that wait for somebody, by sink (all: refused before the sinks) and reason.";
 
     Gauge SINK_DURABLE_LSN = "walcast_sink_durable_lsn", Bytes, "The sink's durable LSN, by sink.";

@@ -334,6 +334,7 @@ mod tests {
     fn status(slot: SlotStatus, sinks: Vec<SinkLine>) -> Status {
         Status {
             dead_letters: Vec::new(),
+            backfill: None,
             version: String::new(),
             state: State::Streaming,
             since: jiff::Timestamp::UNIX_EPOCH,

@@ -13,7 +13,7 @@ use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics as names;
 use crate::telemetry::problem::problems;
 use crate::telemetry::sink_status::{SinkFacts, SinkStatus};
-use crate::telemetry::status::{LaneSlot, LaneState, SlotStatus, SourceStatus, State, Status};
+use crate::telemetry::status::{BackfillLine, LaneSlot, LaneState, SlotStatus, SourceStatus, State, Status};
 
 /// The pipeline's loop turns at least once a second while it streams; later than this it hangs.
 const TICK_AGE_MAX: Duration = Duration::from_secs(30);
@@ -38,6 +38,7 @@ struct Facts {
     confirmed: Lsn,
     slot: Option<(SlotStatus, Instant)>,
     dead_letters: Vec<LetterCount>,
+    backfill: Option<BackfillLine>,
     sinks: Vec<Arc<SinkFacts>>,
 }
 
@@ -172,6 +173,11 @@ impl StatusRegistry {
         facts.dead_letters = counts.into_iter().chain(none).collect();
     }
 
+    /// How far the open backfill is, if one is.
+    pub fn backfill(&self, backfill: Option<BackfillLine>) {
+        self.facts().backfill = backfill;
+    }
+
     /// A sink that was recovered and stands at `durable`. For one that was there before, counting goes on.
     pub fn sink(&self, name: &'static str, durable: Checkpoint) -> SinkStatus {
         let mut facts = self.facts();
@@ -218,6 +224,7 @@ impl StatusRegistry {
             confirmed_lsn: facts.confirmed,
             sinks: facts.sinks.iter().map(|sink| sink.line(facts.received)).collect(),
             dead_letters: facts.dead_letters.clone(),
+            backfill: facts.backfill.clone(),
             problems: Vec::new(),
             problem: None,
         };

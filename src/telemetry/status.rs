@@ -27,10 +27,26 @@ pub struct Status {
     /// Dead letters that are not done with, by sink and reason.
     #[serde(default)]
     pub dead_letters: Vec<LetterCount>,
+    /// Rows of before walcast on their way to some sinks; `None` while no backfill is open.
+    #[serde(default)]
+    pub backfill: Option<BackfillLine>,
     /// What is wrong, worst first, each in a sentence that ends with what to do.
     pub problems: Vec<String>,
     /// The first of them.
     pub problem: Option<String>,
+}
+
+/// How far an open backfill is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackfillLine {
+    /// running or paused.
+    pub state: String,
+    /// Whom it is for.
+    pub sinks: Vec<String>,
+    /// Rows sent.
+    pub rows: u64,
+    /// About how many there are.
+    pub estimated_rows: u64,
 }
 
 /// What the pipeline does.

@@ -141,6 +141,10 @@ async fn it_is_paused_goes_on_and_is_cancelled() {
     wait_until("some rows are sent", async || state(&client).await.1 > 0).await;
     world.walcast(["backfill", "pause"]).await.expect(0, &["it is paused now"]);
     world.walcast(["backfill", "status"]).await.expect(0, &["paused", "of about", "kafka"]);
+    wait_until("the running walcast tells of it", async || {
+        running.json("/api/status").await["backfill"]["state"] == "paused"
+    })
+    .await;
     let sent = state(&client).await.1;
     assert!((1..9_000).contains(&sent), "{sent}");
     kafka_has(&world, sent as usize).await;
@@ -148,6 +152,7 @@ async fn it_is_paused_goes_on_and_is_cancelled() {
     world.walcast(["backfill", "resume"]).await.expect(0, &["it is running now"]);
     wait_until("it is done", async || state(&client).await == ("done".into(), 9_000)).await;
     kafka_has(&world, 9_000).await;
+    wait_until("and that it is over", async || running.json("/api/status").await["backfill"].is_null()).await;
     world.walcast(["backfill", "cancel"]).await.expect(0, &["no backfill is open"]);
     running.stop().await;
 }

@@ -8,7 +8,9 @@ use crate::lsn::Lsn;
 use crate::ops::terminal::Paint;
 use crate::size::size;
 use crate::state::dead_letters::LetterCount;
-use crate::telemetry::status::{BreakerState, LaneLine, SinkLine, SinkState, SlotStatus, Status};
+use crate::telemetry::status::{
+    BackfillLine, BreakerState, LaneLine, SinkLine, SinkState, SlotStatus, Status,
+};
 
 /// What is wrong often has one cause: the first few say it.
 const PROBLEMS_MAX: usize = 3;
@@ -53,6 +55,7 @@ pub(super) fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
     text.push_str(&apart(&status.sinks));
     text.push_str(&guarantees(&status.sinks));
     text.push_str(&dead_letters(&status.dead_letters));
+    text.push_str(&backfill(status.backfill.as_ref()));
     if !status.problems.is_empty() {
         text.push('\n');
     }
@@ -114,6 +117,16 @@ fn dead_letters(counts: &[LetterCount]) -> String {
         let _ = writeln!(text, "{before}{sink}  {reason}: {} open{again}", grouped(*open));
     }
     text
+}
+
+/// Rows of before walcast on their way.
+fn backfill(open: Option<&BackfillLine>) -> String {
+    let Some(BackfillLine { state, sinks, rows, estimated_rows }) = open else { return String::new() };
+    let (rows, about) = (grouped(*rows), grouped(*estimated_rows));
+    format!(
+        "\nbackfill (walcast backfill status)\n{state}  {rows} of about {about} rows sent to {}\n",
+        sinks.join(", ")
+    )
 }
 
 /// What the sinks do that are not fed with the others.
@@ -407,6 +420,7 @@ mod tests {
                 SinkLine { durable_lsn: Lsn(0x2_1A2B_4200), ..sink("redis", SinkState::Ok) },
             ],
             dead_letters: Vec::new(),
+            backfill: None,
             problems: Vec::new(),
             problem: None,
         }

@@ -43,7 +43,16 @@ function failure(name) {
 const showLines = keyed(at("sink-table").tBodies[0], line);
 const showFailures = keyed(at("errors"), failure);
 
+/** Rows of before walcast on their way. */
+function showBackfill(open) {
+  at("backfill").hidden = !open;
+  if (!open) return;
+  const { state, sinks, rows, estimated_rows: about } = open;
+  say(at("backfill"), `Backfill ${state}: ${count(rows)} of about ${count(about)} rows sent to ${sinks.join(", ")}`);
+}
+
 export function showSinks({ at_ms, status, figures }) {
+  showBackfill(status.backfill);
   const sinks = status.sinks.map((sink, place) => [sink.name, { sink, figures: figures.sinks[place], at_ms }]);
   showLines(sinks);
   const failed = sinks.filter(([, { figures: known }]) => known?.last_failure);
