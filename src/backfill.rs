@@ -79,10 +79,10 @@ struct Snapshot {
     marks: EventMarks,
 }
 
-/// What rows are read with; [`Snapshot::next`] gives them.
+/// Rows that were read together.
 struct Read {
-    /// The highest id among them; `None` where there are none.
-    last_id: Option<i64>,
+    /// All rows up to this id have been read.
+    last_id: i64,
     /// Those that are history, each with its id.
     rows: Vec<(i64, RequestRow)>,
 }
@@ -125,25 +125,21 @@ impl Worker {
                 let after = backfill.done_id;
                 tracing::info!(backfill = %backfill.id, after, last = backfill.last_id, "rows of before walcast are brought");
             }
+            // not with a snapshot in hand: PostgreSQL would keep old row versions for as long as a sink is away
+            self.room(&backfill.sinks, &mut in_flight, None).await;
             let mut snapshot = self.snapshot(&backfill).await?;
-            let began = Instant::now();
-            while snapshot.began.elapsed() < SNAPSHOT_MAX {
-                let read = snapshot.next(&backfill, self.row_bytes_max).await?;
-                let Some(last_id) = read.last_id else {
-                    self.end(state, &backfill).await?;
-                    return Ok(());
+            while !snapshot.is_over() {
+                let Some(read) = snapshot.next(&backfill, self.row_bytes_max).await? else {
+                    return self.end(state, &backfill).await;
                 };
-                let Some(rows) = self
-                    .send(state, &mut backfill, read.rows, last_id, &snapshot.extra, &mut in_flight)
-                    .await?
-                else {
+                let rows = read.rows.len();
+                if !self.send(state, &mut backfill, read, &snapshot, &mut in_flight).await? {
                     break;
-                };
+                }
                 if let Some(rate) = backfill.rows_per_second {
                     tokio::time::sleep(Duration::from_secs_f64(rows as f64 / f64::from(rate.max(1)))).await;
                 }
             }
-            tracing::debug!(seconds = began.elapsed().as_secs_f64(), "a snapshot is over");
         }
         Ok(())
     }
@@ -180,31 +176,29 @@ impl Worker {
         Ok(Snapshot { client, began, events, extra, statement, marks })
     }
 
-    /// Sends these rows, and with the last of them says that all up to `last_id` are sent. How many that were; `None` when it is
-    /// not to go on.
+    /// Sends what was read. `false` when it is not to go on, or not with this snapshot.
     async fn send(
         &mut self,
         state: &mut State,
         backfill: &mut Backfill,
-        rows: Vec<(i64, RequestRow)>,
-        last_id: i64,
-        extra: &[ExtraColumn],
+        read: Read,
+        snapshot: &Snapshot,
         in_flight: &mut VecDeque<Lsn>,
-    ) -> Result<Option<u64>> {
-        let sent = rows.len() as u64;
-        let mut groups = groups(rows);
-        if groups.is_empty() {
-            groups.push((last_id, Vec::new()));
-        } else if let Some((last, _)) = groups.last_mut() {
-            *last = last_id;
+    ) -> Result<bool> {
+        let mut groups = groups(read.rows);
+        match groups.last_mut() {
+            Some((to, _)) => *to = read.last_id,
+            None => groups.push((read.last_id, Vec::new())),
         }
         for (to, rows) in groups {
-            self.room(&backfill.sinks, in_flight).await;
+            if !self.room(&backfill.sinks, in_flight, Some(snapshot)).await {
+                return Ok(false);
+            }
             let count = rows.len() as u64;
             failpoint!("backfill_before_send");
             let transaction = state.guarded(&self.session).await?;
             if !backfills::advance(&transaction, backfill, to, count).await? {
-                return Ok(None);
+                return Ok(false);
             }
             if !rows.is_empty() {
                 let shape = |column: &ExtraColumn| (column.name.clone(), column.shape.to_string());
@@ -212,7 +206,7 @@ impl Worker {
                     id: Uuid::new_v4(),
                     kind: RequestKind::Chunk,
                     sinks: backfill.sinks.clone(),
-                    brings: Brought { extra: extra.iter().map(shape).collect(), rows },
+                    brings: Brought { extra: snapshot.extra.iter().map(shape).collect(), rows },
                 };
                 let sent = request::send(&transaction, self.session.history_id.uuid, &request).await?;
                 in_flight.push_back(sent);
@@ -223,7 +217,7 @@ impl Worker {
             backfill.done_id = Some(to);
             backfill.rows += count;
         }
-        Ok(Some(sent))
+        Ok(true)
     }
 
     async fn end(&self, state: &mut State, backfill: &Backfill) -> Result<()> {
@@ -234,15 +228,23 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits until the stream has brought what was sent, and every sink has room for more.
-    async fn room(&mut self, sinks: &[String], in_flight: &mut VecDeque<Lsn>) {
+    /// Waits until the stream has brought what was sent, and every sink has room for more; `false` when the snapshot is over before.
+    async fn room(
+        &mut self,
+        sinks: &[String],
+        in_flight: &mut VecDeque<Lsn>,
+        snapshot: Option<&Snapshot>,
+    ) -> bool {
         loop {
             let received = *self.received.borrow_and_update();
             while in_flight.front().is_some_and(|sent| *sent < received) {
                 in_flight.pop_front();
             }
             if in_flight.len() < IN_FLIGHT_MAX && self.have_room(sinks) {
-                return;
+                return true;
+            }
+            if snapshot.is_some_and(Snapshot::is_over) {
+                return false;
             }
             let _ = tokio::time::timeout(ROOM_EVERY, self.received.changed()).await;
         }
@@ -294,20 +296,28 @@ pub async fn between(client: &Client, events: &Place, backfill: &Backfill) -> Re
 }
 
 impl Snapshot {
-    /// The rows behind what is done.
-    async fn next(&mut self, backfill: &Backfill, row_bytes_max: usize) -> Result<Read> {
+    /// Whether old row versions have been kept for it long enough.
+    fn is_over(&self) -> bool {
+        self.began.elapsed() > SNAPSHOT_MAX
+    }
+
+    /// The rows behind what is done; `None` when there are none.
+    async fn next(&mut self, backfill: &Backfill, row_bytes_max: usize) -> Result<Option<Read>> {
         let found = self.client.query(&self.statement, &[&backfill.done_id]).await.map_err(sql::error)?;
-        let mut read = Read { last_id: None, rows: Vec::with_capacity(found.len()) };
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let mut read = Read { last_id: i64::MIN, rows: Vec::with_capacity(found.len()) };
         let mut texts = String::new();
         for row in &found {
             texts.clear();
             let (id, one) = self.row(row, row_bytes_max, &mut texts)?;
-            read.last_id = Some(id);
+            read.last_id = id;
             if self.marks.was_before(id) == Some(true) {
                 read.rows.push((id, one));
             }
         }
-        Ok(read)
+        Ok(Some(read))
     }
 
     fn row(&self, row: &Row, row_bytes_max: usize, texts: &mut String) -> Result<(i64, RequestRow)> {
