@@ -301,6 +301,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     /// Puts a batch in the outbox.
     fn hand_on(&mut self, batch: Batch) {
         self.outbox = Some(Outbox { batch: Arc::new(batch), next: 0 });
+        // who has sent rows through the WAL waits for this
+        self.tell_received();
+    }
+
+    fn tell_received(&self) {
+        let received = self.intake.received();
+        self.received.send_if_modified(|known| std::mem::replace(known, received) != received);
     }
 
     /// What a lane says.
@@ -358,7 +365,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
             "confirmed beyond what a sink holds"
         );
         let received = self.intake.received();
-        self.received.send_if_modified(|known| std::mem::replace(known, received) != received);
+        self.tell_received();
         self.seats.iter_mut().for_each(Seat::leave_if_closed);
         let bytes = |seat: &Seat| Some((seat.name, seat.queue.as_ref()?.bytes()));
         self.registry.source(received, confirmed, self.seats.iter().filter_map(bytes));
