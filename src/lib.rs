@@ -36,6 +36,8 @@
 //! - **A sink that falls behind leaves the others** ([`streaming`]'s seats, [`lanes`]): a copy of the slot keeps what it lacks from before
 //!   it stops counting for the confirmed LSN until it holds all that this was confirmed up to. What feeds a sink is a row of queues,
 //!   each of which says what it follows on, so that no change of streams leaves a gap; rows that come twice are passed over.
+//! - **Rows of before come through the WAL too** ([`backfill`]): copied into requests, whose messages in the stream give them their
+//!   place, so that each sink takes them once by its ordinary checkpoint, as it does rows that are sent again.
 //! - **A target that fails is left alone** ([`sink::breaker`]): its errors are that sink's trouble; what concerns the source or
 //!   another walcast ends the life of all.
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row
