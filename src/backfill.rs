@@ -18,7 +18,7 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use crate::batch::{Event, ExtraColumn, Texts};
-use crate::error::{Class, Code, Error, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::event::encoding::Encoding;
 use crate::event::encoding::json::Json;
 use crate::event::intern;
@@ -95,9 +95,8 @@ impl Worker {
         loop {
             match self.bring_what_is_asked(&mut state).await {
                 Ok(()) => backoff = Backoff::default(),
-                Err(error) if error.code().concerns_the_source() && error.class() == Class::Definite => {
-                    return Err(error);
-                }
+                // whatever else is wrong with it, the stream goes on
+                Err(error) if error.kind() == Kind::Fenced => return Err(error),
                 Err(error) => {
                     if let Some(repeated) = throttle.say(&error.to_string()) {
                         let repeated = (repeated > 0).then_some(repeated);
