@@ -328,7 +328,7 @@ async fn every_type_that_is_accepted_is_read_the_same_everywhere() {
     world.verify().await;
     run(&client, "ALTER TYPE kind RENAME VALUE 'pause' TO 'paused'").await;
     run(&client, &events.replace("'pause', NULL", "'paused', NULL")).await;
-    let told = world.walcast(["verify", "--wait-seconds", "60"]).await;
+    let told = world.walcast(["verify", "--wait-seconds", "150"]).await;
     told.expect(0, &["kafka: 9 not compared: changed at the source"]);
     running.stop().await;
     world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 63 events"]);
@@ -399,7 +399,7 @@ async fn local_times_and_numerics_are_read_where_they_say_what_they_are() {
     let running = world.start().await;
     run(&client, "DROP TABLE night").await;
     run(&client, NIGHT.replace("2026-10-25", "2026-11-25").as_str()).await;
-    let told = world.walcast(["verify", "--wait-seconds", "60"]).await;
+    let told = world.walcast(["verify", "--wait-seconds", "150"]).await;
     told.expect(0, &["kafka: 24 were deleted at the source"]);
     running.stop().await;
 }
@@ -441,16 +441,16 @@ async fn redis_alone_must_lack_nothing_where_partitions_come_and_go() {
     wait_until("Redis has all", async || world.redis_plays().await == 12).await;
     world.verify().await;
     run(&client, "DROP TABLE yesterday").await;
-    world.walcast(["verify", "--wait-seconds", "60"]).await.expect(0, &["redis:", "changed at the source"]);
+    world.walcast(["verify", "--wait-seconds", "150"]).await.expect(0, &["redis:", "changed at the source"]);
     let mut redis = world.redis().await;
     let days: Vec<String> = redis::cmd("KEYS").arg("engagement:*").query_async(&mut redis).await.unwrap();
     let lowered = days.iter().max_by_key(|key| key.rsplit_once(':').map(|(_, day)| day)).unwrap();
     redis::cmd("HSET").arg(lowered).arg("plays").arg(1).query_async::<()>(&mut redis).await.unwrap();
     let found = format!("redis: different: {lowered}");
-    world.walcast(["verify", "--wait-seconds", "60"]).await.expect(2, &[&found, "plays"]);
+    world.walcast(["verify", "--wait-seconds", "150"]).await.expect(2, &[&found, "plays"]);
     redis::cmd("DEL").arg(lowered).query_async::<()>(&mut redis).await.unwrap();
     let found = format!("redis: missing: {lowered}");
-    world.walcast(["verify", "--wait-seconds", "60"]).await.expect(2, &[&found]);
+    world.walcast(["verify", "--wait-seconds", "150"]).await.expect(2, &[&found]);
     running.stop().await;
 }
 
@@ -474,7 +474,7 @@ async fn rows_that_the_source_rewrites_changes_or_deletes_are_told_as_what_they_
                 SELECT {id}, id, 'play', now(), 1000 FROM content LIMIT 1";
     run(&client, &late.replace("{id}", "3")).await;
     run(&client, "UPDATE engagement_events SET id = 5000 WHERE id = 501").await;
-    let told = world.walcast(["verify", "--wait-seconds", "60"]).await;
+    let told = world.walcast(["verify", "--wait-seconds", "150"]).await;
     told.expect(
         0,
         &["changed at the source", "kafka: 12 were deleted at the source", "499 events were there before"],
@@ -507,7 +507,7 @@ async fn partitions_that_are_dropped_detached_or_emptied_take_their_events_with_
         run(&client, insert).await;
         world.verify().await;
         run(&client, statement).await;
-        let told = world.walcast(["verify", "--wait-seconds", "60"]).await;
+        let told = world.walcast(["verify", "--wait-seconds", "150"]).await;
         told.expect(0, &["were deleted at the source", "all agree"]);
     }
     run(&client, "DROP TABLE others").await;
@@ -518,7 +518,7 @@ async fn partitions_that_are_dropped_detached_or_emptied_take_their_events_with_
     run(&client, "TRUNCATE today").await;
     world.insert_events(3).await;
     world
-        .walcast(["verify", "--wait-seconds", "60"])
+        .walcast(["verify", "--wait-seconds", "150"])
         .await
         .expect(0, &["were deleted at the source", "all agree"]);
     running.stop().await;

@@ -267,7 +267,7 @@ fn inserts(table: &str, columns: &[Column<'_>], json: &str, random: usize, rng: 
 
 /// `verify` finds all sinks whole, and quotes no row.
 async fn verify_quotes_none(world: &World, running: &Running) {
-    let verified = world.walcast(["verify", "--wait-seconds", "50"]).await;
+    let verified = world.walcast(["verify", "--wait-seconds", "150"]).await;
     assert!(!verified.output.contains(CANARY), "{}", verified.output);
     assert_eq!(verified.code, Some(0), "{}\n{}", running.log.lock().await, verified.output);
 }

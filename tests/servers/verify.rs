@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `verify --json` printed, and its exit code.
 async fn verify(world: &World) -> (Option<i32>, Value) {
-    let ended = world.walcast(["--log", "error", "verify", "--json", "--wait-seconds", "30"]).await;
+    let ended = world.walcast(["--log", "error", "verify", "--json", "--wait-seconds", "150"]).await;
     let json = ended.output.find('{').and_then(|at| serde_json::from_str(&ended.output[at..]).ok());
     (ended.code, json.unwrap_or_else(|| panic!("no JSON: {}", ended.output)))
 }

@@ -26,6 +26,9 @@ use super::{drop_database, env, fresh_database, fresh_name, postgres, wait_until
 /// Commands of whoever owns the database.
 const OWNERS: [&str; 4] = ["init", "generate", "check", "config"];
 
+/// Longer than any command is given to wait.
+const COMMAND_ENDS_WITHIN: Duration = Duration::from_secs(180);
+
 /// A pipeline's surroundings.
 #[derive(Clone)]
 pub struct World {
@@ -180,8 +183,8 @@ impl World {
     /// Runs a command to its end, which must come within 60 s.
     pub async fn walcast<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Ended {
         let output = self.command(arguments).output();
-        let output = tokio::time::timeout(Duration::from_secs(60), output).await;
-        Ended::of(output.expect("the command ends within 60 s").unwrap())
+        let output = tokio::time::timeout(COMMAND_ENDS_WITHIN, output).await;
+        Ended::of(output.expect("the command ends in time").unwrap())
     }
 
     /// What a command shows on a terminal, colours and all.
@@ -191,8 +194,8 @@ impl World {
         command.args(["-qec", &format!("{} {arguments}", self.binary), "/dev/null"]).env_clear();
         command.envs(walcast.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.env("PATH", env("PATH", "/usr/bin:/bin")).stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
-        Ended::of(output.expect("the command ends within 60 s").unwrap()).output
+        let output = tokio::time::timeout(COMMAND_ENDS_WITHIN, command.output()).await;
+        Ended::of(output.expect("the command ends in time").unwrap()).output
     }
 
     /// Starts `walcast run` and waits until it streams.
