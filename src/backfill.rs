@@ -5,10 +5,18 @@
 //! brought after all. What it has brought is known once the content versions' checkpoint has passed the place at which the rows
 //! are read; so rows are read in snapshots, each of which waits for that once.
 //!
+//! # A sink that is filled anew
+//!
+//! It is brought all rows, but for those that the stream brings it. First it stops, and a lane is opened for it. Then the content
+//! versions' sink begins, with one of its checkpoints, to mark the rows that come: what had come by that checkpoint is history.
+//! Then the target is emptied, and that checkpoint becomes its own. Each step is stored when it is done ([`RebuildStep`]), and may
+//! be done again.
+//!
 //! How far it is stands in `walcast.backfill`, and moves in the transaction that sends the rows: nothing is sent twice, whoever
 //! is killed. The stream comes first: rows go out only as long as every sink that they are for has room.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -27,12 +35,14 @@ use crate::event::schema::EventRecord;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Position, Session};
 use crate::quote::identifier;
+use crate::sink;
+use crate::sink::anew::{Asker, Beginning};
 use crate::sink::retry::Backoff;
 use crate::source::request::{self, Brought, Refusal, Request, RequestKind, RequestRow};
 use crate::source::{PostgresConfig, heartbeat, rows, slot, sql};
-use crate::state::backfills::{self, Backfill, BackfillState};
+use crate::state::backfills::{self, Backfill, BackfillState, Rebuild, RebuildStep};
 use crate::state::marks::EventMarks;
-use crate::state::{State, history};
+use crate::state::{State, dead_letters, history};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::registry::StatusRegistry;
 
@@ -40,6 +50,8 @@ use crate::telemetry::registry::StatusRegistry;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is room.
 const ROOM_EVERY: Duration = Duration::from_millis(20);
+/// How often it is looked whether rows are marked.
+const MARKED_EVERY: Duration = Duration::from_millis(100);
 /// How long rows are read in one snapshot: PostgreSQL keeps old row versions meanwhile.
 const SNAPSHOT_MAX: Duration = Duration::from_secs(30);
 /// Rows of one read at most, unless more have one id.
@@ -65,6 +77,8 @@ pub struct Worker {
     pub checkpoints: watch::Receiver<Vec<Checkpoint>>,
     /// How far the stream has been received.
     pub received: watch::Receiver<Lsn>,
+    /// How sinks are told to begin anew.
+    pub askers: Vec<Asker>,
     /// How the sinks are.
     pub registry: StatusRegistry,
 }
@@ -77,6 +91,8 @@ struct Snapshot {
     extra: Vec<ExtraColumn>,
     statement: String,
     marks: EventMarks,
+    /// Rows that were refused before the sinks, by their ids; with the record of one that was mended and sent again.
+    letters: HashMap<i64, Option<String>>,
 }
 
 /// Rows that were read together.
@@ -96,7 +112,9 @@ impl Worker {
             match self.bring_what_is_asked(&mut state).await {
                 Ok(()) => backoff = Backoff::default(),
                 // whatever else is wrong with it, the stream goes on
-                Err(error) if error.kind() == Kind::Fenced => return Err(error),
+                Err(error) if error.kind() == Kind::Fenced || error.code() == Code::SinkBeginsAnew => {
+                    return Err(error);
+                }
                 Err(error) => {
                     if let Some(repeated) = throttle.say(&error.to_string()) {
                         let repeated = (repeated > 0).then_some(repeated);
@@ -104,7 +122,7 @@ impl Worker {
                             code = %error.code(),
                             error = error.chain(),
                             repeated,
-                            "the backfill waits, and goes on by itself: {}",
+                            "the backfill or rebuild waits, and goes on by itself: {}",
                             error.advice()
                         );
                     }
@@ -119,14 +137,17 @@ impl Worker {
         let mut in_flight = VecDeque::new();
         let mut began = None;
         while let Some(mut backfill) = self.asked(state).await? {
+            if !self.is_begun(state, &backfill).await? {
+                continue;
+            }
             if began != Some(backfill.id) {
                 began = Some(backfill.id);
-                let after = backfill.done_id;
-                tracing::info!(backfill = %backfill.id, after, last = backfill.last_id, "rows of before walcast are brought");
+                let (after, sinks) = (backfill.done_id, backfill.sinks.join(", "));
+                tracing::info!(backfill = %backfill.id, after, sinks, "rows are brought");
             }
             // not with a snapshot in hand: PostgreSQL would keep old row versions for as long as a sink is away
             self.room(&backfill.sinks, &mut in_flight, None).await;
-            let mut snapshot = self.snapshot(&backfill).await?;
+            let Some(mut snapshot) = self.snapshot(state, &mut backfill).await? else { continue };
             while !snapshot.is_over() {
                 let Some(read) = snapshot.next(&backfill, self.row_bytes_max).await? else {
                     return self.end(state, &backfill).await;
@@ -140,6 +161,8 @@ impl Worker {
                 }
             }
         }
+        // what was to be emptied is not any more
+        self.askers.iter_mut().for_each(Asker::let_go);
         Ok(())
     }
 
@@ -148,16 +171,89 @@ impl Worker {
         Ok(open.filter(|backfill| backfill.state == BackfillState::Running))
     }
 
-    /// A snapshot of which it is known what of it the stream has brought.
-    async fn snapshot(&mut self, backfill: &Backfill) -> Result<Snapshot> {
+    /// Takes a sink that is filled anew one step further; `true` once its rows can be brought.
+    async fn is_begun(&mut self, state: &mut State, backfill: &Backfill) -> Result<bool> {
+        let Some((sink, step)) = backfill.to_be_emptied() else {
+            // one that was stopped by a life of before the last step, or of a rebuild that is over
+            self.askers.iter_mut().for_each(Asker::let_go);
+            return Ok(true);
+        };
+        let Some(at) = self.askers.iter().position(|asker| asker.name == sink) else {
+            return Err(Error::new(
+                Code::SinkBeginsAnew,
+                format!("{sink} is to be filled anew, and there is no other sink"),
+            ));
+        };
+        let done = match step {
+            RebuildStep::Asked => {
+                self.stop(at).await;
+                RebuildStep::Stopped
+            }
+            RebuildStep::Stopped => {
+                // the content versions' sink takes the next step, with its next checkpoint
+                heartbeat::beat(state.client().await?).await?;
+                tokio::time::sleep(MARKED_EVERY).await;
+                return Ok(false);
+            }
+            RebuildStep::Marked | RebuildStep::Emptied => {
+                self.begin(at, state, backfill).await?;
+                RebuildStep::Emptied
+            }
+        };
+        let transaction = state.guarded(&self.session).await?;
+        backfills::step(&transaction, backfill, done).await?;
+        failpoint!("rebuild_before_step");
+        transaction.commit().await.map_err(sql::error)?;
+        failpoint!("rebuild_after_step");
+        tracing::info!(sink, step = done.as_str(), "is filled anew");
+        Ok(false)
+    }
+
+    /// Returns when a sink takes nothing any more, has a lane for what comes, and the content versions are as far as it had come:
+    /// from there on it will begin.
+    async fn stop(&mut self, at: usize) {
+        let Some(asker) = self.askers.get_mut(at) else { return };
+        asker.stop().await;
+        let held = self.checkpoints.borrow().get(asker.index).copied().unwrap_or_default();
+        let reached = |all: &Vec<Checkpoint>| all.first().is_some_and(|first| first.covers(&held));
+        let _ = self.checkpoints.wait_for(reached).await;
+    }
+
+    /// Has the sink emptied, with the contents as they were where it begins.
+    async fn begin(&mut self, at: usize, state: &mut State, backfill: &Backfill) -> Result<()> {
+        let begins = backfill.rebuild.as_ref().and_then(|rebuild| rebuild.begins);
+        let begins = begins.ok_or_else(|| Error::new(Code::Protocol, "walcast.backfill has no beginning"))?;
+        let client = state.client().await?;
+        let contents = sink::content::load(client, &self.session, begins.durable_lsn).await?;
+        let now = "SELECT (extract(epoch FROM now()) * 1000000)::bigint";
+        let now = sql::get(&client.query_one(now, &[]).await.map_err(sql::error)?, 0)?;
+        let beginning = Beginning::new(begins, contents.rows().cloned().collect(), now);
+        if let Some(asker) = self.askers.get_mut(at) {
+            asker.begin(Arc::new(beginning)).await;
+        }
+        Ok(())
+    }
+
+    /// A snapshot of which it is known what of it the stream has brought; `None` when it is not to be had yet.
+    async fn snapshot(&mut self, state: &mut State, backfill: &mut Backfill) -> Result<Option<Snapshot>> {
         let client = sql::connect(&self.postgres).await?;
         let events = history::publication(&self.postgres, &client).await?.places.events;
         let facts = slot::columns(&client, &events).await?;
         let columns: Vec<_> = facts.iter().map(slot::ColumnFacts::of_stream).collect();
         let (extra, _) = events.extra.split(events.unknown(columns.iter().map(|column| (column, ()))));
         let extra: Vec<ExtraColumn> = extra.into_iter().map(|(column, ())| column).collect();
-        let statement = statement(&client, &events, &extra, backfill).await?;
         client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(sql::error)?;
+        if let Some(rebuild) = backfill.rebuild.clone() {
+            if !sees_all_of_before(&client, &rebuild).await? {
+                tracing::debug!("waits for the transactions that wrote when the sink stopped");
+                tokio::time::sleep(LOOK_EVERY).await;
+                return Ok(None);
+            }
+            if backfill.done_id.is_none() {
+                self.bound(state, &client, &events, backfill).await?;
+            }
+        }
+        let statement = statement(&client, &events, &extra, backfill).await?;
         // by then the snapshot is taken: what it sees has committed below
         let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
         let seen = Lsn(sql::get::<PgLsn>(&row, 0)?.into());
@@ -172,7 +268,28 @@ impl Worker {
         let _ = self.checkpoints.wait_for(passed).await;
         failpoint!("backfill_after_snapshot");
         let marks = EventMarks::load(aside.client().await?, &self.session.history_id).await?;
-        Ok(Snapshot { client, began, events, extra, statement, marks })
+        let letters = match backfill.rebuild {
+            Some(_) => dead_letters::outcomes(aside.client().await?, self.session.history_id.uuid).await?,
+            None => HashMap::new(),
+        };
+        Ok(Some(Snapshot { client, began, events, extra, statement, marks, letters }))
+    }
+
+    /// No row of before where the sink begins has a higher id than there is now.
+    async fn bound(
+        &self,
+        state: &mut State,
+        client: &Client,
+        events: &Place,
+        backfill: &mut Backfill,
+    ) -> Result<()> {
+        let id = identifier(events.called("id"));
+        let query = format!("SELECT max({id})::bigint FROM {}{}", events.sql(), rows::only(events, None));
+        let last: Option<i64> = sql::get(&client.query_one(&query, &[]).await.map_err(sql::error)?, 0)?;
+        backfill.last_id = last.unwrap_or(i64::MIN);
+        let transaction = state.guarded(&self.session).await?;
+        backfills::ends_with(&transaction, backfill).await?;
+        transaction.commit().await.map_err(sql::error)
     }
 
     /// Sends what was read. `false` when it is not to go on, or not with this snapshot.
@@ -223,7 +340,7 @@ impl Worker {
         let transaction = state.guarded(&self.session).await?;
         backfills::done(&transaction, backfill).await?;
         transaction.commit().await.map_err(sql::error)?;
-        tracing::info!(backfill = %backfill.id, rows = backfill.rows, "all rows of before walcast are sent");
+        tracing::info!(backfill = %backfill.id, rows = backfill.rows, "all rows are sent");
         Ok(())
     }
 
@@ -256,6 +373,13 @@ impl Worker {
         let mut lines = status.sinks.iter().filter(|line| sinks.contains(&line.name));
         lines.all(|line| line.lane.is_none() && line.queue_bytes <= little)
     }
+}
+
+/// Whether all that had committed where a sink begins is seen: a commit is in the WAL before others see it.
+async fn sees_all_of_before(client: &Client, rebuild: &Rebuild) -> Result<bool> {
+    let query = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text";
+    let xmin: String = sql::get(&client.query_one(query, &[]).await.map_err(sql::error)?, 0)?;
+    Ok(xmin.parse().is_ok_and(|xmin: u64| xmin > rebuild.begins_xid))
 }
 
 /// Reads the rows behind an id, in the order of their ids, all of one id together.
@@ -312,8 +436,16 @@ impl Snapshot {
             texts.clear();
             let (id, one) = self.row(row, row_bytes_max, &mut texts)?;
             read.last_id = id;
-            if self.marks.was_before(id) == Some(true) {
-                read.rows.push((id, one));
+            let is_history = match backfill.rebuild {
+                Some(_) => !self.marks.since.contains(id),
+                None => self.marks.was_before(id) == Some(true),
+            };
+            match self.letters.get(&id).filter(|_| is_history) {
+                None if is_history => read.rows.push((id, one)),
+                // it went out mended
+                Some(Some(record)) => read.rows.push((id, RequestRow::joined(record.clone()))),
+                // it was refused, and that is known
+                Some(None) | None => {}
             }
         }
         Ok(Some(read))

@@ -9,6 +9,8 @@
 //! At each instant one slot at least keeps what the sink lacks: the walcast slot as long as the sink counts there, the lane's
 //! from before it stops counting until the sink holds all that the walcast slot was confirmed up to. What a restart finds is
 //! `walcast.lane` alone: joining is not recorded, since a start from the lane's slot is right then too.
+//!
+//! A sink that begins anew ([`crate::sink::anew`]) leaves too, and has a lane that was opened after it had stopped.
 
 use std::time::Duration;
 
@@ -119,10 +121,18 @@ impl Keeper {
     /// From when the sink has left the stream until it is fed there again. `false` when the main stream ends meanwhile.
     async fn apart(&mut self) -> Result<bool> {
         self.linger();
-        if !self.open().await? {
-            return Ok(false);
-        }
         loop {
+            let anew = self.end.parting.is_wanted();
+            if anew {
+                // what it lacks it will not be given: a new slot takes the record's place
+                self.record = None;
+            }
+            if !self.open().await? {
+                return Ok(false);
+            }
+            if anew {
+                self.end.parting.has_parted();
+            }
             let _ = self.end.says.send((self.end.index, Says::Parted));
             match self.catch_up().await? {
                 Ended::Stopped => return Ok(false),
@@ -190,6 +200,9 @@ impl Keeper {
         }
         loop {
             let Some(record) = self.record.clone() else { return Ok(Ended::GivenBack) };
+            if self.end.parting.is_wanted() {
+                return Ok(Ended::GivenBack);
+            }
             let ended = tokio::select! {
                 ended = self.feed(&record, not_before) => ended,
                 () = outgrown(&mut looks, &record, bytes_max) => self.give_up(record).await,
@@ -214,7 +227,11 @@ impl Keeper {
     /// Waits until the sink takes rows, and feeds it until it is elsewhere. Whoever drops this ends the stream, and the sink asks
     /// for more.
     async fn feed(&mut self, record: &LaneRecord, not_before: Instant) -> Result<Ended> {
-        let Some(reach) = wanted(&mut self.end).await else { return Ok(Ended::Stopped) };
+        let reach = match wanted(&mut self.end).await {
+            Wanted::From(reach) => reach,
+            Wanted::Anew => return Ok(Ended::GivenBack),
+            Wanted::Nothing => return Ok(Ended::Stopped),
+        };
         failpoint!("lane_before_run");
         let (lane, watch) = self.start(record, reach, not_before).await?;
         self.registry.lane(self.end.name, LaneState::CatchingUp, &record.slot);
@@ -360,17 +377,29 @@ async fn outgrown(state: &mut State, record: &LaneRecord, bytes_max: u64) {
     }
 }
 
-/// From where on the sink wants rows, once it does; `None` when the main stream ends.
-async fn wanted(end: &mut LaneEnd) -> Option<Checkpoint> {
-    let LaneEnd { wants, told, .. } = end;
+/// What a sink is to be given.
+enum Wanted {
+    /// Rows from here on.
+    From(Checkpoint),
+    /// Another slot first: it begins anew.
+    Anew,
+    /// Nothing: the main stream ends.
+    Nothing,
+}
+
+/// Waits until the sink wants something.
+async fn wanted(end: &mut LaneEnd) -> Wanted {
+    let LaneEnd { wants, told, parting, .. } = end;
     let wants_some = async |wants: &mut watch::Receiver<Option<Checkpoint>>| {
         wants.wait_for(Option::is_some).await.ok().and_then(|wants| *wants)
     };
     let mut wanting = std::pin::pin!(wants_some(wants));
     loop {
         tokio::select! {
-            reach = &mut wanting => return reach,
-            told = told.recv() => told.map(drop)?,
+            biased;
+            () = parting.wanted() => return Wanted::Anew,
+            reach = &mut wanting => return reach.map_or(Wanted::Nothing, Wanted::From),
+            told = told.recv() => if told.is_none() { return Wanted::Nothing },
         }
     }
 }

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use walcast::config::{Config, Loaded};
 use walcast::error::{Code, Error, Result};
 use walcast::shutdown::Shutdown;
+use walcast::sink::{bigquery, http, kafka};
 use walcast::{generate as generator, ops, sinks, telemetry};
 
 /// Delivers engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
@@ -100,7 +101,10 @@ enum Command {
     #[command(subcommand, after_help = "Example: walcast dead-letters list --sink bigquery --since 2d")]
     DeadLetters(DeadLettersCommand),
     /// Fill a sink from PostgreSQL after it has lost its data.
-    #[command(subcommand, after_help = "Example: walcast rebuild redis && walcast run")]
+    #[command(
+        subcommand,
+        after_help = "Examples: walcast rebuild kafka --yes\n          walcast rebuild redis && walcast run"
+    )]
     Rebuild(RebuildCommand),
     /// Bring the rows that were there before walcast to Kafka, BigQuery or HTTP, while it runs.
     ///
@@ -168,6 +172,24 @@ enum RebuildCommand {
         after_help = "Example: walcast --config walcast.toml rebuild redis && walcast --config walcast.toml run"
     )]
     Redis,
+    /// Delete the records of the events topic, and bring the rows that PostgreSQL has, while the other sinks go on.
+    ///
+    /// `walcast run` does the work. Offsets go on, so that consumers do. Topics that are gone are made. The newest state of every
+    /// content is written to the content topic. `walcast backfill status`, `pause` and `resume` serve for it too.
+    #[command(after_help = "Example: walcast rebuild kafka --yes")]
+    Kafka(ops::anew::Options),
+    /// Empty the table, or make it if it is gone, and bring the rows that PostgreSQL has, while the other sinks go on.
+    ///
+    /// `walcast run` does the work. `walcast backfill status`, `pause` and `resume` serve for it too.
+    #[command(
+        after_help = "Examples: walcast rebuild bigquery --yes\n          walcast rebuild bigquery --since 2026-01-01T00:00:00Z --yes"
+    )]
+    Bigquery(ops::anew::Options),
+    /// Send the rows that PostgreSQL has to the HTTP target again, while the other sinks go on.
+    ///
+    /// `walcast run` does the work. What the target has it keeps; the rows come under other ids than before.
+    #[command(after_help = "Example: walcast rebuild http --yes")]
+    Http(ops::anew::Options),
 }
 
 #[derive(Subcommand)]
@@ -267,6 +289,15 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init => ops::init::init(config).await?,
         Command::Rebuild(RebuildCommand::Redis) => ops::rebuild::redis(config).await?,
+        Command::Rebuild(RebuildCommand::Kafka(options)) => {
+            return ops::anew::rebuild(config, kafka::NAME, options).await;
+        }
+        Command::Rebuild(RebuildCommand::Bigquery(options)) => {
+            return ops::anew::rebuild(config, bigquery::NAME, options).await;
+        }
+        Command::Rebuild(RebuildCommand::Http(options)) => {
+            return ops::anew::rebuild(config, http::NAME, options).await;
+        }
         Command::DeadLetters(command) => {
             return match command {
                 DeadLettersCommand::List(options) => ops::dead_letters::list(config, options).await,

@@ -27,6 +27,7 @@ use crate::sinks;
 use crate::source::connection::Connection;
 use crate::source::heartbeat::{Watch, ask_clock};
 use crate::source::{check, slot};
+use crate::state::backfills::{self, Backfill, RebuildStep};
 use crate::state::lanes::{self, LaneRecord};
 use crate::state::{State, history};
 use crate::streaming::{Begins, Fed, Intake, LaneEnd, Streaming};
@@ -139,14 +140,7 @@ async fn start(
     slot::server_facts(state.client().await?).await?.check_primary()?;
     finding::refuse(&check::check_to_stream(state.client().await?, &config.postgres).await?)?;
     let mut dead = Dead::new(config, former.is_some());
-    let mut targets = sinks::admins(config)?;
-    // at once: one that does not answer takes its time to say so
-    let prepared = join_all(targets.iter_mut().map(|target| target.prepare())).await;
-    for (target, prepared) in targets.into_iter().zip(prepared) {
-        if dead.sort(target.name(), prepared)?.is_none() {
-            dead.unprepared.push(target);
-        }
-    }
+    prepare(config, &mut state, &mut dead).await?;
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
     let (history_id, timelines) = history::open(&config.postgres, &mut state).await?;
     let waiting = || registry.waiting();
@@ -160,7 +154,8 @@ async fn start(
     let sinks = sinks::build(config)?;
     let names: Vec<&str> = sinks.iter().map(|sink| sink.name()).collect();
     let lanes = lanes::take_over(&mut state, &session, &names).await?;
-    let fed = recover(config, sinks, &session, &mut state, &lanes, dead).await?;
+    let rebuild = backfills::take_over(&mut state, &session, &lanes).await?;
+    let fed = recover(config, sinks, &session, &mut state, &lanes, dead, rebuild).await?;
     failpoint!("pipeline_after_recover");
 
     let counts = |fed: &&Fed| !matches!(fed.begins, Begins::InLane { counts: false, .. });
@@ -190,7 +185,7 @@ async fn start(
     let intake = Intake::new(stream, transform, ContinuityCheck::new(from, claims), from, doubts);
     let limits = config.pipeline.limits(&config.breaker);
     let ids: Vec<SinkName> = fed.iter().map(|fed| fed.sink.id()).collect();
-    let (streaming, ends) = Streaming::spawn(limits, registry, intake, watermark, &session, fed);
+    let (streaming, ends, askers) = Streaming::spawn(limits, registry, intake, watermark, &session, fed);
     let mut keepers = keep_lanes(config, &session, registry, ends, &ids, lanes);
     let (checkpoints, received) = streaming.progress();
     let backfill = backfill::Worker {
@@ -200,10 +195,27 @@ async fn start(
         session,
         checkpoints,
         received,
+        askers,
         registry: registry.clone(),
     };
     keepers.spawn(backfill.run().instrument(info_span!(parent: None, "backfill")));
     Ok(Started { streaming, watch, keepers })
+}
+
+/// Makes what is missing at the targets, but at one that is to be emptied: there it is made then.
+async fn prepare(config: &Config, state: &mut State, dead: &mut Dead) -> Result<()> {
+    let open = backfills::open_of(state.client().await?, &config.postgres.slot).await?;
+    let anew = open.as_ref().and_then(Backfill::to_be_emptied).map(|(sink, _)| sink);
+    let mut targets = sinks::admins(config)?;
+    targets.retain(|target| Some(target.name()) != anew);
+    // at once: one that does not answer takes its time to say so
+    let prepared = join_all(targets.iter_mut().map(|target| target.prepare())).await;
+    for (target, prepared) in targets.into_iter().zip(prepared) {
+        if dead.sort(target.name(), prepared)?.is_none() {
+            dead.unprepared.push(target);
+        }
+    }
+    Ok(())
 }
 
 /// A task for each lane that there is or may be.
@@ -278,7 +290,7 @@ impl Dead {
     }
 }
 
-/// Asks every sink where it stands, all at once, but those that are in a lane or do not answer.
+/// Asks every sink where it stands, all at once, but those that are in a lane, do not answer, or are to begin anew.
 async fn recover(
     config: &Config,
     mut sinks: Vec<Box<dyn Sink>>,
@@ -286,11 +298,14 @@ async fn recover(
     state: &mut State,
     open: &[LaneRecord],
     mut dead: Dead,
+    rebuild: Option<(String, RebuildStep)>,
 ) -> Result<Vec<Fed>> {
     let mut fed = Vec::new();
     let mut all = true;
     let in_lanes = open.iter().map(|lane| lane.sink.as_str());
-    let later: Vec<&str> = dead.unprepared.iter().map(|target| target.name()).chain(in_lanes).collect();
+    let anew = rebuild.as_ref().map(|(sink, _)| sink.as_str());
+    let later = dead.unprepared.iter().map(|target| target.name()).chain(in_lanes).chain(anew);
+    let later: Vec<&str> = later.collect();
     let answers = sinks.iter_mut().map(|sink| async {
         match later.contains(&sink.name()) {
             true => None,
@@ -308,7 +323,8 @@ async fn recover(
         let unprepared = unprepared.map(|at| dead.unprepared.swap_remove(at));
         let apart = |durable, counts, sink, unregistered, unprepared| {
             let begins = Begins::InLane { counts, recovered: false };
-            Fed { sink, durable: Checkpoint::at(durable), unregistered, begins, unprepared }
+            let step = rebuild.as_ref().filter(|(anew, _)| anew == name).map(|(_, step)| *step);
+            Fed { sink, durable: Checkpoint::at(durable), unregistered, begins, unprepared, rebuild: step }
         };
         if let Some(lane) = lane {
             // whether it can bring anything is for its keeper to say
@@ -340,7 +356,7 @@ async fn recover(
         let leaves =
             dead.tolerated > 0 && sink.id() != sink::content::NAME && sink.guarantee().keeps_checkpoint();
         let begins = if leaves { Begins::Here } else { Begins::Always };
-        fed.push(Fed { sink, durable: checkpoint, unregistered, begins, unprepared: None });
+        fed.push(Fed { sink, durable: checkpoint, unregistered, begins, unprepared: None, rebuild: None });
     }
     if all {
         state.settle(session).await?;

@@ -10,18 +10,32 @@ use crate::lsn::{Checkpoint, HistoryId, Lsn, ORDINAL_RULE, Position, Session, St
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SinkName {
     name: &'static str,
-    rebuild_command: Option<&'static str>,
+    rebuilt_by: Option<Rebuilding>,
+}
+
+/// The command that fills a sink from PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rebuilding {
+    /// It does so itself, and walcast is started again afterwards.
+    Alone(&'static str),
+    /// It has the running walcast do it, or the next one.
+    Beside(&'static str),
 }
 
 impl SinkName {
     /// Of a sink that only the stream fills.
     pub const fn new(name: &'static str) -> SinkName {
-        SinkName { name, rebuild_command: None }
+        SinkName { name, rebuilt_by: None }
     }
 
-    /// A command fills it from PostgreSQL.
+    /// A command fills it from PostgreSQL, while no walcast runs.
     pub const fn rebuilt_by(self, command: &'static str) -> SinkName {
-        SinkName { rebuild_command: Some(command), ..self }
+        SinkName { rebuilt_by: Some(Rebuilding::Alone(command)), ..self }
+    }
+
+    /// A command has the running walcast fill it from PostgreSQL.
+    pub const fn rebuilt_beside_by(self, command: &'static str) -> SinkName {
+        SinkName { rebuilt_by: Some(Rebuilding::Beside(command)), ..self }
     }
 
     /// The name alone.
@@ -31,13 +45,19 @@ impl SinkName {
 
     /// The command that makes it whole, where there is one.
     pub const fn rebuild_command(self) -> Option<&'static str> {
-        self.rebuild_command
+        match self.rebuilt_by {
+            Some(Rebuilding::Alone(command) | Rebuilding::Beside(command)) => Some(command),
+            None => None,
+        }
     }
 
     /// What makes it whole.
     pub fn fresh_start(self) -> String {
-        match self.rebuild_command {
-            Some(command) => format!("`{command}`, then start again"),
+        match self.rebuilt_by {
+            Some(Rebuilding::Alone(command)) => format!("`{command}`, then start again"),
+            Some(Rebuilding::Beside(command)) => {
+                format!("`{command}`: the walcast that runs, or the next one, fills it anew from PostgreSQL")
+            }
             None => format!(
                 "bring {self} level with PostgreSQL, or give it fresh targets; \"Give a sink a new start\" in \
                  docs/operate/resync.md has the commands"
@@ -318,7 +338,7 @@ mod tests {
     use super::*;
     use crate::lsn::Timelines;
 
-    const KAFKA: SinkName = SinkName::new("kafka");
+    const KAFKA: SinkName = SinkName::new("kafka").rebuilt_beside_by("walcast rebuild kafka");
     const REDIS: SinkName = SinkName::new("redis").rebuilt_by("walcast rebuild redis");
     const START: Lsn = Lsn(0x80);
     const WAL_END: Lsn = Lsn(0x1000);
@@ -483,6 +503,7 @@ mod tests {
         let forgotten = forgotten_instance(Error::new(Code::Fenced, "a newer walcast has taken over"));
         assert_eq!((forgotten.code(), forgotten.exit_code()), (Code::ServerForgotInstance, 4));
         assert!(REDIS.fresh_start().starts_with("`walcast rebuild redis`"));
-        assert!(KAFKA.fresh_start().contains("docs/operate/resync.md"));
+        assert!(KAFKA.fresh_start().starts_with("`walcast rebuild kafka`:"));
+        assert!(SinkName::new("content").fresh_start().contains("docs/operate/resync.md"));
     }
 }

@@ -303,6 +303,13 @@ codes! {
         fix: "Name other sinks, or make a new slot: docs/operate/resync.md.",
         over: "`walcast backfill --dry-run` says what it would bring.",
     }
+    RebuildUnconfirmed = 255 {
+        title: "A sink would be emptied, and nobody has said yes.",
+        why: "`walcast rebuild` deletes what the sink's target has, and brings the rows that PostgreSQL has now. What PostgreSQL has no more is gone then.",
+        look: "The message says what would go, and about how many rows come.",
+        fix: "Run it again with --yes. To keep what is there, set another topic prefix or table name first.",
+        over: "`walcast backfill status` shows the rebuild.",
+    }
     Unavailable = 300 {
         title: "A server does not answer, or says that it cannot now.",
         why: "It is down, overloaded, or cannot be reached from here. walcast tries again by itself; the slot keeps what was not delivered.",
@@ -344,6 +351,13 @@ codes! {
         look: "SELECT pid, application_name, state FROM pg_stat_replication; SELECT count(*) FROM pg_stat_activity;",
         fix: "End connections that nobody needs, or raise max_wal_senders or max_connections and restart PostgreSQL.",
         over: "`walcast status` says streaming.",
+    }
+    SinkBeginsAnew = 306 {
+        title: "The only sink is to be filled anew.",
+        why: "`walcast rebuild` was asked for. With other sinks they go on meanwhile; the only one is begun with walcast's next life.",
+        look: "`walcast backfill status`",
+        fix: "Nothing: walcast starts again by itself.",
+        over: "`walcast backfill status` says that rows are sent.",
     }
     KafkaUnreachable = 310 {
         title: "Kafka cannot be reached, or cannot write now.",
@@ -426,35 +440,35 @@ codes! {
         title: "The slot has moved past what a sink has.",
         why: "The slot was moved by hand, or the sink was restored from an older state, or it was left out of `pipeline.sinks` for a while.",
         look: "`walcast check` shows both positions.",
-        fix: "Fill the sink: `walcast rebuild redis` for Redis; for others see \"Give a sink a new start\" in docs/operate/resync.md.",
+        fix: "Fill the sink anew: `walcast rebuild kafka`, or whatever its name is; see docs/operate/verify-rebuild.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     SinkLostItsData = 402 {
         title: "A sink had data once and has none now.",
         why: "Its checkpoint is gone, or a topic or table that the checkpoint speaks of: it was emptied, deleted, made anew, or walcast writes to another one than before.",
         look: "Is the target the right one? `walcast config show`",
-        fix: "Correct the setting, restore a BigQuery table by time travel, or fill the sink: `walcast rebuild redis` for Redis; for others see \"Give a sink a new start\" in docs/operate/resync.md.",
+        fix: "Correct the setting, restore a BigQuery table by time travel, or fill the sink anew: `walcast rebuild kafka`, or whatever its name is; see docs/operate/verify-rebuild.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     OtherHistory = 403 {
         title: "A sink's checkpoint belongs to another history.",
         why: "The slot was made again, or the target was written from another database or slot. Positions of two histories cannot be compared.",
         look: "The message has both histories.",
-        fix: "Give walcast targets of its own, or fill the sink anew: `walcast rebuild redis`, or \"Give a sink a new start\" in docs/operate/resync.md.",
+        fix: "Give walcast targets of its own, or fill the sink anew: `walcast rebuild kafka`, or whatever its name is; see docs/operate/verify-rebuild.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     LostInFailover = 404 {
         title: "A sink has events that a failover lost.",
         why: "A standby was promoted that had not received everything. The sink has events that this PostgreSQL never had.",
         look: "The message says where the server left the old timeline, and what the sink has beyond.",
-        fix: "Delete from the sink what lies beyond (walcast prints the statement for BigQuery), or fill it anew: see docs/operate/resync.md.",
+        fix: "Delete from the sink what lies beyond (walcast prints the statement for BigQuery), or fill it anew: `walcast rebuild kafka`, or whatever its name is; see docs/operate/verify-rebuild.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     SinkAheadOfServer = 405 {
         title: "A sink has events that this PostgreSQL does not have.",
         why: "The server was restored from an older state. New rows would get places that the sink takes for rows it has.",
         look: "The message has the sink's last event and the end of the server's WAL.",
-        fix: "Restore the sinks from the same time, or give them a new start: see docs/operate/resync.md.",
+        fix: "Restore the sinks from the same time, or fill them anew with `walcast rebuild`: see docs/operate/verify-rebuild.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     OtherOrdinalRule = 406 {
@@ -468,21 +482,21 @@ codes! {
         title: "A sink's checkpoint cannot be read.",
         why: "A newer walcast has written it, or something else writes where walcast keeps it.",
         look: "The message names the place.",
-        fix: "Run the newer version. If something else writes there, keep it away, and fill the sink anew: see docs/operate/resync.md.",
+        fix: "Run the newer version. If something else writes there, keep it away, and fill the sink anew: see docs/operate/verify-rebuild.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     ServerForgotInstance = 408 {
         title: "A sink knows of a newer walcast than PostgreSQL does.",
         why: "PostgreSQL was restored from an older state: it has forgotten walcast's last starts.",
         look: "Was this server restored, or is postgres.host an old copy?",
-        fix: "Set POSTGRES_HOST to the right server, or restore the sinks from the same time, or give them a new start: see docs/operate/resync.md.",
+        fix: "Set POSTGRES_HOST to the right server, or restore the sinks from the same time, or fill them anew with `walcast rebuild`: see docs/operate/verify-rebuild.md.",
         over: "`walcast check` has no line that says FAIL.",
     }
     LaneLost = 409 {
         title: "The slot that a sink alone had is gone or invalidated.",
         why: "The sink had fallen behind and read the WAL by a slot of its own. It kept more than lane.wal_bytes_max, somebody dropped it, PostgreSQL invalidated it (max_slot_wal_keep_size, idle_replication_slot_timeout), or a failover went to a server without it.",
         look: "The message names the slot. The other sinks go on; `walcast status` shows them.",
-        fix: "Bring that sink level with PostgreSQL and give it a new start: \"Give a sink a new start\" in docs/operate/resync.md has the commands.",
+        fix: "Fill that sink anew: `walcast rebuild kafka`, or whatever its name is; see docs/operate/verify-rebuild.md.",
         over: "`walcast status` shows the sink as ok, and `walcast verify` is clean.",
     }
     SlotGone = 410 {

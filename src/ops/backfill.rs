@@ -20,7 +20,7 @@ use crate::sink::SinkAdmin;
 use crate::sink::read_back::ReadBack;
 use crate::sinks;
 use crate::source::{rows, slot, sql};
-use crate::state::backfills::{self, BackfillState};
+use crate::state::backfills::{self, BackfillState, RebuildStep};
 use crate::state::history;
 use crate::state::marks::EventMarks;
 
@@ -71,7 +71,7 @@ enum What {
 }
 
 /// An RFC 3339 time.
-fn time(text: &str) -> std::result::Result<String, String> {
+pub(super) fn time(text: &str) -> std::result::Result<String, String> {
     micros_of(text)
         .map(|_| text.to_owned())
         .ok_or_else(|| "it is a time such as 2026-11-29T12:00:00Z".to_owned())
@@ -91,6 +91,12 @@ pub async fn backfill(config: &Config, options: Backfill) -> Result<ExitCode> {
         Some(What::Resume) => BackfillState::Running,
         Some(What::Cancel) => BackfillState::Cancelled,
     };
+    let open = backfills::open(&client, &history_id).await?;
+    if let Some((sink, _)) = open.as_ref().and_then(backfills::Backfill::to_be_emptied) {
+        let message = format!("{sink} has stopped, and is being emptied");
+        return Err(Error::new(Code::BackfillUnfit, message)
+            .hint("wait until `walcast backfill status` says that it was emptied"));
+    }
     print(&match backfills::turn(&client, &history_id, to).await? {
         Some(from) if from == to => format!("it is {to} already\n"),
         Some(_) => format!("it is {to} now\n"),
@@ -124,6 +130,7 @@ async fn begin(
         rows: 0,
         estimated_rows: 0,
         state: BackfillState::Running,
+        rebuild: None,
     };
     let events = history::publication(&config.postgres, client).await?.places.events;
     planned.estimated_rows = estimate(client, &events, &planned).await?;
@@ -187,7 +194,7 @@ fn whom(config: &Config, named: Vec<String>) -> Result<Vec<String>> {
 }
 
 /// About how many rows that are, as PostgreSQL's planner sees it.
-async fn estimate(client: &Client, events: &Place, planned: &backfills::Backfill) -> Result<u64> {
+pub(super) async fn estimate(client: &Client, events: &Place, planned: &backfills::Backfill) -> Result<u64> {
     let id = identifier(events.called("id"));
     let mut condition = format!("{id} <= {}", planned.last_id);
     condition.push_str(&between(client, events, planned).await?);
@@ -223,7 +230,7 @@ fn plan(planned: &backfills::Backfill, late: u64) -> String {
     text
 }
 
-fn bounds(backfill: &backfills::Backfill) -> String {
+pub(super) fn bounds(backfill: &backfills::Backfill) -> String {
     let since = backfill.since.as_ref().map(|since| format!(", from {since} on"));
     let until = backfill.until.as_ref().map(|until| format!(", before {until}"));
     [since, until].into_iter().flatten().collect()
@@ -244,13 +251,18 @@ fn status(backfills: &[backfills::Backfill]) -> String {
             _ => format!(" of about {}", HumanCount(*estimated_rows)),
         };
         let (sinks, bounds) = (sinks.join(", "), bounds(backfill));
-        format!("{id}  {state:<9}  {}{of} rows sent to {sinks}{bounds}\n", HumanCount(*rows))
+        let anew = match &backfill.rebuild {
+            None => "",
+            Some(rebuild) if rebuild.step == RebuildStep::Emptied => ", which was emptied",
+            Some(_) => ", which is to be emptied",
+        };
+        format!("{id}  {state:<9}  {}{of} rows sent to {sinks}{anew}{bounds}\n", HumanCount(*rows))
     };
     backfills.iter().map(line).collect()
 }
 
 /// Shows how far it is, until it is no longer open.
-async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) -> Result<ExitCode> {
+pub(super) async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) -> Result<ExitCode> {
     let template = "{wide_bar} {pos}/{len} rows {per_sec} {msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(0).with_style(style);
@@ -268,6 +280,7 @@ async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) -> Result<Exi
         bar.set_message(match (active, backfill.state) {
             (_, BackfillState::Paused) => "paused: `walcast backfill resume`",
             (false, _) => "waits for `walcast run`",
+            (true, _) if backfill.to_be_emptied().is_some() => "the sink is being emptied",
             (true, _) => "",
         });
         tokio::time::sleep(LOOK_EVERY).await;

@@ -10,4 +10,5 @@ pub mod dead_letters;
 pub mod verify;
 pub mod rebuild;
 pub mod backfill;
+pub mod anew;
 pub mod erase;

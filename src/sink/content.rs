@@ -12,7 +12,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Transaction};
 
 use crate::batch::{Batch, ContentChange, Control, DeadLetter, ExtraSince, Origin, Row};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::event::place::Place;
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Session, StoredCheckpoint};
@@ -24,7 +24,7 @@ use crate::source::request::RequestKind;
 use crate::source::{PostgresConfig, rows, sql};
 use crate::state::dead_letters::{self, Letter, Retention};
 use crate::state::marks::EventMarks;
-use crate::state::{State, extra, lanes, requests, store_progress};
+use crate::state::{State, backfills, extra, lanes, requests, store_progress};
 use crate::transform::content_cache::ContentCache;
 
 /// Its name.
@@ -122,6 +122,12 @@ impl ContentSink {
         for control in &self.controls {
             requests::came(&transaction, control.id, control.commit_lsn, control.refused).await?;
         }
+        let (marks_anew, marks_since) = backfills::marking(&transaction, session, &checkpoint).await?;
+        if marks_anew || self.marks.marks_since && !marks_since {
+            // of a rebuild that is over
+            EventMarks::forget_since(&transaction, &session.history_id).await?;
+            self.marks.since.clear();
+        }
         self.marks.store(&transaction, &session.history_id).await?;
         for ExtraSince { since, columns } in &self.extra {
             extra::store(&transaction, &session.history_id, &self.events, (*since, columns)).await?;
@@ -156,6 +162,7 @@ impl ContentSink {
         self.flushes = self.flushes.wrapping_add(1);
         self.requests_open |= !self.controls.is_empty();
         self.forget_rows();
+        self.marks.marks_since = marks_since;
         self.stored = checkpoint;
         Ok(Some(checkpoint))
     }
@@ -202,10 +209,17 @@ impl Sink for ContentSink {
         transaction.commit().await.map_err(sql::error)?;
         self.marks = EventMarks::begin(self.state.client().await?, &session.history_id).await?;
         self.marks.stored();
+        self.marks.marks_since =
+            backfills::marks_since(self.state.client().await?, &session.history_id).await?;
         self.stored = stored.as_ref().map(|stored| stored.checkpoint).unwrap_or_default();
         self.accepted = self.stored;
         self.session = Some(session.clone());
         Ok(stored)
+    }
+
+    async fn empty(&mut self, _session: &Session) -> Result<()> {
+        // others are joined with what it keeps
+        Err(Error::new(Code::BackfillUnfit, "the content versions cannot be filled anew"))
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {

@@ -15,6 +15,7 @@ use crate::error::{Class, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session};
 use crate::resume;
+use crate::sink::anew::Anew;
 use crate::sink::breaker::{Breaker, BreakerState};
 use crate::sink::queue::{Fed, Feed, Queued};
 use crate::sink::{Sink, SinkAdmin, Written};
@@ -54,6 +55,10 @@ pub struct Apart {
     pub recovered: bool,
     /// What is to be made at its target before, since that has not answered yet.
     pub unprepared: Option<Box<dyn SinkAdmin>>,
+    /// How it is told to begin anew.
+    pub anew: Anew,
+    /// There is no other sink that would go on without it.
+    pub alone: bool,
 }
 
 impl Driver {
@@ -98,7 +103,7 @@ impl Driver {
 
     /// Whether an error is the target's alone, so that no other sink needs to know.
     fn is_its_own(&self, error: &Error) -> bool {
-        self.apart.is_some() && !error.code().concerns_the_source()
+        self.apart.as_ref().is_some_and(|apart| !apart.alone) && !error.code().concerns_the_source()
     }
 }
 
@@ -116,6 +121,9 @@ impl Work {
     /// One write, one tick, or the end (`false`).
     async fn step(&mut self) -> Result<bool> {
         let open = self.collect().await;
+        if self.stops() {
+            return self.begin().await;
+        }
         self.write().await?;
         self.tick().await?;
         self.driver.status.trouble(self.driver.sink.trouble());
@@ -135,9 +143,11 @@ impl Work {
         while bytes < policy.write_bytes_max {
             let tick = policy.tick_every.map(|_| self.next_tick);
             let deadline = until.into_iter().chain(tick).min();
+            let Driver { feed, apart, .. } = &mut self.driver;
             let fed = tokio::select! {
                 biased;
-                fed = self.driver.feed.recv(hungry) => fed,
+                () = asked(apart) => return true,
+                fed = feed.recv(hungry) => fed,
                 () = sleep_until(deadline) => return true,
             };
             let queued = match fed {
@@ -228,8 +238,32 @@ impl Work {
         Ok(())
     }
 
+    fn stops(&self) -> bool {
+        self.driver.apart.as_ref().is_some_and(|apart| apart.anew.stops())
+    }
+
+    /// A sink that is to begin anew gives back what it has, and waits until it is told from where. `false` when nothing more
+    /// will come.
+    async fn heed(&mut self) -> bool {
+        while self.stops() {
+            self.give_back();
+            self.driver.sink.close().await;
+            let Driver { feed, apart, .. } = &mut self.driver;
+            let Some(Apart { anew, .. }) = apart else { break };
+            anew.stopped();
+            tokio::select! {
+                () = anew.changed() => {}
+                () = feed.ended() => return false,
+            }
+        }
+        true
+    }
+
     /// Asks a target where it stands that did not answer yet. `false` when nothing more will come.
     async fn begin(&mut self) -> Result<bool> {
+        if !self.heed().await {
+            return Ok(false);
+        }
         match self.recover().await {
             Ok(()) => Ok(true),
             Err(error) => self.retry(error).await,
@@ -263,6 +297,9 @@ impl Work {
                 true if !self.driver.feed.idle_until(until).await => return Ok(false),
                 true => {}
                 false => tokio::time::sleep_until(until).await,
+            }
+            if !self.heed().await {
+                return Ok(false);
             }
             match self.recover().await {
                 Ok(()) => return Ok(true),
@@ -302,6 +339,7 @@ impl Work {
     /// Asks the target where it stands. With batches at hand that must be what left our memory; without, any place that the
     /// slot can go on from.
     async fn recover(&mut self) -> Result<()> {
+        self.begin_anew().await?;
         let Driver { sink, session, apart, .. } = &mut self.driver;
         if let Some(apart) = apart
             && let Some(target) = &mut apart.unprepared
@@ -325,6 +363,37 @@ impl Work {
             self.driver.status.breaker(BreakerState::HalfOpen, None);
         }
         Ok(())
+    }
+
+    /// Empties the target where that is asked for, and waits until whoever asked has noted it. What the target holds then is
+    /// asked like at any other time.
+    async fn begin_anew(&mut self) -> Result<()> {
+        let Driver { sink, session, apart, unregistered, .. } = &mut self.driver;
+        let Some(apart) = apart else { return Ok(()) };
+        let Some(beginning) = apart.anew.beginning() else { return Ok(()) };
+        beginning.make(sink.as_mut(), session).await?;
+        apart.unprepared = None;
+        if let Some(state) = unregistered {
+            state.register_sink(session, sink.name(), beginning.from).await?;
+            *unregistered = None;
+        }
+        failpoint!("anew_before_begun");
+        apart.anew.begun();
+        // one that is to end sees so by its feed
+        self.heed().await;
+        Ok(())
+    }
+}
+
+/// Waits until the sink is to begin anew.
+async fn asked(apart: &mut Option<Apart>) {
+    match apart {
+        None => std::future::pending().await,
+        Some(apart) => {
+            while !apart.anew.stops() {
+                apart.anew.changed().await;
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod read_back;
 pub mod retry;
 pub mod breaker;
 pub mod erasure;
+pub mod anew;
 pub mod driver;
 pub mod content;
 pub mod null;
@@ -116,6 +117,10 @@ pub trait Sink: SinkIdentity {
     /// target how far it reaches; `None` when it holds no checkpoint.
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>>;
 
+    /// Empties the target, making what is missing of it, and is recovered then as one that holds nothing. Done again, it does
+    /// nothing more. What is written next follows on no earlier row.
+    async fn empty(&mut self, session: &Session) -> Result<()>;
+
     /// Takes batches, in stream order, without gaps, never one that the target already holds. A batch
     /// may be without rows: its checkpoint is to be made durable all the same.
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written>;
@@ -146,6 +151,11 @@ pub trait SinkAdmin: SinkIdentity {
     /// Creates what is missing at the target (topics, tables) and refuses what is there in another
     /// shape (kind `Setup`). Run again it does nothing.
     async fn prepare(&mut self) -> Result<()>;
+
+    /// What goes when it is emptied, in words; `None` where it is not filled anew row by row.
+    fn would_go(&self) -> Option<String> {
+        None
+    }
 
     /// What `walcast verify` compares with PostgreSQL.
     fn read_back(&self) -> ReadBack;

@@ -44,6 +44,10 @@ impl Sink for NullSink {
         Ok(None)
     }
 
+    async fn empty(&mut self, _session: &Session) -> Result<()> {
+        Ok(())
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         self.checkpoint =
             batches.iter().fold(self.checkpoint, |checkpoint, batch| checkpoint.advanced(batch.checkpoint()));

@@ -115,6 +115,12 @@ impl Feed {
         self.reach = reach;
     }
 
+    /// Waits, taking nothing, until nothing more will come.
+    pub async fn ended(&mut self) {
+        self.queue = None;
+        while self.next.recv().await.is_some() {}
+    }
+
     /// Waits, taking nothing; `false` as soon as nothing more will come.
     pub async fn idle_until(&mut self, until: Instant) -> bool {
         loop {

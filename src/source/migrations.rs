@@ -21,6 +21,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (12, "lanes given up", include_str!("../../migrations/0012_lanes_given_up.sql")),
     (13, "dead_letter_retention", include_str!("../../migrations/0013_dead_letter_retention.sql")),
     (14, "backfill", include_str!("../../migrations/0014_backfill.sql")),
+    (15, "rebuild", include_str!("../../migrations/0015_rebuild.sql")),
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");

@@ -100,6 +100,13 @@ pub struct RequestRow {
     pub refused: Option<Refusal>,
 }
 
+impl RequestRow {
+    /// An event that is joined with the content of the ticket's place.
+    pub fn joined(record: String) -> RequestRow {
+        RequestRow { record, joins: true, refused: None }
+    }
+}
+
 /// Why a row cannot go on as an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {

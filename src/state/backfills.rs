@@ -3,12 +3,15 @@
 use std::fmt;
 
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{Json, ToSql};
 use tokio_postgres::{Client, Row, Transaction};
 use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
-use crate::lsn::HistoryId;
+use crate::lsn::{Checkpoint, HistoryId, Session};
 use crate::source::sql;
+use crate::state::State;
+use crate::state::lanes::LaneRecord;
 
 /// Rows of before walcast on their way to some sinks.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +38,60 @@ pub struct Backfill {
     pub estimated_rows: u64,
     /// What it does.
     pub state: BackfillState,
+    /// Set where it fills its only sink anew.
+    pub rebuild: Option<Rebuild>,
+}
+
+/// How far a sink is that is filled anew.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rebuild {
+    /// What is done of it.
+    pub step: RebuildStep,
+    /// From here on the stream brings rows to the sink; known once rows are marked.
+    pub begins: Option<Checkpoint>,
+    /// What had committed by then has a lower transaction id.
+    pub begins_xid: u64,
+}
+
+/// The steps before rows are brought, each of which is stored when it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RebuildStep {
+    /// The sink is to stop.
+    Asked,
+    /// It has stopped, and a slot of its own keeps what follows.
+    Stopped,
+    /// The rows are marked that the stream brings from `begins` on.
+    Marked,
+    /// Its target holds nothing but the checkpoint `begins`.
+    Emptied,
+}
+
+impl RebuildStep {
+    const ALL: [(RebuildStep, &str); 4] = [
+        (RebuildStep::Asked, "asked"),
+        (RebuildStep::Stopped, "stopped"),
+        (RebuildStep::Marked, "marked"),
+        (RebuildStep::Emptied, "emptied"),
+    ];
+
+    /// As it is stored.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.into_iter().find(|(step, _)| *step == self).map_or("", |(_, name)| name)
+    }
+}
+
+impl Backfill {
+    /// The sink whose target is still to be emptied.
+    pub fn to_be_emptied(&self) -> Option<(&str, RebuildStep)> {
+        let step = self.rebuild.as_ref()?.step;
+        let sink = self.sinks.first()?;
+        (self.state.is_open() && step < RebuildStep::Emptied).then_some((sink.as_str(), step))
+    }
+
+    /// Whether its sink has nothing of before it: it was emptied for this one.
+    pub fn began_anew(&self) -> bool {
+        self.rebuild.as_ref().is_some_and(|rebuild| rebuild.step == RebuildStep::Emptied)
+    }
 }
 
 /// What a backfill does.
@@ -102,12 +159,23 @@ pub async fn open_of(client: &Client, slot: &str) -> Result<Option<Backfill>> {
 
 fn read(row: &Row) -> Result<Backfill> {
     let state: String = sql::get(row, 9)?;
-    let state = BackfillState::ALL.into_iter().find(|one| one.as_str() == state).ok_or_else(|| {
-        Error::new(
-            Code::Protocol,
-            format!("walcast.backfill has the state {state}, which this version does not know"),
-        )
-    })?;
+    let known = BackfillState::ALL.into_iter().find(|one| one.as_str() == state);
+    let unknown = |what: String| {
+        Error::new(Code::Protocol, format!("walcast.backfill has {what}, which this version does not know"))
+    };
+    let rebuild = match sql::get::<Option<String>>(row, 12)? {
+        None => None,
+        Some(step) => {
+            let known = RebuildStep::ALL.into_iter().find(|(_, name)| *name == step);
+            let (step, _) = known.ok_or_else(|| unknown(format!("the step {step}")))?;
+            let begins: Option<String> = sql::get(row, 13)?;
+            let begins = begins.as_deref().map(serde_json::from_str).transpose();
+            let begins = begins.map_err(|error| unknown("a checkpoint".into()).because(error))?;
+            let xid: Option<String> = sql::get(row, 14)?;
+            let begins_xid = xid.and_then(|xid| xid.parse().ok()).unwrap_or_default();
+            Some(Rebuild { step, begins, begins_xid })
+        }
+    };
     let micros = |at| Ok(sql::get::<Option<f64>>(row, at)?.map(|seconds| (seconds * 1e6) as i64));
     Ok(Backfill {
         id: sql::get(row, 0)?,
@@ -120,7 +188,8 @@ fn read(row: &Row) -> Result<Backfill> {
         done_id: sql::get(row, 6)?,
         rows: sql::get::<i64>(row, 7)?.unsigned_abs(),
         estimated_rows: sql::get::<i64>(row, 8)?.unsigned_abs(),
-        state,
+        state: known.ok_or_else(|| unknown(format!("the state {state}")))?,
+        rebuild,
     })
 }
 
@@ -128,14 +197,25 @@ fn read(row: &Row) -> Result<Backfill> {
 pub async fn begin(client: &Client, history_id: &HistoryId, backfill: &Backfill) -> Result<()> {
     let Backfill { id, sinks, since, until, rows_per_second, last_id, estimated_rows, .. } = backfill;
     let insert = "INSERT INTO walcast.backfill
-           (id, history_id, sinks, since, until, rows_per_second, last_id, estimated_rows)
-         VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6, $7, $8)";
+           (id, history_id, sinks, since, until, rows_per_second, last_id, estimated_rows, rebuild)
+         VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6, $7, $8, $9)";
     let rows_per_second = rows_per_second.map(u32::cast_signed);
     let estimated_rows = estimated_rows.cast_signed();
+    let rebuild = backfill.rebuild.as_ref().map(|rebuild| rebuild.step.as_str());
     let inserted = client
         .execute(
             insert,
-            &[id, &history_id.uuid, sinks, since, until, &rows_per_second, last_id, &estimated_rows],
+            &[
+                id,
+                &history_id.uuid,
+                sinks,
+                since,
+                until,
+                &rows_per_second,
+                last_id,
+                &estimated_rows,
+                &rebuild,
+            ],
         )
         .await;
     match inserted {
@@ -151,7 +231,7 @@ pub async fn begin(client: &Client, history_id: &HistoryId, backfill: &Backfill)
     }
 }
 
-/// Lets the open one do something else. What it did before; `None` where none is open.
+/// Lets the open one do something else, unless its sink is being emptied. What it did before; `None` where none is open.
 pub async fn turn(
     client: &Client,
     history_id: &HistoryId,
@@ -159,9 +239,62 @@ pub async fn turn(
 ) -> Result<Option<BackfillState>> {
     let Some(open) = open(client, history_id).await? else { return Ok(None) };
     let update = "UPDATE walcast.backfill SET state = $2, changed_at = now()
-       WHERE id = $1 AND state IN ('running', 'paused')";
+       WHERE id = $1 AND state IN ('running', 'paused') AND coalesce(rebuild, 'emptied') = 'emptied'";
     let changed = client.execute(update, &[&open.id, &to.as_str()]).await.map_err(sql::error)?;
     Ok((changed > 0).then_some(open.state))
+}
+
+/// The sink whose target is to be emptied, as an earlier life has left it. One that had stopped is to have a lane, which keeps
+/// what follows; where there is none, it begins once more.
+pub async fn take_over(
+    state: &mut State,
+    session: &Session,
+    lanes: &[LaneRecord],
+) -> Result<Option<(String, RebuildStep)>> {
+    let Some(open) = open(state.client().await?, &session.history_id).await? else { return Ok(None) };
+    let Some((sink, was)) = open.to_be_emptied() else { return Ok(None) };
+    let kept = lanes.iter().any(|lane| lane.sink == sink && !lane.given_up);
+    let step_now = if kept { was } else { RebuildStep::Asked };
+    if step_now != was {
+        let transaction = state.guarded(session).await?;
+        step(&transaction, &open, step_now).await?;
+        transaction.commit().await.map_err(sql::error)?;
+    }
+    Ok(Some((sink.to_owned(), step_now)))
+}
+
+/// A step of a rebuild is done.
+pub async fn step(transaction: &Transaction<'_>, backfill: &Backfill, to: RebuildStep) -> Result<()> {
+    let update = "UPDATE walcast.backfill SET rebuild = $2, changed_at = now() WHERE id = $1";
+    transaction.execute(update, &[&backfill.id, &to.as_str()]).await.map_err(sql::error)?;
+    Ok(())
+}
+
+/// What is to be brought ends with this id.
+pub async fn ends_with(transaction: &Transaction<'_>, backfill: &Backfill) -> Result<()> {
+    let update = "UPDATE walcast.backfill SET last_id = $2 WHERE id = $1";
+    transaction.execute(update, &[&backfill.id, &backfill.last_id]).await.map_err(sql::error)?;
+    Ok(())
+}
+
+/// Whether a rebuild waits for rows to be marked from this checkpoint on, and whether rows are to be marked at all. Belongs into
+/// the transaction that stores the checkpoint.
+pub async fn marking(
+    transaction: &Transaction<'_>,
+    session: &Session,
+    checkpoint: &Checkpoint,
+) -> Result<(bool, bool)> {
+    let statement = include_str!("../../sql/mark_since.sql");
+    let parameters: [&(dyn ToSql + Sync); 2] = [&session.history_id.uuid, &Json(checkpoint)];
+    let row = transaction.query_one(statement, &parameters).await.map_err(sql::error)?;
+    let (begins, goes_on): (bool, bool) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
+    Ok((begins, begins || goes_on))
+}
+
+/// Whether rows are marked now.
+pub async fn marks_since(client: &Client, history_id: &HistoryId) -> Result<bool> {
+    let open = open(client, history_id).await?;
+    Ok(open.and_then(|open| open.rebuild).is_some_and(|rebuild| rebuild.step >= RebuildStep::Marked))
 }
 
 /// The rows up to `to` go out with this transaction, if nobody has sent them, and it is still to run.

@@ -4,7 +4,7 @@
 mod forget;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
@@ -419,6 +419,14 @@ pub async fn repaired(client: &Client, history_id: Uuid) -> Result<Vec<String>> 
          AND state IN ('replaying', 'replayed')";
     let rows = client.query(query, &[&history_id, &ALL]).await.map_err(sql::error)?;
     rows.iter().map(|row| sql::get(row, 0)).collect()
+}
+
+/// Of the events that were refused before the sinks, by their ids: the record that went to all sinks later, or `None`.
+pub async fn outcomes(client: &Client, history_id: Uuid) -> Result<HashMap<i64, Option<String>>> {
+    let query = "SELECT event_id, CASE WHEN state IN ('replaying', 'replayed') THEN event END FROM walcast.dead_letter
+       WHERE history_id = $1 AND sink = $2 AND event_id IS NOT NULL ORDER BY commit_lsn, ordinal";
+    let rows = client.query(query, &[&history_id, &ALL]).await.map_err(sql::error)?;
+    rows.iter().map(|row| Ok((sql::get(row, 0)?, sql::get(row, 1)?))).collect()
 }
 
 /// Names and shapes of the extra columns that events have now.

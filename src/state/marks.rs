@@ -108,6 +108,10 @@ pub struct EventMarks {
     pub touched: IdSet,
     /// Rows that have their id by an update.
     pub renamed: IdSet,
+    /// Rows that came since a sink was to be filled anew, while that goes on.
+    pub since: IdSet,
+    /// Whether such rows are noted.
+    pub marks_since: bool,
     /// The last TRUNCATE of the table.
     pub emptied_at: Option<Lsn>,
 }
@@ -132,6 +136,7 @@ impl EventMarks {
             let set = match sql::get(&row, 0)? {
                 "late" => &mut marks.late,
                 "touched" => &mut marks.touched,
+                "since" => &mut marks.since,
                 _ => &mut marks.renamed,
             };
             set.0.insert(sql::get(&row, 1)?, sql::get(&row, 2)?);
@@ -143,6 +148,9 @@ impl EventMarks {
     pub fn inserted(&mut self, id: i64) {
         if self.last_id_before.is_some_and(|last| id <= last) {
             self.late.insert(id);
+        }
+        if self.marks_since {
+            self.since.insert(id);
         }
     }
 
@@ -160,9 +168,16 @@ impl EventMarks {
         self.last_id_before.map(|last| id <= last && !self.late.contains(id))
     }
 
+    /// No row that came since a rebuild began is stored any more.
+    pub async fn forget_since(transaction: &Transaction<'_>, history_id: &HistoryId) -> Result<()> {
+        let delete = "DELETE FROM walcast.event_mark WHERE history_id = $1 AND kind = 'since'";
+        transaction.execute(delete, &[&history_id.uuid]).await.map_err(sql::error)?;
+        Ok(())
+    }
+
     /// Blocks that wait to be stored.
     pub fn blocks(&self) -> usize {
-        self.late.blocks() + self.touched.blocks() + self.renamed.blocks()
+        self.late.blocks() + self.touched.blocks() + self.renamed.blocks() + self.since.blocks()
     }
 
     /// What has been stored is no longer to be stored.
@@ -170,6 +185,7 @@ impl EventMarks {
         self.late.clear();
         self.touched.clear();
         self.renamed.clear();
+        self.since.clear();
         self.emptied_at = None;
     }
 
@@ -184,8 +200,13 @@ impl EventMarks {
         let of = |kind: &'static str, set: &IdSet| {
             set.0.iter().map(move |(block, ids)| (kind, *block, *ids)).collect::<Vec<_>>()
         };
-        let mut all =
-            [of("late", &self.late), of("touched", &self.touched), of("renamed", &self.renamed)].concat();
+        let sets = [
+            ("late", &self.late),
+            ("touched", &self.touched),
+            ("renamed", &self.renamed),
+            ("since", &self.since),
+        ];
+        let mut all = sets.map(|(kind, set)| of(kind, set)).concat();
         if all.is_empty() {
             return Ok(());
         }

@@ -30,12 +30,14 @@ use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Session};
 use crate::shutdown::Shutdown;
+use crate::sink::anew::{Asker, Parting, anew};
 use crate::sink::breaker::{Breaker, BreakerConfig};
 use crate::sink::driver::{Apart, Driver};
 use crate::sink::queue::{Feeder, feed as feed_of, queue};
 use crate::sink::{Sink, SinkAdmin};
 use crate::source::connect;
 use crate::state::State;
+use crate::state::backfills::RebuildStep;
 use crate::telemetry::registry::StatusRegistry;
 use crate::telemetry::sink_status::SinkStatus;
 use crate::watermark::Watermark;
@@ -65,6 +67,8 @@ pub struct Fed {
     pub begins: Begins,
     /// What is to be made at its target first, where that does not answer yet.
     pub unprepared: Option<Box<dyn SinkAdmin>>,
+    /// Its target is still to be emptied, and it is not fed before.
+    pub rebuild: Option<RebuildStep>,
 }
 
 /// How a sink begins.
@@ -101,6 +105,8 @@ pub struct LaneEnd {
     pub told: mpsc::UnboundedReceiver<Told>,
     /// What it is told.
     pub says: mpsc::UnboundedSender<(usize, Says)>,
+    /// Whether the sink is to begin anew.
+    pub parting: Parting,
 }
 
 /// The stream and the sinks at work.
@@ -128,6 +134,8 @@ struct Shared<'a> {
     checkpoints_seen: watch::Receiver<Vec<Checkpoint>>,
     received_seen: watch::Receiver<Lsn>,
     says: mpsc::UnboundedSender<(usize, Says)>,
+    /// There is one sink beside the content versions, or none.
+    alone: bool,
 }
 
 impl Shared<'_> {
@@ -138,8 +146,8 @@ impl Shared<'_> {
         fed: Fed,
         from: Lsn,
         status: SinkStatus,
-    ) -> (Seat, Driver, Option<LaneEnd>) {
-        let Fed { sink, durable, unregistered, begins, unprepared } = fed;
+    ) -> (Seat, Driver, Option<(LaneEnd, Asker)>) {
+        let Fed { sink, durable, unregistered, begins, unprepared, rebuild } = fed;
         let (feeder, feed) = feed_of(durable);
         let name = sink.name();
         let filled = matches!(begins, Begins::Always | Begins::Here).then(|| {
@@ -153,9 +161,11 @@ impl Shared<'_> {
             let (wants, wants_seen) = watch::channel(None);
             let (tell, told) = mpsc::unbounded_channel();
             let recovered = !matches!(begins, Begins::InLane { recovered: false, .. });
-            apart = Some(Apart { wants, recovered, unprepared });
+            let has_parted = rebuild.is_some_and(|step| step > RebuildStep::Asked);
+            let (asker, anew, parting) = anew(name, index, rebuild.is_some(), has_parted);
+            apart = Some(Apart { wants, recovered, unprepared, anew, alone: self.alone });
             keeper = Some(tell);
-            end = Some(LaneEnd {
+            let lane = LaneEnd {
                 name,
                 index,
                 feeder,
@@ -164,7 +174,9 @@ impl Shared<'_> {
                 received: self.received_seen.clone(),
                 told,
                 says: self.says.clone(),
-            });
+                parting,
+            };
+            end = Some((lane, asker));
         }
         let mut seat = Seat::new(name, filled, keeper);
         seat.counts |= matches!(begins, Begins::InLane { counts: true, .. });
@@ -202,7 +214,7 @@ struct Outbox {
 impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
     /// Sets the sinks to work. `intake` begins where the lowest of the sinks stands that it feeds, at or above the watermark's
     /// confirmed LSN. Gives what the lanes need of those that may
-    /// leave.
+    /// leave, and the ends by which they are told to begin anew.
     pub fn spawn(
         limits: Limits,
         registry: &StatusRegistry,
@@ -210,14 +222,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         watermark: Watermark,
         session: &Session,
         fed: Vec<Fed>,
-    ) -> (Self, Vec<LaneEnd>) {
+    ) -> (Self, Vec<LaneEnd>, Vec<Asker>) {
         let from = intake.reach().durable_lsn;
         let fencing_token = session.fencing_token;
         let (checkpoints, checkpoints_seen) = watch::channel(fed.iter().map(|fed| fed.durable).collect());
         let (received, received_seen) = watch::channel(from);
         let (says, lanes) = mpsc::unbounded_channel();
-        let (mut drivers, mut seats, mut ends) = (JoinSet::new(), Vec::new(), Vec::new());
-        let shared = Shared { limits: &limits, session, checkpoints, checkpoints_seen, received_seen, says };
+        let (mut drivers, mut seats) = (JoinSet::new(), Vec::new());
+        let (mut ends, mut askers) = (Vec::new(), Vec::new());
+        let alone = fed.len() <= 2;
+        let shared =
+            Shared { limits: &limits, session, checkpoints, checkpoints_seen, received_seen, says, alone };
         for (index, fed) in fed.into_iter().enumerate() {
             let (name, durable) = (fed.sink.name(), fed.durable);
             let status =
@@ -227,7 +242,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
                 info_span!(parent: None, "sink", sink = name, fencing_token, from = %durable.durable_lsn);
             drivers.spawn(driver.run().instrument(span));
             seats.push(seat);
-            ends.extend(end);
+            if let Some((lane, asker)) = end {
+                ends.push(lane);
+                askers.push(asker);
+            }
         }
         let checkpoints_seen = shared.checkpoints_seen;
         let streaming = Streaming {
@@ -244,7 +262,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
             registry: registry.clone(),
             span: info_span!(parent: None, "stream", slot = session.history_id.slot, fencing_token, %from),
         };
-        (streaming, ends)
+        (streaming, ends, askers)
     }
 
     /// What the server may forget.

@@ -128,8 +128,9 @@ async fn sample_while_connected(
 }
 
 fn backfill(open: Backfill) -> BackfillLine {
-    let Backfill { state, sinks, rows, estimated_rows, .. } = open;
-    BackfillLine { state: state.to_string(), sinks, rows, estimated_rows }
+    let Backfill { state, sinks, rows, estimated_rows, rebuild, .. } = open;
+    let rebuild = rebuild.map(|rebuild| rebuild.step.as_str().to_owned());
+    BackfillLine { state: state.to_string(), sinks, rows, estimated_rows, rebuild }
 }
 
 /// Asks once for all lanes, if there are any.

@@ -86,9 +86,9 @@ fn lost_alone(sink: &SinkLine, lane: &LaneLine) -> Option<String> {
     let why = lane.last_error.clone().or_else(told)?;
     lane.is_lost().then(|| {
         format!(
-            "{} lacks what PostgreSQL has no more, and gets nothing while the other sinks go on: {why}; \"Give a sink a new \
-             start\" in docs/operate/resync.md has the commands",
-            sink.name
+            "{name} lacks what PostgreSQL has no more, and gets nothing while the other sinks go on: {why}; `walcast rebuild \
+             {name}` fills it anew",
+            name = sink.name
         )
     })
 }
@@ -553,7 +553,7 @@ mod tests {
             };
             told(dead(BreakerState::Closed, lane))
         };
-        insta::assert_snapshot!(lost(Code::LaneLost, &format!("{SLOT} is gone; see `walcast check`")), @r#"redis lacks what PostgreSQL has no more, and gets nothing while the other sinks go on: walcast_lane_0123456789ab_redis_7_1 is gone; see `walcast check` (WC-409); "Give a sink a new start" in docs/operate/resync.md has the commands"#);
+        insta::assert_snapshot!(lost(Code::LaneLost, &format!("{SLOT} is gone; see `walcast check`")), @r#"redis lacks what PostgreSQL has no more, and gets nothing while the other sinks go on: walcast_lane_0123456789ab_redis_7_1 is gone; see `walcast check` (WC-409); `walcast rebuild redis` fills it anew"#);
         let kept = LaneSlot {
             slot: SLOT.into(),
             wal_status: "lost".into(),
@@ -562,7 +562,7 @@ mod tests {
         };
         // before it runs into that
         let parked = LaneLine { kept: Some(kept), ..lane(LaneState::Parked, 1_000.0) };
-        insta::assert_snapshot!(told(dead(BreakerState::Open, parked)), @r#"redis lacks what PostgreSQL has no more, and gets nothing while the other sinks go on: the slot walcast_lane_0123456789ab_redis_7_1 is lost (idle_timeout) (WC-409); "Give a sink a new start" in docs/operate/resync.md has the commands"#);
+        insta::assert_snapshot!(told(dead(BreakerState::Open, parked)), @r#"redis lacks what PostgreSQL has no more, and gets nothing while the other sinks go on: the slot walcast_lane_0123456789ab_redis_7_1 is lost (idle_timeout) (WC-409); `walcast rebuild redis` fills it anew"#);
         let rights = lost(Code::PostgresRights, "PostgreSQL: permission denied; grant it");
         assert!(
             rights.contains("redis cannot be fed from its own slot, which keeps what it lacks"),

@@ -47,6 +47,9 @@ pub struct BackfillLine {
     pub rows: u64,
     /// About how many there are.
     pub estimated_rows: u64,
+    /// Where the only sink is filled anew: asked, stopped or marked until its target is emptied, then emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<String>,
 }
 
 /// What the pipeline does.

@@ -37,6 +37,11 @@ impl ContentCache {
         self.rows.drain().map(|(id, _)| id).collect()
     }
 
+    /// All rows, in no order.
+    pub fn rows(&self) -> impl Iterator<Item = &Arc<Content>> {
+        self.rows.values()
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         self.rows.len()

@@ -55,7 +55,7 @@ async fn a_sink_in_a_lane_is_told_by_all_and_a_rebuild_mends_one_that_is_lost() 
     run(&client, "SELECT pg_drop_replication_slot(slot) FROM walcast.lane").await;
     kept_is(&running, "missing").await;
     let problems = running.json("/api/status").await["problems"].to_string();
-    assert!(problems.contains("WC-409") && problems.contains("docs/operate/resync.md"), "{problems}");
+    assert!(problems.contains("WC-409") && problems.contains("walcast rebuild"), "{problems}");
     assert!(running.metrics().await.contains("walcast_lane_lost{sink=\"redis\"} 1"));
     world.walcast(["check"]).await.expect(2, &["WC-409", "walcast rebuild redis"]);
 

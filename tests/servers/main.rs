@@ -28,6 +28,7 @@ mod lanes;
 mod origins;
 mod payloads;
 mod privacy;
+mod rebuild;
 mod redis;
 mod replays;
 mod rights;

@@ -121,11 +121,17 @@ fn dead_letters(counts: &[LetterCount]) -> String {
 
 /// Rows of before walcast on their way.
 fn backfill(open: Option<&BackfillLine>) -> String {
-    let Some(BackfillLine { state, sinks, rows, estimated_rows }) = open else { return String::new() };
-    let (rows, about) = (grouped(*rows), grouped(*estimated_rows));
+    let Some(BackfillLine { state, sinks, rows, estimated_rows, rebuild }) = open else {
+        return String::new();
+    };
+    let (rows, about, sinks) = (grouped(*rows), grouped(*estimated_rows), sinks.join(", "));
+    let (what, step) = match rebuild.as_deref() {
+        None => ("backfill", String::new()),
+        Some("emptied") => ("rebuild", ", which was emptied".to_owned()),
+        Some(step) => ("rebuild", format!(", which is to be emptied ({step})")),
+    };
     format!(
-        "\nbackfill (walcast backfill status)\n{state}  {rows} of about {about} rows sent to {}\n",
-        sinks.join(", ")
+        "\n{what} (walcast backfill status)\n{state}  {rows} of about {about} rows sent to {sinks}{step}\n"
     )
 }
 

@@ -1,4 +1,4 @@
-//! Which rows of before walcast were brought to which sinks.
+//! Which rows were brought to which sinks otherwise than by the stream.
 
 use tokio_postgres::Client;
 
@@ -19,15 +19,33 @@ impl BroughtTo {
         Ok(BroughtTo::of(backfills::list(client, history_id).await?))
     }
 
-    fn of(backfills: Vec<Backfill>) -> BroughtTo {
+    fn of(mut backfills: Vec<Backfill>) -> BroughtTo {
+        // what a sink was brought before it was emptied is gone
+        let mut emptied: Vec<String> = Vec::new();
+        for backfill in backfills.iter_mut().rev() {
+            backfill.sinks.retain(|sink| !emptied.contains(sink));
+            if backfill.began_anew() {
+                emptied.extend(backfill.sinks.iter().cloned());
+            }
+        }
         let mut sinks: Vec<String> = backfills.iter().flat_map(|one| one.sinks.iter().cloned()).collect();
         sinks.sort_unstable();
         sinks.dedup();
         BroughtTo { sinks, backfills }
     }
 
-    /// The sinks that have this row by a backfill, as bits.
-    pub fn to(&self, id: i64, event_ts: i64) -> u8 {
+    /// The sinks that are to have this row, as bits: a row of `before` walcast if a backfill has brought it, any other unless the
+    /// sink was filled anew without it.
+    pub fn to(&self, id: i64, event_ts: i64, before: bool) -> u8 {
+        if !before {
+            let left_out = |backfill: &&Backfill| {
+                backfill.began_anew()
+                    && id <= backfill.last_id
+                    && backfill.between.0.is_some_and(|since| event_ts < since)
+            };
+            let sinks = self.backfills.iter().filter(left_out).flat_map(|backfill| &backfill.sinks);
+            return sinks.fold(u8::MAX, |bits, sink| bits & !self.bit(sink));
+        }
         let holds = |backfill: &&Backfill| {
             let (since, until) = backfill.between;
             backfill.done_id.is_some_and(|done| id <= done)
@@ -36,6 +54,20 @@ impl BroughtTo {
         };
         let sinks = self.backfills.iter().filter(holds).flat_map(|backfill| &backfill.sinks);
         sinks.fold(0, |bits, sink| bits | self.bit(sink))
+    }
+
+    /// Whether a sink has a row with this id at another place than the others: it was filled anew.
+    pub fn is_anew(&self, sink: &str, id: i64) -> bool {
+        let anew = |backfill: &Backfill| {
+            backfill.began_anew() && id <= backfill.last_id && backfill.sinks.iter().any(|one| one == sink)
+        };
+        self.backfills.iter().any(anew)
+    }
+
+    /// The sink that is being filled anew.
+    pub fn unfinished(&self) -> Option<&str> {
+        let unfinished = |backfill: &&Backfill| backfill.rebuild.is_some() && backfill.state.is_open();
+        self.backfills.iter().find(unfinished)?.sinks.first().map(String::as_str)
     }
 
     /// A sink's bit; 0 for one that was brought nothing.
@@ -50,7 +82,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::state::backfills::BackfillState;
+    use crate::state::backfills::{BackfillState, Rebuild, RebuildStep};
 
     fn backfill(sinks: &[&str], done_id: Option<i64>, between: (Option<i64>, Option<i64>)) -> Backfill {
         Backfill {
@@ -65,6 +97,7 @@ mod tests {
             rows: 0,
             estimated_rows: 0,
             state: BackfillState::Cancelled,
+            rebuild: None,
         }
     }
 
@@ -76,12 +109,29 @@ mod tests {
             backfill(&["kafka"], None, (None, None)),
         ]);
         let to = |id, event_ts| {
-            let bits = brought.to(id, event_ts);
+            let bits = brought.to(id, event_ts, true);
             ["kafka", "bigquery", "http", "redis"].map(|sink| bits & brought.bit(sink) != 0)
         };
         assert_eq!(to(50, 9), [true, false, true, false]);
         assert_eq!(to(50, 10), [true, true, true, false]);
         assert_eq!(to(51, 19), [false, true, false, false]);
         assert_eq!(to(51, 20), [false; 4]);
+        assert_eq!(brought.to(7, 0, false), u8::MAX);
+    }
+
+    #[test]
+    fn a_sink_that_was_emptied_has_what_came_since() {
+        let rebuild = Some(Rebuild { step: RebuildStep::Emptied, begins: None, begins_xid: 0 });
+        let anew = Backfill { rebuild, ..backfill(&["kafka"], Some(40), (Some(10), None)) };
+        let brought = BroughtTo::of(vec![backfill(&["kafka", "http"], Some(50), (None, None)), anew]);
+        let due = |sink, id, event_ts, before| brought.to(id, event_ts, before) & brought.bit(sink) != 0;
+        assert!(due("http", 50, 9, true) && !due("kafka", 50, 9, true), "of before");
+        assert!(due("kafka", 40, 10, true) && !due("kafka", 41, 10, true));
+        assert!(due("kafka", 100, 10, false) && !due("kafka", 100, 9, false), "left out");
+        assert!(due("kafka", 101, 9, false), "the stream brought it");
+        assert!(due("http", 100, 9, false));
+        assert!(
+            brought.is_anew("kafka", 100) && !brought.is_anew("kafka", 101) && !brought.is_anew("http", 1)
+        );
     }
 }

@@ -205,7 +205,11 @@ impl Event<'_> {
             true => letters.iter().any(|letter| letter.has(flag::STORED)),
             false => !letters.is_empty() || letter_elsewhere || refused,
         };
-        if source.has(flag::BEFORE) && source.brought & context.brought.bit(sink) == 0 {
+        let is_due = match context.brought.bit(sink) {
+            0 => !source.has(flag::BEFORE),
+            bit => source.brought & bit != 0,
+        };
+        if !is_due {
         } else if source.has(flag::RENAMED) {
             counters.changed_at_source += 1;
         } else if excused {
@@ -279,9 +283,10 @@ impl Event<'_> {
 
     /// What only the sinks know must be the same in all; where the source tells, it has been compared already.
     fn compare_sinks(&self, context: &Context, report: &mut Report) {
-        let mut events = self.sinks.iter().filter_map(|(sink, records)| {
+        let events = self.sinks.iter().filter_map(|(sink, records)| {
             Some((*sink, records.iter().find(|record| !record.has(flag::LETTER))?))
         });
+        let mut events = events.filter(|(sink, event)| !context.brought.is_anew(sink, event.id));
         let Some((one, first)) = events.next() else { return };
         // two sinks may have a row of before by two backfills
         if context.marks.was_before(first.id) == Some(true) {

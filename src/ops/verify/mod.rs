@@ -65,6 +65,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let (history_id, _) = history::find(&config.postgres, &client).await?;
     let places = rebuild::readable(&config.postgres, &client).await?;
     let waiting = progress.line("waiting for the transactions that write now");
+    wait::until_rebuilt(&client, &history_id, options.wait).await?;
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;
     waiting.set_message(format!("waiting until every sink holds all up to {end}"));
@@ -183,7 +184,13 @@ impl Verifying<'_> {
         let pre_existing = PreExisting::load(reader, history_id).await?;
         let (spill, bar) = (self.spill(count)?, self.progress.bar("postgres", count));
         let partition_of = readers.iter().find_map(|(_, reader)| reader.partition_of());
-        let tells_letters = readers.iter().any(|(_, reader)| reader.tells_letters());
+        let brought = BroughtTo::load(reader, history_id).await?;
+        if let Some(sink) = brought.unfinished() {
+            return Err(wait::being_rebuilt(sink));
+        }
+        // what was refused before a sink was filled anew it need not tell
+        let tells_letters =
+            readers.iter().any(|(sink, reader)| reader.tells_letters() && !brought.is_anew(sink, i64::MIN));
         let mut reading = Vec::new();
         for (sink, reader) in readers {
             let firsts = self.replayed.iter().filter(|((whose, _), _)| whose == sink);
@@ -191,7 +198,6 @@ impl Verifying<'_> {
             let events = Events::new(end, self.spill(count)?, self.progress.bar(sink, count), firsts);
             reading.push(read_events(sink, reader, events, end, client, history_id));
         }
-        let brought = BroughtTo::load(reader, history_id).await?;
         let known = Known {
             events: &places.events,
             brought: &brought,

@@ -83,7 +83,8 @@ pub struct Record {
     pub partition: u16,
     /// See [`flag`].
     pub flags: u8,
-    /// The sinks that it was brought by a backfill, as bits ([`super::truth::BroughtTo`]).
+    /// Of the sinks that were brought rows otherwise than by the stream, those that are to have it, as bits
+    /// ([`super::brought::BroughtTo`]).
     pub brought: u8,
     known: Fields,
     hashes: [u32; FIELDS_MAX],

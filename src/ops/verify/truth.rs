@@ -164,9 +164,7 @@ pub async fn read(
         if !keeps_rules {
             record.flags |= flag::REFUSED;
         }
-        if before {
-            record.brought = known.brought.to(record.id, event.event.event_ts);
-        }
+        record.brought = known.brought.to(record.id, event.event.event_ts, before);
         spill.add(&record)?;
         if !record.has(flag::BEFORE | flag::REFUSED) {
             let event_type = event.event.event_type.map(|span| event.texts.get(span));

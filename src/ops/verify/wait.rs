@@ -8,6 +8,7 @@ use crate::error::{Code, Error, Result};
 use crate::lsn::{HistoryId, Lsn};
 use crate::source::check::lanes::{self, Lane};
 use crate::source::{heartbeat, slot, sql};
+use crate::state::backfills;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -47,6 +48,25 @@ pub async fn until_held(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Returns once no sink is being filled anew: until then rows are missing that are still to come.
+pub async fn until_rebuilt(client: &Client, history_id: &HistoryId, within: Duration) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let open = backfills::open(client, history_id).await?.filter(|open| open.rebuild.is_some());
+        let Some(open) = open else { return Ok(()) };
+        if began.elapsed() >= within {
+            return Err(being_rebuilt(open.sinks.first().map_or("", String::as_str)));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Rows of this sink are still to come.
+pub fn being_rebuilt(sink: &str) -> Error {
+    Error::new(Code::SinksBehind, format!("nothing was compared: {sink} is being filled anew"))
+        .hint("`walcast backfill status` says how far that is; give more time with --wait-seconds")
 }
 
 /// A sink that has fallen behind, and whose own slot has not come to `end`.

@@ -48,6 +48,7 @@ use write::WriteClient;
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
 use crate::event::extra::Wanted;
+use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume::SinkName;
 use crate::sink::erasure::{Subject, Traces};
@@ -58,7 +59,7 @@ use crate::state::State;
 use crate::telemetry::delivery::LATENCY_OBJECTIVE;
 
 /// The name in configuration, metrics and state.
-pub const NAME: SinkName = SinkName::new("bigquery");
+pub const NAME: SinkName = SinkName::new("bigquery").rebuilt_beside_by("walcast rebuild bigquery");
 const GUARANTEE: Guarantee = Guarantee::ExactlyOnce("one row an event, visible in whole batches");
 const TICK_EVERY: Duration = Duration::from_millis(500);
 
@@ -118,6 +119,24 @@ impl Sink for BigQuerySink {
         let (live, checkpoint) = Live::recover(&self.config, target, &mut self.state, session).await?;
         self.live = Some(live);
         Ok(checkpoint)
+    }
+
+    async fn empty(&mut self, session: &Session) -> Result<()> {
+        self.live = None;
+        // first: a stream that is still to be committed would bring rows back
+        progress::store(&mut self.state, session, None, None, &[]).await?;
+        failpoint!("bigquery_before_empty");
+        let target = Target::new(&self.config).await?;
+        match target.rest.table().await? {
+            Some(table) => {
+                table::verify(&self.config, &table)?;
+                target.rest.empty().await?;
+            }
+            None => target.rest.create().await?,
+        }
+        target.rest.create_function().await;
+        failpoint!("bigquery_after_empty");
+        self.recover(session).await.map(drop)
     }
 
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
@@ -180,6 +199,10 @@ impl SinkAdmin for BigQuerySink {
         table::verify(&self.config, &table.ok_or_else(missing)?)?;
         rest.create_function().await;
         Ok(())
+    }
+
+    fn would_go(&self) -> Option<String> {
+        Some(format!("all rows of {} are deleted, those of before this slot too", self.config.address()))
     }
 
     fn read_back(&self) -> ReadBack {

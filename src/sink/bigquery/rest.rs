@@ -235,6 +235,11 @@ impl Rest {
         self.query(&format!("DELETE FROM {} WHERE {}", self.config.sql_table(), of(subject))).await.map(drop)
     }
 
+    /// Takes all rows out, those of other histories too. Time travel has them for as long as the table's settings say.
+    pub async fn empty(&self) -> Result<()> {
+        self.query(&format!("TRUNCATE TABLE {}", self.config.sql_table())).await.map(drop)
+    }
+
     /// Whether this account may query at all; reads nothing.
     pub async fn probe(&self) -> Result<()> {
         self.query("SELECT 1").await.map(drop)

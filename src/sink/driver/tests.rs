@@ -11,6 +11,7 @@ use crate::batch::{BatchBuilder, ContentChange, Row};
 use crate::error::Code;
 use crate::lsn::{HistoryId, Lsn, Position, StoredCheckpoint, Timelines};
 use crate::resume::SinkName;
+use crate::sink::anew::{Asker, Beginning, Parting, anew};
 use crate::sink::breaker::BreakerConfig;
 use crate::sink::queue::{Feeder, QueueSender, feed, queue};
 use crate::sink::{BatchPolicy, Guarantee, SinkIdentity};
@@ -74,6 +75,14 @@ impl Sink for TestSink {
         Ok(Some(StoredCheckpoint::new(&session.history_id, target.has)))
     }
 
+    async fn empty(&mut self, _session: &Session) -> Result<()> {
+        let mut target = self.0.lock().unwrap();
+        target.outcome()?;
+        target.rows.clear();
+        target.has = Checkpoint::default();
+        Ok(())
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         let takes = {
             let mut target = self.0.lock().unwrap();
@@ -110,6 +119,8 @@ struct Work {
     feeder: Feeder,
     wants: watch::Receiver<Option<Checkpoint>>,
     registry: StatusRegistry,
+    asker: Asker,
+    parting: Parting,
     running: JoinHandle<Result<()>>,
 }
 
@@ -126,6 +137,7 @@ fn work(target: Target) -> Work {
         start: Lsn(1),
         settled_timeline: 1,
     };
+    let (asker, anew, parting) = anew("test", 0, false, true);
     let driver = Driver {
         sink: Box::new(TestSink(Arc::clone(&target))),
         feed,
@@ -135,10 +147,10 @@ fn work(target: Target) -> Work {
         index: 0,
         unregistered: None,
         breaker: Breaker::seeded(&BreakerConfig { failures_max: 5, probe_seconds: PROBE.as_secs() }, 1),
-        apart: Some(Apart { wants, recovered: true, unprepared: None }),
+        apart: Some(Apart { wants, recovered: true, unprepared: None, anew, alone: false }),
         status: registry.sink("test", START),
     };
-    Work { target, feeder, wants: wants_seen, registry, running: tokio::spawn(driver.run()) }
+    Work { target, feeder, wants: wants_seen, registry, asker, parting, running: tokio::spawn(driver.run()) }
 }
 
 impl Work {
@@ -318,4 +330,44 @@ async fn an_error_that_concerns_every_sink_ends_the_driver() {
         work.queue(1).send(rows(2..4)).await.unwrap();
         assert_eq!(work.running.await.unwrap().unwrap_err().code(), code);
     }
+}
+
+/// It gives back what it has, empties its target, and takes nothing before it is let go.
+#[tokio::test(start_paused = true)]
+async fn a_sink_begins_anew_where_it_is_told_to() {
+    let mut work = work(Target::default());
+    let sender = work.queue(1);
+    sender.send(rows(2..4)).await.unwrap();
+    let stops = async {
+        work.parting.wanted().await;
+        work.parting.has_parted();
+    };
+    tokio::join!(work.asker.stop(), stops);
+    assert!(sender.is_closed(), "it takes no more");
+    // whatever is refused meanwhile is tried again
+    work.target.lock().unwrap().refuses = VecDeque::from([Code::RedisUnreachable, Code::RedisUnreachable]);
+    let from = Checkpoint::at(Lsn(50));
+    work.asker.begin(Arc::new(Beginning::new(from, Vec::new(), 0))).await;
+    {
+        let target = work.target.lock().unwrap();
+        assert_eq!((target.rows.len(), target.has.durable_lsn), (0, Lsn(50)));
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(*work.wants.borrow(), None, "nobody has noted yet that it is emptied");
+    work.asker.let_go();
+    assert!(work.wants().await.covers(&from));
+    work.queue(50).send(rows(50..53)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // and once more
+    let stops = async {
+        work.parting.wanted().await;
+        work.parting.has_parted();
+    };
+    tokio::join!(work.asker.stop(), stops);
+    work.asker.let_go();
+    assert_eq!(work.wants().await.durable_lsn, Lsn(53));
+    let target = Arc::clone(&work.target);
+    work.ends_well().await;
+    let places: Vec<u64> = target.lock().unwrap().rows.iter().map(|position| position.commit_lsn.0).collect();
+    assert_eq!(places, [50, 51, 52]);
 }

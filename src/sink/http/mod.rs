@@ -62,7 +62,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 
 /// The name in configuration, metrics and state.
-pub const NAME: SinkName = SinkName::new("http");
+pub const NAME: SinkName = SinkName::new("http").rebuilt_beside_by("walcast rebuild http");
 const GUARANTEE: Guarantee =
     Guarantee::AtLeastOnce("every repeat of an event has the same id; per content in commit order");
 /// How long an answer may count only in memory.
@@ -220,6 +220,21 @@ impl Sink for HttpSink {
         Ok(stored)
     }
 
+    /// What the receiver has is its own; only the checkpoint is forgotten.
+    async fn empty(&mut self, session: &Session) -> Result<()> {
+        self.open = None;
+        self.recover(session).await?;
+        let nothing = Checkpoint::default();
+        self.open = Some(Open {
+            session: session.clone(),
+            stored: nothing,
+            answered: nothing,
+            ahead: HashSet::new(),
+            letters: Vec::new(),
+        });
+        Ok(())
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         let target = self.target.clone().ok_or_else(not_recovered)?;
         self.post(&target, batches).await?;
@@ -248,6 +263,10 @@ impl SinkAdmin for HttpSink {
     async fn prepare(&mut self) -> Result<()> {
         // there is nothing to make; a target that is down is this sink's trouble, and no hindrance to others
         Ok(())
+    }
+
+    fn would_go(&self) -> Option<String> {
+        Some("the target keeps what it has, and gets every row again, under another id".to_owned())
     }
 
     fn read_back(&self) -> ReadBack {

@@ -42,7 +42,7 @@ use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity
 use crate::state::State;
 
 /// The name in configuration and metrics.
-pub const NAME: SinkName = SinkName::new("kafka");
+pub const NAME: SinkName = SinkName::new("kafka").rebuilt_beside_by("walcast rebuild kafka");
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("for readers with isolation.level=read_committed; per content in commit order");
 
@@ -134,6 +134,26 @@ impl Sink for KafkaSink {
         Ok(stored)
     }
 
+    /// The events topic holds no record then; offsets go on, so that consumers do. What is keyed by content is written over.
+    async fn empty(&mut self, session: &Session) -> Result<()> {
+        self.open = None;
+        self.watch = None;
+        self.require_fencing_token(session).await?;
+        topics::prepare(&self.config, self.row_bytes_max).await?;
+        // what was there before is not missed
+        *lock(&self.ends) = Ends::default();
+        let letters = LetterBox::new(self.state.another(), session);
+        let fence = Fence::new(session);
+        let writer = Writer::start(&self.config, self.row_bytes_max, &fence, &self.ends, letters).await?;
+        self.require_fencing_token(session).await?;
+        failpoint!("kafka_before_empty");
+        topics::empty(&self.config, self.row_bytes_max).await?;
+        failpoint!("kafka_after_empty");
+        *lock(&self.ends) = recover::ends(&self.config).await?;
+        self.open = Some(Open { writer, session: session.clone(), durable: Checkpoint::default() });
+        Ok(())
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // taken out, and put back when all went well: a write that is dropped halfway ends the producer too
         let Some(mut open) = self.open.take() else {
@@ -184,6 +204,10 @@ impl SinkAdmin for KafkaSink {
 
     async fn prepare(&mut self) -> Result<()> {
         topics::prepare(&self.config, self.row_bytes_max).await
+    }
+
+    fn would_go(&self) -> Option<String> {
+        Some(format!("all records of topic {} are deleted", self.config.topics().events))
     }
 
     fn read_back(&self) -> ReadBack {

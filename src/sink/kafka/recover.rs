@@ -120,6 +120,18 @@ pub(super) async fn peek(config: &KafkaConfig, slot: &str) -> Result<Holds> {
     outcome.await.map_err(ended)?
 }
 
+/// Where the partitions end now.
+pub(super) async fn ends(config: &KafkaConfig) -> Result<Ends> {
+    let (done, outcome) = oneshot::channel();
+    let config = config.clone();
+    spawn("kafka-ends", move || {
+        let ends = ends::against(&config, &Ends::default());
+        drop(done.send(ends.map(|(ends, _)| ends)));
+    })?;
+    let ended = |_| Error::new(error::Code::Unavailable, "Kafka: the reader of the topics' ends has ended");
+    outcome.await.map_err(ended)?
+}
+
 struct Reader<'a> {
     config: &'a KafkaConfig,
     topic: String,

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -38,6 +39,25 @@ pub(super) async fn prepare(config: &KafkaConfig, row_bytes_max: usize) -> Resul
             tracing::warn!("{}: {}", finding.subject, finding.message);
         }
         refuse(&findings)
+    })
+    .await
+}
+
+/// Deletes all records of events, below where they end now. Offsets go on from there.
+pub(super) async fn empty(config: &KafkaConfig, row_bytes_max: usize) -> Result<()> {
+    on_thread(config, row_bytes_max, |cluster| async move {
+        let events = cluster.config.topics().events;
+        let mut to_the_end = TopicPartitionList::new();
+        for partition in 0..i32::from(cluster.config.partitions) {
+            let added = to_the_end.add_partition_offset(&events, partition, Offset::End);
+            added.map_err(|error| cluster.failed("delete records", error))?;
+        }
+        let deleted = cluster.admin.delete_records(&to_the_end, &cluster.options()).await;
+        let deleted = deleted.map_err(|error| cluster.failed("delete records", error))?;
+        for partition in deleted.elements() {
+            partition.error().map_err(|error| cluster.failed("delete records", error))?;
+        }
+        Ok(())
     })
     .await
 }

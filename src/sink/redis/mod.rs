@@ -129,6 +129,12 @@ impl Sink for RedisSink {
         Ok(checkpoint)
     }
 
+    async fn empty(&mut self, _session: &Session) -> Result<()> {
+        // sums are not brought row by row
+        Err(Error::new(Code::BackfillUnfit, "redis is filled anew by a command of its own")
+            .hint("walcast rebuild redis"))
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         // Taken out, and put back only after success: any error leaves nothing to go on with.
         let Some(mut live) = self.live.take() else {

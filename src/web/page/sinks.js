@@ -47,8 +47,10 @@ const showFailures = keyed(at("errors"), failure);
 function showBackfill(open) {
   at("backfill").hidden = !open;
   if (!open) return;
-  const { state, sinks, rows, estimated_rows: about } = open;
-  say(at("backfill"), `Backfill ${state}: ${count(rows)} of about ${count(about)} rows sent to ${sinks.join(", ")}`);
+  const { state, sinks, rows, estimated_rows: about, rebuild } = open;
+  const what = rebuild ? "Rebuild" : "Backfill";
+  const step = rebuild && rebuild !== "emptied" ? ", which is being emptied" : "";
+  say(at("backfill"), `${what} ${state}: ${count(rows)} of about ${count(about)} rows sent to ${sinks.join(", ")}${step}`);
 }
 
 export function showSinks({ at_ms, status, figures }) {

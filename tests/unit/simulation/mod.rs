@@ -231,6 +231,7 @@ impl World {
                 unregistered: None,
                 begins: Begins::Always,
                 unprepared: None,
+                rebuild: None,
             });
         }
         fed
@@ -257,7 +258,7 @@ impl World {
         let claims = fed.iter().map(|fed| (fed.sink.id(), fed.durable));
         let continuity = ContinuityCheck::new(from, claims);
         let intake = Intake::new(ReplicationStream::over(client), transform, continuity, from, doubts);
-        let (streaming, _) = Streaming::spawn(limits, &registry, intake, watermark, &self.session, fed);
+        let (streaming, ..) = Streaming::spawn(limits, &registry, intake, watermark, &self.session, fed);
 
         let rows = self.targets.first().unwrap().lock().unwrap().wanted.clone().unwrap_or_default();
         let witness = Witness::new(&self.targets, rows, self.confirmed, !rough);

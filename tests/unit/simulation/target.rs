@@ -138,6 +138,16 @@ impl Sink for FaultySink {
         Ok(checkpoint.map(|checkpoint| StoredCheckpoint::new(&session.history_id, checkpoint)))
     }
 
+    async fn empty(&mut self, session: &Session) -> Result<()> {
+        self.fault("emptying")?;
+        {
+            let mut target = self.target.lock().unwrap();
+            target.rows.clear();
+            target.checkpoint = None;
+        }
+        self.recover(session).await.map(drop)
+    }
+
     async fn write(&mut self, batches: &[Arc<Batch>]) -> Result<Written> {
         if self.manners.hangs {
             std::future::pending::<()>().await;
