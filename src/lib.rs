@@ -38,6 +38,8 @@
 //!   each of which says what it follows on, so that no change of streams leaves a gap; rows that come twice are passed over.
 //! - **Rows of before come through the WAL too** ([`backfill`]): copied into requests, whose messages in the stream give them their
 //!   place, so that each sink takes them once by its ordinary checkpoint, as it does rows that are sent again.
+//! - **A sink that has lost its data begins anew beside the others** ([`sink::anew`]): from a checkpoint of the content versions, after
+//!   which the ids that come are marked; all other rows are brought as rows of before are.
 //! - **A target that fails is left alone** ([`sink::breaker`]): its errors are that sink's trouble; what concerns the source or
 //!   another walcast ends the life of all.
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row

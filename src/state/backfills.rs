@@ -285,7 +285,9 @@ pub async fn marking(
     checkpoint: &Checkpoint,
 ) -> Result<(bool, bool)> {
     let statement = include_str!("../../sql/mark_since.sql");
-    let parameters: [&(dyn ToSql + Sync); 2] = [&session.history_id.uuid, &Json(checkpoint)];
+    // within a transaction the contents are not known as they were there
+    let between = checkpoint.position.is_none_or(|last| last.commit_lsn < checkpoint.durable_lsn);
+    let parameters: [&(dyn ToSql + Sync); 3] = [&session.history_id.uuid, &Json(checkpoint), &between];
     let row = transaction.query_one(statement, &parameters).await.map_err(sql::error)?;
     let (begins, goes_on): (bool, bool) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
     Ok((begins, begins || goes_on))

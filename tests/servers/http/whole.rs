@@ -72,9 +72,14 @@ async fn the_sample_receiver_has_every_event_once_and_verify_finds_it_whole() {
         // a receiver that has lost all
         running.stop().await;
         let other = Receiver::start(SECRET).await;
-        let empty = world.with("HTTP_VERIFY_URL", &format!("{}events", other.url));
+        let empty =
+            world.with("HTTP_VERIFY_URL", &format!("{}events", other.url)).with("HTTP_URL", &other.url);
         let running = empty.start().await;
         empty.walcast(["verify", "--json"]).await.expect(2, &["\"missing\": 120"]);
+        empty.walcast(["rebuild", "http"]).await.expect(2, &["WC-255", "under another id", "--yes"]);
+        empty.walcast(["rebuild", "http", "--yes"]).await.expect(0, &["done", "120 rows sent to http"]);
+        empty.walcast(["verify"]).await.expect(0, &["http", "all agree"]);
+        assert_eq!(other.count("events").await, 120, "each once");
         let acknowledged = world.with("HTTP_VERIFY_URL", "");
         acknowledged
             .walcast(["verify"])
