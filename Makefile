@@ -13,8 +13,9 @@ HOME_DIR := $(shell scripts/services home)
 export CARGO_TARGET_DIR ?= $(HOME_DIR)/target
 SECONDS ?=
 unexport SECONDS
-# tests on real servers wait most of the time: more at once than a small machine has cores
-SERVERS_THREADS ?= 6
+# tests on real servers wait for much of their time: more at once than a small machine has cores, and not so many that one cannot
+# keep to a time
+SERVERS_THREADS ?= 4
 
 .PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint deny advisories services clean-services compose-config compose-test upgrade-test
 

@@ -18,7 +18,10 @@ PARTS = ["--lib", "--bins", "--examples", "--test", "unit", "--test", "allocatio
 ON_SERVERS = ["servers", "chaos"]
 # these hold walcast to a time: two at once, not as many as the others
 OBJECTIVES = ["gaps::", "within_two_seconds", "hung_transaction", "the_rate_is_held", "short_scripts", "does_not_wait_for",
-              "strangers::"]
+              "strangers::", "kafka::security"]
+# what is told again at the end of each test that failed
+LINES_OF_A_FAILURE = 8
+LINE_CHARS_MAX = 600
 
 
 def main(servers_threads):
@@ -41,7 +44,8 @@ def main(servers_threads):
     finally:
         if instructions.poll() is None:
             os.killpg(instructions.pid, signal.SIGKILL)
-    return f"tests have failed in: {', '.join(failed)}" if failed else 0
+    print("\n".join(WHY.said), flush=True)
+    return f"\ntests have failed in: {', '.join(failed)}" if failed else 0
 
 
 def build():
@@ -64,7 +68,31 @@ def build():
 
 def passes(name, program, *arguments):
     print(f"\n{name}", flush=True)
-    return subprocess.run([program, *arguments], cwd=ROOT).returncode == 0
+    run = subprocess.Popen([program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace")
+    for line in run.stdout:
+        print(line, end="", flush=True)
+        WHY.note(line.rstrip("\n"))
+    return run.wait() == 0
+
+
+class Why:
+    """What the tests that failed said first of it, to be read at the end, where one looks."""
+
+    def __init__(self):
+        self.test, self.lines_left, self.said = None, 0, []
+
+    def note(self, line):
+        if line.startswith("---- ") and line.endswith(" stdout ----"):
+            self.test = line.split()[1]
+        elif self.test and "panicked at" in line:
+            self.said.append(f"\n{self.test}")
+            self.test, self.lines_left = None, LINES_OF_A_FAILURE
+        if self.lines_left:
+            self.lines_left -= 1
+            self.said.append(line[:LINE_CHARS_MAX])
+
+
+WHY = Why()
 
 
 if __name__ == "__main__":

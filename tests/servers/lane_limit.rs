@@ -100,7 +100,7 @@ async fn a_sink_that_is_slower_for_good_is_given_up_while_it_reads() {
     run(&client, contents).await;
     wait_until("it has a lane, and reads", async || {
         // other tests' WAL may have been too much already
-        ["catching_up", "lost"].contains(&lane_of_redis(&running).await["state"].as_str().unwrap_or_default())
+        ["catching-up", "lost"].contains(&lane_of_redis(&running).await["state"].as_str().unwrap_or_default())
     })
     .await;
     write_more_wal_than_may_be_kept(&world).await;

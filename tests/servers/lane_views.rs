@@ -52,7 +52,7 @@ async fn a_sink_in_a_lane_is_told_by_all_and_a_rebuild_mends_one_that_is_lost() 
 
     // it does not run, and so does not notice
     let client = sql::connect(&world.postgres).await.unwrap();
-    run(&client, "SELECT pg_drop_replication_slot(slot) FROM walcast.lane").await;
+    run(&client, "SELECT pg_drop_replication_slot(slot) FROM walcast.lane WHERE sink = 'redis'").await;
     kept_is(&running, "missing").await;
     let problems = running.json("/api/status").await["problems"].to_string();
     assert!(problems.contains("WC-409") && problems.contains("walcast rebuild"), "{problems}");

@@ -277,7 +277,7 @@ async fn a_lane_that_is_lost_is_its_sinks_trouble_alone() {
     lane_is(&running, "redis", "parked").await;
     confirmed_is_at_the_end(&world).await;
     let client = sql::connect(&world.postgres).await.unwrap();
-    run(&client, "SELECT pg_drop_replication_slot(slot) FROM walcast.lane").await;
+    run(&client, "SELECT pg_drop_replication_slot(slot) FROM walcast.lane WHERE sink = 'redis'").await;
     redis.set(Weather::Fair);
     lane_is_lost(&running, "redis").await;
     running.kill().await;
@@ -345,13 +345,16 @@ async fn a_sink_that_is_slower_than_the_stream_stays_in_its_lane() {
     let running = world.start().await;
     world.insert_events(10).await;
     wait_until("Redis counts all", async || world.redis_plays().await >= 10).await;
-    redis.set(Weather::Slow(20_000));
+    redis.set(Weather::Slow(2_500));
+    // many times what Redis takes, on a machine with much else to do too
+    let mut turns = tokio::time::interval(Duration::from_secs(1));
     let began = Instant::now();
     let mut events = 10;
     let mut joined = 0;
     while began.elapsed() < Duration::from_secs(15) {
-        world.insert_events(1_000).await;
-        events += 1_000;
+        turns.tick().await;
+        world.insert_events(3_000).await;
+        events += 3_000;
         joined += u32::from(running.sink("redis").await["lane"]["state"] == "joining");
     }
     assert!(running.sink("redis").await["lane"].is_object());
@@ -431,7 +434,7 @@ async fn a_failover_with_a_parked_lane_is_its_sinks_trouble_alone() {
     lane_is(&running, "redis", "parked").await;
     confirmed_is_at_the_end(&world).await;
     let client = sql::connect(&world.postgres).await.unwrap();
-    let lane = "SELECT failover FROM pg_replication_slots WHERE slot_name IN (SELECT slot FROM walcast.lane)";
+    let lane = "SELECT failover FROM pg_replication_slots WHERE slot_name IN (SELECT slot FROM walcast.lane WHERE sink = 'redis')";
     assert!(
         client.query_one(lane, &[]).await.unwrap().get::<_, bool>(0),
         "one that moves is kept on standbys"
