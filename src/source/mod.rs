@@ -63,8 +63,10 @@ pub struct PostgresConfig {
     pub sslrootcert: Option<String>,
     /// PEM file with the certificate, and those between it and its authority, that a server is shown that asks for one.
     pub sslcert: String,
-    /// PEM file with the certificate's key, without a password.
+    /// PEM file with the certificate's key.
     pub sslkey: String,
+    /// The password of the file `sslkey`, where it has one. The file is then PKCS #8 (`BEGIN ENCRYPTED PRIVATE KEY`).
+    pub sslpassword: crate::secret::Secret,
     /// How TLS begins.
     pub sslnegotiation: SslNegotiation,
     /// Whether the login must be bound to the server's certificate, so that nobody can stand between.
@@ -168,6 +170,7 @@ impl Default for PostgresConfig {
             sslrootcert: None,
             sslcert: String::new(),
             sslkey: String::new(),
+            sslpassword: Default::default(),
             sslnegotiation: SslNegotiation::Postgres,
             channel_binding: Binding::Prefer,
             require_auth: Vec::new(),

@@ -4,12 +4,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use pkcs8::der::pem::PemLabel;
+use pkcs8::{EncryptedPrivateKeyInfoRef, SecretDocument};
 use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -113,19 +115,46 @@ fn client_config(config: &PostgresConfig) -> Result<ClientConfig> {
 fn our_certificate(
     config: &PostgresConfig,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let PostgresConfig { sslcert, sslkey, .. } = config;
+    let PostgresConfig { sslcert, .. } = config;
     let chain: Vec<_> = CertificateDer::pem_file_iter(Path::new(sslcert))
         .and_then(Iterator::collect)
         .map_err(|error| ours_unfit("postgres.sslcert", sslcert).because(error))?;
     if chain.is_empty() {
         return Err(ours_unfit("postgres.sslcert", sslcert));
     }
-    let key = PrivateKeyDer::from_pem_file(Path::new(sslkey)).map_err(|error| {
-        ours_unfit("postgres.sslkey", sslkey).because(error).hint(
-            "it must be a PEM file that this user may read, without a password: openssl pkey -in with.key -out without.key",
+    Ok((chain, our_key(config)?))
+}
+
+/// As in libpq, a password that the file does not need is no fault.
+fn our_key(config: &PostgresConfig) -> Result<PrivateKeyDer<'static>> {
+    let PostgresConfig { sslkey, sslpassword, .. } = config;
+    let unfit = |hint: &str| ours_unfit("postgres.sslkey", sslkey).hint(hint);
+    let unreadable = "it must be a PEM file that this user may read";
+    let text = std::fs::read(sslkey).map_err(|error| unfit(unreadable).because(error))?;
+    let label = format!("-----BEGIN {}-----", EncryptedPrivateKeyInfoRef::PEM_LABEL);
+    let locked = String::from_utf8_lossy(&text).find(&label).and_then(|at| text.get(at..));
+    let Some(locked) = locked else {
+        return PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
+            unfit("it must be a PEM file of PKCS #8; of a key of another kind with a password: openssl pkcs8 -topk8 -in old.key -out new.key")
+                .because(error)
+        });
+    };
+    if sslpassword.expose().is_empty() {
+        return Err(unfit(
+            "it has a password: export POSTGRES_SSLPASSWORD, or POSTGRES_SSLPASSWORD_FILE with the file that has it",
+        ));
+    }
+    let wrong = || {
+        unfit(
+            "POSTGRES_SSLPASSWORD must be its password, and its cipher AES: openssl pkcs8 -topk8 -v2 aes-256-cbc -in old.key -out new.key",
         )
-    })?;
-    Ok((chain, key))
+    };
+    let (_, sealed) =
+        SecretDocument::from_pem(&String::from_utf8_lossy(locked)).map_err(|error| wrong().because(error))?;
+    let sealed =
+        EncryptedPrivateKeyInfoRef::try_from(sealed.as_bytes()).map_err(|error| wrong().because(error))?;
+    let key = sealed.decrypt(sslpassword.expose()).map_err(|error| wrong().because(error))?;
+    Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into())
 }
 
 fn ours_unfit(setting: &str, file: &str) -> Error {

@@ -9,8 +9,17 @@ use crate::error::{Code, Error, Result};
 
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 /// What has the same name, and the same meaning, in both.
-const SAME: [&str; 8] =
-    ["user", "password", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation", "channel_binding"];
+const SAME: [&str; 9] = [
+    "user",
+    "password",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslpassword",
+    "sslnegotiation",
+    "channel_binding",
+];
 /// What walcast sets itself, whatever is said.
 const OURS: [&str; 2] = ["application_name", "connect_timeout"];
 

@@ -58,11 +58,14 @@ async fn a_certificate_of_ours_lets_us_in() {
     assert!(std::process::Command::new("openssl").args(lock).status().unwrap().success());
     let unfit = Code::ConfigurationUnreadable;
     let with_key = |file: &std::path::Path| PostgresConfig { sslkey: path(file), ..shown.clone() };
-    expect(
-        log_in(&with_key(&locked)).await,
-        unfit,
-        &["postgres.sslkey", "without a password", "openssl pkey"],
-    );
+    expect(log_in(&with_key(&locked)).await, unfit, &["postgres.sslkey", "POSTGRES_SSLPASSWORD"]);
+    let unlocked =
+        |password: &str| PostgresConfig { sslpassword: password.to_owned().into(), ..with_key(&locked) };
+    expect(log_in(&unlocked("wrong")).await, unfit, &["postgres.sslkey", "must be its password"]);
+    assert!(!log_in(&unlocked("secret")).await.unwrap(), "there is no password to bind");
+    // one that is not needed
+    let open = PostgresConfig { sslpassword: "secret".to_owned().into(), ..shown.clone() };
+    assert!(!log_in(&open).await.unwrap());
     expect(log_in(&with_key(&folder.path.join("none.key"))).await, unfit, &["postgres.sslkey", "none.key"]);
     expect(log_in(&with_key(&authority.with_extension("key"))).await, unfit, &["postgres.sslcert"]);
     let no_certificate = PostgresConfig { sslcert: path(&key), ..shown };
