@@ -189,7 +189,7 @@ async fn a_sink_that_has_fallen_behind_is_drawn_on_a_slot_of_its_own() {
     assert!(browser.text("#holder").await.contains("For redis alone it keeps"));
     pictures.take(&browser, "parked").await;
 
-    redis.set(Weather::Slow(400_000));
+    redis.set(Weather::Slow(5_000));
     browser.wait(&lane("catching up")).await;
     changes(&browser, "[data-lane=redis] .node-lag").await;
     pictures.take(&browser, "catching-up").await;

@@ -39,15 +39,7 @@ impl Browser {
     /// Starts one and opens this page.
     pub async fn open(url: &str) -> Browser {
         let turn = TURN.lock().await;
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("chromedriver starts (scripts/services up installs it)");
-        let port = port_of(&mut driver).await;
+        let (driver, port) = driver().await;
         let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().unwrap();
         let profile = std::env::temp_dir().join(fresh_name("walcast-browser"));
         let driver_url = format!("http://127.0.0.1:{port}");
@@ -157,11 +149,29 @@ impl Drop for Browser {
     }
 }
 
-async fn port_of(driver: &mut Child) -> u16 {
+/// The driver ends at once when the port that it was given for IPv4 is taken for IPv6, as one of many connections may have it.
+async fn driver() -> (Child, u16) {
+    for _ in 0..10 {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("chromedriver starts (scripts/services up installs it)");
+        if let Some(port) = port_of(&mut driver).await {
+            return (driver, port);
+        }
+    }
+    panic!("chromedriver ended ten times without a port");
+}
+
+async fn port_of(driver: &mut Child) -> Option<u16> {
     let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
     while let Some(line) = lines.next_line().await.unwrap() {
         let Some((_, rest)) = line.split_once("started successfully on port ") else { continue };
-        return rest.trim_end_matches('.').parse().unwrap();
+        return Some(rest.trim_end_matches('.').parse().unwrap());
     }
-    panic!("chromedriver ended without a port");
+    None
 }

@@ -318,7 +318,7 @@ impl World {
             .collect()
     }
 
-    async fn kafka_ids(&self) -> Vec<i64> {
+    pub async fn kafka_ids(&self) -> Vec<i64> {
         self.kafka_events().await.iter().map(|event| event["event_id"].as_i64().unwrap()).collect()
     }
 
