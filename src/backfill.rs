@@ -391,7 +391,7 @@ async fn statement(
 ) -> Result<String> {
     let id = identifier(events.called("id"));
     let mut condition = format!("{id} <= {} AND ($1::bigint IS NULL OR {id} > $1)", backfill.last_id);
-    condition.push_str(&between(client, events, backfill).await?);
+    condition.push_str(&between(client, events, [&backfill.since, &backfill.until]).await?);
     let names: Vec<String> = extra.iter().map(|column| identifier(&column.name)).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let select = rows::select(events, &names, Some(&condition));
@@ -401,8 +401,11 @@ async fn statement(
 }
 
 /// The condition on `event_ts`, in the column's own terms; empty for all rows.
-pub async fn between(client: &Client, events: &Place, backfill: &Backfill) -> Result<String> {
-    let Backfill { since, until, .. } = backfill;
+pub async fn between(
+    client: &Client,
+    events: &Place,
+    [since, until]: [&Option<String>; 2],
+) -> Result<String> {
     let called = events.called("event_ts");
     let zone = slot::local_times(client, events, called).await?;
     let stamp = |text: &String| {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use walcast::config::{Config, Loaded};
 use walcast::error::{Code, Error, Result};
+use walcast::event::time::micros_of;
 use walcast::shutdown::Shutdown;
+use walcast::sink::read_back::{Part, Sample};
 use walcast::sink::{bigquery, http, kafka};
 use walcast::{generate as generator, ops, sinks, telemetry};
 
@@ -95,7 +97,9 @@ enum Command {
     /// It compares everything that was committed before it began, and waits until every sink has that. PostgreSQL keeps
     /// old row versions meanwhile, as it does for any long transaction. The command needs one free replication slot for a
     /// moment, and 120 bytes of temporary disk for each event in each place.
-    #[command(after_help = "Example: walcast verify --json | jq .total")]
+    #[command(
+        after_help = "Examples: walcast verify --json | jq .total\n          walcast verify --sinks kafka,bigquery --since 2026-01-01T00:00:00Z --sample 1%"
+    )]
     Verify(VerifyOptions),
     /// Show the rows that a sink, or walcast itself, has refused, and say what becomes of them.
     #[command(subcommand, after_help = "Example: walcast dead-letters list --sink bigquery --since 2d")]
@@ -143,6 +147,18 @@ enum Command {
 
 #[derive(clap::Args)]
 struct VerifyOptions {
+    /// Which sinks to compare, with commas between them. Default: all of pipeline.sinks.
+    #[arg(long, value_name = "SINKS", value_delimiter = ',')]
+    sinks: Vec<String>,
+    /// Compare events with an event_ts from this time on.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<i64>,
+    /// Compare events with an event_ts before this time.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    until: Option<i64>,
+    /// Compare this share of the events, the same in every sink: 1% takes a fraction of the time.
+    #[arg(long, value_name = "PERCENT")]
+    sample: Option<Sample>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -156,9 +172,14 @@ struct VerifyOptions {
 
 impl From<VerifyOptions> for ops::verify::Options {
     fn from(options: VerifyOptions) -> Self {
-        let VerifyOptions { json, wait_seconds, temp_dir } = options;
-        ops::verify::Options { json, wait: Duration::from_secs(wait_seconds), temp_dir }
+        let VerifyOptions { sinks, since, until, sample, json, wait_seconds, temp_dir } = options;
+        let part = Part { since, until, sample };
+        ops::verify::Options { sinks, part, json, wait: Duration::from_secs(wait_seconds), temp_dir }
     }
+}
+
+fn time(text: &str) -> Result<i64, String> {
+    micros_of(text).ok_or_else(|| "it is a time such as 2026-11-29T12:00:00Z".to_owned())
 }
 
 #[derive(Subcommand)]

@@ -197,7 +197,7 @@ fn whom(config: &Config, named: Vec<String>) -> Result<Vec<String>> {
 pub(super) async fn estimate(client: &Client, events: &Place, planned: &backfills::Backfill) -> Result<u64> {
     let id = identifier(events.called("id"));
     let mut condition = format!("{id} <= {}", planned.last_id);
-    condition.push_str(&between(client, events, planned).await?);
+    condition.push_str(&between(client, events, [&planned.since, &planned.until]).await?);
     let query =
         format!("EXPLAIN (FORMAT JSON) SELECT FROM {}{}", events.sql(), rows::only(events, Some(&condition)));
     let row = client.query_one(&query, &[]).await.map_err(sql::error)?;

@@ -9,13 +9,20 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
+use walcast::sink::read_back::Sample;
 use walcast::source::sql;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `verify --json` printed, and its exit code.
 async fn verify(world: &World) -> (Option<i32>, Value) {
-    let ended = world.walcast(["--log", "error", "verify", "--json", "--wait-seconds", "150"]).await;
+    verify_part(world, &[]).await
+}
+
+/// The same, of a part of the events.
+async fn verify_part(world: &World, part: &[&str]) -> (Option<i32>, Value) {
+    let verify = ["--log", "error", "verify", "--json", "--wait-seconds", "150"];
+    let ended = world.walcast(verify.iter().chain(part).copied()).await;
     let json = ended.output.find('{').and_then(|at| serde_json::from_str(&ended.output[at..]).ok());
     (ended.code, json.unwrap_or_else(|| panic!("no JSON: {}", ended.output)))
 }
@@ -385,4 +392,89 @@ fn partition_of(topic: &str, event_id: i64) -> i32 {
             return message.partition();
         }
     }
+}
+
+/// A part of the events is compared: each side leaves out the same.
+#[tokio::test]
+async fn a_time_a_share_and_single_sinks_are_compared_by_themselves() {
+    let world = World::initialised().await;
+    let running = world.start().await;
+    world.insert_events(300).await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let of_before = "
+        INSERT INTO engagement_events (content_id, user_id, event_type, event_ts)
+        SELECT content_id, user_id, 'play', '2026-01-01T10:00:00Z'::timestamptz + i * interval '1 second'
+        FROM generate_series(0, 199) AS i, LATERAL (SELECT * FROM engagement_events WHERE id = 1 + i) AS one";
+    run(&client, of_before).await;
+    wait_until("Kafka holds all", async || world.kafka_ids().await.len() >= 500).await;
+    wait_until("BigQuery holds all", async || world.bigquery_count().await >= 500).await;
+    let table = format!("{}.engagement_events", world.dataset);
+    let total = |report: &Value, sink: &str, kind: &str| report["total"]["sinks"][sink][kind].clone();
+    let clean = async |part: &[&str], events: u64| {
+        let (code, report) = verify_part(&world, part).await;
+        assert_eq!((code, &report["total"]["source"]), (Some(0), &events.into()), "{part:?}: {report:#}");
+        report
+    };
+
+    // ten seconds of the two hundred, each an event
+    let time = ["--since", "2026-01-01T10:00:50Z", "--until", "2026-01-01T10:01:00Z"];
+    let report = clean(&time, 10).await;
+    assert_eq!(report["since"], "2026-01-01T10:00:50.000000Z");
+    for sink in ["kafka", "bigquery"] {
+        assert_eq!(total(&report, sink, "held"), 10, "{report:#}");
+    }
+    assert!(report["notes"].to_string().contains("redis: not compared"), "{report:#}");
+    let at = |second: u32| format!("TIMESTAMP_SECONDS({})", 1_767_261_600 + second);
+    world.bigquery(&format!("DELETE FROM {table} WHERE event_ts = {}", at(60))).await;
+    clean(&time, 10).await;
+    world.bigquery(&format!("DELETE FROM {table} WHERE event_ts = {}", at(59))).await;
+    let (code, report) = verify_part(&world, &time).await;
+    assert_eq!((code, total(&report, "bigquery", "missing")), (Some(2), 1.into()), "{report:#}");
+
+    // whoever lacks two events does not count where another is asked for
+    clean(&["--sinks", "kafka"], 500).await;
+    let report = clean(&["--sinks", "redis,kafka"], 500).await;
+    assert!(
+        total(&report, "redis", "held").as_u64().unwrap() > 0 && total(&report, "bigquery", "held").is_null()
+    );
+    world
+        .walcast(["verify", "--sinks", "kafka,nats"])
+        .await
+        .expect(78, &["nats is not among pipeline.sinks"]);
+    world
+        .walcast(["verify", "--sinks", "redis", "--sample", "1%"])
+        .await
+        .expect(78, &["none of these sinks"]);
+    world.walcast(["verify", "--sample", "1"]).await.expect(64, &["1% or 0.05%"]);
+
+    // the same ids everywhere
+    let sample: Sample = "20%".parse().unwrap();
+    let mut ids = world.kafka_ids().await;
+    ids.retain(|id| sample.holds(*id));
+    assert!((90..=110).contains(&ids.len()), "{}", ids.len());
+    let kept = ["--sample", "20%", "--since", "2026-06-01T00:00:00Z"];
+    let (inside, outside) = (ids[0], (1..300).find(|id| !sample.holds(*id)).unwrap());
+    let of_now = ids.iter().filter(|id| **id <= 300).count() as u64;
+    let report = clean(&kept, of_now).await;
+    assert_eq!(total(&report, "kafka", "held"), of_now, "{report:#}");
+    assert_eq!(report["sample_percent"], 20.0);
+    world.bigquery(&format!("UPDATE {table} SET device = 'radio' WHERE event_id = {outside}")).await;
+    clean(&kept, of_now).await;
+    world.bigquery(&format!("UPDATE {table} SET device = 'radio' WHERE event_id = {inside}")).await;
+    let (code, report) = verify_part(&world, &kept).await;
+    assert_eq!((code, total(&report, "bigquery", "different")), (Some(2), 1.into()), "{report:#}");
+
+    // an event whose time was changed at the source is on one side alone
+    let moved = "UPDATE engagement_events SET event_ts = event_ts + interval '10 seconds'
+        WHERE event_ts BETWEEN '2026-01-01T10:00:40Z' AND '2026-01-01T10:00:54Z'";
+    run(&client, moved).await;
+    let later = "INSERT INTO engagement_events (event_type, event_ts) VALUES ('play', '2020-01-01')";
+    run(&client, later).await;
+    wait_until("Kafka holds all", async || world.kafka_ids().await.len() >= 501).await;
+    let (code, report) =
+        verify_part(&world, &[["--sinks", "kafka"], [time[0], time[1]], [time[2], time[3]]].concat()).await;
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(report["total"]["source"], 15, "{report:#}");
+    assert_eq!(total(&report, "kafka", "changed_at_source"), 15, "{report:#}");
+    running.stop().await;
 }

@@ -64,10 +64,10 @@ impl BroughtTo {
         self.backfills.iter().any(anew)
     }
 
-    /// The sink that is being filled anew.
-    pub fn unfinished(&self) -> Option<&str> {
-        let unfinished = |backfill: &&Backfill| backfill.rebuild.is_some() && backfill.state.is_open();
-        self.backfills.iter().find(unfinished)?.sinks.first().map(String::as_str)
+    /// That of these sinks that is being filled anew.
+    pub fn unfinished(&self, sinks: &[String]) -> Option<&str> {
+        let mut unfinished = self.backfills.iter().filter(|one| one.rebuild.is_some() && one.state.is_open());
+        unfinished.find_map(|one| one.sinks.iter().find(|sink| sinks.contains(sink))).map(String::as_str)
     }
 
     /// A sink's bit; 0 for one that was brought nothing.

@@ -56,6 +56,8 @@ pub struct Context {
     pub extras: Arc<Extras>,
     /// Which rows of before were brought to which sinks.
     pub brought: BroughtTo,
+    /// Whether only events of some time are compared: one whose time was changed at the source is on one side alone.
+    pub by_time: bool,
     /// What of that was seen, and of which contents.
     pub amended: Amended,
 }
@@ -210,7 +212,7 @@ impl Event<'_> {
             bit => source.brought & bit != 0,
         };
         if !is_due {
-        } else if source.has(flag::RENAMED) {
+        } else if source.has(flag::RENAMED) || context.by_time && source.has(flag::TOUCHED) {
             counters.changed_at_source += 1;
         } else if excused {
             counters.dead_letters += 1;
@@ -248,6 +250,10 @@ impl Event<'_> {
         report.counters(sink, half_hour).held += 1;
         let what = || (format!("event {} at {}", first.id, first.position), Vec::new());
         let Some(source) = source else {
+            if context.by_time && context.marks.touched.contains(first.id) {
+                report.counters(sink, half_hour).changed_at_source += 1;
+                return;
+            }
             return match context.is_gone(first) {
                 true => report.counters(sink, half_hour).gone_at_source += 1,
                 false => report.differs(sink, half_hour, Difference::Unexpected, what),

@@ -8,12 +8,14 @@ use super::record::{ANY_PARTITION, Record, flag};
 use super::report::{Difference, Report};
 use super::spill::Spill;
 use crate::error::Result;
+use crate::event::schema::EventValues;
 use crate::lsn::{Lsn, Position};
-use crate::sink::read_back::Found;
+use crate::sink::read_back::{Found, Part};
 
 /// What was read so far.
 pub struct Events {
     end: Lsn,
+    part: Part,
     spill: Spill,
     progress: ProgressBar,
     /// Records that come after one of a later place in their partition.
@@ -30,10 +32,17 @@ pub struct Events {
 }
 
 impl Events {
-    /// Of nothing yet; what lies at or beyond `end` is left out.
-    pub fn new(end: Lsn, spill: Spill, progress: ProgressBar, firsts: HashMap<i64, Position>) -> Events {
+    /// Of nothing yet; what lies at or beyond `end`, or belongs to no part that is compared, is left out.
+    pub fn new(
+        end: Lsn,
+        part: &Part,
+        spill: Spill,
+        progress: ProgressBar,
+        firsts: HashMap<i64, Position>,
+    ) -> Events {
         Events {
             end,
+            part: part.clone(),
             spill,
             progress,
             out_of_order: Vec::new(),
@@ -56,6 +65,9 @@ impl Events {
                 self.trimmed.insert(partition);
                 return Ok(());
             }
+            Found::Event(values, partition) if self.is_left_out(values) => {
+                self.begins_at(partition, values.position());
+            }
             Found::Event(values, partition) => match Record::of(values, self.spill.extras()) {
                 Some(record) => self.event(record, partition)?,
                 None => self.unreadable += 1,
@@ -72,11 +84,22 @@ impl Events {
         Ok(())
     }
 
+    /// Before anything is hashed: of a sample that is most.
+    fn is_left_out(&self, values: &EventValues<'_>) -> bool {
+        let known = values.id().zip(values.event_ts());
+        known.is_some_and(|(id, event_ts)| !self.part.holds(id, event_ts))
+    }
+
+    fn begins_at(&mut self, partition: Option<u16>, position: Option<Position>) {
+        let trimmed = partition.filter(|partition| self.trimmed.contains(partition));
+        if let Some((partition, position)) = trimmed.zip(position) {
+            self.begins.entry(partition).or_insert(position);
+        }
+    }
+
     fn event(&mut self, record: Record, partition: Option<u16>) -> Result<()> {
+        self.begins_at(partition, Some(record.position));
         if let Some(partition) = partition {
-            if self.trimmed.contains(&partition) {
-                self.begins.entry(partition).or_insert(record.position);
-            }
             let newest = self.newest.entry(partition).or_insert(record.position);
             if record.position < *newest && record.position.commit_lsn < self.end {
                 self.out_of_order.push(record);

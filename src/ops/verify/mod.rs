@@ -16,22 +16,24 @@ pub(super) mod sums;
 mod truth;
 mod wait;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::place::Places;
+use crate::event::time::time_text;
 use crate::lsn::{HistoryId, Lsn, Position};
 use crate::ops::rebuild;
-use crate::sink::read_back::{Found, ReadBack, ReadEvents};
+use crate::sink::read_back::{Found, Part, ReadBack, ReadEvents};
 use crate::sinks;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
@@ -47,9 +49,15 @@ use spill::Spill;
 use sums::{Later, Sums};
 use truth::{Known, Versions};
 
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
 /// How to verify.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Which of `pipeline.sinks` are compared; all if there are none.
+    pub sinks: Vec<String>,
+    /// Which events.
+    pub part: Part,
     /// Print JSON.
     pub json: bool,
     /// How long the sinks may take to hold what is compared.
@@ -61,11 +69,12 @@ pub struct Options {
 /// Prints what was found; exit code 2 when the sides differ.
 pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new();
+    let config = &of_these(config, &options.sinks)?;
     let client = sql::connect(&config.postgres).await?;
     let (history_id, _) = history::find(&config.postgres, &client).await?;
     let places = rebuild::readable(&config.postgres, &client).await?;
     let waiting = progress.line("waiting for the transactions that write now");
-    wait::until_rebuilt(&client, &history_id, options.wait).await?;
+    wait::until_rebuilt(&config.pipeline.sinks, &client, &history_id, options.wait).await?;
     let snapshot = Snapshot::take(&config.postgres).await?;
     let end = snapshot.consistent_point;
     waiting.set_message(format!("waiting until every sink holds all up to {end}"));
@@ -90,13 +99,33 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
         replayed: Replayed::new(),
         report: Report::default(),
     };
-    verifying.compare_all(read_back, snapshot, &client).await?;
+    let bars = verifying.progress.clone();
+    tokio::select! {
+        compared = verifying.compare_all(read_back, snapshot, &client) => compared?,
+        never = bars.log() => match never {},
+    }
     let report = verifying.report;
     match options.json {
-        true => println!("{}", report.json(&history_id, end)),
+        true => println!("{}", report.json(&history_id, end, &options.part)),
         false => print!("{}", report.text(end)),
     }
     Ok(ExitCode::from(if report.agrees() { 0 } else { 2 }))
+}
+
+/// The configuration with these of its sinks alone.
+fn of_these(config: &Config, sinks: &[String]) -> Result<Config> {
+    let mut config = config.clone();
+    let known = &config.pipeline.sinks;
+    if let Some(other) = sinks.iter().find(|name| !known.contains(name)) {
+        let message = format!("--sinks: {other} is not among pipeline.sinks");
+        return Err(
+            Error::new(Code::Configuration, message).hint(format!("name some of {}", known.join(", ")))
+        );
+    }
+    if !sinks.is_empty() {
+        config.pipeline.sinks.retain(|name| sinks.contains(name));
+    }
+    Ok(config)
 }
 
 struct Verifying<'a> {
@@ -121,10 +150,14 @@ impl Verifying<'_> {
     ) -> Result<()> {
         let Verifying { config, history_id, end, options, .. } = *self;
         let versions = Versions::load(client, history_id).await?;
+        self.report.notes.extend(self.says_which());
         let (mut sums, mut readers) = (Vec::new(), Vec::new());
         for (sink, read_back) in read_back {
             match read_back {
                 ReadBack::Events(reader) => readers.push((sink, reader)),
+                ReadBack::Sums(_) if !options.part.is_all() => self.report.notes.push(format!(
+                    "{sink}: not compared; what it adds up of all events, a part of them does not tell"
+                )),
                 ReadBack::Sums(reader) => sums.push(sums::read(sink, reader, history_id).await?),
                 ReadBack::Acknowledged => {
                     let letters = truth::dead_letter_count(client, history_id, sink, end).await?;
@@ -134,6 +167,9 @@ impl Verifying<'_> {
                 }
                 ReadBack::Nothing => {}
             }
+        }
+        if sums.is_empty() && readers.is_empty() && !options.part.is_all() {
+            return Err(nothing_to_compare());
         }
         let (reader, stream) = snapshot.follow(&config.postgres.publication).await?;
         let later = match sums.is_empty() {
@@ -161,6 +197,17 @@ impl Verifying<'_> {
         Ok(())
     }
 
+    /// What a part is a part of.
+    fn says_which(&self) -> Option<String> {
+        let Part { since, until, sample } = self.options.part;
+        let share = sample.map(|sample| format!("{} % of the events, chosen by their ids", sample.percent));
+        let since = since.map(|since| format!(", from {} on", text_of(since)));
+        let until = until.map(|until| format!(", before {}", text_of(until)));
+        let share = share.unwrap_or_else(|| "the events".to_owned());
+        let bounds: String = [since, until].into_iter().flatten().collect();
+        (!self.options.part.is_all()).then(|| format!("compared: {share}{bounds}"))
+    }
+
     /// The extra columns that are passed on now.
     async fn extra_columns(&self, client: &Client) -> Result<Vec<(String, Position)>> {
         let events = &self.places.events;
@@ -179,13 +226,14 @@ impl Verifying<'_> {
         readers: Vec<(&'static str, Box<dyn ReadEvents>)>,
         sums: &mut [Sums],
     ) -> Result<Context> {
-        let Verifying { config, places, history_id, end, .. } = *self;
-        let count = truth::count(reader, &places.events).await?;
+        let Verifying { config, places, history_id, end, options: Options { part, .. }, .. } = *self;
+        let condition = truth::condition(reader, &places.events, part).await?;
+        let count = truth::count(reader, &places.events, &condition).await?;
         let pre_existing = PreExisting::load(reader, history_id).await?;
         let (spill, bar) = (self.spill(count)?, self.progress.bar("postgres", count));
         let partition_of = readers.iter().find_map(|(_, reader)| reader.partition_of());
         let brought = BroughtTo::load(reader, history_id).await?;
-        if let Some(sink) = brought.unfinished() {
+        if let Some(sink) = brought.unfinished(&config.pipeline.sinks) {
             return Err(wait::being_rebuilt(sink));
         }
         // what was refused before a sink was filled anew it need not tell
@@ -195,8 +243,9 @@ impl Verifying<'_> {
         for (sink, reader) in readers {
             let firsts = self.replayed.iter().filter(|((whose, _), _)| whose == sink);
             let firsts = firsts.map(|((_, id), letter)| (*id, letter.first)).collect();
-            let events = Events::new(end, self.spill(count)?, self.progress.bar(sink, count), firsts);
-            reading.push(read_events(sink, reader, events, end, client, history_id));
+            let bar = self.progress.bar(sink, count);
+            let events = Events::new(end, part, self.spill(count)?, bar, firsts);
+            reading.push(read_events(sink, reader, events, (end, part), client, history_id));
         }
         let known = Known {
             events: &places.events,
@@ -206,6 +255,7 @@ impl Verifying<'_> {
             versions,
             extras: &self.extras,
             partition_of: partition_of.as_deref(),
+            part,
         };
         let source = truth::read(config, reader, &known, spill, sums, &bar);
         let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
@@ -221,6 +271,7 @@ impl Verifying<'_> {
             replayed: std::mem::take(&mut self.replayed),
             tells_places: !read.is_empty(),
             brought,
+            by_time: part.is_by_time(),
             ..Context::default()
         };
         let mut sides = Vec::new();
@@ -261,7 +312,7 @@ async fn read_events(
     sink: &'static str,
     reader: Box<dyn ReadEvents>,
     events: Events,
-    end: Lsn,
+    (end, part): (Lsn, &Part),
     client: &Client,
     history_id: &HistoryId,
 ) -> Result<(&'static str, Events)> {
@@ -269,7 +320,7 @@ async fn read_events(
     let events = Arc::new(Mutex::new(events));
     let taking = Arc::clone(&events);
     let take = move |found: Found<'_>| taking.lock().unwrap_or_else(PoisonError::into_inner).take(found);
-    reader.read(end, Box::new(take)).await?;
+    reader.read(end, part, Box::new(take)).await?;
     let events =
         Arc::into_inner(events).map(|events| events.into_inner().unwrap_or_else(PoisonError::into_inner));
     let mut events =
@@ -278,12 +329,22 @@ async fn read_events(
     Ok((sink, events))
 }
 
-/// What a terminal shows meanwhile; nothing elsewhere.
-struct Progress(MultiProgress);
+fn nothing_to_compare() -> Error {
+    Error::new(Code::Configuration, "a part of the events can be compared with none of these sinks")
+        .hint("leave --since, --until and --sample out, or name other --sinks")
+}
+
+fn text_of(micros: i64) -> String {
+    time_text(micros).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+}
+
+/// How far each side is read: bars on a terminal, elsewhere a line now and then.
+#[derive(Clone)]
+struct Progress(MultiProgress, Arc<Mutex<Vec<ProgressBar>>>);
 
 impl Progress {
     fn new() -> Self {
-        Progress(MultiProgress::new())
+        Progress(MultiProgress::new(), Arc::default())
     }
 
     fn line(&self, message: &'static str) -> ProgressBar {
@@ -293,8 +354,26 @@ impl Progress {
     }
 
     fn bar(&self, side: &'static str, length: u64) -> ProgressBar {
-        let template = "{prefix:<9} {wide_bar} {pos}/{len} {per_sec}";
+        let template = "{prefix:<9} {wide_bar} {human_pos}/{human_len} {per_sec}, {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        self.0.add(ProgressBar::new(length).with_prefix(side).with_style(style))
+        let bar = self.0.add(ProgressBar::new(length).with_prefix(side).with_style(style));
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).push(bar.clone());
+        bar
+    }
+
+    async fn log(&self) -> Infallible {
+        let Progress(shown, bars) = self;
+        loop {
+            tokio::time::sleep(LOG_EVERY).await;
+            let bars = bars.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for bar in bars.iter().filter(|bar| shown.is_hidden() && !bar.is_finished()) {
+                let (read, of) = (HumanCount(bar.position()), HumanCount(bar.length().unwrap_or_default()));
+                tracing::info!(
+                    side = bar.prefix(),
+                    "{read} of {of} are read; {} left",
+                    HumanDuration(bar.eta())
+                );
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::event::time::{HALF_HOUR_MICROS, time_text};
 use crate::lsn::{HistoryId, Lsn};
+use crate::sink::read_back::Part;
 
 /// How many examples of each kind of difference are kept.
 const EXAMPLES_MAX: usize = 5;
@@ -175,7 +176,7 @@ impl Report {
     }
 
     /// As JSON.
-    pub fn json(&self, history_id: &HistoryId, end: Lsn) -> String {
+    pub fn json(&self, history_id: &HistoryId, end: Lsn, part: &Part) -> String {
         #[derive(Serialize)]
         struct HalfHour<'a> {
             half_hour: String,
@@ -191,6 +192,9 @@ impl Report {
             "agrees": self.agrees(),
             "history_id": history_id,
             "consistent_point": end,
+            "since": part.since.and_then(time_text).map(|text| String::from_utf8_lossy(&text).into_owned()),
+            "until": part.until.and_then(time_text).map(|text| String::from_utf8_lossy(&text).into_owned()),
+            "sample_percent": part.sample.map(|sample| sample.percent),
             "total": self.total(),
             "half_hours": half_hours,
             "examples": self.examples.values().flatten().collect::<Vec<_>>(),

@@ -16,24 +16,47 @@ use super::pre_existing::{PreExisting, Xid};
 use super::record::{ANY_PARTITION, Extras, Record, extra_hash, flag, text_hash};
 use super::spill::Spill;
 use super::sums::Sums;
+use crate::backfill::between;
 use crate::config::Config;
 use crate::error::Result;
 use crate::event::place::Place;
 use crate::event::privacy::Rule;
 use crate::event::schema::{EVENT_FIELDS, EventRecord, EventValues, FieldKind, Origin};
+use crate::event::time::time_text;
 use crate::event::{Content, Event, Texts, intern};
 use crate::lsn::{HistoryId, Lsn, Position};
 use crate::quote::identifier;
-use crate::sink::read_back::PartitionOf;
+use crate::sink::read_back::{Part, PartitionOf, Sample};
 use crate::source::{rows, slot, sql};
 use crate::state::marks::EventMarks;
 use crate::transform::content_cache::ContentCache;
 
 const BEFORE_ALL: Position = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };
 
-/// How many events the snapshot has.
-pub async fn count(client: &Client, events: &Place) -> Result<u64> {
-    let query = format!("SELECT count(*) FROM {}{}", events.sql(), rows::only(events, None));
+/// A column of local times has an hour twice a year that it does not tell apart, and zones are that far from each other at most
+/// when their clocks change.
+const LOCAL_TIMES_ARE_OFF_BY: i64 = 3 * 3_600_000_000;
+
+/// The condition that a row belongs to a part, or nearly: [`Part::holds`] says.
+pub async fn condition(client: &Client, events: &Place, part: &Part) -> Result<String> {
+    let stamp = |micros: i64| time_text(micros).and_then(|text| String::from_utf8(text.into()).ok());
+    let since = part.since.and_then(|since| stamp(since.saturating_sub(LOCAL_TIMES_ARE_OFF_BY)));
+    let until = part.until.and_then(|until| stamp(until.saturating_add(LOCAL_TIMES_ARE_OFF_BY)));
+    let mut condition = "true".to_owned();
+    condition.push_str(&between(client, events, [&since, &until]).await?);
+    if let Some(Sample { below, .. }) = part.sample {
+        let (id, modulus, factor) = (identifier(events.called("id")), Sample::MODULUS, Sample::FACTOR);
+        let within = format!("{id} BETWEEN {} AND {}", i64::MIN, i64::MAX);
+        let hash = format!("abs(({id} % {modulus})::bigint * {factor} % {modulus})");
+        // a numeric that is no id comes too, and is told as what it is
+        condition.push_str(&format!(" AND CASE WHEN {within} THEN {hash} < {below} ELSE true END"));
+    }
+    Ok(condition)
+}
+
+/// How many events the snapshot has that meet a condition.
+pub async fn count(client: &Client, events: &Place, condition: &str) -> Result<u64> {
+    let query = format!("SELECT count(*) FROM {}{}", events.sql(), rows::only(events, Some(condition)));
     let row = client.query_one(&query, &[]).await.map_err(sql::error)?;
     Ok(row.try_get::<_, i64>(0).map_err(sql::error)?.unsigned_abs())
 }
@@ -119,6 +142,8 @@ pub struct Known<'a> {
     pub extras: &'a Extras,
     /// Where a sink puts them.
     pub partition_of: Option<&'a PartitionOf>,
+    /// Which of them are compared.
+    pub part: &'a Part,
 }
 
 /// Reads all events of the snapshot that `client` is in.
@@ -133,7 +158,8 @@ pub async fn read(
     let Extras(extras) = known.extras;
     let names: Vec<String> = extras.iter().map(|(name, _)| identifier(name)).collect();
     let before: Vec<&str> = std::iter::once("xmin").chain(names.iter().map(String::as_str)).collect();
-    let query = rows::select(known.events, &before, None);
+    let condition = condition(client, known.events, known.part).await?;
+    let query = rows::select(known.events, &before, Some(&condition));
     let rows = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut rows = std::pin::pin!(rows);
     let mut texts = String::new();
@@ -144,6 +170,9 @@ pub async fn read(
         else {
             continue;
         };
+        if !known.part.holds(source.id, source.event_ts) {
+            continue;
+        }
         let content = source.content_id.and_then(|id| known.versions.content(&id)).cloned();
         let rules = (true, &known.events.privacy);
         let mut event = Event::of(&source, (BEFORE_ALL, 0), content, rules, |text| intern(&mut texts, text));

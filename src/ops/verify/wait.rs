@@ -50,14 +50,20 @@ pub async fn until_held(
     }
 }
 
-/// Returns once no sink is being filled anew: until then rows are missing that are still to come.
-pub async fn until_rebuilt(client: &Client, history_id: &HistoryId, within: Duration) -> Result<()> {
+/// Returns once none of these sinks is being filled anew: until then rows are missing that are still to come.
+pub async fn until_rebuilt(
+    sinks: &[String],
+    client: &Client,
+    history_id: &HistoryId,
+    within: Duration,
+) -> Result<()> {
     let began = Instant::now();
     loop {
         let open = backfills::open(client, history_id).await?.filter(|open| open.rebuild.is_some());
-        let Some(open) = open else { return Ok(()) };
+        let sink = open.and_then(|open| open.sinks.into_iter().find(|sink| sinks.contains(sink)));
+        let Some(sink) = sink else { return Ok(()) };
         if began.elapsed() >= within {
-            return Err(being_rebuilt(open.sinks.first().map_or("", String::as_str)));
+            return Err(being_rebuilt(&sink));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -12,14 +12,14 @@ use crate::error::{Code, Error, Result};
 use crate::event::extra::{Wanted, unfit_name};
 use crate::event::schema::{EVENT_FIELDS, EventValues, Field, FieldKind, Value};
 use crate::lsn::Lsn;
-use crate::sink::read_back::{Found, PartitionOf, ReadEvents, Take};
+use crate::sink::read_back::{Found, Part, PartitionOf, ReadEvents, Sample, Take};
 
 /// Reads the table, and of its other columns those that are asked for.
 pub struct ReadTable(pub BigQueryConfig, pub Wanted);
 
 #[async_trait]
 impl ReadEvents for ReadTable {
-    async fn read(self: Box<Self>, end: Lsn, mut take: Take) -> Result<()> {
+    async fn read(self: Box<Self>, end: Lsn, part: &Part, mut take: Take) -> Result<()> {
         let ReadTable(config, wanted) = &*self;
         let credentials = match config.rest_url.starts_with("http://") {
             true => Credentials::None,
@@ -32,7 +32,7 @@ impl ReadEvents for ReadTable {
         };
         let expressions: Vec<String> = expressions().into_iter().chain(extra_expressions(&extra)).collect();
         let (columns, table) = (expressions.join(", "), config.sql_table());
-        let query = format!("SELECT {columns} FROM {table} WHERE commit_lsn < {}", end.0);
+        let query = format!("SELECT {columns} FROM {table} WHERE commit_lsn < {}{}", end.0, only(part));
         let another_shape =
             || Error::new(Code::Protocol, format!("{} gave a row in another shape", config.address()));
         rest.pages(&query, |page| {
@@ -49,6 +49,17 @@ impl ReadEvents for ReadTable {
     fn partition_of(&self) -> Option<Box<PartitionOf>> {
         None
     }
+}
+
+/// The condition that a row belongs to a part.
+fn only(part: &Part) -> String {
+    let since = part.since.map(|since| format!(" AND event_ts >= TIMESTAMP_MICROS({since})"));
+    let until = part.until.map(|until| format!(" AND event_ts < TIMESTAMP_MICROS({until})"));
+    let (modulus, factor) = (Sample::MODULUS, Sample::FACTOR);
+    let sample = part.sample.map(|Sample { below, .. }| {
+        format!(" AND ABS(MOD(MOD(event_id, {modulus}) * {factor}, {modulus})) < {below}")
+    });
+    [since, until, sample].into_iter().flatten().collect()
 }
 
 /// What is asked of each row, for every field. JSON's SQL NULL would come as the text `null`, which is JSON's own.

@@ -12,14 +12,14 @@ use crate::error::{Code, Error, Result};
 use crate::event::encoding::Encoding;
 use crate::event::encoding::json::Json;
 use crate::lsn::Lsn;
-use crate::sink::read_back::{Found, PartitionOf, ReadEvents, Take};
+use crate::sink::read_back::{Found, Part, PartitionOf, ReadEvents, Take};
 
 /// Reads the receiver's events.
 pub struct ReadReceiver(pub HttpConfig);
 
 #[async_trait]
 impl ReadEvents for ReadReceiver {
-    async fn read(self: Box<Self>, _end: Lsn, mut take: Take) -> Result<()> {
+    async fn read(self: Box<Self>, _end: Lsn, _: &Part, mut take: Take) -> Result<()> {
         let ReadReceiver(config) = &*self;
         let Some(url) = config.verify_target()? else { return Ok(()) };
         let address = format!("http {}", origin(&url));

@@ -11,7 +11,7 @@ use super::scan::{self, Scan};
 use crate::error::{Code, Error, Result};
 use crate::event::schema::{EventValues, FieldKind, Value, event_field};
 use crate::lsn::{Lsn, Position};
-use crate::sink::read_back::{Found, PartitionOf, ReadEvents, Take};
+use crate::sink::read_back::{Found, Part, PartitionOf, ReadEvents, Take};
 
 /// Reads the topics of events and dead letters.
 pub struct ReadTopics {
@@ -23,7 +23,7 @@ pub struct ReadTopics {
 
 #[async_trait]
 impl ReadEvents for ReadTopics {
-    async fn read(self: Box<Self>, _: Lsn, take: Take) -> Result<()> {
+    async fn read(self: Box<Self>, _: Lsn, _: &Part, take: Take) -> Result<()> {
         tokio::task::spawn_blocking(move || read(&self, take))
             .await
             .map_err(|error| Error::new(Code::WalcastBroke, "reading Kafka broke down").because(error))?
