@@ -40,7 +40,7 @@ use crate::sink::anew::{Asker, Beginning};
 use crate::sink::retry::Backoff;
 use crate::source::request::{self, Brought, Refusal, Request, RequestKind, RequestRow};
 use crate::source::{PostgresConfig, heartbeat, rows, slot, sql};
-use crate::state::backfills::{self, Backfill, BackfillState, Rebuild, RebuildStep};
+use crate::state::backfills::{self, Backfill, BackfillState, RebuildStep};
 use crate::state::marks::EventMarks;
 use crate::state::{State, dead_letters, history};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -109,7 +109,7 @@ impl Worker {
         let mut state = State::new(self.postgres.clone());
         let (mut backoff, mut throttle) = (Backoff::default(), LogThrottle::default());
         loop {
-            match self.bring_what_is_asked(&mut state).await {
+            match self.bring_what_is_asked(&mut state, &mut throttle).await {
                 Ok(()) => backoff = Backoff::default(),
                 // whatever else is wrong with it, the stream goes on
                 Err(error) if error.kind() == Kind::Fenced || error.code() == Code::SinkBeginsAnew => {
@@ -133,7 +133,7 @@ impl Worker {
         }
     }
 
-    async fn bring_what_is_asked(&mut self, state: &mut State) -> Result<()> {
+    async fn bring_what_is_asked(&mut self, state: &mut State, throttle: &mut LogThrottle) -> Result<()> {
         let mut in_flight = VecDeque::new();
         let mut began = None;
         while let Some(mut backfill) = self.asked(state).await? {
@@ -144,6 +144,16 @@ impl Worker {
                 began = Some(backfill.id);
                 let (after, sinks) = (backfill.done_id, backfill.sinks.join(", "));
                 tracing::info!(backfill = %backfill.id, after, sinks, "rows are brought");
+            }
+            if waits_for_writers(state.client().await?, &backfill).await? {
+                let oldest = slot::what_writes(state.client().await?).await?;
+                // by its beginning alone: how long they take grows
+                if let Some(repeated) = throttle.say("what writes") {
+                    let repeated = (repeated > 0).then_some(repeated);
+                    tracing::info!(oldest, repeated, "{WAITS_FOR_WRITERS}");
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
             }
             // not with a snapshot in hand: PostgreSQL would keep old row versions for as long as a sink is away
             self.room(&backfill.sinks, &mut in_flight, None).await;
@@ -243,15 +253,8 @@ impl Worker {
         let (extra, _) = events.extra.split(events.unknown(columns.iter().map(|column| (column, ()))));
         let extra: Vec<ExtraColumn> = extra.into_iter().map(|(column, ())| column).collect();
         client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(sql::error)?;
-        if let Some(rebuild) = backfill.rebuild.clone() {
-            if !sees_all_of_before(&client, &rebuild).await? {
-                tracing::debug!("waits for the transactions that wrote when the sink stopped");
-                tokio::time::sleep(LOOK_EVERY).await;
-                return Ok(None);
-            }
-            if backfill.done_id.is_none() {
-                self.bound(state, &client, &events, backfill).await?;
-            }
+        if backfill.rebuild.is_some() && backfill.done_id.is_none() {
+            self.bound(state, &client, &events, backfill).await?;
         }
         let statement = statement(&client, &events, &extra, backfill).await?;
         // by then the snapshot is taken: what it sees has committed below
@@ -375,11 +378,16 @@ impl Worker {
     }
 }
 
-/// Whether all that had committed where a sink begins is seen: a commit is in the WAL before others see it.
-async fn sees_all_of_before(client: &Client, rebuild: &Rebuild) -> Result<bool> {
+/// What a rebuild waits for before it reads rows.
+pub const WAITS_FOR_WRITERS: &str = "rows are read once every transaction that had written when the sink stopped has ended; \
+     SELECT pg_terminate_backend(pid) ends one";
+
+/// Whether something may have committed where a sink begins that others do not see yet: a commit is in the WAL before.
+pub async fn waits_for_writers(client: &Client, backfill: &Backfill) -> Result<bool> {
+    let Some(rebuild) = &backfill.rebuild else { return Ok(false) };
     let query = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text";
     let xmin: String = sql::get(&client.query_one(query, &[]).await.map_err(sql::error)?, 0)?;
-    Ok(xmin.parse().is_ok_and(|xmin: u64| xmin > rebuild.begins_xid))
+    Ok(!xmin.parse().is_ok_and(|xmin: u64| xmin > rebuild.begins_xid))
 }
 
 /// Reads the rows behind an id, in the order of their ids, all of one id together.

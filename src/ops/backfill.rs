@@ -8,7 +8,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::backfill::between;
+use crate::backfill::{WAITS_FOR_WRITERS, between, waits_for_writers};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::place::Place;
@@ -84,7 +84,11 @@ pub async fn backfill(config: &Config, options: Backfill) -> Result<ExitCode> {
     let to = match options.what {
         None => return begin(config, &client, &history_id, options).await,
         Some(What::Status) => {
-            print(&status(&backfills::list(&client, &history_id).await?));
+            let all = backfills::list(&client, &history_id).await?;
+            print(&status(&all));
+            if let Some(why) = waits(&client, all.iter().find(|one| one.state.is_open())).await? {
+                print(&format!("{why}\n"));
+            }
             return Ok(ExitCode::SUCCESS);
         }
         Some(What::Pause) => BackfillState::Paused,
@@ -113,10 +117,7 @@ async fn begin(
 ) -> Result<ExitCode> {
     let Backfill { sinks, since, until, rows_per_second, again, dry_run, detach, .. } = options;
     let marks = EventMarks::load(client, history_id).await?;
-    let Some(last_id) = marks.last_id_before else {
-        let message = "the slot was made by a version that did not note which rows were there before";
-        return Err(Error::new(Code::BackfillUnfit, message).hint("make a new slot: docs/operate/resync.md"));
-    };
+    let last_id = marks.end_of_before()?;
     let between = (since.as_deref().and_then(micros_of), until.as_deref().and_then(micros_of));
     let mut planned = backfills::Backfill {
         id: Uuid::new_v4(),
@@ -261,6 +262,15 @@ fn status(backfills: &[backfills::Backfill]) -> String {
     backfills.iter().map(line).collect()
 }
 
+/// Why a rebuild reads no rows yet.
+async fn waits(client: &Client, open: Option<&backfills::Backfill>) -> Result<Option<String>> {
+    let Some(open) = open.filter(|open| open.to_be_emptied().is_none()) else { return Ok(None) };
+    if !waits_for_writers(client, open).await? {
+        return Ok(None);
+    }
+    Ok(Some(format!("{WAITS_FOR_WRITERS}: {}", slot::what_writes(client).await?)))
+}
+
 /// Shows how far it is, until it is no longer open.
 pub(super) async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) -> Result<ExitCode> {
     let template = "{wide_bar} {pos}/{len} rows {per_sec} {msg}";
@@ -278,10 +288,10 @@ pub(super) async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) ->
         }
         let active = slot::facts(client, &history_id.slot).await?.is_some_and(|facts| facts.active);
         bar.set_message(match (active, backfill.state) {
-            (_, BackfillState::Paused) => "paused: `walcast backfill resume`",
-            (false, _) => "waits for `walcast run`",
-            (true, _) if backfill.to_be_emptied().is_some() => "the sink is being emptied",
-            (true, _) => "",
+            (_, BackfillState::Paused) => "paused: `walcast backfill resume`".to_owned(),
+            (false, _) => "waits for `walcast run`".to_owned(),
+            (true, _) if backfill.to_be_emptied().is_some() => "the sink is being emptied".to_owned(),
+            (true, _) => waits(client, Some(&backfill)).await?.unwrap_or_default(),
         });
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -422,12 +422,17 @@ pub async fn made<T>(client: &Client, making: impl Future<Output = Result<T>>) -
     }
 }
 
-async fn say_what_writes(client: &Client) -> Result<()> {
+/// The transactions that have written and have not ended, the oldest first.
+pub async fn what_writes(client: &Client) -> Result<String> {
     let rows =
         client.query(include_str!("../../sql/writing_transactions.sql"), &[]).await.map_err(sql::error)?;
     let holder = |row: &Row| Ok(format!("{} for {} s", get::<String>(row, 0)?, get::<i64>(row, 1)?));
     let holders = rows.iter().map(holder).collect::<Result<Vec<_>>>()?;
-    let oldest = if holders.is_empty() { "not visible to this role".to_owned() } else { holders.join(", ") };
+    Ok(if holders.is_empty() { "not visible to this role".to_owned() } else { holders.join(", ") })
+}
+
+async fn say_what_writes(client: &Client) -> Result<()> {
+    let oldest = what_writes(client).await?;
     tracing::warn!(
         oldest,
         "PostgreSQL makes the slot once every transaction that has written has ended; SELECT pg_terminate_backend(pid) ends one"

@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use tokio_postgres::types::{FromSql, IsNull, PgLsn, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Transaction};
 
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::event::{EventChange, Fate};
 use crate::lsn::{HistoryId, Lsn};
 use crate::source::sql;
@@ -161,6 +161,14 @@ impl EventMarks {
             Fate::Renamed(id) => self.renamed.insert(id),
             Fate::Emptied => self.emptied_at = Some(change.position.commit_lsn),
         }
+    }
+
+    /// No row that was there before walcast has a higher id than this. An error where that was not kept.
+    pub fn end_of_before(&self) -> Result<i64> {
+        self.last_id_before.ok_or_else(|| {
+            let message = "the slot was made by a version that did not note which rows were there before";
+            Error::new(Code::BackfillUnfit, message).hint("make a new slot: docs/operate/resync.md")
+        })
     }
 
     /// Whether a row with this id was there before walcast; `None` where ids cannot tell.

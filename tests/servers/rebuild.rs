@@ -264,3 +264,34 @@ async fn rows_come_as_they_went_out() {
         .await
         .expect(1, &["WC-341", "kafka is being filled anew"]);
 }
+
+/// A commit is in the WAL before others see it: whoever was writing when the sink stopped is waited for, and told.
+#[tokio::test]
+async fn a_transaction_that_writes_is_waited_for_and_told() {
+    let (world, client) = with_history(20, "kafka").await;
+    let running = world.start().await;
+    world.insert_events(10).await;
+    kafka_has_stream(&world, 10).await;
+    let mut writes = sql::connect(&world.postgres).await.unwrap();
+    let pid: i32 = writes.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let writing = writes.transaction().await.unwrap();
+    writing
+        .batch_execute("INSERT INTO engagement_events (event_type, event_ts) VALUES ('play', now())")
+        .await
+        .unwrap();
+    world.walcast(["rebuild", "kafka", "--yes", "--detach"]).await.expect(0, &[]);
+    let told = async || world.walcast(["backfill", "status"]).await.output;
+    wait_until("it is told", async || told().await.contains(&format!("pid {pid} for "))).await;
+    assert!(told().await.contains("0 of about"), "nothing was read");
+    writing.commit().await.unwrap();
+    is_done(&client).await;
+    kafka_has(&world, 31).await;
+    assert!(!told().await.contains("pid"));
+    world.verify().await;
+    running.stop().await;
+}
+
+/// What the stream brings after `walcast init`.
+async fn kafka_has_stream(world: &World, events: usize) {
+    wait_until("Kafka has all", async || ids(world).await.len() == events).await;
+}
