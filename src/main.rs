@@ -64,8 +64,14 @@ enum Command {
     /// Create what walcast needs: state schema, publication, slot, topics, tables.
     ///
     /// It leaves alone what exists. A second run does nothing.
-    #[command(after_help = "Example: POSTGRES_USER=postgres walcast init")]
-    Init,
+    #[command(
+        after_help = "Examples: POSTGRES_USER=postgres walcast init\n          POSTGRES_USER=postgres walcast init --with-history"
+    )]
+    Init {
+        /// Have the rows too that are there already: Redis at once, the other sinks by `walcast run`, beside the stream.
+        #[arg(long)]
+        with_history: bool,
+    },
     /// Check every prerequisite, and change nothing. Exit code 2 if one fails.
     ///
     /// Below each line that is not ok stands its fix. Paste it into psql, redis-cli or a shell.
@@ -190,9 +196,13 @@ enum RebuildCommand {
     /// Start it afterwards. Readers see the old leaderboards for 30 s, then empty ones, then the new ones. If the rebuild is
     /// interrupted, run it again. Counts and milliseconds are exact. Percentages use each content's current length.
     #[command(
-        after_help = "Example: walcast --config walcast.toml rebuild redis && walcast --config walcast.toml run"
+        after_help = "Examples: walcast rebuild redis && walcast run\n          walcast rebuild redis --with-history && walcast run"
     )]
-    Redis,
+    Redis {
+        /// Count the rows too that were there before walcast. Later rebuilds of Redis do so by themselves.
+        #[arg(long)]
+        with_history: bool,
+    },
     /// Delete the records of the events topic, and bring the rows that PostgreSQL has, while the other sinks go on.
     ///
     /// `walcast run` does the work. Offsets go on, so that consumers do. Topics that are gone are made. The newest state of every
@@ -308,8 +318,10 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     sinks::validate(config)?;
     match cli.command {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
-        Command::Init => ops::init::init(config).await?,
-        Command::Rebuild(RebuildCommand::Redis) => ops::rebuild::redis(config).await?,
+        Command::Init { with_history } => ops::init::init(config, with_history).await?,
+        Command::Rebuild(RebuildCommand::Redis { with_history }) => {
+            ops::rebuild::redis(config, with_history).await?;
+        }
         Command::Rebuild(RebuildCommand::Kafka(options)) => {
             return ops::anew::rebuild(config, kafka::NAME, options).await;
         }

@@ -109,6 +109,32 @@ pub async fn backfill(config: &Config, options: Backfill) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Begins one for all sinks that take rows, unless they were brought some.
+pub(super) async fn begin_once(config: &Config, client: &Client, history_id: &HistoryId) -> Result<()> {
+    let mut sinks = match whom(config, Vec::new()) {
+        // Redis alone, which has them already
+        Err(error) if error.code() == Code::BackfillUnfit => return Ok(()),
+        sinks => sinks?,
+    };
+    let before = backfills::list(client, history_id).await?;
+    sinks.retain(|sink| before.iter().all(|one| !one.sinks.contains(sink)));
+    if sinks.is_empty() {
+        return Ok(());
+    }
+    print(&format!("the rows of before come to {} when `walcast run` runs\n", sinks.join(", ")));
+    let options = Backfill {
+        what: None,
+        sinks,
+        since: None,
+        until: None,
+        rows_per_second: None,
+        again: false,
+        dry_run: false,
+        detach: true,
+    };
+    begin(config, client, history_id, options).await.map(drop)
+}
+
 async fn begin(
     config: &Config,
     client: &Client,

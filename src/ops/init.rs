@@ -7,14 +7,17 @@ use tokio_postgres::Client;
 use crate::config::Config;
 use crate::error::{Class, Code, Error, Result};
 use crate::finding;
+use crate::lsn::HistoryId;
+use crate::ops::{backfill, rebuild};
+use crate::sink;
 use crate::sinks;
 use crate::source::migrations::{self, MIGRATIONS};
 use crate::source::role::{self, Made};
 use crate::source::{PostgresConfig, check, quote, slot, sql};
 use crate::state::{State, history};
 
-/// Makes what is missing, touches nothing that is there.
-pub async fn init(config: &Config) -> Result<()> {
+/// Makes what is missing, touches nothing that is there; with the rows of before on their way if that is asked for.
+pub async fn init(config: &Config, with_history: bool) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let client = state.client().await?;
     finding::refuse(&check::check_server(client, &config.postgres).await?)?;
@@ -30,7 +33,21 @@ pub async fn init(config: &Config) -> Result<()> {
     }
     let (history_id, _) = history::open(&config.postgres, &mut state).await?;
     tracing::info!(slot = history_id.slot, history_id = %history_id.uuid, "slot ready");
-    Ok(())
+    match with_history {
+        true => bring_history(config, &mut state, &history_id).await,
+        false => Ok(()),
+    }
+}
+
+/// Has each sink get the rows that were there before, once.
+async fn bring_history(config: &Config, state: &mut State, history_id: &HistoryId) -> Result<()> {
+    let client = state.client().await?;
+    if config.pipeline.sinks.iter().any(|sink| sink == sink::redis::NAME.as_str())
+        && !rebuild::counts_history(config, client, history_id).await?
+    {
+        rebuild::redis(config, true).await?;
+    }
+    backfill::begin_once(config, client, history_id).await
 }
 
 /// Applies the migrations that this database does not have yet, each in a transaction.

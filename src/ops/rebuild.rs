@@ -20,17 +20,19 @@ use crate::event::encoding::json::Json;
 use crate::event::place::{Place, Places};
 use crate::event::replayed::Replayed;
 use crate::failpoint::failpoint;
-use crate::lsn::{Checkpoint, Lsn, Session};
+use crate::lsn::{Checkpoint, HistoryId, Lsn, Session};
 use crate::ops::verify::pre_existing::{PreExisting, Xid};
 use crate::ops::verify::sums::Follow;
 use crate::sink;
+use crate::sink::SinkAdmin;
+use crate::sink::read_back::ReadBack;
 use crate::sink::redis::Rebuild;
 use crate::source::connection::Connection;
 use crate::source::snapshot::Snapshot;
 use crate::source::{PostgresConfig, check, rows, slot, sql};
 use crate::state::lanes::{self, LaneRecord};
 use crate::state::marks::EventMarks;
-use crate::state::{State, dead_letters, history};
+use crate::state::{State, backfills, dead_letters, history};
 use crate::transform::Transform;
 use crate::transform::content_cache::ContentCache;
 
@@ -39,10 +41,16 @@ const FOREVER: Duration = Duration::from_secs(7 * 86_400);
 
 type Contents = HashMap<Uuid, Arc<Content>>;
 
-/// Rebuilds Redis. A walcast that runs meanwhile is shut out, and can be started again when this is done.
-pub async fn redis(config: &Config) -> Result<()> {
+/// Rebuilds Redis, with the rows that were there before walcast if that is asked for, or was once. A walcast that runs meanwhile is
+/// shut out, and can be started again when this is done.
+pub async fn redis(config: &Config, with_history: bool) -> Result<()> {
     let mut state = State::new(config.postgres.clone());
     let (history_id, timelines) = history::find(&config.postgres, state.client().await?).await?;
+    let with_history = with_history || has_history(state.client().await?, &history_id).await?;
+    let last_id = match with_history {
+        true => Some(EventMarks::load(state.client().await?, &history_id).await?.end_of_before()?),
+        false => None,
+    };
     // what would end it later is found before anybody is shut out
     let places = readable(&config.postgres, state.client().await?).await?;
     Rebuild::check(&config.redis, &config.postgres.slot).await?;
@@ -60,17 +68,46 @@ pub async fn redis(config: &Config) -> Result<()> {
     // as of the snapshot: those that are sent after it the stream will bring
     let repaired = dead_letters::repaired(&snapshot.client, session.history_id.uuid).await?;
     let repaired = add_repaired(&mut rebuild, &repaired, &contents).await?;
-    let known = Known { marks: &marks, pre_existing: &pre_existing, repaired: &repaired };
-    fill(&mut rebuild, &snapshot.client, &places.events, &known, &contents).await?;
+    let known = Known { marks: &marks, pre_existing: &pre_existing, repaired: &repaired, with_history };
+    let of_before = fill(&mut rebuild, &snapshot.client, &places.events, &known, &contents).await?;
     let events = rebuild.events();
+    if let Some(last_id) = last_id {
+        // before Redis is whole: a rebuild that is begun again knows it
+        let transaction = state.guarded(&session).await?;
+        let sink = sink::redis::NAME.as_str();
+        backfills::counted(&transaction, &session.history_id, sink, (last_id, of_before)).await?;
+        transaction.commit().await.map_err(sql::error)?;
+    }
     failpoint!("redis_rebuild_before_check");
     require_not_ahead(&mut state, config, end).await?;
     rebuild.end(end).await?;
     failpoint!("redis_rebuild_before_lane");
     close_lane(&mut state, &session).await?;
     tracing::info!(events, checkpoint = %end, "redis rebuilt");
-    println!("redis holds {events} events, all up to {end}; `walcast run` goes on from there");
+    let of_before =
+        if with_history { format!(", {of_before} of them from before walcast") } else { String::new() };
+    println!("redis holds {events} events{of_before}, all up to {end}; `walcast run` goes on from there");
     Ok(())
+}
+
+/// Whether Redis counts the rows of before walcast, and is whole.
+pub(super) async fn counts_history(config: &Config, client: &Client, history_id: &HistoryId) -> Result<bool> {
+    if !has_history(client, history_id).await? {
+        return Ok(false);
+    }
+    let read = sink::redis::RedisSink::new(config.redis.clone()).read_back();
+    let ReadBack::Sums(mut sums) = read else { return Ok(true) };
+    match sums.read(history_id).await {
+        // a rebuild was broken off, or all is lost since
+        Err(error) if [Code::RebuildUnfinished, Code::SinkLostItsData].contains(&error.code()) => Ok(false),
+        read => read.map(|_| true),
+    }
+}
+
+/// Whether Redis is to count the rows of before walcast.
+async fn has_history(client: &Client, history_id: &HistoryId) -> Result<bool> {
+    let all = backfills::list(client, history_id).await?;
+    Ok(all.iter().any(|one| one.sinks.iter().any(|sink| sink == sink::redis::NAME.as_str())))
 }
 
 /// Redis stands at or beyond the walcast slot now: a slot of its own that it had, or lost, is needed no more.
@@ -144,6 +181,8 @@ struct Known<'a> {
     pre_existing: &'a PreExisting,
     /// Rows that went out otherwise than the source has them.
     repaired: &'a HashSet<i64>,
+    /// Whether rows that were there before walcast count.
+    with_history: bool,
 }
 
 /// Adds the rows that were refused, mended and sent again; gives their ids.
@@ -163,14 +202,14 @@ async fn add_repaired(
     Ok(ids)
 }
 
-/// Adds every event that walcast has streamed, or will not stream again.
+/// Adds every event that walcast has streamed, or will not stream again; tells how many of them were there before.
 async fn fill(
     rebuild: &mut Rebuild,
     client: &Client,
     events: &Place,
     known: &Known<'_>,
     contents: &Contents,
-) -> Result<()> {
+) -> Result<u64> {
     let query = rows::select(events, &["xmin"], None);
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{pos} events {per_sec}")
@@ -178,6 +217,7 @@ async fn fill(
     );
     let found = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut found = std::pin::pin!(found);
+    let mut of_before = 0;
     while let Some(row) = found.try_next().await.map_err(sql::error)? {
         progress.inc(1);
         let xid = row.try_get::<_, Xid>(0).map_err(sql::error)?;
@@ -185,12 +225,13 @@ async fn fill(
         // walcast refuses the others
         let Ok(row) = unchecked.checked() else { continue };
         let was_before = known.marks.was_before(row.id).unwrap_or_else(|| known.pre_existing.saw(xid));
-        if was_before || known.repaired.contains(&row.id) {
+        if was_before && !known.with_history || known.repaired.contains(&row.id) {
             continue;
         }
+        of_before += u64::from(was_before);
         let content = row.content_id.and_then(|id| contents.get(&id)).cloned();
         rebuild.add(&row, content).await?;
     }
     progress.finish_and_clear();
-    Ok(())
+    Ok(of_before)
 }

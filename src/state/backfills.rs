@@ -231,6 +231,26 @@ pub async fn begin(client: &Client, history_id: &HistoryId, backfill: &Backfill)
     }
 }
 
+/// Notes that a sink counts the rows of before walcast from now on, although nobody sent them one by one.
+pub async fn counted(
+    transaction: &Transaction<'_>,
+    history_id: &HistoryId,
+    sink: &str,
+    (last_id, rows): (i64, u64),
+) -> Result<()> {
+    let (sinks, rows) = ([sink], rows.cast_signed());
+    let forget = "DELETE FROM walcast.backfill WHERE history_id = $1 AND sinks = $2::text[]";
+    transaction.execute(forget, &[&history_id.uuid, &&sinks[..]]).await.map_err(sql::error)?;
+    let insert = "INSERT INTO walcast.backfill
+           (id, history_id, sinks, last_id, done_id, row_count, estimated_rows, state)
+         VALUES (gen_random_uuid(), $1, $2::text[], $3, $3, $4, $4, 'done')";
+    transaction
+        .execute(insert, &[&history_id.uuid, &&sinks[..], &last_id, &rows])
+        .await
+        .map_err(sql::error)?;
+    Ok(())
+}
+
 /// Lets the open one do something else, unless its sink is being emptied. What it did before; `None` where none is open.
 pub async fn turn(
     client: &Client,

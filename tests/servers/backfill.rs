@@ -200,3 +200,46 @@ async fn rows_between_two_times_come_alone() {
     tokio::time::timeout(Duration::from_secs(60), world.verify()).await.unwrap();
     running.stop().await;
 }
+
+/// One command at the first start: the boards, the topics and the table have the rows that are there.
+#[tokio::test]
+async fn a_first_start_with_history_has_all_everywhere() {
+    let (world, client) = with_history(50).await;
+    let init = ["init", "--with-history"];
+    // broken off just before Redis is whole
+    let ended = world.with("FAILPOINTS", "redis_rebuild_before_check=return").walcast(init).await;
+    assert_ne!(ended.code, Some(0), "{}", ended.output);
+    let told = ["redis holds 50 events, 50 of them from before walcast", "come to kafka, bigquery when"];
+    world.walcast(init).await.expect(0, &told);
+    let again = world.walcast(init).await;
+    again.expect(0, &[]);
+    assert!(told.iter().all(|told| !again.output.contains(told)), "{}", again.output);
+    assert_eq!(world.redis_plays().await, 50);
+
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(60).await;
+    assert_eq!(state_of(&client, "kafka").await, ("done".to_owned(), 50));
+    world.verify().await;
+    let mut redis = world.redis().await;
+    let day: Vec<String> = redis::cmd("KEYS").arg("engagement:*:20*").query_async(&mut redis).await.unwrap();
+    let _: i64 =
+        redis::cmd("HINCRBY").arg(&day[0]).arg("plays").arg(-1).query_async(&mut redis).await.unwrap();
+    world.walcast(["verify", "--sinks", "redis"]).await.expect(2, &["redis: different"]);
+    running.stop().await;
+
+    // what it has lost comes back whole
+    let _: () = redis::cmd("FLUSHDB").query_async(&mut redis).await.unwrap();
+    world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 60 events, 50 of them from before"]);
+    let running = world.start().await;
+    world.insert_events(10).await;
+    world.wait_until_all_hold(70).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+async fn state_of(client: &Client, sink: &str) -> (String, i64) {
+    let query = "SELECT state, row_count FROM walcast.backfill WHERE $1 = ANY (sinks)";
+    let row = client.query_one(query, &[&sink]).await.unwrap();
+    (row.get(0), row.get(1))
+}

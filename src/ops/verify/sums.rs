@@ -148,6 +148,11 @@ impl Later {
 }
 
 impl Sums {
+    /// Whose they are.
+    pub fn sink(&self) -> &'static str {
+        self.sink
+    }
+
     /// Counts an event of the snapshot.
     pub fn add(&mut self, event: &Event, event_type: Option<&str>) {
         self.reader.add(event, event_type);

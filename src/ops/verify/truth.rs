@@ -195,9 +195,11 @@ pub async fn read(
         }
         record.brought = known.brought.to(record.id, event.event.event_ts, before);
         spill.add(&record)?;
-        if !record.has(flag::BEFORE | flag::REFUSED) {
+        if !record.has(flag::REFUSED) {
             let event_type = event.event.event_type.map(|span| event.texts.get(span));
-            sums.iter_mut().for_each(|sums| sums.add(event.event, event_type));
+            let counts = |sink| !before || record.brought & known.brought.bit(sink) != 0;
+            let counting = sums.iter_mut().filter(|sums| counts(sums.sink()));
+            counting.for_each(|sums| sums.add(event.event, event_type));
         }
     }
     Ok(spill)

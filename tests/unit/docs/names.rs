@@ -113,7 +113,13 @@ fn every_command_that_is_named_exists() {
                 let Some(command) = command else { continue };
                 let place = format!("{}:{number}", page.path);
                 assert!(commands.contains(&format!("\n  {command} ")), "{place}: no `walcast {command}`");
-                let help = helps.entry(command.to_owned()).or_insert_with(|| help(command));
+                let mut command = command.to_owned();
+                let below = words.clone().next().unwrap_or_default();
+                let known = helps.entry(command.clone()).or_insert_with(|| help(&command));
+                if !below.is_empty() && known.contains(&format!("\n  {below} ")) {
+                    command = format!("{command} {below}");
+                }
+                let help = helps.entry(command.clone()).or_insert_with(|| help(&command));
                 for option in words.filter(|word| word.starts_with("--")) {
                     let option = option.split('=').next().unwrap();
                     assert!(help.contains(option), "{place}: `walcast {command}` has no {option}");
@@ -124,8 +130,8 @@ fn every_command_that_is_named_exists() {
 }
 
 fn help(command: &str) -> String {
-    let arguments = if command == "help" { vec!["help"] } else { vec!["help", command] };
-    let ended = Command::new(env!("CARGO_BIN_EXE_walcast")).args(arguments).output().unwrap();
+    let below = command.split(' ').filter(|word| *word != "help");
+    let ended = Command::new(env!("CARGO_BIN_EXE_walcast")).arg("help").args(below).output().unwrap();
     assert!(ended.status.success(), "walcast help {command}");
     String::from_utf8(ended.stdout).unwrap()
 }
