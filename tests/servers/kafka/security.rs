@@ -214,7 +214,7 @@ async fn missing_rights_are_named(secured: &Secured) {
 async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
     let prefix = fresh_name("t");
     let commands = rights_of_the_docs(&prefix);
-    assert_eq!(commands.len(), 3, "topics, transactional id, group");
+    assert_eq!(commands.len(), 4, "topics, transactional id, group, and deleting records for a rebuild");
     commands.iter().for_each(|command| secured.acls(command));
     let certificate = json!({
         "security.protocol": "SSL", "ssl.ca.location": secured.path("authority.crt"),
