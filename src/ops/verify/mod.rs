@@ -30,7 +30,6 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::place::Places;
-use crate::event::time::time_text;
 use crate::lsn::{HistoryId, Lsn, Position};
 use crate::ops::rebuild;
 use crate::sink::read_back::{Found, Part, ReadBack, ReadEvents};
@@ -44,7 +43,7 @@ use compare::{Context, Replayed, Side};
 use events::Events;
 use pre_existing::PreExisting;
 use record::Extras;
-use report::Report;
+use report::{Report, text_of};
 use spill::Spill;
 use sums::{Later, Sums};
 use truth::{Known, Versions};
@@ -256,6 +255,7 @@ impl Verifying<'_> {
             extras: &self.extras,
             partition_of: partition_of.as_deref(),
             part,
+            condition: &condition,
         };
         let source = truth::read(config, reader, &known, spill, sums, &bar);
         let (source, read) = tokio::try_join!(source, try_join_all(reading))?;
@@ -332,10 +332,6 @@ async fn read_events(
 fn nothing_to_compare() -> Error {
     Error::new(Code::Configuration, "a part of the events can be compared with none of these sinks")
         .hint("leave --since, --until and --sample out, or name other --sinks")
-}
-
-fn text_of(micros: i64) -> String {
-    time_text(micros).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
 }
 
 /// How far each side is read: bars on a terminal, elsewhere a line now and then.

@@ -192,8 +192,8 @@ impl Report {
             "agrees": self.agrees(),
             "history_id": history_id,
             "consistent_point": end,
-            "since": part.since.and_then(time_text).map(|text| String::from_utf8_lossy(&text).into_owned()),
-            "until": part.until.and_then(time_text).map(|text| String::from_utf8_lossy(&text).into_owned()),
+            "since": part.since.map(text_of),
+            "until": part.until.map(text_of),
             "sample_percent": part.sample.map(|sample| sample.percent),
             "total": self.total(),
             "half_hours": half_hours,
@@ -272,6 +272,11 @@ fn write_line(text: &mut String, name: &str, line: &Line) {
             t.expired
         );
     }
+}
+
+/// A time, microseconds since 1970, as the report tells it.
+pub(super) fn text_of(micros: i64) -> String {
+    time_text(micros).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
 }
 
 fn half_hour_text(half_hour: i32) -> String {

@@ -144,6 +144,8 @@ pub struct Known<'a> {
     pub partition_of: Option<&'a PartitionOf>,
     /// Which of them are compared.
     pub part: &'a Part,
+    /// The same as [`condition`].
+    pub condition: &'a str,
 }
 
 /// Reads all events of the snapshot that `client` is in.
@@ -158,8 +160,7 @@ pub async fn read(
     let Extras(extras) = known.extras;
     let names: Vec<String> = extras.iter().map(|(name, _)| identifier(name)).collect();
     let before: Vec<&str> = std::iter::once("xmin").chain(names.iter().map(String::as_str)).collect();
-    let condition = condition(client, known.events, known.part).await?;
-    let query = rows::select(known.events, &before, Some(&condition));
+    let query = rows::select(known.events, &before, Some(known.condition));
     let rows = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
     let mut rows = std::pin::pin!(rows);
     let mut texts = String::new();
