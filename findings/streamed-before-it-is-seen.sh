@@ -8,7 +8,7 @@
 #
 # What follows for users of any reader: never look up in the database what a change in the stream refers to, for the answer may be
 # older than the change; and a snapshot does not have all that a slot has already brought. walcast joins with rows of the stream alone,
-# and a rebuild waits for whoever was writing before it reads rows (src/backfill.rs, tests/servers/rebuild.rs).
+# and a rebuild waits for whoever was writing before it reads rows (src/backfill/mod.rs, tests/servers/rebuild.rs).
 #
 # Needs Maven, psql, unzip, tar and xz; installs pinned packages into a temporary folder, which it deletes. Exit code 0: as described.
 set -euo pipefail

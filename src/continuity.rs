@@ -88,7 +88,8 @@ impl Claim {
             "{sink} holds a last row at {last}{upto}, and the server's WAL {how}: this server was restored from an \
              older state, and {sink} has events that it has lost"
         );
-        Error::new(Code::SinkAheadOfServer, message).hint(sink.fresh_start())
+        Error::new(Code::SinkAheadOfServer, message)
+            .hint("`walcast resync --new-slot` fills the sinks anew from this server")
     }
 }
 

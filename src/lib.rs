@@ -39,7 +39,8 @@
 //! - **Rows of before come through the WAL too** ([`backfill`]): copied into requests, whose messages in the stream give them their
 //!   place, so that each sink takes them once by its ordinary checkpoint, as it does rows that are sent again.
 //! - **A sink that has lost its data begins anew beside the others** ([`sink::anew`]): from a checkpoint of the content versions, after
-//!   which the ids that come are marked; all other rows are brought as rows of before are.
+//!   which the ids that come are marked; all other rows are brought as rows of before are. What keeps sums is counted anew, as of one
+//!   place in the WAL ([`backfill::recount`]).
 //! - **A target that fails is left alone** ([`sink::breaker`]): its errors are that sink's trouble; what concerns the source or
 //!   another walcast ends the life of all.
 //! - **The content rows are a sink too** ([`sink::content`]): a replayed event is joined with the content row
@@ -67,7 +68,7 @@
 //!   figures and the last hour of it once a second, [`web`] shows them. Nothing of it is in the way of an event.
 //! - **It can be looked at beforehand**: [`ops::check`] asks every server, changes nothing and shuts nobody out.
 //! - **It can be proved**: [`ops::verify`] compares PostgreSQL, as of a temporary slot's snapshot, with every
-//!   sink; [`ops::rebuild`] fills Redis from such a snapshot.
+//!   sink.
 //!
 //! # Deliberately absent
 //!

@@ -10,7 +10,7 @@ use walcast::error::{Code, Error, Result};
 use walcast::event::time::micros_of;
 use walcast::shutdown::Shutdown;
 use walcast::sink::read_back::{Part, Sample};
-use walcast::sink::{bigquery, http, kafka};
+use walcast::sink::{bigquery, http, kafka, redis};
 use walcast::{generate as generator, ops, sinks, telemetry};
 
 /// Delivers engagement events from PostgreSQL's WAL to Kafka, Redis and BigQuery, exactly once.
@@ -113,9 +113,16 @@ enum Command {
     /// Fill a sink from PostgreSQL after it has lost its data.
     #[command(
         subcommand,
-        after_help = "Examples: walcast rebuild kafka --yes\n          walcast rebuild redis && walcast run"
+        after_help = "Examples: walcast rebuild kafka --yes\n          walcast rebuild redis"
     )]
     Rebuild(RebuildCommand),
+    /// Find what does not fit together any more, the slot and what the sinks hold, and say what mends it; with --yes, do it.
+    ///
+    /// For a slot that is lost, a server that was restored from an older state or another cluster, sinks that were emptied or
+    /// restored. Where the slot is whole, the sinks that cannot go on are filled anew, and the others go on. Else a new slot is made,
+    /// with walcast stopped, and every sink is filled anew from what PostgreSQL has.
+    #[command(after_help = "Examples: walcast resync\n          walcast resync --yes")]
+    Resync(ops::resync::Options),
     /// Bring the rows that were there before walcast to Kafka, BigQuery or HTTP, while it runs.
     ///
     /// `walcast run` does the work: each row goes out once, whoever is killed meanwhile, and only as fast as the sinks take them
@@ -190,37 +197,31 @@ fn time(text: &str) -> Result<i64, String> {
 
 #[derive(Subcommand)]
 enum RebuildCommand {
-    /// Compute every counter and leaderboard from PostgreSQL as of now. The stream continues from there.
+    /// Compute every counter and leaderboard from PostgreSQL as of now, while the other sinks go on.
     ///
-    /// A running walcast is shut out: it ends with exit code 5, or 4 if it starts again before the rebuild has ended.
-    /// Start it afterwards. Readers see the old leaderboards for 30 s, then empty ones, then the new ones. If the rebuild is
-    /// interrupted, run it again. Counts and milliseconds are exact. Percentages use each content's current length.
-    #[command(
-        after_help = "Examples: walcast rebuild redis && walcast run\n          walcast rebuild redis --with-history && walcast run"
-    )]
-    Redis {
-        /// Count the rows too that were there before walcast. Later rebuilds of Redis do so by themselves.
-        #[arg(long)]
-        with_history: bool,
-    },
+    /// `walcast run` does the work, and Redis gets what came meanwhile. Where no walcast runs the command does it at once. Readers see
+    /// the old leaderboards for 30 s, then empty ones, then the new ones. If it is interrupted, it begins once more. Counts and
+    /// milliseconds are exact. Percentages use each content's current length.
+    #[command(after_help = "Examples: walcast rebuild redis\n          walcast rebuild redis --with-history")]
+    Redis(ops::rebuild::RecountOptions),
     /// Delete the records of the events topic, and bring the rows that PostgreSQL has, while the other sinks go on.
     ///
     /// `walcast run` does the work. Offsets go on, so that consumers do. Topics that are gone are made. The newest state of every
     /// content is written to the content topic. `walcast backfill status`, `pause` and `resume` serve for it too.
     #[command(after_help = "Example: walcast rebuild kafka --yes")]
-    Kafka(ops::anew::Options),
+    Kafka(ops::rebuild::Options),
     /// Empty the table, or make it if it is gone, and bring the rows that PostgreSQL has, while the other sinks go on.
     ///
     /// `walcast run` does the work. `walcast backfill status`, `pause` and `resume` serve for it too.
     #[command(
         after_help = "Examples: walcast rebuild bigquery --yes\n          walcast rebuild bigquery --since 2026-01-01T00:00:00Z --yes"
     )]
-    Bigquery(ops::anew::Options),
+    Bigquery(ops::rebuild::Options),
     /// Send the rows that PostgreSQL has to the HTTP target again, while the other sinks go on.
     ///
     /// `walcast run` does the work. What the target has it keeps; the rows come under other ids than before.
     #[command(after_help = "Example: walcast rebuild http --yes")]
-    Http(ops::anew::Options),
+    Http(ops::rebuild::Options),
 }
 
 #[derive(Subcommand)]
@@ -319,17 +320,17 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init { with_history } => ops::init::init(config, with_history).await?,
-        Command::Rebuild(RebuildCommand::Redis { with_history }) => {
-            ops::rebuild::redis(config, with_history).await?;
+        Command::Rebuild(RebuildCommand::Redis(options)) => {
+            return ops::rebuild::recount(config, redis::NAME, options).await;
         }
         Command::Rebuild(RebuildCommand::Kafka(options)) => {
-            return ops::anew::rebuild(config, kafka::NAME, options).await;
+            return ops::rebuild::rebuild(config, kafka::NAME, options).await;
         }
         Command::Rebuild(RebuildCommand::Bigquery(options)) => {
-            return ops::anew::rebuild(config, bigquery::NAME, options).await;
+            return ops::rebuild::rebuild(config, bigquery::NAME, options).await;
         }
         Command::Rebuild(RebuildCommand::Http(options)) => {
-            return ops::anew::rebuild(config, http::NAME, options).await;
+            return ops::rebuild::rebuild(config, http::NAME, options).await;
         }
         Command::DeadLetters(command) => {
             return match command {
@@ -340,6 +341,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
             };
         }
         Command::Backfill(options) => return ops::backfill::backfill(config, options).await,
+        Command::Resync(options) => return ops::resync::resync(config, options).await,
         Command::Erase(options) => return ops::erase::erase(config, options).await,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,

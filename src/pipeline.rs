@@ -189,9 +189,7 @@ async fn start(
     let mut keepers = keep_lanes(config, &session, registry, ends, &ids, lanes);
     let (checkpoints, received) = streaming.progress();
     let backfill = backfill::Worker {
-        postgres: config.postgres.clone(),
-        row_bytes_max: config.pipeline.row_bytes_max,
-        queue_bytes_max: config.pipeline.queue_bytes_max,
+        config: config.clone(),
         session,
         checkpoints,
         received,

@@ -6,20 +6,14 @@ use std::fmt;
 use crate::error::{Code, Error, Kind, Result};
 use crate::lsn::{Checkpoint, HistoryId, Lsn, ORDINAL_RULE, Position, Session, StoredCheckpoint};
 
+/// What to do where the stream, or what several sinks hold, does not fit together any more.
+pub const RESYNC: &str = "`walcast resync` says what would mend it, and does so with --yes";
+
 /// A sink's name, and how to make it whole where streaming cannot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SinkName {
     name: &'static str,
-    rebuilt_by: Option<Rebuilding>,
-}
-
-/// The command that fills a sink from PostgreSQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rebuilding {
-    /// It does so itself, and walcast is started again afterwards.
-    Alone(&'static str),
-    /// It has the running walcast do it, or the next one.
-    Beside(&'static str),
+    rebuilt_by: Option<&'static str>,
 }
 
 impl SinkName {
@@ -28,14 +22,9 @@ impl SinkName {
         SinkName { name, rebuilt_by: None }
     }
 
-    /// A command fills it from PostgreSQL, while no walcast runs.
+    /// A command fills it from PostgreSQL, also while walcast runs.
     pub const fn rebuilt_by(self, command: &'static str) -> SinkName {
-        SinkName { rebuilt_by: Some(Rebuilding::Alone(command)), ..self }
-    }
-
-    /// A command has the running walcast fill it from PostgreSQL.
-    pub const fn rebuilt_beside_by(self, command: &'static str) -> SinkName {
-        SinkName { rebuilt_by: Some(Rebuilding::Beside(command)), ..self }
+        SinkName { rebuilt_by: Some(command), ..self }
     }
 
     /// The name alone.
@@ -45,23 +34,18 @@ impl SinkName {
 
     /// The command that makes it whole, where there is one.
     pub const fn rebuild_command(self) -> Option<&'static str> {
-        match self.rebuilt_by {
-            Some(Rebuilding::Alone(command) | Rebuilding::Beside(command)) => Some(command),
-            None => None,
-        }
+        self.rebuilt_by
     }
 
     /// What makes it whole.
     pub fn fresh_start(self) -> String {
         match self.rebuilt_by {
-            Some(Rebuilding::Alone(command)) => format!("`{command}`, then start again"),
-            Some(Rebuilding::Beside(command)) => {
-                format!("`{command}`: the walcast that runs, or the next one, fills it anew from PostgreSQL")
+            Some(command) => {
+                format!("`{command}` fills it anew from PostgreSQL; start walcast if it does not run")
             }
-            None => format!(
-                "bring {self} level with PostgreSQL, or give it fresh targets; \"Give a sink a new start\" in \
-                 docs/operate/resync.md has the commands"
-            ),
+            None => {
+                format!("\"Give a sink a new start\" in docs/operate/resync.md has the commands for {self}")
+            }
         }
     }
 }
@@ -253,9 +237,13 @@ impl Refusal {
         }
     }
 
-    /// Whether a fresh start of the sink mends it; where not, the sink is whole, and another walcast is needed.
-    pub fn needs_fresh_start(&self) -> bool {
-        !matches!(self, Refusal::OtherOrdinalRule(_))
+    /// The command that mends it, where one does.
+    pub fn command(&self, sink: SinkName) -> Option<&'static str> {
+        match self {
+            Refusal::AheadOfServer { .. } => Some("walcast resync"),
+            Refusal::OtherOrdinalRule(_) => None,
+            _ => sink.rebuild_command(),
+        }
     }
 
     /// The refusal of `sink`, with both sides' positions and what mends it.
@@ -292,9 +280,12 @@ impl Refusal {
                 "{sink} stopped inside a transaction under ordinal rule {rule}, this build counts by rule {ORDINAL_RULE}"
             ),
         };
-        let hint = match self.needs_fresh_start() {
-            true => sink.fresh_start(),
-            false => "run the former version until it has stopped in good order, then this one".to_owned(),
+        let hint = match &self {
+            Refusal::AheadOfServer { .. } => RESYNC.to_owned(),
+            Refusal::OtherOrdinalRule(_) => {
+                "run the former version until it has stopped in good order, then this one".to_owned()
+            }
+            _ => sink.fresh_start(),
         };
         Error::new(self.code(), message).hint(hint)
     }
@@ -327,7 +318,7 @@ pub fn forgotten_instance(fenced: Error) -> Error {
         Code::ServerForgotInstance,
         "this server was restored from an older state: a sink knows of a newer walcast than walcast.slot does",
     )
-    .hint("restore the sinks from the same time, or give them fresh targets")
+    .hint("restore the sinks from the same time; or `walcast resync --new-slot`, which fills them anew from this server")
     .because(fenced)
 }
 
@@ -338,7 +329,7 @@ mod tests {
     use super::*;
     use crate::lsn::Timelines;
 
-    const KAFKA: SinkName = SinkName::new("kafka").rebuilt_beside_by("walcast rebuild kafka");
+    const KAFKA: SinkName = SinkName::new("kafka").rebuilt_by("walcast rebuild kafka");
     const REDIS: SinkName = SinkName::new("redis").rebuilt_by("walcast rebuild redis");
     const START: Lsn = Lsn(0x80);
     const WAL_END: Lsn = Lsn(0x1000);
@@ -502,8 +493,8 @@ mod tests {
         }
         let forgotten = forgotten_instance(Error::new(Code::Fenced, "a newer walcast has taken over"));
         assert_eq!((forgotten.code(), forgotten.exit_code()), (Code::ServerForgotInstance, 4));
-        assert!(REDIS.fresh_start().starts_with("`walcast rebuild redis`"));
-        assert!(KAFKA.fresh_start().starts_with("`walcast rebuild kafka`:"));
+        assert!(REDIS.fresh_start().starts_with("`walcast rebuild redis` fills"));
+        assert!(KAFKA.fresh_start().starts_with("`walcast rebuild kafka` fills"));
         assert!(SinkName::new("content").fresh_start().contains("docs/operate/resync.md"));
     }
 }

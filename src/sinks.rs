@@ -9,6 +9,7 @@ use crate::sink::content::ContentSink;
 use crate::sink::http::{self, HttpSink};
 use crate::sink::kafka::{self, KafkaSink};
 use crate::sink::null::{self, NullSink};
+use crate::sink::recount::Recount;
 use crate::sink::redis::{self, RedisSink};
 use crate::sink::{Leaderboards, Sink, SinkAdmin};
 use crate::state::State;
@@ -86,6 +87,12 @@ pub fn admins(config: &Config) -> Result<Vec<Box<dyn SinkAdmin>>> {
 /// The leaderboards for people to look at, where a sink keeps some.
 pub fn leaderboards(config: &Config) -> Option<Leaderboards> {
     named(config).any(|entry| entry.name == redis::NAME).then(|| Leaderboards::new(config.redis.clone()))
+}
+
+/// What counts all events anew for a sink, also one that the configuration does not name; `None` where it keeps no sums.
+pub fn recount(config: &Config, sink: SinkName) -> Result<Option<Box<dyn Recount>>> {
+    let Some(entry) = SINKS.iter().find(|entry| entry.name == sink) else { return Ok(None) };
+    Ok((entry.admin)(config)?.recount())
 }
 
 /// The targets that the configuration names.

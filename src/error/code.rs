@@ -305,7 +305,7 @@ codes! {
     }
     RebuildUnconfirmed = 255 {
         title: "A sink would be emptied, and nobody has said yes.",
-        why: "`walcast rebuild` deletes what the sink's target has, and brings the rows that PostgreSQL has now. What PostgreSQL has no more is gone then.",
+        why: "`walcast rebuild` and `walcast resync` delete what a sink's target has, and bring the rows that PostgreSQL has now. What PostgreSQL has no more is gone then.",
         look: "The message says what would go, and about how many rows come.",
         fix: "Run it again with --yes. To keep what is there, set another topic prefix or table name first.",
         over: "`walcast backfill status` shows the rebuild.",
@@ -468,7 +468,7 @@ codes! {
         title: "A sink has events that this PostgreSQL does not have.",
         why: "The server was restored from an older state. New rows would get places that the sink takes for rows it has.",
         look: "The message has the sink's last event and the end of the server's WAL.",
-        fix: "Restore the sinks from the same time, or fill them anew with `walcast rebuild`: see docs/operate/verify-rebuild.md.",
+        fix: "Restore the sinks from the same time, or fill them anew from this server: `walcast resync`; see docs/operate/resync.md.",
         over: "`walcast check` shows the sink's position as ok.",
     }
     OtherOrdinalRule = 406 {
@@ -489,7 +489,7 @@ codes! {
         title: "A sink knows of a newer walcast than PostgreSQL does.",
         why: "PostgreSQL was restored from an older state: it has forgotten walcast's last starts.",
         look: "Was this server restored, or is postgres.host an old copy?",
-        fix: "Set POSTGRES_HOST to the right server, or restore the sinks from the same time, or fill them anew with `walcast rebuild`: see docs/operate/verify-rebuild.md.",
+        fix: "Set POSTGRES_HOST to the right server, or restore the sinks from the same time, or fill them anew from this one: `walcast resync --new-slot`; see docs/operate/resync.md.",
         over: "`walcast check` has no line that says FAIL.",
     }
     LaneLost = 409 {
@@ -503,35 +503,35 @@ codes! {
         title: "The replication slot is gone.",
         why: "Somebody dropped it, or a failover went to a standby that did not have it. The WAL that was not delivered is gone with it.",
         look: "SELECT slot_name FROM pg_replication_slots; the message says where it began.",
-        fix: "Make a new slot: docs/operate/resync.md has the steps. `walcast verify` then shows what is missing.",
+        fix: "Stop walcast. `walcast resync` says what it would do: make a new slot, and fill the sinks anew. With --yes it does so.",
         over: "`walcast check` says whose the slot is.",
     }
     SlotInvalidated = 411 {
         title: "PostgreSQL has invalidated the slot.",
         why: "The slot kept more WAL than max_slot_wal_keep_size allows, was idle for longer than idle_replication_slot_timeout, or lost rows it needs.",
         look: "SELECT wal_status, to_jsonb(s) ->> 'invalidation_reason' FROM pg_replication_slots s;",
-        fix: "Raise the bound that was passed, then make a new slot: docs/operate/resync.md has the steps.",
+        fix: "Raise the bound that was passed, and stop walcast. `walcast resync` says what it would do: make a new slot, and fill the sinks anew. With --yes it does so.",
         over: "`walcast check` says whose the slot is.",
     }
     SlotNotOurs = 412 {
         title: "The slot was not made by walcast.",
         why: "A slot of this name exists, and walcast does not know what it has delivered.",
         look: "SELECT * FROM pg_replication_slots;",
-        fix: "Set POSTGRES_SLOT (postgres.slot) to another name, or drop it if nobody needs it: SELECT pg_drop_replication_slot('<slot>').",
+        fix: "Set POSTGRES_SLOT (postgres.slot) to another name, or drop it if nobody needs it: SELECT pg_drop_replication_slot('<slot>'). If walcast's schema was lost: `walcast resync`.",
         over: "`walcast check` says whose the slot is.",
     }
     PublicationChanged = 413 {
         title: "The publication, or a table in it, was dropped or leaves something out.",
         why: "While it was so, PostgreSQL left rows out of the stream. A slot cannot read them later, also when all was put back.",
         look: "`walcast check`; who changed the publication?",
-        fix: "Put it right, then make a new slot: docs/operate/resync.md has the steps.",
+        fix: "Put it right, and stop walcast. `walcast resync` says what it would do: make a new slot, and fill the sinks anew. With --yes it does so.",
         over: "`walcast check` has no line that says FAIL.",
     }
     OtherCluster = 414 {
         title: "This database was restored from another cluster.",
         why: "walcast's tables came along with the data; the slot and the WAL they speak of did not.",
         look: "SELECT system_identifier FROM pg_control_system();",
-        fix: "Set POSTGRES_HOST to the right server, or begin a new history: docs/operate/resync.md has the steps.",
+        fix: "Set POSTGRES_HOST to the right server, or begin a new history here: `walcast resync` says what it would do.",
         over: "`walcast check` says whose the slot is.",
     }
     OtherTimeline = 415 {
@@ -545,7 +545,7 @@ codes! {
         title: "PostgreSQL no longer knows this slot's history.",
         why: "Somebody deleted its row from walcast's tables, or the schema walcast was dropped, while walcast ran.",
         look: "SELECT * FROM walcast.slot;",
-        fix: "See whether that was meant. Then make a new slot: docs/operate/resync.md has the steps.",
+        fix: "See whether that was meant. `walcast resync` says what it would do: make a new slot, and fill the sinks anew. With --yes it does so.",
         over: "`walcast check` says whose the slot is.",
     }
     RebuildUnfinished = 417 {
@@ -616,7 +616,7 @@ codes! {
 impl Code {
     /// Whether it is about PostgreSQL, the slot, our own settings or another walcast, and so about every sink.
     pub fn concerns_the_source(self) -> bool {
-        matches!(self as u16, 100..=219 | 408 | 410..=416 | 420 | 500..=599)
+        matches!(self as u16, 100..=219 | 405 | 408 | 410..=416 | 420 | 500..=599)
     }
 
     /// What kind of failure it is: what may be done about it, and the exit code.

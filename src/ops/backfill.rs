@@ -278,6 +278,18 @@ fn status(backfills: &[backfills::Backfill]) -> String {
             _ => format!(" of about {}", HumanCount(*estimated_rows)),
         };
         let (sinks, bounds) = (sinks.join(", "), bounds(backfill));
+        let counted = HumanCount(*rows);
+        match backfill.rebuild.as_ref().map(|rebuild| rebuild.step) {
+            Some(RebuildStep::Counted) => {
+                return format!("{id}  {state:<9}  {sinks} holds {counted} events, counted anew\n");
+            }
+            Some(RebuildStep::Counting) => {
+                return format!(
+                    "{id}  {state:<9}  {counted}{of} events counted for {sinks}, which was emptied\n"
+                );
+            }
+            _ => {}
+        }
         let anew = match &backfill.rebuild {
             None => "",
             Some(rebuild) if rebuild.step == RebuildStep::Emptied => ", which was emptied",
@@ -286,6 +298,10 @@ fn status(backfills: &[backfills::Backfill]) -> String {
         format!("{id}  {state:<9}  {}{of} rows sent to {sinks}{anew}{bounds}\n", HumanCount(*rows))
     };
     backfills.iter().map(line).collect()
+}
+
+fn counts(backfill: &backfills::Backfill) -> bool {
+    backfill.rebuild.as_ref().is_some_and(|rebuild| rebuild.step == RebuildStep::Counting)
 }
 
 /// Why a rebuild reads no rows yet.
@@ -307,7 +323,7 @@ pub(super) async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) ->
         let Some(backfill) = all.into_iter().find(|backfill| backfill.id == id) else { break };
         bar.set_length(backfill.estimated_rows.max(backfill.rows));
         bar.set_position(backfill.rows);
-        if !backfill.state.is_open() {
+        if !backfill.state.is_to_come() {
             bar.finish_and_clear();
             print(&status(&[backfill]));
             break;
@@ -316,6 +332,8 @@ pub(super) async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) ->
         bar.set_message(match (active, backfill.state) {
             (_, BackfillState::Paused) => "paused: `walcast backfill resume`".to_owned(),
             (false, _) => "waits for `walcast run`".to_owned(),
+            (true, BackfillState::Waiting) => "waits for the one before it".to_owned(),
+            (true, _) if counts(&backfill) => "events are counted".to_owned(),
             (true, _) if backfill.to_be_emptied().is_some() => "the sink is being emptied".to_owned(),
             (true, _) => waits(client, Some(&backfill)).await?.unwrap_or_default(),
         });

@@ -89,31 +89,55 @@ async fn required(config: &Config, client: &Client) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Where each sink stands against the slot that feeds it, as a start would judge it. Nothing where there is no slot to judge
-/// by, or no WAL of the server's own: that has a finding of its own.
-async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Finding> {
-    let Ok((history_id, timelines)) = history::find(&config.postgres, client).await else {
-        return Vec::new();
-    };
-    let Ok(start) = history::confirmed(&config.postgres, client).await else { return Vec::new() };
-    if State::new(config.postgres.clone()).wal_end().await.is_err() {
-        return Vec::new();
-    }
-    let lanes = match lanes::lanes(client, history_id.uuid).await {
-        Ok(lanes) => lanes,
-        Err(error) => return vec![Finding::failed("sink.lane", "lanes", &error)],
-    };
-    let mut findings = lane_findings(&lanes, &sinks);
+/// How a sink stands to the slot that feeds it.
+pub(super) struct Standing {
+    /// The sink.
+    pub target: Box<dyn SinkAdmin>,
+    /// As that slot's stream would begin.
+    pub session: Session,
+    /// As a start would judge it.
+    pub judged: Result<Resume>,
+    slot: &'static str,
+}
+
+/// Where each sink stands, but those whose own slot is lost: there is nothing to judge them by. An error where the server has no
+/// such slot.
+pub(super) async fn standings(config: &Config, client: &Client, sinks: Sinks) -> Result<Vec<Standing>> {
+    let (history_id, timelines) = history::find(&config.postgres, client).await?;
+    let start = history::confirmed(&config.postgres, client).await?;
+    let lanes = lanes::lanes(client, history_id.uuid).await?;
     let session = Session { history_id, fencing_token: 0, timelines, start, settled_timeline: 0 };
     let stands = sinks.into_iter().filter(|sink| sink.guarantee().keeps_checkpoint()).filter_map(|sink| {
         let (session, slot) = match lanes.iter().find(|lane| lane.open && lane.sink == sink.name()) {
-            // lost, there is nothing to judge by
             Some(lane) => (Session { start: lane.confirmed?, ..session.clone() }, "its own slot"),
             None => (session.clone(), "the slot"),
         };
-        Some(position(config, sink, session, slot))
+        Some(stands(config, sink, session, slot))
     });
-    findings.extend(join_all(stands).await);
+    Ok(join_all(stands).await)
+}
+
+async fn stands(
+    config: &Config,
+    mut target: Box<dyn SinkAdmin>,
+    session: Session,
+    slot: &'static str,
+) -> Standing {
+    let judged = judge(config, target.as_mut(), &session).await;
+    Standing { target, session, judged, slot }
+}
+
+/// The same, told. Nothing where there is no slot to judge by, or no WAL of the server's own: that has a finding of its own.
+async fn positions(config: &Config, client: &Client, sinks: Sinks) -> Vec<Finding> {
+    let Ok((history_id, _)) = history::find(&config.postgres, client).await else { return Vec::new() };
+    if State::new(config.postgres.clone()).wal_end().await.is_err() {
+        return Vec::new();
+    }
+    let mut findings = match lanes::lanes(client, history_id.uuid).await {
+        Ok(lanes) => lane_findings(&lanes, &sinks),
+        Err(error) => vec![Finding::failed("sink.lane", "lanes", &error)],
+    };
+    findings.extend(standings(config, client, sinks).await.into_iter().flatten().map(position));
     findings
 }
 
@@ -138,9 +162,10 @@ async fn room_for_lanes(config: &Config, client: &Client) -> Option<Finding> {
     )
 }
 
-async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: Session, slot: &str) -> Finding {
-    let (id, subject) = ("sink.position", format!("position of {}", sink.name()));
-    match judge(config, &mut *sink, &session).await {
+fn position(standing: Standing) -> Finding {
+    let Standing { target, session, judged, slot } = standing;
+    let (id, subject) = ("sink.position", format!("position of {}", target.name()));
+    match judged {
         Ok(Resume::From(checkpoint)) => Finding::ok(
             id,
             subject,
@@ -152,9 +177,9 @@ async fn position(config: &Config, mut sink: Box<dyn SinkAdmin>, session: Sessio
             format!("nothing yet: it begins at the confirmed LSN of {slot}, {}", checkpoint.durable_lsn),
         ),
         Ok(Resume::Refused(refusal)) => {
-            let rebuild = sink.id().rebuild_command().filter(|_| refusal.needs_fresh_start());
-            let error = refusal.into_error(sink.id(), &session);
-            let fix = rebuild.unwrap_or(error.advice()).to_owned();
+            let command = refusal.command(target.id());
+            let error = refusal.into_error(target.id(), &session);
+            let fix = command.unwrap_or(error.advice()).to_owned();
             Finding::fail(error.code(), id, subject, error.chain(), fix)
         }
         Err(error) => Finding::failed(id, subject, &error),

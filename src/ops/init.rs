@@ -9,7 +9,6 @@ use crate::error::{Class, Code, Error, Result};
 use crate::finding;
 use crate::lsn::HistoryId;
 use crate::ops::{backfill, rebuild};
-use crate::sink;
 use crate::sinks;
 use crate::source::migrations::{self, MIGRATIONS};
 use crate::source::role::{self, Made};
@@ -41,13 +40,8 @@ pub async fn init(config: &Config, with_history: bool) -> Result<()> {
 
 /// Has each sink get the rows that were there before, once.
 async fn bring_history(config: &Config, state: &mut State, history_id: &HistoryId) -> Result<()> {
-    let client = state.client().await?;
-    if config.pipeline.sinks.iter().any(|sink| sink == sink::redis::NAME.as_str())
-        && !rebuild::counts_history(config, client, history_id).await?
-    {
-        rebuild::redis(config, true).await?;
-    }
-    backfill::begin_once(config, client, history_id).await
+    rebuild::count_history(config, history_id).await?;
+    backfill::begin_once(config, state.client().await?, history_id).await
 }
 
 /// Applies the migrations that this database does not have yet, each in a transaction.

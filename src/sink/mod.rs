@@ -6,6 +6,7 @@
 
 pub mod queue;
 pub mod read_back;
+pub mod recount;
 pub mod retry;
 pub mod breaker;
 pub mod erasure;
@@ -26,6 +27,7 @@ use async_trait::async_trait;
 
 use self::erasure::{Subject, Traces};
 use self::read_back::ReadBack;
+use self::recount::Recount;
 pub use self::redis::reader::Reader as Leaderboards;
 use crate::batch::Batch;
 use crate::error::Result;
@@ -154,6 +156,11 @@ pub trait SinkAdmin: SinkIdentity {
 
     /// What goes when it is emptied, in words; `None` where it is not filled anew row by row.
     fn would_go(&self) -> Option<String> {
+        None
+    }
+
+    /// What counts all events anew at a target that keeps sums of them; `None` where rows are brought one by one.
+    fn recount(&self) -> Option<Box<dyn Recount>> {
         None
     }
 

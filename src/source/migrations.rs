@@ -22,6 +22,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (13, "dead_letter_retention", include_str!("../../migrations/0013_dead_letter_retention.sql")),
     (14, "backfill", include_str!("../../migrations/0014_backfill.sql")),
     (15, "rebuild", include_str!("../../migrations/0015_rebuild.sql")),
+    (16, "recount", include_str!("../../migrations/0016_recount.sql")),
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");

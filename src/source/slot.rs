@@ -11,8 +11,9 @@ use crate::event::place::{Place, Places};
 use crate::event::zone::Zone;
 use crate::lsn::Lsn;
 use crate::pgoutput::Column;
+use crate::resume::RESYNC;
 use crate::source::PostgresConfig;
-use crate::source::quote::{identifier, literal};
+use crate::source::quote::identifier;
 use crate::source::server_error::{Asked, WAL_LEVEL};
 use crate::source::sql::{self, get};
 
@@ -214,27 +215,14 @@ impl SlotFacts {
     }
 }
 
-/// What makes walcast forget a slot, as SQL; `walcast init` makes a new one then.
-pub fn forget(slot: &str) -> String {
-    let slot = literal(slot);
-    format!(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}; \
-         DELETE FROM walcast.slot WHERE slot = {slot}"
-    )
-}
-
 fn slot_lost(config: &PostgresConfig, reason: &str) -> Error {
     let mend = match reason {
         "idle_timeout" => "raise idle_replication_slot_timeout",
         "rows_removed" | "wal_level_insufficient" => "see PostgreSQL's log",
         _ => "raise max_slot_wal_keep_size",
     };
-    Error::new(Code::SlotInvalidated, format!("slot {} can deliver no more ({reason})", config.slot)).hint(
-        format!(
-            "{mend}; bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
-            forget(&config.slot)
-        ),
-    )
+    Error::new(Code::SlotInvalidated, format!("slot {} can deliver no more ({reason})", config.slot))
+        .hint(format!("{mend}; {RESYNC}"))
 }
 
 /// The publication, if there is one of that name.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{Json, ToSql};
-use tokio_postgres::{Client, Row, Transaction};
+use tokio_postgres::{Client, GenericClient, Row, Transaction};
 use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
@@ -64,14 +64,20 @@ pub enum RebuildStep {
     Marked,
     /// Its target holds nothing but the checkpoint `begins`.
     Emptied,
+    /// It keeps sums: it has stopped, and all events are counted anew.
+    Counting,
+    /// Its target holds the sums of all events, and goes on from there.
+    Counted,
 }
 
 impl RebuildStep {
-    const ALL: [(RebuildStep, &str); 4] = [
+    const ALL: [(RebuildStep, &str); 6] = [
         (RebuildStep::Asked, "asked"),
         (RebuildStep::Stopped, "stopped"),
         (RebuildStep::Marked, "marked"),
         (RebuildStep::Emptied, "emptied"),
+        (RebuildStep::Counting, "counting"),
+        (RebuildStep::Counted, "counted"),
     ];
 
     /// As it is stored.
@@ -81,11 +87,11 @@ impl RebuildStep {
 }
 
 impl Backfill {
-    /// The sink whose target is still to be emptied.
+    /// The sink whose target is still to be emptied, or is being filled with sums.
     pub fn to_be_emptied(&self) -> Option<(&str, RebuildStep)> {
         let step = self.rebuild.as_ref()?.step;
         let sink = self.sinks.first()?;
-        (self.state.is_open() && step < RebuildStep::Emptied).then_some((sink.as_str(), step))
+        (self.state.is_open() && step != RebuildStep::Emptied).then_some((sink.as_str(), step))
     }
 
     /// Whether its sink has nothing of before it: it was emptied for this one.
@@ -97,6 +103,8 @@ impl Backfill {
 /// What a backfill does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackfillState {
+    /// It begins when those before it have ended.
+    Waiting,
     /// Rows are sent as the sinks take them.
     Running,
     /// It waits for somebody to let it go on.
@@ -108,12 +116,18 @@ pub enum BackfillState {
 }
 
 impl BackfillState {
-    const ALL: [BackfillState; 4] =
-        [BackfillState::Running, BackfillState::Paused, BackfillState::Cancelled, BackfillState::Done];
+    const ALL: [BackfillState; 5] = [
+        BackfillState::Waiting,
+        BackfillState::Running,
+        BackfillState::Paused,
+        BackfillState::Cancelled,
+        BackfillState::Done,
+    ];
 
     /// As it is stored.
     pub fn as_str(self) -> &'static str {
         match self {
+            BackfillState::Waiting => "waiting",
             BackfillState::Running => "running",
             BackfillState::Paused => "paused",
             BackfillState::Cancelled => "cancelled",
@@ -121,9 +135,14 @@ impl BackfillState {
         }
     }
 
-    /// Whether it may still send rows.
+    /// Whether it is the one that sends rows, or may.
     pub fn is_open(self) -> bool {
         matches!(self, BackfillState::Running | BackfillState::Paused)
+    }
+
+    /// Whether rows of it are still to come.
+    pub fn is_to_come(self) -> bool {
+        self.is_open() || self == BackfillState::Waiting
     }
 }
 
@@ -194,31 +213,35 @@ fn read(row: &Row) -> Result<Backfill> {
 }
 
 /// Puts a new one in. An error when another is open.
-pub async fn begin(client: &Client, history_id: &HistoryId, backfill: &Backfill) -> Result<()> {
+pub async fn begin(client: &impl GenericClient, history_id: &HistoryId, backfill: &Backfill) -> Result<()> {
+    put(client, history_id, backfill, "'running'").await
+}
+
+/// Puts a new one in, which begins when those before it have ended.
+pub async fn queue(client: &impl GenericClient, history_id: &HistoryId, backfill: &Backfill) -> Result<()> {
+    let state = "CASE WHEN EXISTS (SELECT FROM walcast.backfill
+         WHERE history_id = $2 AND state IN ('waiting', 'running', 'paused')) THEN 'waiting' ELSE 'running' END";
+    put(client, history_id, backfill, state).await
+}
+
+async fn put(
+    client: &impl GenericClient,
+    history_id: &HistoryId,
+    backfill: &Backfill,
+    state: &str,
+) -> Result<()> {
     let Backfill { id, sinks, since, until, rows_per_second, last_id, estimated_rows, .. } = backfill;
-    let insert = "INSERT INTO walcast.backfill
-           (id, history_id, sinks, since, until, rows_per_second, last_id, estimated_rows, rebuild)
-         VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6, $7, $8, $9)";
+    let insert = format!(
+        "INSERT INTO walcast.backfill
+           (id, history_id, sinks, since, until, rows_per_second, last_id, estimated_rows, rebuild, created_at, state)
+         VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6, $7, $8, $9, clock_timestamp(), {state})"
+    );
     let rows_per_second = rows_per_second.map(u32::cast_signed);
     let estimated_rows = estimated_rows.cast_signed();
     let rebuild = backfill.rebuild.as_ref().map(|rebuild| rebuild.step.as_str());
-    let inserted = client
-        .execute(
-            insert,
-            &[
-                id,
-                &history_id.uuid,
-                sinks,
-                since,
-                until,
-                &rows_per_second,
-                last_id,
-                &estimated_rows,
-                &rebuild,
-            ],
-        )
-        .await;
-    match inserted {
+    let parameters: [&(dyn ToSql + Sync); 9] =
+        [id, &history_id.uuid, sinks, since, until, &rows_per_second, last_id, &estimated_rows, &rebuild];
+    match client.execute(&insert, &parameters).await {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(Error::new(
             Code::BackfillOpen,
@@ -231,6 +254,17 @@ pub async fn begin(client: &Client, history_id: &HistoryId, backfill: &Backfill)
     }
 }
 
+/// Lets the oldest of those that wait begin, unless another is open. Whether one waited.
+pub async fn begin_next(client: &Client, all: &[Backfill]) -> Result<bool> {
+    if all.iter().any(|one| one.state.is_open()) {
+        return Ok(false);
+    }
+    let Some(next) = all.iter().find(|one| one.state == BackfillState::Waiting) else { return Ok(false) };
+    let update = "UPDATE walcast.backfill SET state = 'running', changed_at = now() WHERE id = $1 AND state = 'waiting'";
+    client.execute(update, &[&next.id]).await.map_err(sql::error)?;
+    Ok(true)
+}
+
 /// Notes that a sink counts the rows of before walcast from now on, although nobody sent them one by one.
 pub async fn counted(
     transaction: &Transaction<'_>,
@@ -239,7 +273,8 @@ pub async fn counted(
     (last_id, rows): (i64, u64),
 ) -> Result<()> {
     let (sinks, rows) = ([sink], rows.cast_signed());
-    let forget = "DELETE FROM walcast.backfill WHERE history_id = $1 AND sinks = $2::text[]";
+    let forget =
+        "DELETE FROM walcast.backfill WHERE history_id = $1 AND sinks = $2::text[] AND rebuild IS NULL";
     transaction.execute(forget, &[&history_id.uuid, &&sinks[..]]).await.map_err(sql::error)?;
     let insert = "INSERT INTO walcast.backfill
            (id, history_id, sinks, last_id, done_id, row_count, estimated_rows, state)
@@ -248,6 +283,29 @@ pub async fn counted(
         .execute(insert, &[&history_id.uuid, &&sinks[..], &last_id, &rows])
         .await
         .map_err(sql::error)?;
+    Ok(())
+}
+
+/// Up to which id a sink that keeps sums counts the rows of before walcast; `None` where it does not.
+pub async fn counts_before(client: &Client, history_id: &HistoryId, sinks: &[String]) -> Result<Option<i64>> {
+    let all = list(client, history_id).await?;
+    let counts = |one: &&Backfill| one.rebuild.is_none() && one.sinks.iter().any(|sink| sinks.contains(sink));
+    Ok(all.iter().find(counts).map(|one| one.last_id))
+}
+
+/// So many events are counted by now.
+pub async fn counts(client: &Client, backfill: &Backfill, events: u64) -> Result<()> {
+    let update = "UPDATE walcast.backfill SET row_count = $2, changed_at = now() WHERE id = $1 AND rebuild = 'counting'";
+    client.execute(update, &[&backfill.id, &events.cast_signed()]).await.map_err(sql::error)?;
+    Ok(())
+}
+
+/// All events are counted.
+pub async fn recounted(transaction: &Transaction<'_>, backfill: &Backfill, events: u64) -> Result<()> {
+    let update =
+        "UPDATE walcast.backfill SET rebuild = 'counted', state = 'done', row_count = $2, changed_at = now()
+       WHERE id = $1";
+    transaction.execute(update, &[&backfill.id, &events.cast_signed()]).await.map_err(sql::error)?;
     Ok(())
 }
 
@@ -265,7 +323,7 @@ pub async fn turn(
 }
 
 /// The sink whose target is to be emptied, as an earlier life has left it. One that had stopped is to have a lane, which keeps
-/// what follows; where there is none, it begins once more.
+/// what follows; where there is none, it begins once more, and so does one whose sums were being counted.
 pub async fn take_over(
     state: &mut State,
     session: &Session,
@@ -274,7 +332,7 @@ pub async fn take_over(
     let Some(open) = open(state.client().await?, &session.history_id).await? else { return Ok(None) };
     let Some((sink, was)) = open.to_be_emptied() else { return Ok(None) };
     let kept = lanes.iter().any(|lane| lane.sink == sink && !lane.given_up);
-    let step_now = if kept { was } else { RebuildStep::Asked };
+    let step_now = if kept && was != RebuildStep::Counting { was } else { RebuildStep::Asked };
     if step_now != was {
         let transaction = state.guarded(session).await?;
         step(&transaction, &open, step_now).await?;
@@ -316,7 +374,8 @@ pub async fn marking(
 /// Whether rows are marked now.
 pub async fn marks_since(client: &Client, history_id: &HistoryId) -> Result<bool> {
     let open = open(client, history_id).await?;
-    Ok(open.and_then(|open| open.rebuild).is_some_and(|rebuild| rebuild.step >= RebuildStep::Marked))
+    let marks = |step| matches!(step, RebuildStep::Marked | RebuildStep::Emptied);
+    Ok(open.and_then(|open| open.rebuild).is_some_and(|rebuild| marks(rebuild.step)))
 }
 
 /// The rows up to `to` go out with this transaction, if nobody has sent them, and it is still to run.

@@ -11,6 +11,7 @@ use crate::event::place::{Place, Places};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
 use crate::lsn::{HistoryId, Lsn, Timelines};
+use crate::resume::RESYNC;
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::slot::Publication;
@@ -110,12 +111,37 @@ async fn look_for_fault(config: &PostgresConfig, client: &tokio_postgres::Client
     publication(config, client).await.map(drop)
 }
 
+/// Whether this database has walcast's schema.
+pub async fn is_kept(client: &tokio_postgres::Client) -> Result<bool> {
+    let there = client.query_one("SELECT to_regclass('walcast.slot') IS NOT NULL", &[]).await;
+    sql::get(&there.map_err(sql::error)?, 0)
+}
+
+/// Drops the slot and those of its lanes, and forgets what walcast knew of them, but for dead letters: nobody may read them. Done
+/// again, it does nothing.
+pub async fn forget(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<()> {
+    if slot::facts(client, &config.slot).await?.is_some() {
+        slot::drop(client, &config.slot).await?;
+    }
+    if !is_kept(client).await? {
+        return Ok(());
+    }
+    let Some(known) = known(client, &config.slot).await? else { return Ok(()) };
+    let lanes = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+       WHERE starts_with(slot_name::text, $1) AND NOT active";
+    client.execute(lanes, &[&super::lanes::prefix(known.history_id)]).await.map_err(sql::error)?;
+    // what they belong to last: until then this can be done again
+    for table in ["lane", "progress", "sink", "event_mark", "content_version", "slot"] {
+        let delete = format!("DELETE FROM walcast.{table} WHERE history_id = $1");
+        client.execute(&delete, &[&known.history_id]).await.map_err(sql::error)?;
+    }
+    Ok(())
+}
+
 /// Of a slot whose row is gone.
 pub(super) fn forgotten(slot: &str) -> Error {
-    Error::new(Code::HistoryForgotten, format!("walcast.slot no longer knows slot {slot}")).hint(format!(
-        "somebody made walcast forget it: see whether that was meant, then {}, and run `walcast init`",
-        slot::forget(slot)
-    ))
+    Error::new(Code::HistoryForgotten, format!("walcast.slot no longer knows slot {slot}"))
+        .hint(format!("somebody made walcast forget it: see whether that was meant; {RESYNC}"))
 }
 
 /// The history id of the configured slot, when there is one, and the timelines before its own; changes nothing. Kind
@@ -197,7 +223,7 @@ async fn judge(
     }
     let known = known(client, &config.slot).await?;
     if let Some(known) = known.as_ref().filter(|known| known.ready) {
-        check_system(known, identity, config)?;
+        check_system(known, identity)?;
         check_timeline(known, identity, timelines)?;
     }
     match (known, facts) {
@@ -242,17 +268,14 @@ async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Kno
 }
 
 /// Looked at before the slot: a database restored elsewhere has none, and that is not what is wrong with it.
-fn check_system(known: &Known, identity: &SystemIdentity, config: &PostgresConfig) -> Result<()> {
+fn check_system(known: &Known, identity: &SystemIdentity) -> Result<()> {
     let (theirs, ours) = (&known.system_id, &identity.system_id);
     if theirs == ours {
         return Ok(());
     }
     let message = format!("walcast.slot is of system {theirs}, this server is {ours}");
-    Err(Error::new(Code::OtherCluster, message).hint(format!(
-        "this database was restored from another cluster: {}, then `walcast init`; the sinks need fresh targets, or \
-         to be brought level with it",
-        slot::forget(&config.slot)
-    )))
+    Err(Error::new(Code::OtherCluster, message)
+        .hint(format!("if this database was restored from another cluster, {RESYNC}")))
 }
 
 /// Its own timeline, or one that it grew out of; how far each checkpoint of that one counts is for the checkpoint to say.
@@ -284,10 +307,8 @@ fn check_publication(
         "publication {}, or a table in it, was dropped (and perhaps put back) after slot {} was made",
         config.publication, config.slot
     );
-    Err(Error::new(Code::PublicationChanged, message).hint(format!(
-        "the slot cannot read past that place: bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
-        slot::forget(&config.slot)
-    )))
+    Err(Error::new(Code::PublicationChanged, message)
+        .hint(format!("the slot cannot read past that place: {RESYNC}")))
 }
 
 fn no_publication(config: &PostgresConfig) -> Error {
@@ -306,10 +327,7 @@ fn slot_gone(known: &Known, config: &PostgresConfig) -> Error {
             known.wal_end
         ),
     )
-    .hint(format!(
-        "bring the sinks level with PostgreSQL, then {}, and run `walcast init`",
-        slot::forget(&config.slot)
-    ))
+    .hint(RESYNC)
 }
 
 fn slot_not_ours(config: &PostgresConfig) -> Error {
@@ -321,7 +339,7 @@ fn slot_not_ours(config: &PostgresConfig) -> Error {
         ),
     )
     .hint(format!(
-        "choose another postgres.slot, or drop it: SELECT pg_drop_replication_slot({})",
+        "choose another postgres.slot, or drop it: SELECT pg_drop_replication_slot({}); if walcast's schema was lost, {RESYNC}",
         quote::literal(&config.slot)
     ))
 }
@@ -344,11 +362,12 @@ async fn create(
         timeline: identity.timeline,
         slot: config.slot.clone(),
     };
+    // beyond whatever a target has seen of a slot of this name that is forgotten: no instance starts a million times a second
     client
         .execute(
             "INSERT INTO walcast.slot (slot, history_id, system_id, timeline, publication, publication_oid, published_entries,
-               state)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 'in progress')
+               state, fencing_token)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 'in progress', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
              ON CONFLICT (slot) DO UPDATE SET history_id = $2, system_id = $3, timeline = $4, publication = $5,
                publication_oid = $6, published_entries = $7, state = 'in progress', consistent_point = NULL,
                snapshot = NULL",
@@ -468,10 +487,9 @@ mod tests {
             let judged = check_timeline(&known(timeline), &identity, &timelines);
             assert_eq!(judged.err().map(|error| error.code()), code, "{timeline}");
         }
-        let config = PostgresConfig::default();
-        assert!(check_system(&known(3), &identity, &config).is_ok());
+        assert!(check_system(&known(3), &identity).is_ok());
         let elsewhere = SystemIdentity { system_id: "8".into(), ..identity };
-        let refused = check_system(&known(3), &elsewhere, &config);
+        let refused = check_system(&known(3), &elsewhere);
         assert_eq!(refused.err().map(|error| error.code()), Some(Code::OtherCluster));
         assert_eq!(forgotten("w").code(), Code::HistoryForgotten);
     }

@@ -7,6 +7,7 @@ pub mod extra;
 pub mod history;
 pub mod lanes;
 pub mod marks;
+pub mod pre_existing;
 pub mod requests;
 
 use serde::Serialize;

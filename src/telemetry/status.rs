@@ -47,7 +47,8 @@ pub struct BackfillLine {
     pub rows: u64,
     /// About how many there are.
     pub estimated_rows: u64,
-    /// Where the only sink is filled anew: asked, stopped or marked until its target is emptied, then emptied.
+    /// Where the only sink is filled anew: asked, stopped or marked until its target is emptied, then emptied; counting for one that
+    /// keeps sums.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<String>,
 }

@@ -56,7 +56,7 @@ async fn without_its_publication_nothing_starts() {
             ),
         )
         .await;
-        world.walcast(["run"]).await.expect(4, &["WC-413", "put back", "walcast init"]);
+        world.walcast(["run"]).await.expect(4, &["WC-413", "put back", "walcast resync"]);
         assert_eq!(world.confirmed_lsn().await, before, "nothing was skipped on {version}");
     }
 }

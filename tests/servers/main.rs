@@ -29,6 +29,7 @@ mod origins;
 mod payloads;
 mod privacy;
 mod rebuild;
+mod resync;
 mod redis;
 mod replays;
 mod rights;

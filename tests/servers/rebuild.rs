@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 use walcast::source::sql;
 
+use crate::support::hold::Hold;
 use crate::support::running::Running;
 use crate::support::world::World;
 use crate::support::{fresh_database, postgres, run, wait_until};
 
 /// A world with so many events before `walcast init`, and its client.
-async fn with_history(events: i64, sinks: &str) -> (World, Client) {
+pub async fn with_history(events: i64, sinks: &str) -> (World, Client) {
     let world = World::new(fresh_database(postgres()).await).await;
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, include_str!("../../migrations/0001_source.sql")).await;
@@ -25,7 +26,7 @@ async fn ids(world: &World) -> Vec<i64> {
 }
 
 /// Kafka has the events 1 to `events`, each once.
-async fn kafka_has(world: &World, events: i64) {
+pub async fn kafka_has(world: &World, events: i64) {
     wait_until("Kafka has all", async || ids(world).await.len() as i64 >= events).await;
     let ids = ids(world).await;
     let distinct: BTreeSet<i64> = ids.iter().copied().collect();
@@ -33,15 +34,15 @@ async fn kafka_has(world: &World, events: i64) {
     assert_eq!(ids.len() as i64, events, "Kafka has an event twice");
 }
 
-async fn bigquery_has(world: &World, events: i64) {
+pub async fn bigquery_has(world: &World, events: i64) {
     wait_until("BigQuery has all", async || world.bigquery_count().await as i64 >= events).await;
     let mut ids = world.bigquery_ids().await;
     ids.sort_unstable();
     assert_eq!(ids, (1..=events).collect::<Vec<_>>(), "BigQuery has other events");
 }
 
-async fn is_done(client: &Client) {
-    let open = "SELECT count(*) FROM walcast.backfill WHERE state IN ('running', 'paused')";
+pub async fn is_done(client: &Client) {
+    let open = "SELECT count(*) FROM walcast.backfill WHERE state IN ('waiting', 'running', 'paused')";
     wait_until("it is done", async || client.query_one(open, &[]).await.unwrap().get::<_, i64>(0) == 0).await;
 }
 
@@ -185,6 +186,104 @@ async fn a_crash_while_bigquery_is_filled_anew_loses_and_doubles_nothing() {
     a_crash_at_any_step_loses_and_doubles_nothing("redis,bigquery", "bigquery", &steps).await;
 }
 
+/// What Redis counts is counted anew while Kafka goes on, with what was there before if that is asked for.
+#[tokio::test]
+async fn redis_is_counted_anew_and_the_other_sinks_go_on() {
+    let (world, client) = with_history(20, "kafka,redis").await;
+    let hold = Hold::open();
+    let running = world.with("FAILPOINTS", &hold.at("redis_rebuild_after_clear")).start().await;
+    world.insert_events(20).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 20).await;
+    let mut redis = world.redis().await;
+    let mine: Vec<String> = redis::cmd("KEYS").arg("engagement:*:20*").query_async(&mut redis).await.unwrap();
+    let _: i64 =
+        redis::cmd("HINCRBY").arg(&mine[0]).arg("plays").arg(7).query_async(&mut redis).await.unwrap();
+    world.walcast(["verify"]).await.expect(2, &["redis: different"]);
+    hold.close();
+    world.walcast(["rebuild", "redis", "--detach"]).await.expect(0, &["walcast backfill status"]);
+    hold.reached().await;
+    world.insert_events(10).await;
+    wait_until("Kafka goes on", async || ids(&world).await.len() == 30).await;
+    world.walcast(["backfill", "status"]).await.expect(0, &["events counted for redis"]);
+    world.walcast(["backfill", "cancel"]).await.expect(2, &["WC-254", "is being emptied"]);
+    world.walcast(["rebuild", "redis"]).await.expect(2, &["another backfill is open"]);
+    world
+        .walcast(["verify", "--wait-seconds", "1"])
+        .await
+        .expect(1, &["WC-341", "redis is being filled anew"]);
+    hold.release();
+    is_done(&client).await;
+    world.walcast(["backfill", "status"]).await.expect(0, &["redis holds 20 events, counted anew"]);
+    wait_until("Redis has what came meanwhile", async || world.redis_plays().await == 30).await;
+    world.verify().await;
+    // the rows of before count from now on, and so they do after whatever comes
+    for rebuild in [&["rebuild", "redis", "--with-history"][..], &["rebuild", "redis"]] {
+        world.walcast(rebuild.iter().copied()).await.expect(0, &["redis holds 50 events, counted anew"]);
+        world.insert_events(1).await;
+        run(&client, "DELETE FROM engagement_events WHERE id = (SELECT max(id) FROM engagement_events)")
+            .await;
+        wait_until("Redis is fed again", async || world.redis_plays().await == 51).await;
+    }
+    world.no_lane_is_left().await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_crash_while_redis_is_counted_anew_loses_and_doubles_nothing() {
+    let (world, client) = with_history(5_000, "kafka,redis").await;
+    let steps = [
+        "lane_before_record",
+        "lane_after_copy",
+        "lane_after_open",
+        "redis_rebuild_after_begin",
+        "redis_rebuild_after_clear",
+        "redis_rebuild_after_write",
+        "redis_rebuild_before_checkpoint",
+        "redis_rebuild_after_checkpoint",
+        "recount_before_commit",
+        "lane_joining",
+        "lane_before_drop",
+    ];
+    let running = world.start().await;
+    world.insert_events(1_000).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 1_000).await;
+    world.walcast(["rebuild", "redis", "--with-history", "--detach"]).await.expect(0, &[]);
+    // what it has begun is done by the next
+    running.kill().await;
+    let mut events = 6_000;
+    for step in steps {
+        let mut crashes = world.with("FAILPOINTS", &format!("{step}=return")).spawn();
+        world.insert_events(10).await;
+        events += 10;
+        assert_eq!(crashes.ended().await, None, "{step} is not reached: {}", crashes.log.lock().await);
+    }
+    let running = world.start().await;
+    is_done(&client).await;
+    world.insert_events(10).await;
+    wait_until("Redis has all", async || world.redis_plays().await == events + 10).await;
+    world.no_lane_is_left().await;
+    world.verify().await;
+    running.stop().await;
+}
+
+/// The walcast that runs is not the one that was meant: it says so, and goes on.
+#[tokio::test]
+async fn a_sink_that_the_running_walcast_does_not_have_is_told() {
+    let (world, client) = with_history(10, "kafka,redis").await;
+    let running = world.with("PIPELINE_SINKS", "redis").start().await;
+    world.walcast(["rebuild", "kafka", "--yes", "--detach"]).await.expect(0, &[]);
+    let told = "kafka is to be filled anew, and this walcast does not have it";
+    wait_until("it is told", async || running.log.lock().await.contains(told)).await;
+    world.insert_events(10).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 10).await;
+    assert!(!running.log.lock().await.contains("WC-306"), "it did not begin again");
+    running.stop().await;
+    let running = world.start().await;
+    is_done(&client).await;
+    kafka_has(&world, 20).await;
+    running.stop().await;
+}
+
 /// With no other sink to go on, walcast begins again with it, and one that has ended begins with it.
 #[tokio::test]
 async fn the_only_sink_is_filled_anew() {
@@ -205,6 +304,20 @@ async fn the_only_sink_is_filled_anew() {
     let running = world.start().await;
     is_done(&client).await;
     kafka_has(&world, 60).await;
+    world.verify().await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn redis_alone_is_counted_anew() {
+    let (world, _client) = with_history(20, "redis").await;
+    let running = world.start().await;
+    world.insert_events(20).await;
+    wait_until("Redis has what came", async || world.redis_plays().await == 20).await;
+    let redis = ["rebuild", "redis", "--with-history"];
+    world.walcast(redis).await.expect(0, &["redis holds 40 events, counted anew"]);
+    world.insert_events(10).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 50).await;
     world.verify().await;
     running.stop().await;
 }

@@ -205,23 +205,6 @@ async fn redis_that_has_lost_its_data_is_rebuilt_and_the_stream_goes_on() {
 }
 
 #[tokio::test]
-async fn a_running_walcast_is_shut_out_by_a_rebuild_and_goes_on_after_it() {
-    let world = World::initialised().await;
-    let mut running = world.start().await;
-    world.insert_events(300).await;
-    world.wait_until_all_hold(300).await;
-    let mut redis = world.redis().await;
-    let _: i64 =
-        redis::cmd("HINCRBY").arg("walcast:all").arg("x").arg(1).query_async(&mut redis).await.unwrap();
-    world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 300 events"]);
-    assert_eq!(running.ended().await, Some(5), "{}", running.log.lock().await);
-    let running = world.start().await;
-    world.insert_events(20).await;
-    expect_redis(&expect_clean(&world, 320).await);
-    running.stop().await;
-}
-
-#[tokio::test]
 async fn a_rebuild_is_refused_when_the_counters_are_anothers() {
     let world = World::initialised().await;
     let running = world.with("PIPELINE_SINKS", "kafka").start().await;

@@ -125,13 +125,14 @@ fn backfill(open: Option<&BackfillLine>) -> String {
         return String::new();
     };
     let (rows, about, sinks) = (grouped(*rows), grouped(*estimated_rows), sinks.join(", "));
-    let (what, step) = match rebuild.as_deref() {
-        None => ("backfill", String::new()),
-        Some("emptied") => ("rebuild", ", which was emptied".to_owned()),
-        Some(step) => ("rebuild", format!(", which is to be emptied ({step})")),
+    let (what, sent, step) = match rebuild.as_deref() {
+        None => ("backfill", "sent to", String::new()),
+        Some("emptied") => ("rebuild", "sent to", ", which was emptied".to_owned()),
+        Some("counting") => ("rebuild", "counted for", ", which was emptied".to_owned()),
+        Some(step) => ("rebuild", "sent to", format!(", which is to be emptied ({step})")),
     };
     format!(
-        "\n{what} (walcast backfill status)\n{state}  {rows} of about {about} rows sent to {sinks}{step}\n"
+        "\n{what} (walcast backfill status)\n{state}  {rows} of about {about} rows {sent} {sinks}{step}\n"
     )
 }
 

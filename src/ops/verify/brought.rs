@@ -66,7 +66,8 @@ impl BroughtTo {
 
     /// That of these sinks that is being filled anew.
     pub fn unfinished(&self, sinks: &[String]) -> Option<&str> {
-        let mut unfinished = self.backfills.iter().filter(|one| one.rebuild.is_some() && one.state.is_open());
+        let mut unfinished =
+            self.backfills.iter().filter(|one| one.rebuild.is_some() && one.state.is_to_come());
         unfinished.find_map(|one| one.sinks.iter().find(|sink| sinks.contains(sink))).map(String::as_str)
     }
 

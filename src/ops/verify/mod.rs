@@ -5,7 +5,6 @@
 //! partition by partition is compared. What a sink has beyond the point is left out by its commit LSN, so a
 //! pipeline under load is no hindrance.
 
-pub(super) mod pre_existing;
 mod brought;
 mod compare;
 mod events;
@@ -27,21 +26,21 @@ use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressS
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use crate::backfill::recount;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::place::Places;
 use crate::lsn::{HistoryId, Lsn, Position};
-use crate::ops::rebuild;
 use crate::sink::read_back::{Found, Part, ReadBack, ReadEvents};
 use crate::sinks;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
 use crate::state::marks::EventMarks;
+use crate::state::pre_existing::PreExisting;
 use crate::state::{extra, history};
 use brought::BroughtTo;
 use compare::{Context, Replayed, Side};
 use events::Events;
-use pre_existing::PreExisting;
 use record::Extras;
 use report::{Report, text_of};
 use spill::Spill;
@@ -71,7 +70,7 @@ pub async fn verify(config: &Config, options: &Options) -> Result<ExitCode> {
     let config = &of_these(config, &options.sinks)?;
     let client = sql::connect(&config.postgres).await?;
     let (history_id, _) = history::find(&config.postgres, &client).await?;
-    let places = rebuild::readable(&config.postgres, &client).await?;
+    let places = recount::readable(&config.postgres, &client).await?;
     let waiting = progress.line("waiting for the transactions that write now");
     wait::until_rebuilt(&config.pipeline.sinks, &client, &history_id, options.wait).await?;
     let snapshot = Snapshot::take(&config.postgres).await?;

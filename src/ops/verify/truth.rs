@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use super::brought::BroughtTo;
 use super::compare::{Replayed, ReplayedLetter};
-use super::pre_existing::{PreExisting, Xid};
 use super::record::{ANY_PARTITION, Extras, Record, extra_hash, flag, text_hash};
 use super::spill::Spill;
 use super::sums::Sums;
@@ -29,6 +28,7 @@ use crate::quote::identifier;
 use crate::sink::read_back::{Part, PartitionOf, Sample};
 use crate::source::{rows, slot, sql};
 use crate::state::marks::EventMarks;
+use crate::state::pre_existing::{PreExisting, Xid};
 use crate::transform::content_cache::ContentCache;
 
 const BEFORE_ALL: Position = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };

@@ -59,8 +59,9 @@ pub async fn until_rebuilt(
 ) -> Result<()> {
     let began = Instant::now();
     loop {
-        let open = backfills::open(client, history_id).await?.filter(|open| open.rebuild.is_some());
-        let sink = open.and_then(|open| open.sinks.into_iter().find(|sink| sinks.contains(sink)));
+        let all = backfills::list(client, history_id).await?;
+        let mut to_come = all.into_iter().filter(|one| one.rebuild.is_some() && one.state.is_to_come());
+        let sink = to_come.find_map(|one| one.sinks.into_iter().find(|sink| sinks.contains(sink)));
         let Some(sink) = sink else { return Ok(()) };
         if began.elapsed() >= within {
             return Err(being_rebuilt(&sink));

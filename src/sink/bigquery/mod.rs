@@ -59,7 +59,7 @@ use crate::state::State;
 use crate::telemetry::delivery::LATENCY_OBJECTIVE;
 
 /// The name in configuration, metrics and state.
-pub const NAME: SinkName = SinkName::new("bigquery").rebuilt_beside_by("walcast rebuild bigquery");
+pub const NAME: SinkName = SinkName::new("bigquery").rebuilt_by("walcast rebuild bigquery");
 const GUARANTEE: Guarantee = Guarantee::ExactlyOnce("one row an event, visible in whole batches");
 const TICK_EVERY: Duration = Duration::from_millis(500);
 

@@ -62,7 +62,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 
 /// The name in configuration, metrics and state.
-pub const NAME: SinkName = SinkName::new("http").rebuilt_beside_by("walcast rebuild http");
+pub const NAME: SinkName = SinkName::new("http").rebuilt_by("walcast rebuild http");
 const GUARANTEE: Guarantee =
     Guarantee::AtLeastOnce("every repeat of an event has the same id; per content in commit order");
 /// How long an answer may count only in memory.

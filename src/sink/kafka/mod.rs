@@ -42,7 +42,7 @@ use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity
 use crate::state::State;
 
 /// The name in configuration and metrics.
-pub const NAME: SinkName = SinkName::new("kafka").rebuilt_beside_by("walcast rebuild kafka");
+pub const NAME: SinkName = SinkName::new("kafka").rebuilt_by("walcast rebuild kafka");
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("for readers with isolation.level=read_committed; per content in commit order");
 

@@ -35,8 +35,8 @@ mod packed;
 mod pages;
 pub mod read_back;
 pub mod reader;
-mod rebuild;
 mod recent;
+mod recount;
 mod counters;
 pub mod window;
 
@@ -48,7 +48,7 @@ use async_trait::async_trait;
 pub use config::{Durability, RedisConfig};
 use connection::Connection;
 use live::Live;
-pub use rebuild::Rebuild;
+use recount::RecountRedis;
 
 use crate::batch::Batch;
 use crate::error::{Code, Error, Result};
@@ -56,6 +56,7 @@ use crate::lsn::{Checkpoint, Session, StoredCheckpoint};
 use crate::resume::SinkName;
 use crate::sink::erasure::{Subject, Traces};
 use crate::sink::read_back::ReadBack;
+use crate::sink::recount::Recount;
 use crate::sink::{BatchPolicy, Finding, Guarantee, Sink, SinkAdmin, SinkIdentity, Verdict, Written};
 
 /// The name in configuration, metrics and state.
@@ -188,6 +189,10 @@ impl SinkAdmin for RedisSink {
 
     fn read_back(&self) -> ReadBack {
         ReadBack::Sums(Box::new(read_back::ReadRedis::new(self.config.clone())))
+    }
+
+    fn recount(&self) -> Option<Box<dyn Recount>> {
+        Some(Box::new(RecountRedis::new(self.config.clone())))
     }
 
     async fn peek(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>> {

@@ -49,8 +49,9 @@ function showBackfill(open) {
   if (!open) return;
   const { state, sinks, rows, estimated_rows: about, rebuild } = open;
   const what = rebuild ? "Rebuild" : "Backfill";
-  const step = rebuild && rebuild !== "emptied" ? ", which is being emptied" : "";
-  say(at("backfill"), `${what} ${state}: ${count(rows)} of about ${count(about)} rows sent to ${sinks.join(", ")}${step}`);
+  const done = rebuild === "counting" ? "counted for" : "sent to";
+  const step = rebuild && rebuild !== "emptied" && rebuild !== "counting" ? ", which is being emptied" : "";
+  say(at("backfill"), `${what} ${state}: ${count(rows)} of about ${count(about)} rows ${done} ${sinks.join(", ")}${step}`);
 }
 
 export function showSinks({ at_ms, status, figures }) {

@@ -30,11 +30,8 @@ async fn a_slot_dropped_while_down_is_a_gap() {
     streaming_to_redis(&world).await.stop().await;
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, &format!("SELECT pg_drop_replication_slot('{}')", world.postgres.slot)).await;
-    start_ends_in_a_resync(
-        &world,
-        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.slot", "walcast init"],
-    )
-    .await;
+    start_ends_in_a_resync(&world, &["WC-410", "is gone", "it began at", "WAL is at", "walcast resync"])
+        .await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
 }
 
@@ -45,11 +42,7 @@ async fn a_slot_dropped_while_running_is_a_gap() {
     let client = sql::connect(&world.postgres).await.unwrap();
     let drop = format!("PERFORM pg_drop_replication_slot('{}')", world.postgres.slot);
     cut_off_and(&client, &world, &drop).await;
-    ends_in_a_resync(
-        running,
-        &["WC-410", "is gone", "it began at", "WAL is at", "DELETE FROM walcast.slot", "walcast init"],
-    )
-    .await;
+    ends_in_a_resync(running, &["WC-410", "is gone", "it began at", "WAL is at", "walcast resync"]).await;
     assert!(!world.has_slot().await, "a slot is never made again in silence");
 }
 
@@ -79,7 +72,7 @@ async fn state_of_another_cluster_is_refused() {
             vec![ask(&there).await, ask(&here).await]
         };
         let words =
-            ["WC-414", systems[0].as_str(), &systems[1], "restored from another cluster", "walcast init"];
+            ["WC-414", systems[0].as_str(), &systems[1], "restored from another cluster", "walcast resync"];
         start_ends_in_a_resync(&world, &words).await;
     }
 }
@@ -101,8 +94,7 @@ async fn outrun(client: &Client) {
 async fn a_slot_that_lost_its_wal_is_a_gap() {
     let settings = ["max_slot_wal_keep_size=32MB", "max_wal_size=64MB", "min_wal_size=32MB"];
     let server = services::postgres("18:outrun", &settings);
-    let words =
-        ["WC-411", "wal_removed", "raise max_slot_wal_keep_size", "pg_drop_replication_slot", "walcast init"];
+    let words = ["WC-411", "wal_removed", "raise max_slot_wal_keep_size", "walcast resync"];
 
     let world = world_of(server.clone(), "redis").await;
     let client = sql::connect(&world.postgres).await.unwrap();
@@ -144,7 +136,7 @@ async fn a_server_restored_from_an_older_state_is_told() {
     start_ends_in_a_resync(&kafka, &["WC-405", "kafka holds everything up to", "WAL ends at", "older state"])
         .await;
     // its fence remembers an instance that PostgreSQL has forgotten
-    start_ends_in_a_resync(&redis, &["WC-408", "older state", "token 3"]).await;
+    start_ends_in_a_resync(&redis, &["WC-408", "older state", "a newer walcast (fencing token"]).await;
     // Once other rows lie where the lost ones were, and beyond, the stream shows it.
     kafka.insert_events(10).await;
     let client = sql::connect(&kafka.postgres).await.unwrap();
@@ -244,7 +236,7 @@ async fn a_publication_dropped_while_streaming_is_a_gap() {
             }
             ends_in_a_resync(running, &["publication", &world.postgres.publication]).await;
             assert!(!with_rows || world.confirmed_lsn().await <= before, "a row was skipped on {version}");
-            start_ends_in_a_resync(&world, &["dropped", "DELETE FROM walcast.slot", "walcast init"]).await;
+            start_ends_in_a_resync(&world, &["dropped", "walcast resync"]).await;
         }
     }
 }
@@ -274,7 +266,7 @@ async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
     moment.await;
     // a look may fall into that very moment
     ends_in_a_resync(running, &["publication", publication]).await;
-    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.slot", "walcast init"]).await;
+    start_ends_in_a_resync(&world, &["WC-413", "put back", "walcast resync"]).await;
 
     let world = world_of(support::postgres(), "redis").await;
     streaming_to_redis(&world).await.stop().await;
@@ -282,7 +274,7 @@ async fn a_table_taken_out_of_the_publication_for_a_moment_is_a_gap() {
     let publication = &world.postgres.publication;
     run(&client, &format!("ALTER PUBLICATION {publication} DROP TABLE content")).await;
     run(&client, &format!("ALTER PUBLICATION {publication} ADD TABLE content")).await;
-    start_ends_in_a_resync(&world, &["WC-413", "put back", "DELETE FROM walcast.slot", "walcast init"]).await;
+    start_ends_in_a_resync(&world, &["WC-413", "put back", "walcast resync"]).await;
 }
 
 /// As one that was left behind by a failover looks to a walcast that has followed it.
@@ -303,5 +295,5 @@ async fn a_history_that_is_forgotten_while_running_is_a_gap() {
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, "DELETE FROM walcast.slot").await;
     world.insert_events(10).await;
-    ends_in_a_resync(running, &["WC-416", "no longer knows slot", "walcast init"]).await;
+    ends_in_a_resync(running, &["WC-416", "no longer knows slot", "walcast resync"]).await;
 }

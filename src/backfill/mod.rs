@@ -10,10 +10,12 @@
 //! It is brought all rows, but for those that the stream brings it. First it stops, and a lane is opened for it. Then the content
 //! versions' sink begins, with one of its checkpoints, to mark the rows that come: what had come by that checkpoint is history.
 //! Then the target is emptied, and that checkpoint becomes its own. Each step is stored when it is done ([`RebuildStep`]), and may
-//! be done again.
+//! be done again. One that keeps sums of events is brought no rows: they are counted anew ([`recount`]).
 //!
 //! How far it is stands in `walcast.backfill`, and moves in the transaction that sends the rows: nothing is sent twice, whoever
 //! is killed. The stream comes first: rows go out only as long as every sink that they are for has room.
+
+pub mod recount;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use crate::batch::{Event, ExtraColumn, Texts};
+use crate::config::Config;
 use crate::error::{Code, Error, Kind, Result};
 use crate::event::encoding::Encoding;
 use crate::event::encoding::json::Json;
@@ -38,8 +41,9 @@ use crate::quote::identifier;
 use crate::sink;
 use crate::sink::anew::{Asker, Beginning};
 use crate::sink::retry::Backoff;
+use crate::sinks;
 use crate::source::request::{self, Brought, Refusal, Request, RequestKind, RequestRow};
-use crate::source::{PostgresConfig, heartbeat, rows, slot, sql};
+use crate::source::{heartbeat, rows, slot, sql};
 use crate::state::backfills::{self, Backfill, BackfillState, RebuildStep};
 use crate::state::marks::EventMarks;
 use crate::state::{State, dead_letters, history};
@@ -65,12 +69,8 @@ const IN_FLIGHT_MAX: usize = 4;
 
 /// Brings what `walcast.backfill` asks for.
 pub struct Worker {
-    /// The server.
-    pub postgres: PostgresConfig,
-    /// A row larger than this goes on without its `raw_payload`.
-    pub row_bytes_max: usize,
-    /// Bytes of batches that may wait before a sink.
-    pub queue_bytes_max: usize,
+    /// How everything is configured.
+    pub config: Config,
     /// Who we are.
     pub session: Session,
     /// How far each sink is; the first is the one that keeps the content versions.
@@ -106,7 +106,7 @@ struct Read {
 impl Worker {
     /// Runs until another walcast takes over.
     pub async fn run(mut self) -> Result<()> {
-        let mut state = State::new(self.postgres.clone());
+        let mut state = State::new(self.config.postgres.clone());
         let (mut backoff, mut throttle) = (Backoff::default(), LogThrottle::default());
         loop {
             match self.bring_what_is_asked(&mut state, &mut throttle).await {
@@ -159,7 +159,7 @@ impl Worker {
             self.room(&backfill.sinks, &mut in_flight, None).await;
             let Some(mut snapshot) = self.snapshot(state, &mut backfill).await? else { continue };
             while !snapshot.is_over() {
-                let Some(read) = snapshot.next(&backfill, self.row_bytes_max).await? else {
+                let Some(read) = snapshot.next(&backfill, self.config.pipeline.row_bytes_max).await? else {
                     return self.end(state, &backfill).await;
                 };
                 let rows = read.rows.len();
@@ -177,8 +177,12 @@ impl Worker {
     }
 
     async fn asked(&self, state: &mut State) -> Result<Option<Backfill>> {
-        let open = backfills::open(state.client().await?, &self.session.history_id).await?;
-        Ok(open.filter(|backfill| backfill.state == BackfillState::Running))
+        let client = state.client().await?;
+        let mut all = backfills::list(client, &self.session.history_id).await?;
+        if backfills::begin_next(client, &all).await? {
+            all = backfills::list(client, &self.session.history_id).await?;
+        }
+        Ok(all.into_iter().find(|backfill| backfill.state == BackfillState::Running))
     }
 
     /// Takes a sink that is filled anew one step further; `true` once its rows can be brought.
@@ -188,12 +192,23 @@ impl Worker {
             self.askers.iter_mut().for_each(Asker::let_go);
             return Ok(true);
         };
+        let Some(mut target) = sinks::wanted(&self.config)?.into_iter().find(|target| target.name() == sink)
+        else {
+            let message = format!("{sink} is to be filled anew, and this walcast does not have it");
+            return Err(Error::new(Code::BackfillUnfit, message)
+                .hint(format!("start `walcast run` with {sink} among PIPELINE_SINKS")));
+        };
         let Some(at) = self.askers.iter().position(|asker| asker.name == sink) else {
             return Err(Error::new(
                 Code::SinkBeginsAnew,
                 format!("{sink} is to be filled anew, and there is no other sink"),
             ));
         };
+        if let Some(mut sums) = target.recount() {
+            target.prepare().await?;
+            self.recount(at, sums.as_mut(), state, backfill).await?;
+            return Ok(false);
+        }
         let done = match step {
             RebuildStep::Asked => {
                 self.stop(at).await;
@@ -205,7 +220,8 @@ impl Worker {
                 tokio::time::sleep(MARKED_EVERY).await;
                 return Ok(false);
             }
-            RebuildStep::Marked | RebuildStep::Emptied => {
+            // what keeps sums was told apart before
+            RebuildStep::Marked | RebuildStep::Emptied | RebuildStep::Counting | RebuildStep::Counted => {
                 self.begin(at, state, backfill).await?;
                 RebuildStep::Emptied
             }
@@ -246,8 +262,8 @@ impl Worker {
 
     /// A snapshot of which it is known what of it the stream has brought; `None` when it is not to be had yet.
     async fn snapshot(&mut self, state: &mut State, backfill: &mut Backfill) -> Result<Option<Snapshot>> {
-        let client = sql::connect(&self.postgres).await?;
-        let events = history::publication(&self.postgres, &client).await?.places.events;
+        let client = sql::connect(&self.config.postgres).await?;
+        let events = history::publication(&self.config.postgres, &client).await?.places.events;
         let facts = slot::columns(&client, &events).await?;
         let columns: Vec<_> = facts.iter().map(slot::ColumnFacts::of_stream).collect();
         let (extra, _) = events.extra.split(events.unknown(columns.iter().map(|column| (column, ()))));
@@ -261,7 +277,7 @@ impl Worker {
         let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
         let seen = Lsn(sql::get::<PgLsn>(&row, 0)?.into());
         let began = Instant::now();
-        let mut aside = State::new(self.postgres.clone());
+        let mut aside = State::new(self.config.postgres.clone());
         // an idle stream moves at once by this, instead of at its next own heartbeat
         heartbeat::beat(aside.client().await?).await?;
         let passed = |checkpoints: &Vec<Checkpoint>| {
@@ -371,7 +387,7 @@ impl Worker {
 
     /// Whether each of these sinks is fed with the others, and has little to do.
     fn have_room(&self, sinks: &[String]) -> bool {
-        let little = self.queue_bytes_max as u64 / 4;
+        let little = self.config.pipeline.queue_bytes_max as u64 / 4;
         let status = self.registry.status();
         let mut lines = status.sinks.iter().filter(|line| sinks.contains(&line.name));
         lines.all(|line| line.lane.is_none() && line.queue_bytes <= little)

@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
 use super::connection::{self, Call, Connection};
 use super::live::Live;
 use super::read_back::is_ours;
@@ -17,6 +19,7 @@ use crate::event::privacy::Privacy;
 use crate::event::{Content, Engagement};
 use crate::failpoint::failpoint;
 use crate::lsn::{Checkpoint, Lsn, Position, Session, StoredCheckpoint};
+use crate::sink::recount::Recount;
 
 /// Events handed on together.
 const EVENTS_AT_ONCE: usize = 4_096;
@@ -24,65 +27,80 @@ const EVENTS_AT_ONCE: usize = 4_096;
 /// Keys deleted in one script.
 const KEYS_AT_ONCE: usize = 1_000;
 
+/// Redis, about to be filled anew.
+pub struct RecountRedis {
+    config: RedisConfig,
+    work: Option<Work>,
+}
+
 /// A rebuild at work.
-pub struct Rebuild {
+struct Work {
     live: Live,
     builder: BatchBuilder,
     session: Session,
     events: u64,
 }
 
-impl Rebuild {
-    /// Refuses a Redis that a rebuild would do harm to; changes nothing.
-    pub async fn check(config: &RedisConfig, slot: &str) -> Result<()> {
-        refuse_others(&mut Connection::open(config).await?, slot).await
+impl RecountRedis {
+    /// Connects at first use.
+    pub fn new(config: RedisConfig) -> Self {
+        RecountRedis { config, work: None }
     }
 
-    /// Shuts everybody else out, and empties what walcast has written except the boards. `session` must have the
-    /// newest fencing token.
-    pub async fn begin(config: &RedisConfig, session: &Session) -> Result<Rebuild> {
-        let mut connection = Connection::open(config).await?;
-        let live_connection = Connection::open(config).await?;
-        let live = Live::rebuild(live_connection, config, session).await?;
+    fn work(&mut self) -> Result<&mut Work> {
+        self.work.as_mut().ok_or_else(|| Error::new(Code::Unavailable, "redis is to be emptied first"))
+    }
+}
+
+#[async_trait]
+impl Recount for RecountRedis {
+    async fn check(&mut self, slot: &str) -> Result<()> {
+        refuse_others(&mut Connection::open(&self.config).await?, slot).await
+    }
+
+    /// The boards stay until they are shown anew.
+    async fn begin(&mut self, session: &Session) -> Result<()> {
+        let mut connection = Connection::open(&self.config).await?;
+        let live_connection = Connection::open(&self.config).await?;
+        let live = Live::rebuild(live_connection, &self.config, session).await?;
         failpoint!("redis_rebuild_after_begin");
         clear(&mut connection, &live.fence_call()).await?;
         failpoint!("redis_rebuild_after_clear");
         let builder = BatchBuilder::new(Checkpoint::default());
-        Ok(Rebuild { live, builder, session: session.clone(), events: 0 })
+        self.work = Some(Work { live, builder, session: session.clone(), events: 0 });
+        Ok(())
     }
 
-    /// Adds an event with its content; its own place does not matter.
-    pub async fn add(&mut self, row: &Engagement<'_>, content: Option<Arc<Content>>) -> Result<()> {
-        let position = Position { commit_lsn: Lsn(1), ordinal: self.events };
+    async fn add(&mut self, row: &Engagement<'_>, content: Option<Arc<Content>>) -> Result<()> {
+        let work = self.work()?;
+        let position = Position { commit_lsn: Lsn(1), ordinal: work.events };
         // Redis has nothing of people, and of contents what the rules have left of them already
         let rules = (false, &Privacy::default());
-        let event = Event::of(row, (position, 0), content, rules, |text| self.builder.intern(text));
-        self.builder.push(Row::Event(event));
-        self.events += 1;
-        if self.builder.len() < EVENTS_AT_ONCE { Ok(()) } else { self.write().await }
+        let event = Event::of(row, (position, 0), content, rules, |text| work.builder.intern(text));
+        work.builder.push(Row::Event(event));
+        work.events += 1;
+        if work.builder.len() < EVENTS_AT_ONCE { Ok(()) } else { work.write().await }
     }
 
+    async fn end(&mut self, end: Lsn) -> Result<()> {
+        let work = self.work()?;
+        work.write().await?;
+        work.live.show().await?;
+        failpoint!("redis_rebuild_before_checkpoint");
+        let checkpoint = StoredCheckpoint::new(&work.session.history_id, Checkpoint::at(end));
+        work.live.rebuilt(&keys::checkpoint(&work.session.history_id.slot), &checkpoint).await?;
+        failpoint!("redis_rebuild_after_checkpoint");
+        self.work = None;
+        Ok(())
+    }
+}
+
+impl Work {
     async fn write(&mut self) -> Result<()> {
         let batch = Arc::new(self.builder.finish(false));
         self.live.write(&[batch]).await?;
         failpoint!("redis_rebuild_after_write");
         self.live.pack_one().await
-    }
-
-    /// Shows the boards, and sets the checkpoint: all below `end` is in.
-    pub async fn end(mut self, end: Lsn) -> Result<()> {
-        self.write().await?;
-        self.live.show().await?;
-        failpoint!("redis_rebuild_before_checkpoint");
-        let checkpoint = StoredCheckpoint::new(&self.session.history_id, Checkpoint::at(end));
-        self.live.rebuilt(&keys::checkpoint(&self.session.history_id.slot), &checkpoint).await?;
-        failpoint!("redis_rebuild_after_checkpoint");
-        Ok(())
-    }
-
-    /// How many events were added.
-    pub fn events(&self) -> u64 {
-        self.events
     }
 }
 

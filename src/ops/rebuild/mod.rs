@@ -1,0 +1,168 @@
+//! `walcast rebuild`: fills a sink anew with what PostgreSQL has, while the others go on. `walcast run` does the work
+//! ([`crate::backfill`]); where none runs, a sink that keeps sums is filled at once.
+
+mod alone;
+
+use std::process::ExitCode;
+
+use indicatif::HumanCount;
+use uuid::Uuid;
+
+use crate::backfill::recount;
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::event::time::micros_of;
+use crate::lsn::HistoryId;
+use crate::ops::backfill::{bounds, estimate, follow, time};
+use crate::ops::terminal::print;
+use crate::resume::SinkName;
+use crate::sink::SinkAdmin;
+use crate::sink::read_back::ReadBack;
+use crate::sinks;
+use crate::source::{slot, sql};
+use crate::state::backfills::{self, Backfill, BackfillState, Rebuild, RebuildStep};
+use crate::state::history;
+use crate::state::marks::EventMarks;
+
+/// `rebuild` of a sink that keeps sums.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct RecountOptions {
+    /// Count the rows too that were there before walcast. Later rebuilds of this sink do so by themselves.
+    #[arg(long)]
+    pub with_history: bool,
+    /// Do not wait for its end.
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// `rebuild` of a sink that takes rows.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Bring rows with an event_ts from this time on alone.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<String>,
+    /// As many rows a second at most. Default: as many as the sink takes beside the stream.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rows_per_second: Option<u32>,
+    /// Do it. Without this the command says what would go.
+    #[arg(long)]
+    yes: bool,
+    /// Do not wait for its end.
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Has `sink` emptied and filled anew.
+pub async fn rebuild(config: &Config, sink: SinkName, options: Options) -> Result<ExitCode> {
+    let Options { since, rows_per_second, yes, detach } = options;
+    let goes =
+        sinks::wanted(config)?.iter().find(|target| target.id() == sink).map(|target| target.would_go());
+    let Some(goes) = goes else {
+        let message = format!("{sink} is not among pipeline.sinks");
+        return Err(Error::new(Code::BackfillUnfit, message).hint("set PIPELINE_SINKS"));
+    };
+    let client = sql::connect(&config.postgres).await?;
+    let (history_id, _) = history::find(&config.postgres, &client).await?;
+    let planned = Backfill {
+        between: (since.as_deref().and_then(micros_of), None),
+        since,
+        rows_per_second,
+        ..asked(sink)
+    };
+    let events = history::publication(&config.postgres, &client).await?.places.events;
+    let planned = Backfill { estimated_rows: estimate(&client, &events, &planned).await?, ..planned };
+    if !yes {
+        let goes = goes.unwrap_or_default();
+        let (rows, bounds) = (HumanCount(planned.estimated_rows), bounds(&planned));
+        let message = format!("{goes}; then about {rows} rows that PostgreSQL has come{bounds}");
+        return Err(
+            Error::new(Code::RebuildUnconfirmed, message).hint(format!("walcast rebuild {sink} --yes"))
+        );
+    }
+    backfills::begin(&client, &history_id, &planned).await?;
+    if detach {
+        print("`walcast run` does it; `walcast backfill status` shows how far it is\n");
+        return Ok(ExitCode::SUCCESS);
+    }
+    follow(&client, &history_id, planned.id).await
+}
+
+/// What is asked for, for all rows.
+pub(super) fn asked(sink: SinkName) -> Backfill {
+    Backfill {
+        id: Uuid::new_v4(),
+        sinks: vec![sink.to_string()],
+        since: None,
+        until: None,
+        between: (None, None),
+        rows_per_second: None,
+        // what it is, is known once the sink has stopped
+        last_id: i64::MAX,
+        done_id: None,
+        rows: 0,
+        estimated_rows: 0,
+        state: BackfillState::Running,
+        rebuild: Some(Rebuild { step: RebuildStep::Asked, begins: None, begins_xid: 0 }),
+    }
+}
+
+/// Has a sink that keeps sums count all events anew: by the walcast that runs, or by itself where none does.
+pub async fn recount(config: &Config, sink: SinkName, options: RecountOptions) -> Result<ExitCode> {
+    let RecountOptions { with_history, detach } = options;
+    let Some(mut target) = sinks::recount(config, sink)? else {
+        let message = format!("{sink} keeps no sums");
+        return Err(Error::new(Code::BackfillUnfit, message).hint(format!("walcast rebuild {sink} --yes")));
+    };
+    let mut client = sql::connect(&config.postgres).await?;
+    let (history_id, _) = history::find(&config.postgres, &client).await?;
+    let runs = slot::facts(&client, &history_id.slot).await?.is_some_and(|facts| facts.active);
+    if !runs {
+        alone::recount(config, sink, target.as_mut(), with_history).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // what would keep it from ending is told at once
+    let places = recount::readable(&config.postgres, &client).await?;
+    target.check(&history_id.slot).await?;
+    let planned = asked(sink);
+    let planned = Backfill { estimated_rows: estimate(&client, &places.events, &planned).await?, ..planned };
+    let counts = backfills::counts_before(&client, &history_id, &planned.sinks).await?.is_some();
+    let last_id = EventMarks::begin(&client, &history_id).await?.end_of_before();
+    let transaction = client.transaction().await.map_err(sql::error)?;
+    if with_history && !counts {
+        backfills::counted(&transaction, &history_id, sink.as_str(), (last_id?, 0)).await?;
+    }
+    backfills::begin(&transaction, &history_id, &planned).await?;
+    transaction.commit().await.map_err(sql::error)?;
+    if detach {
+        print("`walcast run` does it; `walcast backfill status` shows how far it is\n");
+        return Ok(ExitCode::SUCCESS);
+    }
+    follow(&client, &history_id, planned.id).await
+}
+
+/// Has each of these sinks that keeps sums count the rows of before walcast, unless it does and is whole.
+pub(super) async fn count_history(config: &Config, history_id: &HistoryId) -> Result<()> {
+    for target in sinks::wanted(config)? {
+        let sink = target.id();
+        if target.recount().is_none() || counts_history(config, target, history_id).await? {
+            continue;
+        }
+        recount(config, sink, RecountOptions { with_history: true, detach: false }).await?;
+    }
+    Ok(())
+}
+
+/// Whether it counts the rows of before walcast, and is whole.
+async fn counts_history(config: &Config, target: Box<dyn SinkAdmin>, history_id: &HistoryId) -> Result<bool> {
+    let client = sql::connect(&config.postgres).await?;
+    let sinks = [target.name().to_owned()];
+    if backfills::counts_before(&client, history_id, &sinks).await?.is_none() {
+        return Ok(false);
+    }
+    let ReadBack::Sums(mut sums) = target.read_back() else { return Ok(true) };
+    match sums.read(history_id).await {
+        // a rebuild was broken off, or all is lost since
+        Err(error) if [Code::RebuildUnfinished, Code::SinkLostItsData].contains(&error.code()) => Ok(false),
+        read => read.map(|_| true),
+    }
+}
