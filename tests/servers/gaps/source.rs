@@ -241,6 +241,18 @@ async fn a_publication_dropped_while_streaming_is_a_gap() {
     }
 }
 
+/// A look at the catalog sees what was there when it began, and what it asks for more sees what is there now.
+#[tokio::test]
+async fn a_publication_that_is_dropped_while_it_is_looked_at_is_gone() {
+    let world = world_of(support::postgres(), "redis").await;
+    let looks = sql::connect(&world.postgres).await.unwrap();
+    run(&looks, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_publication").await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(&client, &format!("DROP PUBLICATION {}", world.postgres.publication)).await;
+    let found = walcast::source::slot::publication(&looks, &world.postgres).await.unwrap();
+    assert!(found.is_none());
+}
+
 #[tokio::test]
 async fn a_table_taken_out_of_the_publication_while_streaming_is_a_gap() {
     let world = world_of(support::postgres(), "redis").await;
