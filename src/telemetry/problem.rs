@@ -6,7 +6,7 @@ use crate::error::Code;
 use crate::size::size;
 use crate::source::check::TRANSACTION_OPEN_MAX;
 use crate::telemetry::status::{
-    BreakerState, LaneLine, LaneState, SinkLine, SinkState, SlotStatus, State, Status,
+    BackfillLine, BreakerState, LaneLine, LaneState, SinkLine, SinkState, SlotStatus, State, Status,
 };
 
 /// A sink further behind than this is a problem.
@@ -35,7 +35,8 @@ pub fn problems(status: &Status) -> Vec<String> {
     problems.extend(slot.and_then(waits_for_standby));
     problems.extend(status.sinks.iter().filter_map(|sink| lost_alone(sink, sink.lane.as_ref()?)));
     problems.extend(status.sinks.iter().filter_map(|sink| failing(sink, slot)));
-    problems.extend(status.sinks.iter().filter_map(|sink| unfed(sink, sink.lane.as_ref()?, slot)));
+    let unfed = |sink: &SinkLine| unfed(sink, sink.lane.as_ref()?, slot, is_being_emptied(status, sink));
+    problems.extend(status.sinks.iter().filter_map(unfed));
     problems.extend(slot.and_then(|slot| at_risk(slot, status)));
     problems.extend(slot.and_then(|slot| unreserved(slot, status)));
     problems.extend(status.sinks.iter().filter_map(|sink| alone_at_risk(sink, sink.lane.as_ref()?)));
@@ -129,8 +130,16 @@ fn kept_by(sink: &SinkLine, slot: Option<&SlotStatus>) -> String {
     }
 }
 
+/// Whether a sink has stopped because it is filled anew.
+fn is_being_emptied(status: &Status, sink: &SinkLine) -> bool {
+    let stopped = |open: &BackfillLine| {
+        open.rebuild.as_deref().is_some_and(|step| step != "emptied") && open.sinks.contains(&sink.name)
+    };
+    status.backfill.as_ref().is_some_and(stopped)
+}
+
 /// A sink that has fallen behind, and that no stream feeds although its target gives no reason.
-fn unfed(sink: &SinkLine, lane: &LaneLine, slot: Option<&SlotStatus>) -> Option<String> {
+fn unfed(sink: &SinkLine, lane: &LaneLine, slot: Option<&SlotStatus>, emptied: bool) -> Option<String> {
     let SinkLine { name, .. } = sink;
     let (for_long, seconds) = (lane.seconds > UNFED_MAX.as_secs_f64(), lane.seconds);
     if sink.is_lost() {
@@ -152,7 +161,7 @@ fn unfed(sink: &SinkLine, lane: &LaneLine, slot: Option<&SlotStatus>) -> Option<
         (LaneState::Parked | LaneState::CatchingUp | LaneState::Lost, Some(why)) => Some(format!(
             "{name} cannot be fed from its own slot, which keeps what it lacks while the other sinks go on: {why}"
         )),
-        (LaneState::Parked, None) if for_long && sink.state == SinkState::Ok => Some(format!(
+        (LaneState::Parked, None) if for_long && !emptied && sink.state == SinkState::Ok => Some(format!(
             "{name} has fallen behind and has not asked for rows for {seconds:.0} s; the other sinks go on, and {}; see why \
              {name} does not answer",
             kept()
@@ -522,6 +531,22 @@ mod tests {
     fn a_parked_lane_is_told_when_nothing_else_says_why() {
         assert_eq!(told(apart(lane(LaneState::Parked, 29.0))), "");
         insta::assert_snapshot!(told(apart(lane(LaneState::Parked, 45.0))), @"redis has fallen behind and has not asked for rows for 45 s; the other sinks go on, and a slot of its own keeps 3.0 GiB of WAL for it; see why redis does not answer");
+        let line = |step: &str| BackfillLine {
+            state: "running".into(),
+            sinks: vec!["redis".into()],
+            rows: 0,
+            estimated_rows: 9,
+            rebuild: Some(step.into()),
+        };
+        let anew = |step| {
+            let status = status(slot(), vec![sink("kafka"), apart(lane(LaneState::Parked, 45.0))]);
+            problems(&Status { backfill: Some(line(step)), ..status }).len()
+        };
+        assert_eq!(
+            ["asked", "counting", "emptied"].map(anew),
+            [0, 0, 1],
+            "it is filled anew, and does not ask"
+        );
         let busy = LaneLine {
             last_error: Some("PostgreSQL: too many connections; raise max_wal_senders (WC-305)".into()),
             last_error_code: Some(Code::ConnectionsExhausted),

@@ -595,6 +595,29 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_that_is_filled_anew_is_told_with_what_is_done_to_it() {
+        let told = |rebuild: Option<&str>| {
+            let line = BackfillLine {
+                state: "running".into(),
+                sinks: vec!["redis".into()],
+                rows: 1_200,
+                estimated_rows: 5_000,
+                rebuild: rebuild.map(str::to_owned),
+            };
+            backfill(Some(&line)).lines().last().unwrap_or_default().to_owned()
+        };
+        assert_eq!(told(None), "running  1,200 of about 5,000 rows sent to redis");
+        assert_eq!(
+            told(Some("asked")),
+            "running  1,200 of about 5,000 rows sent to redis, which is to be emptied (asked)"
+        );
+        assert_eq!(
+            told(Some("counting")),
+            "running  1,200 of about 5,000 rows counted for redis, which was emptied"
+        );
+    }
+
+    #[test]
     fn a_log_gets_a_line() {
         let mut status = status();
         status.problems = vec!["kafka is slow; look at it".into()];
