@@ -148,7 +148,7 @@ impl BackfillState {
 
 impl fmt::Display for BackfillState {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str(self.as_str())
+        to.pad(self.as_str())
     }
 }
 
