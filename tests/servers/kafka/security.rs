@@ -11,9 +11,10 @@ use tokio::net::TcpListener;
 
 use crate::check::operator::{Line, check, of};
 use crate::support::certificates::Certificates;
+use crate::support::running::Running;
 use crate::support::services::Servers;
 use crate::support::world::World;
-use crate::support::{fresh_database, fresh_name, postgres};
+use crate::support::{fresh_database, fresh_name, postgres, wait_until};
 
 const PORT_SHIFT: u16 = 3_400;
 /// How soon it must be said what is wrong.
@@ -234,6 +235,13 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
         let running = world.start().await;
         world.insert_events(50).await;
         world.verify().await;
+        if way == 1 {
+            let more = commands.last().unwrap().iter();
+            let right: Vec<String> = more
+                .map(|word| word.replace(&format!("{prefix}.events"), &format!("{prefix}.1.events")))
+                .collect();
+            is_filled_anew_with(&right, secured, &world, &running).await;
+        }
         running.stop().await;
         what_is_not_told_is_not_called_well(&world).await;
     }
@@ -251,6 +259,22 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
         assert!(topic.verdict == "warn" && topic.message.contains("not told"), "{topic:?}");
         assert!(topic.fix.as_ref().unwrap().contains("--operation DescribeConfigs --topic"), "{topic:?}");
     }
+}
+
+/// It waits for the right that the docs name for it, and says so.
+async fn is_filled_anew_with(right: &[String], secured: &Secured, world: &World, running: &Running) {
+    world.walcast(["rebuild", "kafka", "--yes", "--detach"]).await.expect(0, &[]);
+    wait_until("the missing right is told", async || {
+        let line = running.sink("kafka").await;
+        line["last_error_code"] == "WC-220"
+    })
+    .await;
+    secured.acls(right);
+    wait_until("all rows are sent", async || {
+        world.walcast(["backfill", "status"]).await.output.contains("done       50 rows sent to kafka")
+    })
+    .await;
+    world.verify().await;
 }
 
 /// Who has a token told by an identity provider.
