@@ -89,6 +89,12 @@ async fn every_event_is_everywhere_once_after_each_server_died_and_each_wire_fai
         stage.flows(&format!("{fault:?}")).await;
         still_runs(&mut running).await;
     }
+    let mut sinks = ["kafka", "redis", "bigquery"];
+    sinks.shuffle(&mut rng);
+    for sink in sinks.into_iter().take(if is_long() { 3 } else { 1 }) {
+        filled_anew_while_servers_die(&stage, sink).await;
+        still_runs(&mut running).await;
+    }
     // the emulator, while it is written, reads a third as fast
     drop(load);
     stage.world.verify().await;
@@ -127,6 +133,25 @@ enum Fault {
     Restart(&'static str),
     /// A wire, by its place.
     Wire(usize, Weather),
+}
+
+/// PostgreSQL dies, and the target, while all rows are brought to it again.
+async fn filled_anew_while_servers_die(stage: &Stage, sink: &'static str) {
+    println!("{sink} is filled anew");
+    let rebuild: &[&str] = match sink {
+        "redis" => &["rebuild", "redis", "--detach"],
+        _ => &["rebuild", sink, "--yes", "--rows-per-second", "5000", "--detach"],
+    };
+    stage.world.walcast(rebuild.iter().copied()).await.expect(0, &[]);
+    for server in ["postgres", sink] {
+        Fault::Signal(server, "KILL").strike(stage).await;
+    }
+    wait_until_within(FLOWS_WITHIN, "it is filled anew", async || {
+        let told = stage.world.walcast(["backfill", "status"]).await.output;
+        told.contains("done") && !told.contains("running")
+    })
+    .await;
+    stage.flows("it was filled anew").await;
 }
 
 /// In random order: each server's deaths and three troubles of wires, and in the long form all of them.
