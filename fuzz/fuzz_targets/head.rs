@@ -33,7 +33,9 @@ fuzz_target!(|bytes: &[u8]| {
         // some answers are streams that have no end
         let _ = stranger.read(&mut [0; 4096]).await;
         let mut next = TcpStream::connect(address).await.expect("it listens");
-        next.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.expect("it reads");
+        next.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .await
+            .expect("it reads");
         let mut answer = String::new();
         next.read_to_string(&mut answer).await.expect("it answers");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

@@ -2,6 +2,7 @@
 #![no_main]
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use walcast::sink::redis::{RedisConfig, RedisSink};
 use walcast::sink::{Leaderboards, SinkAdmin};
+
+const PATIENCE: Duration = Duration::from_millis(2);
 
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"));
@@ -22,9 +25,10 @@ fuzz_target!(|bytes: &[u8]| {
         let answering = async {
             while let Ok((mut client, _)) = listener.accept().await {
                 for piece in bytes.split(|byte| *byte == u8::MAX) {
-                    if client.read(&mut [0; 65_536]).await.unwrap_or(0) == 0
-                        || client.write_all(piece).await.is_err()
-                    {
+                    // who waits for the rest of an answer is told that there is none
+                    let mut asked = [0; 65_536];
+                    let read = tokio::time::timeout(PATIENCE, client.read(&mut asked)).await;
+                    if !matches!(read, Ok(Ok(1..))) || client.write_all(piece).await.is_err() {
                         break;
                     }
                 }

@@ -11,8 +11,7 @@ use walcast::transform::content_cache::ContentCache;
 
 fuzz_target!(|bytes: &[u8]| {
     let bounds = PipelineConfig::default().bounds();
-    let mut transform =
-        Transform::new(&Places::usual("public"), Lsn(50), ContentCache::default(), bounds);
+    let mut transform = Transform::new(&Places::usual("public"), Lsn(50), ContentCache::default(), bounds);
     let mut rest = bytes;
     while let Some((length, after)) = rest.split_first_chunk() {
         let length = after.len().min(u32::from_be_bytes(*length) as usize);
