@@ -97,7 +97,7 @@ async fn streams_verifies_and_rebuilds(version: &str, newer: &[(&str, &str)]) {
     world.verify().await;
     world.walcast(["check"]).await.expect(0, &[" 0 to mend"]);
     // by the one that runs, and by the command itself
-    world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 20010 events, counted anew"]);
+    world.walcast(["rebuild", "redis"]).await.expect(0, &["redis holds 20,010 events, counted anew"]);
     world.insert_events(10).await;
     world.verify().await;
     running.stop().await;
