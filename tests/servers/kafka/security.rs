@@ -232,7 +232,7 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
         let world =
             secured.world(port, &properties).await.with("KAFKA_TOPIC_PREFIX", &format!("{prefix}.{way}"));
         world.walcast(["init"]).await.expect(0, &[]);
-        let running = world.start().await;
+        let mut running = world.start().await;
         world.insert_events(50).await;
         world.verify().await;
         if way == 1 {
@@ -240,7 +240,7 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
             let right: Vec<String> = more
                 .map(|word| word.replace(&format!("{prefix}.events"), &format!("{prefix}.1.events")))
                 .collect();
-            is_filled_anew_with(&right, secured, &world, &running).await;
+            running = filled_anew_with(&right, secured, &world, running).await;
         }
         running.stop().await;
         what_is_not_told_is_not_called_well(&world).await;
@@ -261,20 +261,24 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
     }
 }
 
-/// It waits for the right that the docs name for it, and says so.
-async fn is_filled_anew_with(right: &[String], secured: &Secured, world: &World, running: &Running) {
+/// The only sink ends walcast without the right that the docs name for it, which says so, and is filled anew with it.
+async fn filled_anew_with(
+    right: &[String],
+    secured: &Secured,
+    world: &World,
+    mut running: Running,
+) -> Running {
     world.walcast(["rebuild", "kafka", "--yes", "--detach"]).await.expect(0, &[]);
-    wait_until("the missing right is told", async || {
-        let line = running.sink("kafka").await;
-        line["last_error_code"] == "WC-220"
-    })
-    .await;
+    assert_eq!(running.ended().await, Some(2), "{}", running.log.lock().await);
+    assert!(running.log.lock().await.contains("WC-220"), "{}", running.log.lock().await);
     secured.acls(right);
+    let running = world.start().await;
     wait_until("all rows are sent", async || {
         world.walcast(["backfill", "status"]).await.output.contains("done       50 rows sent to kafka")
     })
     .await;
     world.verify().await;
+    running
 }
 
 /// Who has a token told by an identity provider.
