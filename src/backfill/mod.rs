@@ -280,11 +280,7 @@ impl Worker {
         let mut aside = State::new(self.config.postgres.clone());
         // an idle stream moves at once by this, instead of at its next own heartbeat
         heartbeat::beat(aside.client().await?).await?;
-        let passed = |checkpoints: &Vec<Checkpoint>| {
-            checkpoints.first().is_some_and(|first| first.durable_lsn >= seen)
-        };
-        // whoever holds the other end is gone only with us
-        let _ = self.checkpoints.wait_for(passed).await;
+        self.passed(seen).await;
         failpoint!("backfill_after_snapshot");
         let marks = EventMarks::load(aside.client().await?, &self.session.history_id).await?;
         let letters = match backfill.rebuild {
@@ -292,6 +288,13 @@ impl Worker {
             None => HashMap::new(),
         };
         Ok(Some(Snapshot { client, began, events, extra, statement, marks, letters }))
+    }
+
+    /// Returns when the content versions are there: what the stream has brought below is known then.
+    async fn passed(&mut self, seen: Lsn) {
+        let passed = |all: &Vec<Checkpoint>| all.first().is_some_and(|first| first.durable_lsn >= seen);
+        // whoever holds the other end is gone only with us
+        let _ = self.checkpoints.wait_for(passed).await;
     }
 
     /// No row of before where the sink begins has a higher id than there is now.

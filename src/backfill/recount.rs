@@ -20,7 +20,7 @@ use crate::event::encoding::json::Json;
 use crate::event::place::{Place, Places};
 use crate::event::replayed::Replayed;
 use crate::failpoint::failpoint;
-use crate::lsn::{Checkpoint, Session};
+use crate::lsn::Session;
 use crate::sink::recount::Recount;
 use crate::source::snapshot::Snapshot;
 use crate::source::{PostgresConfig, check, heartbeat, rows, sql};
@@ -153,8 +153,7 @@ impl Worker {
         target.begin(&self.session).await?;
         // which rows came after all is known once the content versions are there; an idle stream moves at once by this
         heartbeat::beat(state.client().await?).await?;
-        let passed = |all: &Vec<_>| all.first().is_some_and(|first: &Checkpoint| first.durable_lsn >= end);
-        let _ = self.checkpoints.wait_for(passed).await;
+        self.passed(end).await;
         let history_id = &self.session.history_id;
         let client = state.client().await?;
         let marks = EventMarks::load(client, history_id).await?;
