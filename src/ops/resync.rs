@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 use crate::backfill::recount::readable;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
+use crate::failpoint::failpoint;
 use crate::finding;
 use crate::lsn::HistoryId;
 use crate::ops::backfill::{estimate, follow};
@@ -26,6 +27,7 @@ use crate::source::check::lanes::lanes;
 use crate::source::{check, slot, sql};
 use crate::state::backfills::{self, Backfill};
 use crate::state::history;
+use crate::state::marks::EventMarks;
 
 /// `resync`.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -73,6 +75,7 @@ pub async fn resync(config: &Config, options: Options) -> Result<ExitCode> {
             .hint("walcast resync --yes"));
     }
     let history_id = renew(config, &client, plan.new_slot.is_some()).await?;
+    failpoint!("resync_before_ask");
     let ids = ask(config, &history_id, &plan).await?;
     if ids.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -217,7 +220,15 @@ async fn ask(config: &Config, history_id: &HistoryId, plan: &Plan) -> Result<Vec
         one.estimated_rows = estimate(&client, &places.events, one).await?;
         print(&format!("about {} rows come to {}\n", HumanCount(one.estimated_rows), one.sinks.join(", ")));
     }
+    let last_id = EventMarks::begin(&client, history_id).await?.end_of_before();
     let transaction = client.transaction().await.map_err(sql::error)?;
+    if with_history && runs {
+        // whoever watches over walcast may have started it already
+        let last_id = last_id?;
+        for anew in plan.sinks.iter().filter(|anew| anew.keeps_sums) {
+            backfills::counted(&transaction, history_id, anew.sink.as_str(), (last_id, 0)).await?;
+        }
+    }
     for one in &planned {
         backfills::queue(&transaction, history_id, one).await?;
     }

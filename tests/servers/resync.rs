@@ -4,6 +4,7 @@ use tokio_postgres::Client;
 use walcast::source::sql;
 
 use crate::rebuild::{bigquery_has, is_done, kafka_has, with_history};
+use crate::support::hold::Hold;
 use crate::support::world::World;
 use crate::support::{fresh_database, run, services, wait_until};
 
@@ -65,6 +66,24 @@ async fn a_lost_slot_is_made_anew_and_every_sink_gets_what_is_there() {
         .expect(0, &["redis holds 30 events", "rows come to bigquery"]);
     world.walcast(["backfill", "status"]).await.expect(0, &["running", "waiting"]);
     goes_on(&world, &client, 30).await;
+}
+
+/// A supervisor has started walcast again before all was asked for: Redis counts the rows that were there all the same.
+#[tokio::test]
+async fn a_walcast_that_is_back_at_once_counts_all_rows() {
+    let (world, client) = with_history(10, "kafka,redis,bigquery").await;
+    streamed(&world, 10).await;
+    run(&client, &format!("SELECT pg_drop_replication_slot('{}')", world.postgres.slot)).await;
+    let hold = Hold::closed();
+    let held = world.with("FAILPOINTS", &hold.at("resync_before_ask"));
+    let resync = tokio::spawn(async move { held.walcast(["resync", "--yes", "--detach"]).await });
+    hold.reached().await;
+    let running = world.start().await;
+    hold.release();
+    resync.await.unwrap().expect(0, &["rows come to redis"]);
+    world.insert_events(3).await;
+    all_have(&world, &client, 23).await;
+    running.stop().await;
 }
 
 /// With the schema all is gone that walcast knew; nobody knows whose the slot is.
