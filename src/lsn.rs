@@ -96,6 +96,13 @@ pub struct Position {
     pub ordinal: u64,
 }
 
+impl Lsn {
+    /// A place below all that commit here or later, and above all that does before.
+    pub const fn before(self) -> Position {
+        Position { commit_lsn: Lsn(self.0.saturating_sub(1)), ordinal: u64::MAX }
+    }
+}
+
 impl Position {
     /// Appends the text that `Display` shows, at a fraction of its cost.
     pub fn put_text(self, out: &mut Vec<u8>) {

@@ -10,14 +10,16 @@
 //! It is brought all rows, but for those that the stream brings it. First it stops, and a lane is opened for it. Then the content
 //! versions' sink begins, with one of its checkpoints, to mark the rows that come: what had come by that checkpoint is history.
 //! Then the target is emptied, and that checkpoint becomes its own. Each step is stored when it is done ([`RebuildStep`]), and may
-//! be done again. One that keeps sums of events is brought no rows: they are counted anew ([`recount`]).
+//! be done again. One that keeps sums of events is brought no rows: they are counted anew ([`recount`]). One that keeps what it
+//! holds is not emptied, and is brought what it lacks ([`lacking`]).
 //!
 //! How far it is stands in `walcast.backfill`, and moves in the transaction that sends the rows: nothing is sent twice, whoever
 //! is killed. The stream comes first: rows go out only as long as every sink that they are for has room.
 
+mod lacking;
 pub mod recount;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +51,7 @@ use crate::state::marks::EventMarks;
 use crate::state::{State, dead_letters, history};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::registry::StatusRegistry;
+use lacking::Lacking;
 
 /// How often it is asked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -91,6 +94,8 @@ struct Snapshot {
     extra: Vec<ExtraColumn>,
     statement: String,
     marks: EventMarks,
+    /// What the sink lacks that keeps what it holds; `None`: all.
+    lacking: Option<Arc<Lacking>>,
     /// Rows that were refused before the sinks, by their ids; with the record of one that was mended and sent again.
     letters: HashMap<i64, Option<String>>,
 }
@@ -101,6 +106,8 @@ struct Read {
     last_id: i64,
     /// Those that are history, each with its id.
     rows: Vec<(i64, RequestRow)>,
+    /// Those up to there that a sink has and PostgreSQL has not.
+    gone: EventMarks,
 }
 
 impl Worker {
@@ -135,7 +142,7 @@ impl Worker {
 
     async fn bring_what_is_asked(&mut self, state: &mut State, throttle: &mut LogThrottle) -> Result<()> {
         let mut in_flight = VecDeque::new();
-        let mut began = None;
+        let (mut began, mut lacking) = (None, None);
         while let Some(mut backfill) = self.asked(state).await? {
             if !self.is_begun(state, &backfill).await? {
                 continue;
@@ -157,10 +164,16 @@ impl Worker {
             }
             // not with a snapshot in hand: PostgreSQL would keep old row versions for as long as a sink is away
             self.room(&backfill.sinks, &mut in_flight, None).await;
-            let Some(mut snapshot) = self.snapshot(state, &mut backfill).await? else { continue };
+            // before the snapshot, for the same reason: it may take long
+            let known = lacking.as_ref().is_some_and(|one: &Arc<Lacking>| one.backfill == backfill.id);
+            if !known {
+                let (client, history_id) = (state.client().await?, &self.session.history_id);
+                lacking = Lacking::of(&self.config, client, history_id, &backfill).await?.map(Arc::new);
+            }
+            let Some(mut snapshot) = self.snapshot(state, &mut backfill, &lacking).await? else { continue };
             while !snapshot.is_over() {
                 let Some(read) = snapshot.next(&backfill, self.config.pipeline.row_bytes_max).await? else {
-                    return self.end(state, &backfill).await;
+                    return self.end(state, &backfill, &snapshot).await;
                 };
                 let rows = read.rows.len();
                 if !self.send(state, &mut backfill, read, &snapshot, &mut in_flight).await? {
@@ -254,6 +267,7 @@ impl Worker {
         let now = "SELECT (extract(epoch FROM now()) * 1000000)::bigint";
         let now = sql::get(&client.query_one(now, &[]).await.map_err(sql::error)?, 0)?;
         let beginning = Beginning::new(begins, contents.rows().cloned().collect(), now);
+        let beginning = beginning.keeping_rows(backfill.keeps_below().is_some());
         if let Some(asker) = self.askers.get_mut(at) {
             asker.begin(Arc::new(beginning)).await;
         }
@@ -261,7 +275,12 @@ impl Worker {
     }
 
     /// A snapshot of which it is known what of it the stream has brought; `None` when it is not to be had yet.
-    async fn snapshot(&mut self, state: &mut State, backfill: &mut Backfill) -> Result<Option<Snapshot>> {
+    async fn snapshot(
+        &mut self,
+        state: &mut State,
+        backfill: &mut Backfill,
+        lacking: &Option<Arc<Lacking>>,
+    ) -> Result<Option<Snapshot>> {
         let client = sql::connect(&self.config.postgres).await?;
         let events = history::publication(&self.config.postgres, &client).await?.places.events;
         let facts = slot::columns(&client, &events).await?;
@@ -287,7 +306,8 @@ impl Worker {
             Some(_) => dead_letters::outcomes(aside.client().await?, self.session.history_id.uuid).await?,
             None => HashMap::new(),
         };
-        Ok(Some(Snapshot { client, began, events, extra, statement, marks, letters }))
+        let lacking = lacking.clone();
+        Ok(Some(Snapshot { client, began, events, extra, statement, marks, lacking, letters }))
     }
 
     /// Returns when the content versions are there: what the stream has brought below is known then.
@@ -323,7 +343,7 @@ impl Worker {
         snapshot: &Snapshot,
         in_flight: &mut VecDeque<Lsn>,
     ) -> Result<bool> {
-        let mut groups = groups(read.rows);
+        let (mut groups, mut gone) = (groups(read.rows), read.gone);
         match groups.last_mut() {
             Some((to, _)) => *to = read.last_id,
             None => groups.push((read.last_id, Vec::new())),
@@ -349,6 +369,9 @@ impl Worker {
                 let sent = request::send(&transaction, self.session.history_id.uuid, &request).await?;
                 in_flight.push_back(sent);
             }
+            // with the first of the groups: done again, they are not looked for below what is done
+            gone.store(&transaction, &self.session.history_id).await?;
+            gone.stored();
             failpoint!("backfill_before_commit");
             transaction.commit().await.map_err(sql::error)?;
             failpoint!("backfill_after_commit");
@@ -358,8 +381,10 @@ impl Worker {
         Ok(true)
     }
 
-    async fn end(&self, state: &mut State, backfill: &Backfill) -> Result<()> {
+    async fn end(&self, state: &mut State, backfill: &Backfill, snapshot: &Snapshot) -> Result<()> {
+        let gone = snapshot.gone(backfill, i64::MAX, &HashSet::new());
         let transaction = state.guarded(&self.session).await?;
+        gone.store(&transaction, &self.session.history_id).await?;
         backfills::done(&transaction, backfill).await?;
         transaction.commit().await.map_err(sql::error)?;
         tracing::info!(backfill = %backfill.id, rows = backfill.rows, "all rows are sent");
@@ -460,28 +485,43 @@ impl Snapshot {
         if found.is_empty() {
             return Ok(None);
         }
-        let mut read = Read { last_id: i64::MIN, rows: Vec::with_capacity(found.len()) };
-        let mut texts = String::new();
+        let (mut last_id, mut rows) = (i64::MIN, Vec::with_capacity(found.len()));
+        let (mut texts, mut ids) = (String::new(), HashSet::new());
         for row in &found {
             texts.clear();
-            let (id, one) = self.row(row, row_bytes_max, &mut texts)?;
-            read.last_id = id;
-            let is_history = match backfill.rebuild {
-                Some(_) => !self.marks.since.contains(id),
-                None => self.marks.was_before(id) == Some(true),
+            let (id, event_ts, one) = self.row(row, row_bytes_max, &mut texts)?;
+            last_id = id;
+            let before = self.marks.was_before(id) == Some(true);
+            let is_history = match (&backfill.rebuild, &self.lacking) {
+                (None, _) => before,
+                (Some(_), None) => !self.marks.since.contains(id),
+                (Some(_), Some(lacking)) => {
+                    ids.insert(id);
+                    !self.marks.since.contains(id) && lacking.has(id, event_ts, before)
+                }
             };
             match self.letters.get(&id).filter(|_| is_history) {
-                None if is_history => read.rows.push((id, one)),
+                None if is_history => rows.push((id, one)),
                 // it went out mended
-                Some(Some(record)) => read.rows.push((id, RequestRow::joined(record.clone()))),
+                Some(Some(record)) => rows.push((id, RequestRow::joined(record.clone()))),
                 // it was refused, and that is known
                 Some(None) | None => {}
             }
         }
-        Ok(Some(read))
+        Ok(Some(Read { last_id, rows, gone: self.gone(backfill, last_id, &ids) }))
     }
 
-    fn row(&self, row: &Row, row_bytes_max: usize, texts: &mut String) -> Result<(i64, RequestRow)> {
+    /// Of the rows behind what is done, up to `last_id`, those that the sink has and of which none was read. Of a part of the rows
+    /// that cannot be told.
+    fn gone(&self, backfill: &Backfill, last_id: i64, read: &HashSet<i64>) -> EventMarks {
+        let all = backfill.since.is_none() && backfill.until.is_none();
+        let lacking = self.lacking.as_ref().filter(|_| all);
+        let gone = lacking.map(|lacking| lacking.gone(backfill.done_id, last_id, read, &self.marks.since));
+        gone.unwrap_or_default()
+    }
+
+    /// Its id, its time, and the row.
+    fn row(&self, row: &Row, row_bytes_max: usize, texts: &mut String) -> Result<(i64, i64, RequestRow)> {
         const NOWHERE: Position = Position { commit_lsn: Lsn::ZERO, ordinal: 0 };
         let (source, unread, error) = rows::engagement(row, self.extra.len(), &self.events)?.judged();
         let extra = rows::put_extra(row, 0..self.extra.len(), texts).map_err(sql::error)?;
@@ -498,7 +538,7 @@ impl Snapshot {
         });
         let record = String::from_utf8(record)
             .map_err(|error| Error::new(Code::WalcastBroke, "a record is no UTF-8").because(error))?;
-        Ok((source.id, RequestRow { record, joins: true, refused }))
+        Ok((source.id, source.event_ts, RequestRow { record, joins: true, refused }))
     }
 }
 

@@ -97,9 +97,9 @@ pub async fn backfill(config: &Config, options: Backfill) -> Result<ExitCode> {
     };
     let open = backfills::open(&client, &history_id).await?;
     if let Some((sink, _)) = open.as_ref().and_then(backfills::Backfill::to_be_emptied) {
-        let message = format!("{sink} has stopped, and is being emptied");
+        let message = format!("{sink} has stopped, and is being emptied or begins anew");
         return Err(Error::new(Code::BackfillUnfit, message)
-            .hint("wait until `walcast backfill status` says that it was emptied"));
+            .hint("wait until `walcast backfill status` says that it was emptied, or lacks rows"));
     }
     print(&match backfills::turn(&client, &history_id, to).await? {
         Some(from) if from == to => format!("it is {to} already\n"),
@@ -290,10 +290,12 @@ fn status(backfills: &[backfills::Backfill]) -> String {
             }
             _ => {}
         }
-        let anew = match &backfill.rebuild {
-            None => "",
-            Some(rebuild) if rebuild.step == RebuildStep::Emptied => ", which was emptied",
-            Some(_) => ", which is to be emptied",
+        let anew = match (backfill.began_anew(), backfill.keeps_below().is_some()) {
+            _ if backfill.rebuild.is_none() => "",
+            (true, true) => ", which lacked them",
+            (true, false) => ", which was emptied",
+            (false, true) => ", which begins anew",
+            (false, false) => ", which is to be emptied",
         };
         format!("{id}  {state:<9}  {}{of} rows sent to {sinks}{anew}{bounds}\n", HumanCount(*rows))
     };
@@ -334,7 +336,13 @@ pub(super) async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) ->
             (false, _) => "waits for `walcast run`".to_owned(),
             (true, BackfillState::Waiting) => "waits for the one before it".to_owned(),
             (true, _) if counts(&backfill) => "events are counted".to_owned(),
-            (true, _) if backfill.to_be_emptied().is_some() => "the sink is being emptied".to_owned(),
+            (true, _) if backfill.to_be_emptied().is_some() => match backfill.keeps_below() {
+                Some(_) => "the sink begins anew".to_owned(),
+                None => "the sink is being emptied".to_owned(),
+            },
+            (true, _) if backfill.keeps_below().is_some() && backfill.done_id.is_none() => {
+                "what the sink holds is read".to_owned()
+            }
             (true, _) => waits(client, Some(&backfill)).await?.unwrap_or_default(),
         });
         tokio::time::sleep(LOOK_EVERY).await;

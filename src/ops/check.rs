@@ -112,19 +112,15 @@ pub(super) async fn standings(config: &Config, client: &Client, sinks: Sinks) ->
             Some(lane) => (Session { start: lane.confirmed?, ..session.clone() }, "its own slot"),
             None => (session.clone(), "the slot"),
         };
-        Some(stands(config, sink, session, slot))
+        Some(async move { Standing { slot, ..standing(config, sink, session).await } })
     });
     Ok(join_all(stands).await)
 }
 
-async fn stands(
-    config: &Config,
-    mut target: Box<dyn SinkAdmin>,
-    session: Session,
-    slot: &'static str,
-) -> Standing {
+/// Where one stands, as this session's stream would begin.
+pub(super) async fn standing(config: &Config, mut target: Box<dyn SinkAdmin>, session: Session) -> Standing {
     let judged = judge(config, target.as_mut(), &session).await;
-    Standing { target, session, judged, slot }
+    Standing { target, session, judged, slot: "the slot" }
 }
 
 /// The same, told. Nothing where there is no slot to judge by, or no WAL of the server's own: that has a finding of its own.

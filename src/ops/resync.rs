@@ -1,24 +1,26 @@
 //! `walcast resync`: finds what does not fit together any more, PostgreSQL's slot and what each sink holds, says what mends it, and
 //! does so with `--yes`.
 //!
-//! Where the slot is whole, the sinks that cannot go on from it are filled anew. Where it is not, or PostgreSQL is older than what a
-//! sink holds, no checkpoint counts any more: a new slot is made, and every sink is filled anew from what PostgreSQL has.
+//! A sink that cannot go on keeps what it holds and is brought what it lacks, where both can be told; else it is filled anew. Where
+//! the slot is lost a new one is made under the same history, so that what the sinks hold counts on. Where PostgreSQL is another one,
+//! or older than what a sink holds, no checkpoint counts any more: every sink is filled anew under a new history.
 
 use std::process::ExitCode;
 
 use indicatif::HumanCount;
 use tokio_postgres::Client;
+use uuid::Uuid;
 
 use crate::backfill::recount::readable;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::failpoint::failpoint;
 use crate::finding;
-use crate::lsn::HistoryId;
+use crate::lsn::{HistoryId, Lsn, Timelines};
 use crate::ops::backfill::{estimate, follow};
-use crate::ops::check::standings;
+use crate::ops::check::{Standing, standing, standings};
 use crate::ops::init;
-use crate::ops::rebuild::{RecountOptions, asked, recount};
+use crate::ops::rebuild::{RecountOptions, any_place, asked, held, keeps_below, recount};
 use crate::ops::terminal::print;
 use crate::resume::{Resume, SinkName};
 use crate::sink::SinkAdmin;
@@ -46,11 +48,22 @@ pub struct Options {
 /// What is to be done, and why.
 #[derive(Debug, Default)]
 struct Plan {
-    new_slot: Option<String>,
+    slot: NewSlot,
     sinks: Vec<Anew>,
 }
 
-/// A sink that is to be filled anew.
+/// Whether a new slot is made, and why.
+#[derive(Debug, Default)]
+enum NewSlot {
+    #[default]
+    No,
+    /// What the sinks hold counts on.
+    SameHistory(String),
+    /// No checkpoint counts any more.
+    NewHistory(String),
+}
+
+/// A sink that is to be mended.
 #[derive(Debug)]
 struct Anew {
     sink: SinkName,
@@ -58,6 +71,8 @@ struct Anew {
     /// What its target loses.
     goes: Option<String>,
     keeps_sums: bool,
+    /// What it holds from places below stays.
+    keeps_below: Option<Lsn>,
 }
 
 /// Finds out, says, and does it.
@@ -65,7 +80,7 @@ pub async fn resync(config: &Config, options: Options) -> Result<ExitCode> {
     let client = sql::connect(&config.postgres).await?;
     slot::server_facts(&client).await?.check_primary()?;
     let plan = plan(config, &client, options.new_slot).await?;
-    if plan.sinks.is_empty() && plan.new_slot.is_none() {
+    if plan.sinks.is_empty() && matches!(plan.slot, NewSlot::No) {
         print("every sink can go on from where it stands: there is nothing to do\n");
         return Ok(ExitCode::SUCCESS);
     }
@@ -74,9 +89,7 @@ pub async fn resync(config: &Config, options: Options) -> Result<ExitCode> {
         return Err(Error::new(Code::RebuildUnconfirmed, "this is what would be done; nothing was changed")
             .hint("walcast resync --yes"));
     }
-    let history_id = renew(config, &client, plan.new_slot.is_some()).await?;
-    failpoint!("resync_before_ask");
-    let ids = ask(config, &history_id, &plan).await?;
+    let (history_id, ids) = plan.make(config).await?;
     if ids.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -93,10 +106,15 @@ async fn plan(config: &Config, client: &Client, new_slot: bool) -> Result<Plan> 
         let why = "what walcast knew of the slot that there is, was lost with the schema walcast";
         return all_anew(config, why.to_owned());
     }
-    let history_id = match history::find(&config.postgres, client).await {
+    let (history_id, timelines) = match history::find(&config.postgres, client).await {
         Ok(_) if new_slot => return all_anew(config, "it was asked for".to_owned()),
-        Ok((history_id, _)) => history_id,
-        Err(error) if needs_new_slot(error.code()) => return all_anew(config, error.to_string()),
+        Ok(found) => found,
+        Err(error) if needs_new_slot(error.code()) => {
+            return match history::without_slot(&config.postgres, client).await?.filter(|_| !new_slot) {
+                Some(known) => same_history(config, known, error.to_string()).await,
+                None => all_anew(config, error.to_string()),
+            };
+        }
         Err(error) => return Err(error),
     };
     let lost = lanes(client, history_id.uuid).await?;
@@ -109,38 +127,59 @@ async fn plan(config: &Config, client: &Client, new_slot: bool) -> Result<Plan> 
         })
     };
     let mut sinks = Vec::new();
-    for target in sinks::wanted(config)?.iter().filter(|target| lost.contains(&target.name())) {
-        sinks.push(Anew::of(target.as_ref(), "the slot that it had alone is lost".to_owned()));
+    for target in sinks::wanted(config)?.into_iter().filter(|target| lost.contains(&target.name())) {
+        let standing = standing(config, target, any_place(history_id.clone(), timelines.clone())).await;
+        sinks.push(Anew::of(config, standing, "the slot that it had alone is lost")?);
     }
     for standing in standings(config, client, sinks::wanted(config)?).await? {
-        let target = standing.target.as_ref();
-        let why = match standing.judged {
-            Ok(Resume::From(_) | Resume::Fresh(_)) => continue,
-            Ok(Resume::Refused(refusal)) => {
-                let error = refusal.into_error(target.id(), &standing.session);
-                match error.code() {
-                    // what the sink has beyond, this server will never send
-                    Code::SinkAheadOfServer => return all_anew(config, error.to_string()),
-                    // it is whole
-                    Code::OtherOrdinalRule => return Err(error),
-                    _ => error.to_string(),
-                }
-            }
-            Err(error) if can_be_filled_anew(error.code()) => error.to_string(),
-            Err(error) => return Err(error),
-        };
-        sinks.push(Anew::of(target, why));
+        if let Ok(Resume::From(_) | Resume::Fresh(_)) = standing.judged {
+            continue;
+        }
+        if let Some(error) = ahead(&standing) {
+            return all_anew(config, error.to_string());
+        }
+        sinks.push(Anew::of(config, standing, "")?);
     }
     sinks.retain(|anew| !comes(anew.sink.as_str()));
-    Ok(Plan { new_slot: None, sinks })
+    Ok(Plan { slot: NewSlot::No, sinks })
 }
 
-/// Every sink that keeps what it is given.
+/// Every sink that has something goes on from a new slot under the same history.
+async fn same_history(
+    config: &Config,
+    (history_id, timelines): (HistoryId, Timelines),
+    why: String,
+) -> Result<Plan> {
+    let mut sinks = Vec::new();
+    for target in sinks::wanted(config)?.into_iter().filter(|target| target.guarantee().keeps_checkpoint()) {
+        let standing = standing(config, target, any_place(history_id.clone(), timelines.clone())).await;
+        if let Some(error) = ahead(&standing) {
+            return all_anew(config, error.to_string());
+        }
+        if !matches!(standing.judged, Ok(Resume::Fresh(_))) {
+            sinks.push(Anew::of(config, standing, "it goes on from the new slot")?);
+        }
+    }
+    Ok(Plan { slot: NewSlot::SameHistory(why), sinks })
+}
+
+/// What the sink has beyond, this server will never send.
+fn ahead(standing: &Standing) -> Option<Error> {
+    match &standing.judged {
+        Ok(Resume::Refused(refusal)) if refusal.code() == Code::SinkAheadOfServer => {
+            Some(refusal.clone().into_error(standing.target.id(), &standing.session))
+        }
+        _ => None,
+    }
+}
+
+/// Every sink that keeps what it is given, under a new history.
 fn all_anew(config: &Config, why: String) -> Result<Plan> {
     let wanted = sinks::wanted(config)?;
     let keep = wanted.iter().filter(|target| target.guarantee().keeps_checkpoint());
-    let sinks = keep.map(|target| Anew::of(target.as_ref(), "it goes on from the new slot".to_owned()));
-    Ok(Plan { new_slot: Some(why), sinks: sinks.collect() })
+    let why_so = "it goes on from the new slot";
+    let sinks = keep.map(|target| Anew::whole(target.as_ref(), why_so.to_owned())).collect();
+    Ok(Plan { slot: NewSlot::NewHistory(why), sinks })
 }
 
 /// Whether no stream of the slot that there was can be gone on with.
@@ -164,74 +203,145 @@ fn can_be_filled_anew(code: Code) -> bool {
     )
 }
 
+impl Anew {
+    /// All that it has goes.
+    fn whole(target: &dyn SinkAdmin, why: String) -> Anew {
+        let keeps_sums = target.recount().is_some();
+        Anew { sink: target.id(), why, goes: target.would_go(), keeps_sums, keeps_below: None }
+    }
+
+    /// A sink that cannot go on, for this reason or by its judgement; with what it holds, where that is of this history.
+    fn of(config: &Config, standing: Standing, why: &str) -> Result<Anew> {
+        let Standing { target, session, judged, .. } = standing;
+        let keeps_below = match held(&judged) {
+            Some(stored) => keeps_below(config, target.as_ref(), stored)?,
+            None => None,
+        };
+        let why = match judged {
+            Ok(Resume::From(_) | Resume::Fresh(_)) => why.to_owned(),
+            Ok(Resume::Refused(refusal)) => {
+                let error = refusal.into_error(target.id(), &session);
+                // it is whole
+                if error.code() == Code::OtherOrdinalRule {
+                    return Err(error);
+                }
+                error.to_string()
+            }
+            Err(error) if can_be_filled_anew(error.code()) => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        Ok(Anew { keeps_below, ..Anew::whole(target.as_ref(), why) })
+    }
+
+    fn told(&self) -> String {
+        let Anew { sink, why, goes, keeps_sums, keeps_below } = self;
+        let what = match (goes, keeps_below) {
+            _ if *keeps_sums => "is filled anew (all that it counts is counted anew)".to_owned(),
+            (_, Some(_)) => "keeps what it holds, and is brought what it lacks".to_owned(),
+            (Some(goes), None) => format!("is filled anew ({goes})"),
+            (None, None) => "is filled anew (it is emptied)".to_owned(),
+        };
+        format!("{sink} {what}: {why}\n")
+    }
+
+    fn asked(&self) -> Backfill {
+        asked(self.sink, self.keeps_below)
+    }
+}
+
 impl Plan {
     fn told(&self, slot: &str) -> String {
-        let mut text = String::new();
-        if let Some(why) = &self.new_slot {
-            text.push_str(&format!("a new slot {slot} is made: {why}\n"));
-        }
-        for Anew { sink, why, goes, keeps_sums } in &self.sinks {
-            let what = match (goes, keeps_sums) {
-                (_, true) => "all that it counts is counted anew".to_owned(),
-                (Some(goes), false) => goes.clone(),
-                (None, false) => "it is emptied".to_owned(),
-            };
-            text.push_str(&format!("{sink} is filled anew ({what}): {why}\n"));
-        }
+        let mut text = match &self.slot {
+            NewSlot::No => String::new(),
+            NewSlot::SameHistory(why) | NewSlot::NewHistory(why) => {
+                format!("a new slot {slot} is made: {why}\n")
+            }
+        };
+        self.sinks.iter().for_each(|anew| text.push_str(&anew.told()));
         text
     }
-}
 
-impl Anew {
-    fn of(target: &dyn SinkAdmin, why: String) -> Anew {
-        let keeps_sums = target.recount().is_some();
-        Anew { sink: target.id(), why, goes: target.would_go(), keeps_sums }
-    }
-}
-
-/// Makes a new slot in the place of the one that there was, if that is asked for. The history that the sinks go on with.
-async fn renew(config: &Config, client: &Client, new_slot: bool) -> Result<HistoryId> {
-    if new_slot {
-        let read = slot::facts(client, &config.postgres.slot).await?.is_some_and(|facts| facts.active);
-        if read {
-            let message = format!("slot {} is being read", config.postgres.slot);
-            return Err(Error::new(Code::SlotBusy, message).hint("stop walcast, and run it again"));
+    /// Makes a new slot if that is planned, and asks for all of it. The history that the sinks go on with, and the names of what
+    /// `walcast run` does.
+    async fn make(&self, config: &Config) -> Result<(HistoryId, Vec<Uuid>)> {
+        let mut client = sql::connect(&config.postgres).await?;
+        let of_rows = self.sinks.iter().filter(|anew| !anew.keeps_sums);
+        let mut planned: Vec<Backfill> = of_rows.map(Anew::asked).collect();
+        if !matches!(self.slot, NewSlot::No) {
+            let same_history = matches!(self.slot, NewSlot::SameHistory(_));
+            renew(config, &mut client, same_history, &planned).await?;
         }
-        // before anything is gone
-        finding::refuse(&check::check_before_making(client, &config.postgres).await?)?;
-        history::forget(&config.postgres, client).await?;
-        init::init(config, false).await?;
+        failpoint!("resync_before_ask");
+        let (history_id, _) = history::find(&config.postgres, &client).await?;
+        let counted = self.count_anew(config, &mut client, &history_id).await?;
+        if matches!(self.slot, NewSlot::No) {
+            let transaction = client.transaction().await.map_err(sql::error)?;
+            for one in &planned {
+                backfills::queue(&transaction, history_id.uuid, one).await?;
+            }
+            transaction.commit().await.map_err(sql::error)?;
+        }
+        planned.extend(counted);
+        let places = readable(&config.postgres, &client).await?;
+        for one in &mut planned {
+            one.estimated_rows = estimate(&client, &places.events, one).await?;
+            backfills::estimated(&client, one).await?;
+            let what = if one.keeps_below().is_some() { "are looked at for" } else { "come to" };
+            print(&format!(
+                "about {} rows {what} {}\n",
+                HumanCount(one.estimated_rows),
+                one.sinks.join(", ")
+            ));
+        }
+        Ok((history_id, planned.into_iter().map(|one| one.id).collect()))
     }
-    history::find(&config.postgres, client).await.map(|(history_id, _)| history_id)
-}
 
-/// Asks for all of it; gives the names of what `walcast run` does. With a new slot all rows that there are were there before.
-async fn ask(config: &Config, history_id: &HistoryId, plan: &Plan) -> Result<Vec<uuid::Uuid>> {
-    let with_history = plan.new_slot.is_some();
-    let mut client = sql::connect(&config.postgres).await?;
-    let places = readable(&config.postgres, &client).await?;
-    let runs = slot::facts(&client, &history_id.slot).await?.is_some_and(|facts| facts.active);
-    for anew in plan.sinks.iter().filter(|anew| anew.keeps_sums && !runs) {
-        recount(config, anew.sink, RecountOptions { with_history, detach: true }).await?;
-    }
-    let mut planned: Vec<Backfill> =
-        plan.sinks.iter().filter(|anew| runs || !anew.keeps_sums).map(|anew| asked(anew.sink)).collect();
-    for one in &mut planned {
-        one.estimated_rows = estimate(&client, &places.events, one).await?;
-        print(&format!("about {} rows come to {}\n", HumanCount(one.estimated_rows), one.sinks.join(", ")));
-    }
-    let last_id = EventMarks::begin(&client, history_id).await?.end_of_before();
-    let transaction = client.transaction().await.map_err(sql::error)?;
-    if with_history && runs {
+    /// Has sinks that keep sums count all events anew: at once, or, where a walcast runs, by that; what it is to do then. Under a new
+    /// history all rows that there are were there before.
+    async fn count_anew(
+        &self,
+        config: &Config,
+        client: &mut Client,
+        history_id: &HistoryId,
+    ) -> Result<Vec<Backfill>> {
+        let with_history = matches!(self.slot, NewSlot::NewHistory(_));
+        let of_sums = || self.sinks.iter().filter(|anew| anew.keeps_sums);
         // whoever watches over walcast may have started it already
-        let last_id = last_id?;
-        for anew in plan.sinks.iter().filter(|anew| anew.keeps_sums) {
-            backfills::counted(&transaction, history_id, anew.sink.as_str(), (last_id, 0)).await?;
+        let runs = slot::facts(client, &history_id.slot).await?.is_some_and(|facts| facts.active);
+        if !runs {
+            for anew in of_sums() {
+                recount(config, anew.sink, RecountOptions { with_history, detach: true }).await?;
+            }
+            return Ok(Vec::new());
         }
+        let last_id = match with_history {
+            true => Some(EventMarks::begin(client, history_id).await?.end_of_before()?),
+            false => None,
+        };
+        let planned: Vec<Backfill> = of_sums().map(Anew::asked).collect();
+        let transaction = client.transaction().await.map_err(sql::error)?;
+        for (anew, one) in of_sums().zip(&planned) {
+            if let Some(last_id) = last_id {
+                backfills::counted(&transaction, history_id, anew.sink.as_str(), (last_id, 0)).await?;
+            }
+            backfills::queue(&transaction, history_id.uuid, one).await?;
+        }
+        transaction.commit().await.map_err(sql::error)?;
+        Ok(planned)
     }
-    for one in &planned {
-        backfills::queue(&transaction, history_id, one).await?;
+}
+
+/// Makes a new slot in the place of the one that there was, which begins with what is asked.
+async fn renew(config: &Config, client: &mut Client, same_history: bool, asked: &[Backfill]) -> Result<()> {
+    let read = slot::facts(client, &config.postgres.slot).await?.is_some_and(|facts| facts.active);
+    if read {
+        let message = format!("slot {} is being read", config.postgres.slot);
+        return Err(Error::new(Code::SlotBusy, message).hint("stop walcast, and run it again"));
     }
-    transaction.commit().await.map_err(sql::error)?;
-    Ok(planned.into_iter().map(|one| one.id).collect())
+    // before anything is gone
+    finding::refuse(&check::check_before_making(client, &config.postgres).await?)?;
+    init::migrate(client, &config.postgres).await?;
+    history::renew(&config.postgres, client, same_history, asked).await?;
+    failpoint!("resync_before_slot");
+    init::init(config, false).await
 }

@@ -1,4 +1,4 @@
-//! How a sink is told to begin anew: to stop, and then from where on it is fed. What it had until then is emptied.
+//! How a sink is told to begin anew: to stop, and then from where on it is fed. What it had until then is emptied, or stays.
 //!
 //! Whoever asks has one end ([`Asker`]), the sink's driver another ([`Anew`]), whoever keeps its lane the third ([`Parting`]): the
 //! lane that a sink has when it begins anew was opened after it had stopped, so that it keeps all from there on.
@@ -24,7 +24,7 @@ pub enum Asked {
     Nothing,
     /// To give back what it was fed, and to wait.
     Stop,
-    /// To empty its target, and to go on from there.
+    /// To begin anew, and to go on from there.
     Begin(Arc<Beginning>),
 }
 
@@ -35,7 +35,7 @@ pub enum Done {
     Nothing,
     /// It takes nothing, and waits.
     Stopped,
-    /// Its target holds nothing but the beginning.
+    /// Its target holds the beginning.
     Begun,
 }
 
@@ -47,6 +47,8 @@ pub struct Beginning {
     contents: Vec<Arc<Content>>,
     /// When that was, microseconds since 1970.
     at: i64,
+    /// Whether it keeps the rows that it has.
+    keeps_rows: bool,
 }
 
 impl Beginning {
@@ -55,12 +57,18 @@ impl Beginning {
         // below whatever comes next
         let before = Position { commit_lsn: Lsn(from.durable_lsn.0.saturating_sub(1)), ordinal: 0 };
         let position = from.position.unwrap_or(before);
-        Beginning { from: Checkpoint { position: Some(position), ..from }, contents, at }
+        let from = Checkpoint { position: Some(position), ..from };
+        Beginning { from, contents, at, keeps_rows: false }
     }
 
-    /// Empties a target, and leaves the contents and the checkpoint there.
+    /// With the rows that the target has.
+    pub fn keeping_rows(self, keeps_rows: bool) -> Beginning {
+        Beginning { keeps_rows, ..self }
+    }
+
+    /// Empties a target, or leaves its rows there, and adds the contents and the checkpoint.
     pub async fn make(&self, sink: &mut dyn Sink, session: &Session) -> Result<()> {
-        sink.empty(session).await?;
+        sink.begin(session, self.keeps_rows).await?;
         sink.write(&[Arc::new(Batch::empty(self.from, false))]).await?;
         for rows in self.contents.chunks(ROWS_MAX) {
             let mut batch = BatchBuilder::new(self.from);
@@ -124,7 +132,7 @@ impl Asker {
         let _ = self.done.subscribe().wait_for(|done| *done == wanted).await;
     }
 
-    /// Has a stopped sink begin anew; returns when its target holds nothing else. It is fed only once it is [`Asker::let_go`].
+    /// Has a stopped sink begin anew; returns when its target holds that. It is fed only once it is [`Asker::let_go`].
     pub async fn begin(&mut self, beginning: Arc<Beginning>) {
         self.asked.send_replace(Asked::Begin(beginning));
         self.wait_for(Done::Begun).await;
@@ -169,7 +177,7 @@ impl Anew {
         });
     }
 
-    /// Its target holds nothing but the beginning.
+    /// Its target holds the beginning.
     pub fn begun(&self) {
         self.done.send_replace(Done::Begun);
     }

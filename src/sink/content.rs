@@ -217,7 +217,7 @@ impl Sink for ContentSink {
         Ok(stored)
     }
 
-    async fn empty(&mut self, _session: &Session) -> Result<()> {
+    async fn begin(&mut self, _session: &Session, _: bool) -> Result<()> {
         // others are joined with what it keeps
         Err(Error::new(Code::BackfillUnfit, "the content versions cannot be filled anew"))
     }

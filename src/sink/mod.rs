@@ -119,9 +119,9 @@ pub trait Sink: SinkIdentity {
     /// target how far it reaches; `None` when it holds no checkpoint.
     async fn recover(&mut self, session: &Session) -> Result<Option<StoredCheckpoint>>;
 
-    /// Empties the target, making what is missing of it, and is recovered then as one that holds nothing. Done again, it does
-    /// nothing more. What is written next follows on no earlier row.
-    async fn empty(&mut self, session: &Session) -> Result<()>;
+    /// Makes what is missing of the target, empties it unless it keeps its rows, and is recovered then as one that holds no
+    /// checkpoint. Done again, it does nothing more. What is written next follows on no earlier row.
+    async fn begin(&mut self, session: &Session, keeps_rows: bool) -> Result<()>;
 
     /// Takes batches, in stream order, without gaps, never one that the target already holds. A batch
     /// may be without rows: its checkpoint is to be made durable all the same.

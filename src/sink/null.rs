@@ -44,7 +44,7 @@ impl Sink for NullSink {
         Ok(None)
     }
 
-    async fn empty(&mut self, _session: &Session) -> Result<()> {
+    async fn begin(&mut self, _session: &Session, _: bool) -> Result<()> {
         Ok(())
     }
 

@@ -23,6 +23,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (14, "backfill", include_str!("../../migrations/0014_backfill.sql")),
     (15, "rebuild", include_str!("../../migrations/0015_rebuild.sql")),
     (16, "recount", include_str!("../../migrations/0016_recount.sql")),
+    (17, "missing", include_str!("../../migrations/0017_missing.sql")),
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");

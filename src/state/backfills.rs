@@ -3,12 +3,12 @@
 use std::fmt;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{Json, ToSql};
+use tokio_postgres::types::{Json, PgLsn, ToSql};
 use tokio_postgres::{Client, GenericClient, Row, Transaction};
 use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
-use crate::lsn::{Checkpoint, HistoryId, Session};
+use crate::lsn::{Checkpoint, HistoryId, Lsn, Session};
 use crate::source::sql;
 use crate::state::State;
 use crate::state::lanes::LaneRecord;
@@ -51,6 +51,8 @@ pub struct Rebuild {
     pub begins: Option<Checkpoint>,
     /// What had committed by then has a lower transaction id.
     pub begins_xid: u64,
+    /// What the sink holds from places below stays, and it is brought what it lacks; `None`: it is emptied.
+    pub keeps_below: Option<Lsn>,
 }
 
 /// The steps before rows are brought, each of which is stored when it is done.
@@ -62,7 +64,7 @@ pub enum RebuildStep {
     Stopped,
     /// The rows are marked that the stream brings from `begins` on.
     Marked,
-    /// Its target holds nothing but the checkpoint `begins`.
+    /// Its target holds nothing but the checkpoint `begins`, and what it keeps.
     Emptied,
     /// It keeps sums: it has stopped, and all events are counted anew.
     Counting,
@@ -94,9 +96,19 @@ impl Backfill {
         (self.state.is_open() && step != RebuildStep::Emptied).then_some((sink.as_str(), step))
     }
 
-    /// Whether its sink has nothing of before it: it was emptied for this one.
+    /// Whether its sink has begun anew for this one: it has rows at other places than the others.
     pub fn began_anew(&self) -> bool {
         self.rebuild.as_ref().is_some_and(|rebuild| rebuild.step == RebuildStep::Emptied)
+    }
+
+    /// Whether its sink has nothing of before it: it was emptied for this one.
+    pub fn empties(&self) -> bool {
+        self.began_anew() && self.keeps_below().is_none()
+    }
+
+    /// Below which places its sink keeps what it holds; `None` where it is emptied, or not filled anew at all.
+    pub fn keeps_below(&self) -> Option<Lsn> {
+        self.rebuild.as_ref()?.keeps_below
     }
 }
 
@@ -192,7 +204,8 @@ fn read(row: &Row) -> Result<Backfill> {
             let begins = begins.map_err(|error| unknown("a checkpoint".into()).because(error))?;
             let xid: Option<String> = sql::get(row, 14)?;
             let begins_xid = xid.and_then(|xid| xid.parse().ok()).unwrap_or_default();
-            Some(Rebuild { step, begins, begins_xid })
+            let keeps_below = sql::get::<Option<PgLsn>>(row, 15)?.map(|lsn| Lsn(lsn.into()));
+            Some(Rebuild { step, begins, begins_xid, keeps_below })
         }
     };
     let micros = |at| Ok(sql::get::<Option<f64>>(row, at)?.map(|seconds| (seconds * 1e6) as i64));
@@ -214,33 +227,31 @@ fn read(row: &Row) -> Result<Backfill> {
 
 /// Puts a new one in. An error when another is open.
 pub async fn begin(client: &impl GenericClient, history_id: &HistoryId, backfill: &Backfill) -> Result<()> {
-    put(client, history_id, backfill, "'running'").await
+    put(client, history_id.uuid, backfill, "'running'").await
 }
 
 /// Puts a new one in, which begins when those before it have ended.
-pub async fn queue(client: &impl GenericClient, history_id: &HistoryId, backfill: &Backfill) -> Result<()> {
+pub async fn queue(client: &impl GenericClient, history_id: Uuid, backfill: &Backfill) -> Result<()> {
     let state = "CASE WHEN EXISTS (SELECT FROM walcast.backfill
          WHERE history_id = $2 AND state IN ('waiting', 'running', 'paused')) THEN 'waiting' ELSE 'running' END";
     put(client, history_id, backfill, state).await
 }
 
-async fn put(
-    client: &impl GenericClient,
-    history_id: &HistoryId,
-    backfill: &Backfill,
-    state: &str,
-) -> Result<()> {
+async fn put(client: &impl GenericClient, history_id: Uuid, backfill: &Backfill, state: &str) -> Result<()> {
     let Backfill { id, sinks, since, until, rows_per_second, last_id, estimated_rows, .. } = backfill;
     let insert = format!(
         "INSERT INTO walcast.backfill
-           (id, history_id, sinks, since, until, rows_per_second, last_id, estimated_rows, rebuild, created_at, state)
-         VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6, $7, $8, $9, clock_timestamp(), {state})"
+           (id, history_id, sinks, since, until, rows_per_second, last_id, estimated_rows, rebuild, keeps_below, created_at, state)
+         VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6, $7, $8, $9, $10, clock_timestamp(), {state})"
     );
     let rows_per_second = rows_per_second.map(u32::cast_signed);
     let estimated_rows = estimated_rows.cast_signed();
     let rebuild = backfill.rebuild.as_ref().map(|rebuild| rebuild.step.as_str());
-    let parameters: [&(dyn ToSql + Sync); 9] =
-        [id, &history_id.uuid, sinks, since, until, &rows_per_second, last_id, &estimated_rows, &rebuild];
+    let keeps_below = backfill.keeps_below().map(|lsn| PgLsn::from(lsn.0));
+    let bounds: [&(dyn ToSql + Sync); 3] = [since, until, &rows_per_second];
+    let rest: [&(dyn ToSql + Sync); 4] = [last_id, &estimated_rows, &rebuild, &keeps_below];
+    let names: [&(dyn ToSql + Sync); 3] = [id, &history_id, sinks];
+    let parameters = [&names[..], &bounds, &rest].concat();
     match client.execute(&insert, &parameters).await {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(Error::new(
@@ -252,6 +263,14 @@ async fn put(
         )),
         Err(error) => Err(sql::error(error)),
     }
+}
+
+/// So many rows are to be expected, as far as is known.
+pub async fn estimated(client: &Client, backfill: &Backfill) -> Result<()> {
+    let update = "UPDATE walcast.backfill SET estimated_rows = $2 WHERE id = $1";
+    let rows = backfill.estimated_rows.cast_signed();
+    client.execute(update, &[&backfill.id, &rows]).await.map_err(sql::error)?;
+    Ok(())
 }
 
 /// Lets the oldest of those that wait begin, unless another is open. Whether one waited.

@@ -429,6 +429,14 @@ pub async fn outcomes(client: &Client, history_id: Uuid) -> Result<HashMap<i64, 
     rows.iter().map(|row| Ok((sql::get(row, 0)?, sql::get(row, 1)?))).collect()
 }
 
+/// The ids of the events that a sink alone has refused, and nobody has sent again.
+pub async fn refused_by(client: &Client, history_id: Uuid, sink: &str) -> Result<Vec<i64>> {
+    let query = "SELECT event_id FROM walcast.dead_letter
+       WHERE history_id = $1 AND sink = $2 AND event_id IS NOT NULL AND state <> 'replayed'";
+    let rows = client.query(query, &[&history_id, &sink]).await.map_err(sql::error)?;
+    rows.iter().map(|row| sql::get(row, 0)).collect()
+}
+
 /// Names and shapes of the extra columns that events have now.
 pub async fn extra_columns(client: &Client, history_id: Uuid) -> Result<Vec<(String, String)>> {
     let query = "SELECT name, shape FROM walcast.extra_column WHERE history_id = $1 ORDER BY name";

@@ -17,6 +17,7 @@ use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::slot::Publication;
 use crate::source::{check, quote, rows, slot, sql};
 use crate::state::State;
+use crate::state::backfills::{self, Backfill};
 
 struct Known {
     history_id: Uuid,
@@ -30,6 +31,8 @@ struct Known {
     /// How far the server's WAL reaches.
     wal_end: Lsn,
     ready: bool,
+    /// Whether it is known which rows were there before.
+    tells_before: bool,
 }
 
 /// The history id of the configured slot. Makes slot and history id when there are neither; kind `Resync` when they do
@@ -82,6 +85,14 @@ pub async fn confirmed(config: &PostgresConfig, client: &tokio_postgres::Client)
     Err(known.map_or_else(|| forgotten(&config.slot), |known| slot_gone(&known, config)))
 }
 
+/// Where the stream of a history began.
+pub async fn began(client: &tokio_postgres::Client, history_id: &HistoryId) -> Result<Lsn> {
+    let query = "SELECT consistent_point FROM walcast.slot WHERE history_id = $1";
+    let row = client.query_opt(query, &[&history_id.uuid]).await.map_err(sql::error)?;
+    let began = row.map(|row| sql::get::<Option<PgLsn>>(&row, 0)).transpose()?.flatten();
+    Ok(began.map_or(Lsn::ZERO, |lsn| Lsn(lsn.into())))
+}
+
 /// The publication, which is the one that the slot was made for; kind `Resync` when it is not.
 pub async fn publication(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<Publication> {
     let publication = slot::publication(client, config).await?;
@@ -117,26 +128,93 @@ pub async fn is_kept(client: &tokio_postgres::Client) -> Result<bool> {
     sql::get(&there.map_err(sql::error)?, 0)
 }
 
-/// Drops the slot and those of its lanes, and forgets what walcast knew of them, but for dead letters: nobody may read them. Done
-/// again, it does nothing.
-pub async fn forget(config: &PostgresConfig, client: &tokio_postgres::Client) -> Result<()> {
+/// The history of a slot that nobody can read any more, where what the sinks hold can still be told by it.
+pub async fn without_slot(
+    config: &PostgresConfig,
+    client: &tokio_postgres::Client,
+) -> Result<Option<(HistoryId, Timelines)>> {
+    if !is_kept(client).await? {
+        return Ok(None);
+    }
+    let Some(known) = known(client, &config.slot).await? else { return Ok(None) };
+    let (_, identity, timelines) = server(config).await?;
+    let is_ours =
+        check_system(&known, &identity).is_ok() && check_timeline(&known, &identity, &timelines).is_ok();
+    if !(known.ready && known.tells_before && is_ours) {
+        return Ok(None);
+    }
+    let (system_id, timeline) = (known.system_id, identity.timeline);
+    let history_id = HistoryId { uuid: known.history_id, system_id, timeline, slot: config.slot.clone() };
+    Ok(Some((history_id, timelines)))
+}
+
+/// Drops the slot and those of its lanes, nobody may read them, and has the next start make a new one: under the same history, so
+/// that what the sinks hold counts on, or under a new one, of which they hold nothing. `asked` is what it begins with.
+pub async fn renew(
+    config: &PostgresConfig,
+    client: &mut tokio_postgres::Client,
+    same_history: bool,
+    asked: &[Backfill],
+) -> Result<()> {
     if slot::facts(client, &config.slot).await?.is_some() {
         slot::drop(client, &config.slot).await?;
     }
-    if !is_kept(client).await? {
-        return Ok(());
+    let known = known(client, &config.slot).await?;
+    if let Some(known) = &known {
+        let lanes = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+           WHERE starts_with(slot_name::text, $1) AND NOT active";
+        client.execute(lanes, &[&super::lanes::prefix(known.history_id)]).await.map_err(sql::error)?;
     }
-    let Some(known) = known(client, &config.slot).await? else { return Ok(()) };
-    let lanes = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-       WHERE starts_with(slot_name::text, $1) AND NOT active";
-    client.execute(lanes, &[&super::lanes::prefix(known.history_id)]).await.map_err(sql::error)?;
-    // what they belong to last: until then this can be done again
-    for table in ["lane", "progress", "sink", "event_mark", "content_version", "slot"] {
-        let delete = format!("DELETE FROM walcast.{table} WHERE history_id = $1");
-        client.execute(&delete, &[&known.history_id]).await.map_err(sql::error)?;
+    let (_, identity, _) = server(config).await?;
+    let transaction = client.transaction().await.map_err(sql::error)?;
+    let history_id = match known {
+        Some(known) if same_history => {
+            for statement in BEFORE_A_NEW_SLOT {
+                transaction.execute(statement, &[&known.history_id]).await.map_err(sql::error)?;
+            }
+            known.history_id
+        }
+        known => {
+            for table in ["lane", "progress", "sink", "event_mark", "content_version", "slot"] {
+                let delete = format!("DELETE FROM walcast.{table} WHERE history_id = $1");
+                let former = known.as_ref().map(|known| known.history_id);
+                transaction.execute(&delete, &[&former]).await.map_err(sql::error)?;
+            }
+            let history_id = Uuid::new_v4();
+            let (system_id, timeline) = (&identity.system_id, identity.timeline as i32);
+            let parameters: [&(dyn ToSql + Sync); 5] =
+                [&config.slot, &history_id, system_id, &timeline, &config.publication];
+            let insert = "INSERT INTO walcast.slot
+               (slot, history_id, system_id, timeline, publication, publication_oid, state, fencing_token)
+             VALUES ($1, $2, $3, $4, $5, 0, 'in progress', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
+            transaction.execute(insert, &parameters).await.map_err(sql::error)?;
+            history_id
+        }
+    };
+    for one in asked {
+        backfills::queue(&transaction, history_id, one).await?;
     }
-    Ok(())
+    transaction.commit().await.map_err(sql::error)
 }
+
+/// What does not outlive a slot, by the history: the contents, which are read anew, lanes, and what was on its way in the WAL.
+const BEFORE_A_NEW_SLOT: [&str; 9] = [
+    // beyond whatever a target has seen of a server that was put back
+    "UPDATE walcast.slot SET state = 'in progress',
+       fencing_token = greatest(fencing_token, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+     WHERE history_id = $1",
+    "DELETE FROM walcast.content_version WHERE history_id = $1",
+    "DELETE FROM walcast.progress WHERE history_id = $1 AND sink = 'content'",
+    "DELETE FROM walcast.sink WHERE history_id = $1 AND name = 'content'",
+    "DELETE FROM walcast.event_mark WHERE history_id = $1 AND kind = 'since'",
+    "DELETE FROM walcast.lane WHERE history_id = $1",
+    "UPDATE walcast.backfill SET state = 'cancelled', changed_at = now()
+     WHERE history_id = $1 AND state IN ('waiting', 'running', 'paused')",
+    "UPDATE walcast.dead_letter SET state = 'open', changed_at = now()
+     WHERE history_id = $1 AND state = 'replaying'
+       AND request IN (SELECT id FROM walcast.request WHERE history_id = $1 AND state = 'sent')",
+    "DELETE FROM walcast.request WHERE history_id = $1 AND state = 'sent'",
+];
 
 /// Of a slot whose row is gone.
 pub(super) fn forgotten(slot: &str) -> Error {
@@ -249,7 +327,7 @@ async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Kno
         .query_opt(
             "SELECT history_id, system_id, timeline, publication_oid, published_entries, consistent_point,
                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-               state = 'ready' FROM walcast.slot WHERE slot = $1",
+               state = 'ready', last_id_before IS NOT NULL FROM walcast.slot WHERE slot = $1",
             &[&slot],
         )
         .await
@@ -264,6 +342,7 @@ async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Kno
         consistent_point: sql::get::<Option<PgLsn>>(&row, 5)?.map(|lsn| Lsn(lsn.into())),
         wal_end: Lsn(sql::get::<PgLsn>(&row, 6)?.into()),
         ready: sql::get(&row, 7)?,
+        tells_before: sql::get(&row, 8)?,
     }))
 }
 
@@ -357,7 +436,8 @@ async fn create(
     let client = state.client().await?;
     let places = check::readable(client, config, &publication.places).await?;
     let history_id = HistoryId {
-        uuid: Uuid::new_v4(),
+        // one that was to be made has its name already
+        uuid: known(client, &config.slot).await?.map_or_else(Uuid::new_v4, |known| known.history_id),
         system_id: identity.system_id.clone(),
         timeline: identity.timeline,
         slot: config.slot.clone(),
@@ -424,7 +504,7 @@ async fn fill(
     transaction
         .execute(
             "UPDATE walcast.slot SET state = 'ready', consistent_point = $2, snapshot = pg_current_snapshot(),
-               last_id_before = $3, emptied_at = NULL
+               last_id_before = coalesce(last_id_before, $3)
              WHERE slot = $1",
             &[&history_id.slot, &PgLsn::from(consistent_point.0), &last_id],
         )
@@ -478,6 +558,7 @@ mod tests {
             consistent_point: None,
             wal_end: Lsn(9),
             ready: true,
+            tells_before: true,
         };
         let identity = SystemIdentity { system_id: "7".into(), timeline: 3 };
         let timelines = Timelines::parse("1\t0/5\tno recovery target").unwrap_or_default();

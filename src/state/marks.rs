@@ -1,7 +1,8 @@
 //! What is known of events by their ids alone: which rows were there before walcast, and which the source has changed
 //! or deleted since they went out.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use bytes::{BufMut, BytesMut};
 use futures_util::TryStreamExt;
@@ -18,7 +19,7 @@ const BYTES: usize = IDS_PER_BLOCK as usize / 8;
 
 /// A set of ids, a bit an id.
 #[derive(Debug, Clone, Default)]
-pub struct IdSet(HashMap<i64, Block>);
+pub struct IdSet(BTreeMap<i64, Block>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Block([u8; BYTES]);
@@ -37,6 +38,20 @@ impl IdSet {
     pub fn contains(&self, id: i64) -> bool {
         let (block, byte, bit) = place(id);
         self.0.get(&block).and_then(|Block(bytes)| bytes.get(byte)).is_some_and(|byte| byte & bit != 0)
+    }
+
+    /// Those within a range, in order.
+    pub fn within(&self, range: RangeInclusive<i64>) -> impl Iterator<Item = i64> {
+        let blocks =
+            (!range.is_empty()).then(|| self.0.range(place(*range.start()).0..=place(*range.end()).0));
+        let ids = blocks.into_iter().flatten().flat_map(|(block, Block(bytes))| {
+            let is_in = |within: &i64| {
+                let (byte, bit) = (*within as usize / 8, 0x80 >> (within % 8));
+                bytes.get(byte).is_some_and(|byte| byte & bit != 0)
+            };
+            (0..IDS_PER_BLOCK).filter(is_in).map(move |within| block * IDS_PER_BLOCK + within)
+        });
+        ids.filter(move |id| range.contains(id))
     }
 
     /// How many ids are in.
@@ -246,6 +261,14 @@ mod tests {
             for id in ids.iter().chain(&others).chain(&[i64::MIN, i64::MAX]) {
                 prop_assert_eq!(set.contains(*id), ids.contains(id));
             }
+            for pair in others.windows(2) {
+                let range = pair[0]..=pair[1];
+                let within: Vec<i64> = set.within(range.clone()).collect();
+                let mut expected: Vec<i64> = ids.iter().copied().filter(|id| range.contains(id)).collect();
+                expected.sort_unstable();
+                prop_assert_eq!(within, expected);
+            }
+            prop_assert_eq!(set.within(i64::MIN..=i64::MAX).count(), ids.len());
         }
     }
 

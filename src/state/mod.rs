@@ -2,6 +2,7 @@
 //! whose target cannot keep them. Every write is guarded by the fencing token.
 
 pub mod backfills;
+pub mod brought;
 pub mod dead_letters;
 pub mod extra;
 pub mod history;

@@ -128,9 +128,10 @@ async fn sample_while_connected(
 }
 
 fn backfill(open: Backfill) -> BackfillLine {
+    let missing = open.keeps_below().is_some();
     let Backfill { state, sinks, rows, estimated_rows, rebuild, .. } = open;
     let rebuild = rebuild.map(|rebuild| rebuild.step.as_str().to_owned());
-    BackfillLine { state: state.to_string(), sinks, rows, estimated_rows, rebuild }
+    BackfillLine { state: state.to_string(), sinks, rows, estimated_rows, rebuild, missing }
 }
 
 /// Asks once for all lanes, if there are any.

@@ -537,6 +537,7 @@ mod tests {
             rows: 0,
             estimated_rows: 9,
             rebuild: Some(step.into()),
+            missing: false,
         };
         let anew = |step| {
             let status = status(slot(), vec![sink("kafka"), apart(lane(LaneState::Parked, 45.0))]);

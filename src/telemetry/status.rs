@@ -51,6 +51,9 @@ pub struct BackfillLine {
     /// keeps sums.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<String>,
+    /// Whether that sink is not emptied, and is brought only what it lacks.
+    #[serde(default)]
+    pub missing: bool,
 }
 
 /// What the pipeline does.

@@ -25,6 +25,7 @@ mod kafka;
 mod lane_limit;
 mod lane_views;
 mod lanes;
+mod missing;
 mod origins;
 mod payloads;
 mod privacy;

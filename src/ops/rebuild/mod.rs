@@ -12,10 +12,11 @@ use crate::backfill::recount;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::event::time::micros_of;
-use crate::lsn::HistoryId;
+use crate::lsn::{Checkpoint, HistoryId, Lsn, Session, Timelines};
 use crate::ops::backfill::{bounds, estimate, follow, time};
+use crate::ops::check::{Standing, standing};
 use crate::ops::terminal::print;
-use crate::resume::SinkName;
+use crate::resume::{Refusal, Resume, SinkName};
 use crate::sink::SinkAdmin;
 use crate::sink::read_back::ReadBack;
 use crate::sinks;
@@ -41,10 +42,13 @@ pub struct Options {
     /// Bring rows with an event_ts from this time on alone.
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<String>,
+    /// Keep what the sink holds, and bring what it lacks alone.
+    #[arg(long)]
+    missing: bool,
     /// As many rows a second at most. Default: as many as the sink takes beside the stream.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     rows_per_second: Option<u32>,
-    /// Do it. Without this the command says what would go.
+    /// Do it. Without this the command says what would go; with --missing nothing does.
     #[arg(long)]
     yes: bool,
     /// Do not wait for its end.
@@ -52,26 +56,29 @@ pub struct Options {
     detach: bool,
 }
 
-/// Has `sink` emptied and filled anew.
+/// Has `sink` emptied and filled anew, or brought what it lacks.
 pub async fn rebuild(config: &Config, sink: SinkName, options: Options) -> Result<ExitCode> {
-    let Options { since, rows_per_second, yes, detach } = options;
-    let goes =
-        sinks::wanted(config)?.iter().find(|target| target.id() == sink).map(|target| target.would_go());
-    let Some(goes) = goes else {
+    let Options { since, missing, rows_per_second, yes, detach } = options;
+    let Some(target) = sinks::wanted(config)?.into_iter().find(|target| target.id() == sink) else {
         let message = format!("{sink} is not among pipeline.sinks");
         return Err(Error::new(Code::BackfillUnfit, message).hint("set PIPELINE_SINKS"));
     };
+    let goes = target.would_go();
     let client = sql::connect(&config.postgres).await?;
-    let (history_id, _) = history::find(&config.postgres, &client).await?;
+    let (history_id, timelines) = history::find(&config.postgres, &client).await?;
+    let keeps = match missing {
+        true => Some(kept(config, target, any_place(history_id.clone(), timelines)).await?),
+        false => None,
+    };
     let planned = Backfill {
         between: (since.as_deref().and_then(micros_of), None),
         since,
         rows_per_second,
-        ..asked(sink)
+        ..asked(sink, keeps)
     };
     let events = history::publication(&config.postgres, &client).await?.places.events;
     let planned = Backfill { estimated_rows: estimate(&client, &events, &planned).await?, ..planned };
-    if !yes {
+    if !yes && !missing {
         let goes = goes.unwrap_or_default();
         let (rows, bounds) = (HumanCount(planned.estimated_rows), bounds(&planned));
         let message = format!("{goes}; then about {rows} rows that PostgreSQL has come{bounds}");
@@ -87,8 +94,58 @@ pub async fn rebuild(config: &Config, sink: SinkName, options: Options) -> Resul
     follow(&client, &history_id, planned.id).await
 }
 
-/// What is asked for, for all rows.
-pub(super) fn asked(sink: SinkName) -> Backfill {
+/// Below which places the target keeps what it holds.
+async fn kept(config: &Config, target: Box<dyn SinkAdmin>, session: Session) -> Result<Lsn> {
+    let Standing { target, session, judged, .. } = standing(config, target, session).await;
+    let Some(stored) = held(&judged) else {
+        return match judged? {
+            Resume::Refused(refusal) => Err(refusal.into_error(target.id(), &session)),
+            Resume::From(_) | Resume::Fresh(_) => Ok(Lsn::ZERO),
+        };
+    };
+    keeps_below(config, target.as_ref(), stored)?.ok_or_else(|| {
+        let message = format!("what {0} holds nobody tells: neither {0} nor another sink", target.name());
+        Error::new(Code::BackfillUnfit, message).hint(format!("walcast rebuild {} --yes", target.name()))
+    })
+}
+
+/// How far a target reaches whose rows are all of this history; `None` where that is not known.
+pub(super) fn held(judged: &Result<Resume>) -> Option<Checkpoint> {
+    match judged {
+        Ok(Resume::From(stored) | Resume::Refused(Refusal::BelowSlot(stored))) => Some(*stored),
+        // what is left of it is
+        Ok(Resume::Fresh(_) | Resume::Refused(Refusal::LostItsData | Refusal::LostWhatItHeld { .. })) => {
+            Some(Checkpoint::default())
+        }
+        Ok(Resume::Refused(_)) => None,
+        Err(error) => (error.code() == Code::SinkLostItsData).then(Checkpoint::default),
+    }
+}
+
+/// Below which places a target that has this checkpoint keeps what it holds; `None` where nobody tells what that is. One that gives
+/// nothing back has what others have, up to its checkpoint.
+pub(super) fn keeps_below(
+    config: &Config,
+    target: &dyn SinkAdmin,
+    stored: Checkpoint,
+) -> Result<Option<Lsn>> {
+    let gives_events = |target: &dyn SinkAdmin| matches!(target.read_back(), ReadBack::Events(_));
+    if gives_events(target) {
+        return Ok(Some(Lsn(u64::MAX)));
+    }
+    let acknowledges = matches!(target.read_back(), ReadBack::Acknowledged);
+    let others = sinks::wanted(config)?.iter().any(|other| gives_events(other.as_ref()));
+    let has_some = stored.durable_lsn > Lsn::ZERO;
+    Ok((acknowledges && others && has_some).then_some(stored.durable_lsn))
+}
+
+/// As a sink is judged for whom no place of the stream is too late.
+pub(super) fn any_place(history_id: HistoryId, timelines: Timelines) -> Session {
+    Session { history_id, timelines, fencing_token: 0, settled_timeline: 0, start: Lsn::ZERO }
+}
+
+/// What is asked for, for all rows; or for those that the sink lacks, which keeps what it holds below a place.
+pub(super) fn asked(sink: SinkName, keeps_below: Option<Lsn>) -> Backfill {
     Backfill {
         id: Uuid::new_v4(),
         sinks: vec![sink.to_string()],
@@ -102,7 +159,7 @@ pub(super) fn asked(sink: SinkName) -> Backfill {
         rows: 0,
         estimated_rows: 0,
         state: BackfillState::Running,
-        rebuild: Some(Rebuild { step: RebuildStep::Asked, begins: None, begins_xid: 0 }),
+        rebuild: Some(Rebuild { step: RebuildStep::Asked, begins: None, begins_xid: 0, keeps_below }),
     }
 }
 
@@ -123,7 +180,7 @@ pub async fn recount(config: &Config, sink: SinkName, options: RecountOptions) -
     // what would keep it from ending is told at once
     let places = recount::readable(&config.postgres, &client).await?;
     target.check(&history_id.slot).await?;
-    let planned = asked(sink);
+    let planned = asked(sink, None);
     let planned = Backfill { estimated_rows: estimate(&client, &places.events, &planned).await?, ..planned };
     let counts = backfills::counts_before(&client, &history_id, &planned.sinks).await?.is_some();
     let last_id = EventMarks::begin(&client, &history_id).await?.end_of_before();

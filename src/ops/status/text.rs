@@ -121,12 +121,14 @@ fn dead_letters(counts: &[LetterCount]) -> String {
 
 /// Rows of before walcast on their way.
 fn backfill(open: Option<&BackfillLine>) -> String {
-    let Some(BackfillLine { state, sinks, rows, estimated_rows, rebuild }) = open else {
+    let Some(BackfillLine { state, sinks, rows, estimated_rows, rebuild, missing }) = open else {
         return String::new();
     };
     let (rows, about, sinks) = (grouped(*rows), grouped(*estimated_rows), sinks.join(", "));
     let (what, sent, step) = match rebuild.as_deref() {
         None => ("backfill", "sent to", String::new()),
+        Some("emptied") if *missing => ("rebuild", "sent to", ", which lacks them".to_owned()),
+        Some(step) if *missing => ("rebuild", "sent to", format!(", which begins anew ({step})")),
         Some("emptied") => ("rebuild", "sent to", ", which was emptied".to_owned()),
         Some("counting") => ("rebuild", "counted for", ", which was emptied".to_owned()),
         Some(step) => ("rebuild", "sent to", format!(", which is to be emptied ({step})")),
@@ -596,23 +598,28 @@ mod tests {
 
     #[test]
     fn a_sink_that_is_filled_anew_is_told_with_what_is_done_to_it() {
-        let told = |rebuild: Option<&str>| {
+        let told = |rebuild: Option<&str>, missing| {
             let line = BackfillLine {
                 state: "running".into(),
                 sinks: vec!["redis".into()],
                 rows: 1_200,
                 estimated_rows: 5_000,
                 rebuild: rebuild.map(str::to_owned),
+                missing,
             };
             backfill(Some(&line)).lines().last().unwrap_or_default().to_owned()
         };
-        assert_eq!(told(None), "running  1,200 of about 5,000 rows sent to redis");
+        assert_eq!(told(None, false), "running  1,200 of about 5,000 rows sent to redis");
         assert_eq!(
-            told(Some("asked")),
+            told(Some("emptied"), true),
+            "running  1,200 of about 5,000 rows sent to redis, which lacks them"
+        );
+        assert_eq!(
+            told(Some("asked"), false),
             "running  1,200 of about 5,000 rows sent to redis, which is to be emptied (asked)"
         );
         assert_eq!(
-            told(Some("counting")),
+            told(Some("counting"), false),
             "running  1,200 of about 5,000 rows counted for redis, which was emptied"
         );
     }

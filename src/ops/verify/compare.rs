@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::brought::BroughtTo;
 use super::record::{ALL, ANY_PARTITION, Extras, Fields, OF_CONTENT, Record, flag, names};
 use super::report::{Difference, Report};
 use super::truth::Partition;
 use crate::event::time::HALF_HOUR_MICROS;
 use crate::lsn::Position;
 use crate::sink::read_back::KeyState;
+use crate::state::brought::BroughtTo;
 use crate::state::dead_letters;
 use crate::state::marks::EventMarks;
 
@@ -42,6 +42,8 @@ pub struct Context {
     pub tells_letters: bool,
     /// Whether any sink tells the events' places.
     pub tells_places: bool,
+    /// Below all that the stream brings.
+    pub start: Option<Position>,
     /// Contents, by hash, that have changed after one of their events.
     pub changed: HashSet<u32>,
     /// Events whose letters were sent again, each by whose letter it was: they are to be there.
@@ -207,10 +209,7 @@ impl Event<'_> {
             true => letters.iter().any(|letter| letter.has(flag::STORED)),
             false => !letters.is_empty() || letter_elsewhere || refused,
         };
-        let is_due = match context.brought.bit(sink) {
-            0 => !source.has(flag::BEFORE),
-            bit => source.brought & bit != 0,
-        };
+        let is_due = context.brought.holds(sink, source.brought, source.has(flag::BEFORE));
         if !is_due {
         } else if source.has(flag::RENAMED) || context.by_time && source.has(flag::TOUCHED) {
             counters.changed_at_source += 1;
@@ -266,7 +265,8 @@ impl Event<'_> {
         for _ in events.iter().skip(1) {
             report.differs(sink, half_hour, Difference::Doubled, what);
         }
-        if first.position < source.position {
+        // how contents were before the stream began nobody knows, and sums go by how they were then
+        if first.position < source.position && context.start.is_none_or(|start| source.position > start) {
             context.changed.insert(source.content());
         }
         for event in events {

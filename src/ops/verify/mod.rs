@@ -5,7 +5,6 @@
 //! partition by partition is compared. What a sink has beyond the point is left out by its commit LSN, so a
 //! pipeline under load is no hindrance.
 
-mod brought;
 mod compare;
 mod events;
 mod record;
@@ -35,10 +34,10 @@ use crate::sink::read_back::{Found, Part, ReadBack, ReadEvents};
 use crate::sinks;
 use crate::source::snapshot::Snapshot;
 use crate::source::sql;
+use crate::state::brought::BroughtTo;
 use crate::state::marks::EventMarks;
 use crate::state::pre_existing::PreExisting;
 use crate::state::{extra, history};
-use brought::BroughtTo;
 use compare::{Context, Replayed, Side};
 use events::Events;
 use record::Extras;
@@ -245,7 +244,9 @@ impl Verifying<'_> {
             let events = Events::new(end, part, self.spill(count)?, bar, firsts);
             reading.push(read_events(sink, reader, events, (end, part), client, history_id));
         }
+        let start = history::began(reader, history_id).await?.before();
         let known = Known {
+            start,
             events: &places.events,
             brought: &brought,
             marks: &marks,
@@ -262,6 +263,7 @@ impl Verifying<'_> {
         let partitions = truth::partitions(reader, &places.events).await?;
         let labels = truth::labels(reader, &places.events, &self.extras).await?;
         let mut context = Context {
+            start: Some(start),
             marks,
             partitions,
             labels,

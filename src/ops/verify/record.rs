@@ -84,7 +84,7 @@ pub struct Record {
     /// See [`flag`].
     pub flags: u8,
     /// Of the sinks that were brought rows otherwise than by the stream, those that are to have it, as bits
-    /// ([`super::brought::BroughtTo`]).
+    /// ([`crate::state::brought::BroughtTo`]).
     pub brought: u8,
     known: Fields,
     hashes: [u32; FIELDS_MAX],

@@ -10,7 +10,6 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
-use super::brought::BroughtTo;
 use super::compare::{Replayed, ReplayedLetter};
 use super::record::{ANY_PARTITION, Extras, Record, extra_hash, flag, text_hash};
 use super::spill::Spill;
@@ -27,6 +26,7 @@ use crate::lsn::{HistoryId, Lsn, Position};
 use crate::quote::identifier;
 use crate::sink::read_back::{Part, PartitionOf, Sample};
 use crate::source::{rows, slot, sql};
+use crate::state::brought::BroughtTo;
 use crate::state::marks::EventMarks;
 use crate::state::pre_existing::{PreExisting, Xid};
 use crate::transform::content_cache::ContentCache;
@@ -136,6 +136,8 @@ pub struct Known<'a> {
     pub pre_existing: &'a PreExisting,
     /// Which of those were brought to which sinks.
     pub brought: &'a BroughtTo,
+    /// Below all that the stream brings: the contents' versions of before are not known.
+    pub start: Position,
     /// The newest versions of the contents.
     pub versions: &'a Versions,
     /// The extra columns that are compared.
@@ -219,7 +221,8 @@ fn record(config: &Config, known: &Known<'_>, event: &EventRecord<'_>, text_byte
     if text_bytes > config.pipeline.row_bytes_max {
         values.forget(|field| field.kind == FieldKind::Json);
     }
-    let mut record = Record::new(event.event.id, seen.flatten().unwrap_or(BEFORE_ALL), event.event.event_ts);
+    let newest = seen.flatten().unwrap_or(BEFORE_ALL).max(known.start);
+    let mut record = Record::new(event.event.id, newest, event.event.event_ts);
     record.take(&values);
     record.take_extra(&values, known.extras, |_| true);
     if let Some(id) = content_id {

@@ -121,7 +121,7 @@ impl Sink for BigQuerySink {
         Ok(checkpoint)
     }
 
-    async fn empty(&mut self, session: &Session) -> Result<()> {
+    async fn begin(&mut self, session: &Session, keeps_rows: bool) -> Result<()> {
         self.live = None;
         // first: a stream that is still to be committed would bring rows back
         progress::store(&mut self.state, session, None, None, &[]).await?;
@@ -130,7 +130,9 @@ impl Sink for BigQuerySink {
         match target.rest.table().await? {
             Some(table) => {
                 table::verify(&self.config, &table)?;
-                target.rest.empty().await?;
+                if !keeps_rows {
+                    target.rest.empty().await?;
+                }
             }
             None => target.rest.create().await?,
         }

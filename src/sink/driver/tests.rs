@@ -75,7 +75,7 @@ impl Sink for TestSink {
         Ok(Some(StoredCheckpoint::new(&session.history_id, target.has)))
     }
 
-    async fn empty(&mut self, _session: &Session) -> Result<()> {
+    async fn begin(&mut self, _session: &Session, _: bool) -> Result<()> {
         let mut target = self.0.lock().unwrap();
         target.outcome()?;
         target.rows.clear();

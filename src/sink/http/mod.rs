@@ -221,7 +221,7 @@ impl Sink for HttpSink {
     }
 
     /// What the receiver has is its own; only the checkpoint is forgotten.
-    async fn empty(&mut self, session: &Session) -> Result<()> {
+    async fn begin(&mut self, session: &Session, _: bool) -> Result<()> {
         self.open = None;
         self.recover(session).await?;
         let nothing = Checkpoint::default();

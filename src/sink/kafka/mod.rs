@@ -134,8 +134,9 @@ impl Sink for KafkaSink {
         Ok(stored)
     }
 
-    /// The events topic holds no record then; offsets go on, so that consumers do. What is keyed by content is written over.
-    async fn empty(&mut self, session: &Session) -> Result<()> {
+    /// The events topic holds no record then, unless it keeps them; offsets go on, so that consumers do. What is keyed by content is
+    /// written over.
+    async fn begin(&mut self, session: &Session, keeps_rows: bool) -> Result<()> {
         self.open = None;
         self.watch = None;
         self.require_fencing_token(session).await?;
@@ -147,7 +148,9 @@ impl Sink for KafkaSink {
         let writer = Writer::start(&self.config, self.row_bytes_max, &fence, &self.ends, letters).await?;
         self.require_fencing_token(session).await?;
         failpoint!("kafka_before_empty");
-        topics::empty(&self.config, self.row_bytes_max).await?;
+        if !keeps_rows {
+            topics::empty(&self.config, self.row_bytes_max).await?;
+        }
         failpoint!("kafka_after_empty");
         *lock(&self.ends) = recover::ends(&self.config).await?;
         self.open = Some(Open { writer, session: session.clone(), durable: Checkpoint::default() });

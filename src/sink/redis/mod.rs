@@ -130,7 +130,7 @@ impl Sink for RedisSink {
         Ok(checkpoint)
     }
 
-    async fn empty(&mut self, _session: &Session) -> Result<()> {
+    async fn begin(&mut self, _session: &Session, _: bool) -> Result<()> {
         // sums are not brought row by row
         Err(Error::new(Code::BackfillUnfit, "redis is filled anew by a command of its own")
             .hint("walcast rebuild redis"))

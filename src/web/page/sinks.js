@@ -47,10 +47,11 @@ const showFailures = keyed(at("errors"), failure);
 function showBackfill(open) {
   at("backfill").hidden = !open;
   if (!open) return;
-  const { state, sinks, rows, estimated_rows: about, rebuild } = open;
+  const { state, sinks, rows, estimated_rows: about, rebuild, missing } = open;
   const what = rebuild ? "Rebuild" : "Backfill";
   const done = rebuild === "counting" ? "counted for" : "sent to";
-  const step = rebuild && rebuild !== "emptied" && rebuild !== "counting" ? ", which is being emptied" : "";
+  const begins = rebuild && rebuild !== "emptied" && rebuild !== "counting";
+  const step = begins ? `, which ${missing ? "begins anew" : "is being emptied"}` : missing ? ", which lacks them" : "";
   say(at("backfill"), `${what} ${state}: ${count(rows)} of about ${count(about)} rows ${done} ${sinks.join(", ")}${step}`);
 }
 

@@ -138,11 +138,13 @@ impl Sink for FaultySink {
         Ok(checkpoint.map(|checkpoint| StoredCheckpoint::new(&session.history_id, checkpoint)))
     }
 
-    async fn empty(&mut self, session: &Session) -> Result<()> {
+    async fn begin(&mut self, session: &Session, keeps_rows: bool) -> Result<()> {
         self.fault("emptying")?;
         {
             let mut target = self.target.lock().unwrap();
-            target.rows.clear();
+            if !keeps_rows {
+                target.rows.clear();
+            }
             target.checkpoint = None;
         }
         self.recover(session).await.map(drop)

@@ -1,4 +1,4 @@
-//! Which rows were brought to which sinks otherwise than by the stream.
+//! Which rows were brought to which sinks otherwise than by the stream, and so which rows a sink is to have.
 
 use tokio_postgres::Client;
 
@@ -24,7 +24,7 @@ impl BroughtTo {
         let mut emptied: Vec<String> = Vec::new();
         for backfill in backfills.iter_mut().rev() {
             backfill.sinks.retain(|sink| !emptied.contains(sink));
-            if backfill.began_anew() {
+            if backfill.empties() {
                 emptied.extend(backfill.sinks.iter().cloned());
             }
         }
@@ -39,7 +39,7 @@ impl BroughtTo {
     pub fn to(&self, id: i64, event_ts: i64, before: bool) -> u8 {
         if !before {
             let left_out = |backfill: &&Backfill| {
-                backfill.began_anew()
+                backfill.empties()
                     && id <= backfill.last_id
                     && backfill.between.0.is_some_and(|since| event_ts < since)
             };
@@ -48,12 +48,27 @@ impl BroughtTo {
         }
         let holds = |backfill: &&Backfill| {
             let (since, until) = backfill.between;
-            backfill.done_id.is_some_and(|done| id <= done)
+            // one that brings what a sink lacks changes nothing of what that is
+            backfill.keeps_below().is_none()
+                && backfill.done_id.is_some_and(|done| id <= done)
                 && since.is_none_or(|since| event_ts >= since)
                 && until.is_none_or(|until| event_ts < until)
         };
         let sinks = self.backfills.iter().filter(holds).flat_map(|backfill| &backfill.sinks);
         sinks.fold(0, |bits, sink| bits | self.bit(sink))
+    }
+
+    /// Whether this sink is to have a row of its own place in time; `before`: it was there before walcast.
+    pub fn is_due(&self, sink: &str, id: i64, event_ts: i64, before: bool) -> bool {
+        self.holds(sink, self.to(id, event_ts, before), before)
+    }
+
+    /// The same by the bits that [`BroughtTo::to`] gave: the stream alone brings rows to a sink without a bit.
+    pub fn holds(&self, sink: &str, bits: u8, before: bool) -> bool {
+        match self.bit(sink) {
+            0 => !before,
+            bit => bits & bit != 0,
+        }
     }
 
     /// Whether a sink has a row with this id at another place than the others: it was filled anew.
@@ -83,6 +98,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::lsn::Lsn;
     use crate::state::backfills::{BackfillState, Rebuild, RebuildStep};
 
     fn backfill(sinks: &[&str], done_id: Option<i64>, between: (Option<i64>, Option<i64>)) -> Backfill {
@@ -121,8 +137,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_sink_lacks_does_not_change_by_being_brought() {
+        let rebuild = Some(Rebuild {
+            step: RebuildStep::Emptied,
+            begins: None,
+            begins_xid: 0,
+            keeps_below: Some(Lsn(u64::MAX)),
+        });
+        let lacking = Backfill { rebuild, ..backfill(&["kafka"], Some(90), (Some(10), None)) };
+        let before = backfill(&["kafka"], Some(50), (None, None));
+        let brought = BroughtTo::of(vec![before.clone(), lacking]);
+        let due = |brought: &BroughtTo, id, before| brought.is_due("kafka", id, 9, before);
+        for (id, before_walcast) in [(50, true), (51, true), (90, false), (101, false)] {
+            let of_before = BroughtTo::of(vec![before.clone()]);
+            assert_eq!(due(&brought, id, before_walcast), due(&of_before, id, before_walcast), "{id}");
+        }
+        assert!(due(&brought, 50, true) && !due(&brought, 51, true));
+        assert!(brought.is_anew("kafka", 90), "at another place than in other sinks");
+    }
+
+    #[test]
     fn a_sink_that_was_emptied_has_what_came_since() {
-        let rebuild = Some(Rebuild { step: RebuildStep::Emptied, begins: None, begins_xid: 0 });
+        let rebuild =
+            Some(Rebuild { step: RebuildStep::Emptied, begins: None, begins_xid: 0, keeps_below: None });
         let anew = Backfill { rebuild, ..backfill(&["kafka"], Some(40), (Some(10), None)) };
         let brought = BroughtTo::of(vec![backfill(&["kafka", "http"], Some(50), (None, None)), anew]);
         let due = |sink, id, event_ts, before| brought.to(id, event_ts, before) & brought.bit(sink) != 0;
