@@ -56,7 +56,7 @@ chaos: services
 	@KILLS=$(KILLS) LANE_MINUTES=$(LANE_MINUTES) scripts/services run cargo test --release --locked --features failpoints --test chaos -- --include-ignored --nocapture --test-threads 1
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test servers -- --nocapture bigquery_faults::random
 
-# variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, SOAK_MINUTES, SINKS, HTTP, DEBEZIUM; see scripts/bench
+# variables: EVENTS, ROUNDS, RATES, MINUTES, KILLS, HUGE, STANDSTILL, HISTORY, SOAK_MINUTES, SINKS, HTTP, DEBEZIUM; see scripts/bench
 bench: services
 	@cargo build --release --locked --bin walcast --example bigquery-server --example http-server
 	@scripts/services run cargo bench --locked

@@ -3,7 +3,8 @@
     make bench                                      a backlog of 1,000,000 events, three rounds; then all that follows
     make bench EVENTS=100000 ROUNDS=1 MINUTES=0.5 KILLS=2 HUGE=100000      a first look
     make bench EVENTS=0 KILLS=0 HUGE=0              the rates alone; RATES=0 is without them
-    make bench EVENTS=0 RATES=0 KILLS=0 HUGE=0      the standstills alone; STANDSTILL=0 is without them
+    make bench EVENTS=0 RATES=0 KILLS=0 HUGE=0 HISTORY=0      the standstills alone; STANDSTILL=0 is without them
+    make bench EVENTS=0 RATES=0 KILLS=0 HUGE=0 STANDSTILL=0 HISTORY=20000000 ROUNDS=1      a long history alone
     make bench SOAK_MINUTES=60                      and then an hour at 3,333 events/s
     make bench SINKS=kafka,redis                    without BigQuery
     make bench HTTP=off                             without HTTP
@@ -36,6 +37,11 @@ events/s, while outside readers look for probes in the others: their p99 beside 
 the sink holds all and is fed with the others again, beside the time that walcast with this sink alone takes for the same WAL, under
 the same load.
 
+History: HISTORY rows that were there before the slot come to Kafka, BigQuery's stand-in and HTTP by `walcast backfill`, beside the
+drain of the same rows from a slot by walcast with the same sinks, ROUNDS times; the clock runs from the command until the sinks hold
+all. Then, at 3,333 events/s, a backfill and a rebuild of each sink in turn, while outside readers look for probes in the others.
+BigQuery commits each second in this part and the one before.
+
 Soak: resident memory and the WAL that the slot retains, each 10 s: the medians of the first and of the last quarter must
 agree. Then `walcast verify`, which must find no difference; BigQuery's stand-in keeps no rows and is left out of that.
 
@@ -56,6 +62,7 @@ import sys
 
 import backlog
 import debezium
+import history
 import memory
 import rates
 import report
@@ -66,7 +73,8 @@ from settings import Settings
 from source import Source
 from targets import Targets
 
-PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "standstill": standstill, "soak": soak}
+PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "standstill": standstill, "history": history,
+         "soak": soak}
 
 
 def main():
@@ -93,7 +101,7 @@ def main():
 def parts(settings):
     """Those asked for, by name."""
     asked_for = {"backlog": settings.events, "rates": settings.rates, "restarts": settings.kills, "memory": settings.huge_rows,
-                 "standstill": settings.standstill_seconds, "soak": settings.soak_minutes}
+                 "standstill": settings.standstill_seconds, "history": settings.history_rows, "soak": settings.soak_minutes}
     return {name: PARTS[name] for name, wanted in asked_for.items() if wanted}
 
 

@@ -97,6 +97,13 @@ class Walcast(Client):
             child.give_up(f"has posted {events:,} of {slot.events:,} events")
 
 
+class Often(Walcast):
+    """It commits to BigQuery as it goes: by its usual 30 s, times would be a multiple of that."""
+
+    def environment(self, slot, fresh):
+        return {**super().environment(slot, fresh), "BIGQUERY_COMMIT_SECONDS": "1"}
+
+
 def newest_pg_recvlogical():
     """Debian's own, past its wrapper in Perl."""
     found = glob.glob("/usr/lib/postgresql/*/bin/pg_recvlogical")

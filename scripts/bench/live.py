@@ -56,8 +56,8 @@ def generating(source, rate, folder):
             child.give_up("did not end well")
 
 
-def wait_until(condition, child, what, every=POLL_SECONDS):
-    deadline = time.monotonic() + START_SECONDS_MAX
+def wait_until(condition, child, what, every=POLL_SECONDS, seconds_max=START_SECONDS_MAX):
+    deadline = time.monotonic() + seconds_max
     while not condition():
         if time.monotonic() > deadline or not child.runs():
             child.give_up(f"has not {what}")

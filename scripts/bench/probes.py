@@ -66,12 +66,12 @@ class Probes:
             self.problem = f"{watch.__name__.replace('_', ' ')}: {problem!r}"
             self.ready.abort()
 
-    def send(self, seconds, still_well):
-        """Probes for so long, then waits until all are found, or no longer to be expected."""
+    def send(self, seconds, still_well, over):
+        """Probes for so long, or until `over` says so, then waits until all are found, or no longer to be expected."""
         draw, end = random.Random(1), time.monotonic() + seconds
         with connect(DATABASE) as connection:
             connection.execute("INSERT INTO content VALUES (%s, %s, 'A probe', 'video', 60, now())", [self.content, f"bench-{self.content}"])
-            while time.monotonic() < end:
+            while time.monotonic() < end and not over():
                 self.send_one(connection)
                 still_well(self.problem)
                 time.sleep(EVERY_SECONDS * draw.uniform(0.5, 1.5))
@@ -120,6 +120,18 @@ class Probes:
         http = {"http": targets.received(self.http_url)} if self.http_url else {}
         return http | {place: percentiles([(at - self.committed[number]) * 1000 for number, at in seen.items()])
                 | {"probes": self.begun, "not_found": self.begun - len(seen)} for place, seen in self.seen.items()}
+
+
+def probed(places, children, seconds, over=lambda: False):
+    """What a reader of each place (a topic, a Redis database, a receiver's URL; or None) finds, while all these processes run."""
+    def still_well(problem):
+        for child in children:
+            if problem or not child.runs():
+                child.give_up(problem or "ended")
+
+    with Probes(*places) as probes:
+        probes.send(seconds, still_well, over)
+        return probes.latencies()
 
 
 def reader_from_the_end(topic):

@@ -16,6 +16,7 @@ class Settings:
     kills: int
     huge_rows: int
     standstill_seconds: float
+    history_rows: int
     soak_minutes: float
     sinks: list
     http: bool
@@ -29,6 +30,7 @@ class Settings:
             rates=[number("RATES", text, text) for text in words("RATES", "3333,10000,25000") if text != "0"],
             minutes=number("MINUTES", 2, kind=float), kills=number("KILLS", 10), huge_rows=number("HUGE", 1_000_000),
             standstill_seconds=number("STANDSTILL", 60, kind=float),
+            history_rows=number("HISTORY", 1_000_000),
             soak_minutes=number("SOAK_MINUTES", 0, kind=float), sinks=words("SINKS", "kafka,redis,bigquery"),
             http=ENV.get("HTTP") != "off", emulator=ENV.get("BIGQUERY") == "emulator", debezium=ENV.get("DEBEZIUM") != "off")
 

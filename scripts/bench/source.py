@@ -139,7 +139,7 @@ class Source:
             drop_slot(self.admin, name)
         if not self.one("SELECT to_regclass('walcast.slot')"):
             return
-        for table in ("content_version", "progress", "sink", "slot"):
+        for table in ("content_version", "progress", "sink", "event_mark", "request", "backfill", "slot"):
             self.connection.execute(
                 f"DELETE FROM walcast.{table} WHERE history_id IN (SELECT history_id FROM walcast.slot WHERE slot = %s)", [name])
 

@@ -6,9 +6,9 @@ import signal
 import time
 
 import report
-from clients import Walcast, newest_event
+from clients import Often, newest_event
 from live import POLL_SECONDS, end, generating, place, started, streaming, wait_until
-from probes import Probes
+from probes import probed
 from processes import peak_rss_mib
 from rates import WARM_SECONDS
 from restarts import holds
@@ -16,13 +16,6 @@ from restarts import holds
 RATE = 10_000
 UNDISTURBED_SECONDS = 30
 BACK_SECONDS_MAX = 600
-
-
-class Often(Walcast):
-    """It commits to BigQuery as it goes: by its usual 30 s, times would be a multiple of that."""
-
-    def environment(self, slot, fresh):
-        return {**super().environment(slot, fresh), "BIGQUERY_COMMIT_SECONDS": "1"}
 
 
 def measure(settings, source, targets, folder, _):
@@ -44,11 +37,12 @@ def of(sink, pid, client, seconds, source, targets, folder):
             topic = client.topic(slot) if sink != "kafka" else None
             redis_db = targets.redis_db if "redis" in client.sinks and sink != "redis" else None
             http_url = client.http_url if sink != "http" else None
-            before = probed(topic, redis_db, http_url, UNDISTURBED_SECONDS, [child, generator])
+            places = (topic, redis_db, http_url)
+            before = probed(places, [child, generator], UNDISTURBED_SECONDS)
             with place(source, targets, Often(source.binary, [sink]), f"plain_{sink}", aside=True) as (plain_slot, plain_environment):
                 first = newest_event(source.connection)
                 with stopped(pid):
-                    during = probed(topic, redis_db, http_url, seconds, [child, generator])
+                    during = probed(places, [child, generator], seconds)
                     lane = line(client, environment, sink)["lane"]
                 missed, let_go = newest_event(source.connection) - first, time.monotonic()
                 until_back(sink, client, slot, environment, child)
@@ -70,17 +64,6 @@ def drained(sink, slot, environment, reached, source, folder):
         seconds = time.monotonic() - begun
         end(child, client)
     return seconds
-
-
-def probed(topic, redis_db, http_url, seconds, children):
-    def still_well(problem):
-        for child in children:
-            if problem or not child.runs():
-                child.give_up(problem or "ended")
-
-    with Probes(topic, redis_db, http_url) as probes:
-        probes.send(seconds, still_well)
-        return probes.latencies()
 
 
 def until_back(sink, client, slot, environment, child):

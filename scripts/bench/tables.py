@@ -88,6 +88,21 @@ def standstill(found):
     return title + "\n" + table(columns, rows)
 
 
+def history(found):
+    rounds = found["rounds"]
+    title = f"{found['rows']:,} rows that were there before come to {', '.join(found['sinks'])}, beside the drain of the same rows from a slot\n"
+    columns = ["round", "rows/s", "drain, events/s", "ratio", "first row after", "µs CPU/row", "WAL per million rows", "peak RSS", "verify", "its peak RSS"]
+    rows = [[str(number), f"{r['rows_per_s']:,}", f"{r['drain_events_per_s']:,}", f"{r['ratio']:.2f}", f"{r['first_row_s']:.2f} s",
+             f"{r['cpu_us_per_row']:.1f}", f"{r['wal_mib_per_million']} MiB", f"{r['rss_peak_mib']} MiB",
+             *((f"{r['verify_s']:.1f} s", f"{r['verify_rss_peak_mib']} MiB") if "verify_s" in r else ("", ""))] for number, r in enumerate(rounds, 1)]
+    beside = [[name, PLACES[place], f"{run['undisturbed'][place]['p99_ms']:,.0f}", f"{run['during'][place]['p99_ms']:,.0f}", f"{ratio:.2f}",
+               f"{run['rows']:,}", f"{run['seconds']:.1f} s", f"{run['rss_peak_mib']} MiB"]
+              for name, run in found["beside"].items() for place, ratio in run["p99_ratio"].items()]
+    beside_title = f"\nBeside {found['rate']:,} events/s; p99 in milliseconds\n"
+    return (title + "\n" + table(columns, rows) + beside_title + "\n"
+            + table(["", "read from", "p99 before", "p99 meanwhile", "ratio", "rows", "sent in", "peak RSS"], beside))
+
+
 def soak(found):
     result = "clean" if found["verify_exit_code"] == 0 else f"exit code {found['verify_exit_code']}"
     title = (f"{found['minutes']:g} minutes at {found['events_per_s']:,} events/s, {found['events']:,} events; then `walcast verify` "
@@ -103,4 +118,5 @@ def table(columns, rows):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "standstill": standstill, "soak": soak}
+PARTS = {"backlog": backlog, "rates": rates, "restarts": restarts, "memory": memory, "standstill": standstill, "history": history,
+         "soak": soak}
