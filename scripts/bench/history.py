@@ -8,8 +8,7 @@ import time
 import report
 import targets
 from clients import Often
-from drain import drain
-from live import POLL_SECONDS, SHORT_POLL_SECONDS, generating, streaming, wait_until
+from live import POLL_SECONDS, SHORT_POLL_SECONDS, end, generating, started, streaming, wait_until
 from probes import probed
 from processes import Child, cpu_seconds, peak_rss_mib
 from rates import WARM_SECONDS
@@ -24,7 +23,6 @@ CAUGHT_UP_SECONDS_MAX = 600
 def measure(settings, source, targets, folder, _):
     """What goes to the report's file."""
     report.say(f"writing {settings.history_rows:,} rows of history")
-    source.connection.execute("TRUNCATE engagement_events")
     source.fill(settings.history_rows)
     sinks = settings.with_http()
     rounds = [one_round(number, Often(source.binary, takes_rows(sinks)), source, targets, folder) for number in range(1, settings.rounds + 1)]
@@ -40,13 +38,22 @@ def takes_rows(sinks):
 
 def one_round(number, client, source, targets, folder):
     """The same rows, from a slot and from the table, by walcast with the same sinks."""
-    with source.copied_slot(f"drain_{number}") as slot, targets.fresh(slot.name) as fresh:
-        drained = drain(client, slot, fresh, targets.servers(), folder / "history_drain.log")
-    found = brought(client, source, targets, folder) | {"drain_events_per_s": round(drained.events_per_s),
-                                                        "drain_cpu_us_per_row": round(drained.cpu_us_per_event, 1)}
+    found = drained(number, client, source, targets, folder) | brought(client, source, targets, folder)
     found["ratio"] = round(found["rows_per_s"] / found["drain_events_per_s"], 2)
     report.say(f"  {found}")
     return found
+
+
+def drained(number, client, source, targets, folder):
+    """From a slot, until every sink holds all: one of them may have fallen behind."""
+    with source.copied_slot(f"drain_{number}") as slot, targets.fresh(slot.name) as fresh:
+        environment = {**slot.environment, **fresh, **client.environment(slot, fresh)}
+        with started(client, slot, environment, folder / "history_drain.log") as child:
+            cpu, begun = cpu_seconds(child.pid), time.monotonic()
+            wait_until(lambda: holds(client.status(environment), client.sinks, slot.end), child, "written all", seconds_max=SECONDS_MAX)
+            seconds, cpu = time.monotonic() - begun, cpu_seconds(child.pid) - cpu
+            end(child, client)
+    return {"drain_events_per_s": round(slot.events / seconds), "drain_cpu_us_per_event": round(cpu * 1e6 / slot.events, 1)}
 
 
 def brought(client, source, targets, folder):
@@ -58,6 +65,7 @@ def brought(client, source, targets, folder):
         first = time.monotonic() - begun
         until_sent(source, slot, child)
         committed = slot.wal_end()
+        source.add_event()  # an idle stream would say how far it is with its next heartbeat
         wait_until(lambda: holds(client.status(environment), client.sinks, committed), child, "written all", seconds_max=CAUGHT_UP_SECONDS_MAX)
         seconds, rows = time.monotonic() - begun, last(source, slot)["row_count"]
         wal_bytes = int(source.one(f"SELECT pg_wal_lsn_diff('{slot.wal_end()}', '{wal}')"))
@@ -118,8 +126,8 @@ def ask(binary, environment, *arguments):
 def last(source, slot):
     """The newest backfill or rebuild of the slot."""
     return source.connection.execute(
-        "SELECT json_build_object('state', state, 'row_count', row_count) FROM walcast.backfill JOIN walcast.slot USING (history_id)"
-        " WHERE slot.slot = %s ORDER BY created_at DESC LIMIT 1", [slot.name]).fetchone()[0]
+        "SELECT json_build_object('state', backfill.state, 'row_count', row_count) FROM walcast.backfill JOIN walcast.slot USING (history_id)"
+        " WHERE slot.slot = %s ORDER BY backfill.created_at DESC LIMIT 1", [slot.name]).fetchone()[0]
 
 
 def until_sent(source, slot, child):

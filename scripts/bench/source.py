@@ -74,6 +74,7 @@ class Source:
         """The catalogue comes before the template slot, as in a database that has lived, and all events after it."""
         with self.new_slot("first"):
             self.walcast("generate", BURST_MODE="true", BURST_COUNT="0", GENERATE_SEED="1")
+        self.connection.execute("TRUNCATE engagement_events")  # what an earlier part left
         self.walcast("init", POSTGRES_SLOT=TEMPLATE)
         self.add_event()
         self.first = self.one("SELECT pg_current_wal_insert_lsn()::text")
@@ -83,6 +84,7 @@ class Source:
         for _ in range(2):
             self.add_event()
         self.events = 1 + events
+        self.connection.execute("VACUUM (ANALYZE) engagement_events")  # as of a table that has lived
         self.connection.execute("CHECKPOINT")  # now, and not during a run
 
     def add_event(self):
@@ -135,7 +137,7 @@ class Source:
 
     def forget(self, name):
         """The slot, if it came to be, and what walcast knows of it."""
-        if self.admin.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", [name]).fetchone():
+        if self.admin.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", [name]).fetchone() is not None:
             drop_slot(self.admin, name)
         if not self.one("SELECT to_regclass('walcast.slot')"):
             return

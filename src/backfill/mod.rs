@@ -63,10 +63,15 @@ const MARKED_EVERY: Duration = Duration::from_millis(100);
 const SNAPSHOT_MAX: Duration = Duration::from_secs(30);
 /// Rows of one read at most, unless more have one id.
 const READ_ROWS: u32 = 4_000;
-/// Bytes of one request's records at most, unless the rows of one id have more: a request is one batch.
-const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Bytes of one request's records at most, unless the rows of one id have more: a request is one batch, and the stream stands
+/// still while it is looked up.
+const REQUEST_BYTES_MAX: usize = 256 << 10;
 /// Rows of one request at most.
-const REQUEST_ROWS_MAX: usize = 4_000;
+const REQUEST_ROWS_MAX: usize = 500;
+/// How rows are to be found by their ids: of a table that was never analysed PostgreSQL would read all that is left, and sort it, for
+/// each read.
+const BY_INDEX: &str =
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
 /// Requests that the stream has not brought yet at most.
 const IN_FLIGHT_MAX: usize = 4;
 
@@ -170,15 +175,22 @@ impl Worker {
                 let (client, history_id) = (state.client().await?, &self.session.history_id);
                 lacking = Lacking::of(&self.config, client, history_id, &backfill).await?.map(Arc::new);
             }
-            let Some(mut snapshot) = self.snapshot(state, &mut backfill, &lacking).await? else { continue };
+            let Some(snapshot) = self.snapshot(state, &mut backfill, &lacking).await? else { continue };
+            let row_bytes_max = self.config.pipeline.row_bytes_max;
+            let mut next = snapshot.next(&backfill, row_bytes_max).await?;
             while !snapshot.is_over() {
-                let Some(read) = snapshot.next(&backfill, self.config.pipeline.row_bytes_max).await? else {
+                let Some(read) = next else {
                     return self.end(state, &backfill, &snapshot).await;
                 };
                 let rows = read.rows.len();
-                if !self.send(state, &mut backfill, read, &snapshot, &mut in_flight).await? {
+                let behind = Backfill { done_id: Some(read.last_id), ..backfill.clone() };
+                // the next ones are read while these are sent
+                let sent = self.send(state, &mut backfill, read, &snapshot, &mut in_flight);
+                let (sent, read) = tokio::join!(sent, snapshot.next(&behind, row_bytes_max));
+                if !sent? {
                     break;
                 }
+                next = read?;
                 if let Some(rate) = backfill.rows_per_second {
                     tokio::time::sleep(Duration::from_secs_f64(rows as f64 / f64::from(rate.max(1)))).await;
                 }
@@ -287,7 +299,8 @@ impl Worker {
         let columns: Vec<_> = facts.iter().map(slot::ColumnFacts::of_stream).collect();
         let (extra, _) = events.extra.split(events.unknown(columns.iter().map(|column| (column, ()))));
         let extra: Vec<ExtraColumn> = extra.into_iter().map(|(column, ())| column).collect();
-        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(sql::error)?;
+        let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {BY_INDEX}");
+        client.batch_execute(&begin).await.map_err(sql::error)?;
         if backfill.rebuild.is_some() && backfill.done_id.is_none() {
             self.bound(state, &client, &events, backfill).await?;
         }
@@ -480,7 +493,7 @@ impl Snapshot {
     }
 
     /// The rows behind what is done; `None` when there are none.
-    async fn next(&mut self, backfill: &Backfill, row_bytes_max: usize) -> Result<Option<Read>> {
+    async fn next(&self, backfill: &Backfill, row_bytes_max: usize) -> Result<Option<Read>> {
         let found = self.client.query(&self.statement, &[&backfill.done_id]).await.map_err(sql::error)?;
         if found.is_empty() {
             return Ok(None);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
@@ -134,16 +134,21 @@ pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Req
     let rows = serde_json::to_string(&request.brings).map_err(|error| {
         Error::new(Code::WalcastBroke, "a request's rows cannot be written").because(error)
     })?;
-    transaction.batch_execute("SET LOCAL synchronous_commit = local").await.map_err(sql::error)?;
-    let insert =
-        "INSERT INTO walcast.request (id, history_id, kind, sinks, rows) VALUES ($1, $2, $3, $4, $5)";
-    let kind = request.kind.as_str();
-    transaction
-        .execute(insert, &[&request.id, &history_id, &kind, &request.sinks, &rows])
-        .await
-        .map_err(sql::error)?;
-    let emit = "SELECT pg_logical_emit_message(true, $1, $2::text)";
-    let row = transaction.query_one(emit, &[&PREFIX, &request.id.to_string()]).await.map_err(sql::error)?;
+    // at once, and without asking for the types first: a backfill sends many
+    let statement = "WITH request AS (
+         INSERT INTO walcast.request (id, history_id, kind, sinks, rows) VALUES ($1, $2, $3, $4, $5))
+       SELECT pg_logical_emit_message(true, $6, $7), set_config('synchronous_commit', 'local', true)";
+    let (kind, ticket) = (request.kind.as_str(), request.id.to_string());
+    let parameters: [(&(dyn ToSql + Sync), Type); 7] = [
+        (&request.id, Type::UUID),
+        (&history_id, Type::UUID),
+        (&kind, Type::TEXT),
+        (&request.sinks, Type::TEXT_ARRAY),
+        (&rows, Type::TEXT),
+        (&PREFIX, Type::TEXT),
+        (&ticket, Type::TEXT),
+    ];
+    let row = transaction.query_typed_one(statement, &parameters).await.map_err(sql::error)?;
     Ok(Lsn(sql::get::<PgLsn>(&row, 0)?.into()))
 }
 
@@ -160,7 +165,9 @@ pub async fn find(client: &Client, ticket: Ticket) -> Result<Option<Arc<Request>
 
 pub(super) async fn look(client: &Client, ticket: Ticket) -> Result<Found> {
     let statement = include_str!("../../sql/find_request.sql");
-    let row = client.query_one(statement, &[&ticket.id, &i64::from(ticket.xid)]).await.map_err(sql::error)?;
+    let xid = i64::from(ticket.xid);
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&ticket.id, Type::UUID), (&xid, Type::INT8)];
+    let row = client.query_typed_one(statement, &parameters).await.map_err(sql::error)?;
     let (ended, kind): (bool, Option<String>) = (sql::get(&row, 0)?, sql::get(&row, 1)?);
     let Some(kind) = kind else {
         return Ok(if ended { Found::Nothing } else { Found::NotYet });

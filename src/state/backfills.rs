@@ -3,7 +3,7 @@
 use std::fmt;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{Json, PgLsn, ToSql};
+use tokio_postgres::types::{Json, PgLsn, ToSql, Type};
 use tokio_postgres::{Client, GenericClient, Row, Transaction};
 use uuid::Uuid;
 
@@ -401,10 +401,10 @@ pub async fn marks_since(client: &Client, history_id: &HistoryId) -> Result<bool
 pub async fn advance(transaction: &Transaction<'_>, backfill: &Backfill, to: i64, rows: u64) -> Result<bool> {
     let update = "UPDATE walcast.backfill SET done_id = $2, row_count = row_count + $3, changed_at = now()
        WHERE id = $1 AND state = 'running' AND done_id IS NOT DISTINCT FROM $4";
-    let changed = transaction
-        .execute(update, &[&backfill.id, &to, &rows.cast_signed(), &backfill.done_id])
-        .await
-        .map_err(sql::error)?;
+    let rows = rows.cast_signed();
+    let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&backfill.id, Type::UUID), (&to, Type::INT8), (&rows, Type::INT8), (&backfill.done_id, Type::INT8)];
+    let changed = transaction.execute_typed(update, &parameters).await.map_err(sql::error)?;
     Ok(changed > 0)
 }
 

@@ -13,7 +13,7 @@ pub mod requests;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio_postgres::types::{Json, PgLsn};
+use tokio_postgres::types::{Json, PgLsn, Type};
 use tokio_postgres::{Client, Transaction};
 
 use crate::error::{Code, Error, Result};
@@ -66,9 +66,9 @@ impl State {
     pub async fn guarded(&mut self, session: &Session) -> Result<Transaction<'_>> {
         let transaction = self.client().await?.transaction().await.map_err(sql::error)?;
         let newest = transaction
-            .query_opt(
+            .query_typed_opt(
                 "SELECT fencing_token FROM walcast.slot WHERE slot = $1 AND history_id = $2 FOR SHARE",
-                &[&session.history_id.slot, &session.history_id.uuid],
+                &[(&session.history_id.slot, Type::TEXT), (&session.history_id.uuid, Type::UUID)],
             )
             .await
             .map_err(sql::error)?

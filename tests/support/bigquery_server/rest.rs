@@ -106,11 +106,25 @@ fn query(store: &mut Store, sql: &str) -> Answer {
     if sql.trim_start().starts_with("CREATE") && sql.contains("FUNCTION") {
         return Ok(rows(&[]));
     }
-    if let Some(added) = add_columns(store, sql) {
-        return added;
+    if let Some(done) = truncate(store, sql).or_else(|| add_columns(store, sql)) {
+        return done;
     }
     last_position(store, sql)
         .unwrap_or_else(|| Err(Status::invalid_argument("a query that is not known here")))
+}
+
+/// All rows of a table go.
+fn truncate(store: &mut Store, sql: &str) -> Option<Answer> {
+    let name = sql.strip_prefix("TRUNCATE TABLE `")?.strip_suffix('`')?;
+    let [project, dataset, table] = name.split('.').collect::<Vec<_>>()[..] else { return None };
+    let table = store.tables.get_mut(&format!("projects/{project}/datasets/{dataset}/tables/{table}"));
+    Some(table.map_or_else(
+        || Err(not_found()),
+        |table| {
+            table.rows.clear();
+            Ok(rows(&[]))
+        },
+    ))
 }
 
 /// Columns of a table that it has not yet.
