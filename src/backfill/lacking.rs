@@ -24,38 +24,26 @@ pub(super) struct Lacking {
     /// Whose it is.
     pub backfill: Uuid,
     sink: String,
-    held: Held,
+    held: IdSet,
+    /// Older events had their time at the target, by their `event_ts`.
+    keeps_since: Option<i64>,
     brought: BroughtTo,
 }
 
 /// What a sink holds.
 #[derive(Default)]
-struct Held {
-    ids: IdSet,
-    /// Partitions whose beginning the target has deleted, as long as nothing of them was found.
-    trimmed: HashSet<u16>,
-    /// The lowest id with which such a partition begins now. Rows below had their time there.
-    begins: Option<i64>,
-}
+struct Held(IdSet);
 
 impl Held {
     fn take(&mut self, found: Found<'_>, below: Lsn) {
-        match found {
-            Found::Trimmed(partition) => {
-                self.trimmed.insert(partition);
-            }
-            Found::Event(values, partition) => {
-                let (Some(id), Some(position)) = (values.id(), values.position()) else { return };
-                if partition.is_some_and(|partition| self.trimmed.remove(&partition)) {
-                    self.begins = Some(self.begins.map_or(id, |begins| begins.min(id)));
-                }
-                if position.commit_lsn < below {
-                    self.ids.insert(id);
-                }
-            }
+        let held = match found {
+            Found::Event(values, _) => values.id().zip(values.position()),
             // refused once, it would be refused again
-            Found::Letter { id, for_all: false, .. } => self.ids.insert(id),
-            Found::Letter { .. } | Found::Expected(_) | Found::Unreadable => {}
+            Found::Letter { id, position, for_all: false } => Some((id, position)),
+            Found::Letter { .. } | Found::Expected(_) | Found::Unreadable | Found::Trimmed(_) => None,
+        };
+        if let Some((id, _)) = held.filter(|(_, position)| position.commit_lsn < below) {
+            self.0.insert(id);
         }
     }
 }
@@ -74,12 +62,13 @@ impl Lacking {
         let wal_end =
             client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
         let end = keeps_below.min(Lsn(sql::get::<PgLsn>(&wal_end, 0)?.into()));
-        let (read, reader) = what_tells(config, sink)?.ok_or_else(|| {
+        let (read, mut reader) = what_tells(config, sink)?.ok_or_else(|| {
             let message = format!("what {sink} holds no sink tells");
             Error::new(Code::BackfillUnfit, message).hint(format!("walcast rebuild {sink} --yes"))
         })?;
         tracing::info!(sink, read, "what it holds is read, to tell what it lacks");
         // a reader that blocks has a thread of its own; nobody else takes the lock meanwhile
+        let keeps_since = reader.keeps_since().await?;
         let held = Arc::new(Mutex::new(Held::default()));
         let taking = Arc::clone(&held);
         let take = move |found: Found<'_>| {
@@ -87,38 +76,40 @@ impl Lacking {
             Ok(())
         };
         reader.read(end, &Part::default(), Box::new(take)).await?;
-        let held = std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner));
+        let Held(held) = std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner));
         let mut lacking = Lacking {
             backfill: backfill.id,
             sink: sink.clone(),
             held,
+            keeps_since,
             brought: BroughtTo::load(client, history_id).await?,
         };
         for id in dead_letters::refused_by(client, history_id.uuid, sink).await? {
-            lacking.held.ids.insert(id);
+            lacking.held.insert(id);
         }
-        tracing::info!(sink, rows = lacking.held.ids.len(), "what it holds is read");
+        tracing::info!(sink, rows = lacking.held.len(), "what it holds is read");
         Ok(Some(lacking))
     }
 
     /// Whether the sink is to be brought a row; `before`: it was there before walcast.
     pub fn has(&self, id: i64, event_ts: i64, before: bool) -> bool {
-        let expired = self.held.begins.is_some_and(|begins| id < begins);
-        !expired && !self.held.ids.contains(id) && self.brought.is_due(&self.sink, id, event_ts, before)
+        let expired = self.keeps_since.is_some_and(|since| event_ts < since);
+        !expired && !self.held.contains(id) && self.brought.is_due(&self.sink, id, event_ts, before)
     }
 
     /// Of rows up to `last`, behind `done`, those that the sink has and PostgreSQL has not, as that was read; nor did the stream
     /// bring them.
     pub fn gone(&self, done: Option<i64>, last: i64, read: &HashSet<i64>, since: &IdSet) -> EventMarks {
         let first = done.map_or(Some(i64::MIN), |done| done.checked_add(1));
-        let held = first.into_iter().flat_map(|first| self.held.ids.within(first..=last));
+        let held = first.into_iter().flat_map(|first| self.held.within(first..=last));
         let mut gone = EventMarks::default();
         held.filter(|id| !read.contains(id) && !since.contains(*id)).for_each(|id| gone.touched.insert(id));
         gone
     }
 }
 
-/// Who tells what a sink holds, and by whose name: itself, or, of one that gives nothing back, another one.
+/// Who tells what a sink holds, and by whose name: itself, or, of one that gives nothing back, the last of the others, which keeps
+/// events for longest.
 fn what_tells(config: &Config, sink: &str) -> Result<Option<(&'static str, Box<dyn ReadEvents>)>> {
     let mut others = None;
     for target in sinks::wanted(config)? {
@@ -126,7 +117,31 @@ fn what_tells(config: &Config, sink: &str) -> Result<Option<(&'static str, Box<d
         if target.name() == sink {
             return Ok(Some((target.name(), reader)));
         }
-        others.get_or_insert((target.name(), reader));
+        others = Some((target.name(), reader));
     }
     Ok(others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_or_had_its_time_is_not_lacking() {
+        let mut held = IdSet::default();
+        [3, 5].into_iter().for_each(|id| held.insert(id));
+        let lacking = Lacking {
+            backfill: Uuid::nil(),
+            sink: "kafka".to_owned(),
+            held,
+            keeps_since: Some(100),
+            brought: BroughtTo::default(),
+        };
+        let has = |id, event_ts| lacking.has(id, event_ts, false);
+        assert_eq!([has(3, 100), has(4, 100), has(4, 99)], [false, true, false]);
+        assert!(!lacking.has(4, 100, true), "it was there before walcast, and never brought");
+        let gone =
+            |done, last| lacking.gone(done, last, &HashSet::from([5]), &IdSet::default()).touched.len();
+        assert_eq!([gone(None, 10), gone(Some(3), 10), gone(Some(i64::MAX), i64::MAX)], [1, 0, 0]);
+    }
 }

@@ -510,7 +510,9 @@ impl Snapshot {
                 (Some(_), None) => !self.marks.since.contains(id),
                 (Some(_), Some(lacking)) => {
                     ids.insert(id);
-                    !self.marks.since.contains(id) && lacking.has(id, event_ts, before)
+                    // one that has its id by an update is there under another
+                    let came = self.marks.since.contains(id) || self.marks.renamed.contains(id);
+                    !came && lacking.has(id, event_ts, before)
                 }
             };
             match self.letters.get(&id).filter(|_| is_history) {

@@ -117,7 +117,8 @@ pub(super) async fn begin_once(config: &Config, client: &Client, history_id: &Hi
         sinks => sinks?,
     };
     let before = backfills::list(client, history_id).await?;
-    sinks.retain(|sink| before.iter().all(|one| !one.sinks.contains(sink)));
+    let brings = |one: &&backfills::Backfill| one.keeps_below().is_none();
+    sinks.retain(|sink| before.iter().filter(brings).all(|one| !one.sinks.contains(sink)));
     if sinks.is_empty() {
         return Ok(());
     }
@@ -182,7 +183,9 @@ fn refuse_again(before: &[backfills::Backfill], planned: &backfills::Backfill) -
         let ((since, until), (from, to)) = (one.between, planned.between);
         let apart = until.zip(from).is_some_and(|(until, from)| until <= from)
             || to.zip(since).is_some_and(|(to, since)| to <= since);
-        one.done_id.is_some() && !apart && one.sinks.iter().any(|sink| planned.sinks.contains(sink))
+        // what a sink lacked was brought before
+        let brings = one.done_id.is_some() && one.keeps_below().is_none();
+        brings && !apart && one.sinks.iter().any(|sink| planned.sinks.contains(sink))
     };
     let Some(one) = before.iter().find(overlaps) else { return Ok(()) };
     let bounds = bounds(one);

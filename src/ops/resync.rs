@@ -20,10 +20,11 @@ use crate::lsn::{HistoryId, Lsn, Timelines};
 use crate::ops::backfill::{estimate, follow};
 use crate::ops::check::{Standing, standing, standings};
 use crate::ops::init;
-use crate::ops::rebuild::{RecountOptions, any_place, asked, held, keeps_below, recount};
+use crate::ops::rebuild::{ALL, RecountOptions, any_place, asked, gives_events, held, recount};
 use crate::ops::terminal::print;
 use crate::resume::{Resume, SinkName};
 use crate::sink::SinkAdmin;
+use crate::sink::read_back::ReadBack;
 use crate::sinks;
 use crate::source::check::lanes::lanes;
 use crate::source::{check, slot, sql};
@@ -50,6 +51,8 @@ pub struct Options {
 struct Plan {
     slot: NewSlot,
     sinks: Vec<Anew>,
+    /// Backfills that go no further.
+    ends: Vec<Backfill>,
 }
 
 /// Whether a new slot is made, and why.
@@ -111,7 +114,7 @@ async fn plan(config: &Config, client: &Client, new_slot: bool) -> Result<Plan> 
         Ok(found) => found,
         Err(error) if needs_new_slot(error.code()) => {
             return match history::without_slot(&config.postgres, client).await?.filter(|_| !new_slot) {
-                Some(known) => same_history(config, known, error.to_string()).await,
+                Some(known) => same_history(config, client, known, error.to_string()).await,
                 None => all_anew(config, error.to_string()),
             };
         }
@@ -120,47 +123,65 @@ async fn plan(config: &Config, client: &Client, new_slot: bool) -> Result<Plan> 
     let lost = lanes(client, history_id.uuid).await?;
     let lost = lost.iter().filter(|lane| lane.open && lane.confirmed.is_none());
     let lost: Vec<&str> = lost.map(|lane| lane.sink.as_str()).collect();
-    let open = backfills::list(client, &history_id).await?;
-    let comes = |sink: &str| {
-        open.iter().any(|one| {
-            one.rebuild.is_some() && one.state.is_to_come() && one.sinks.iter().any(|name| name == sink)
-        })
-    };
-    let mut sinks = Vec::new();
+    let mut all = Vec::new();
     for target in sinks::wanted(config)?.into_iter().filter(|target| lost.contains(&target.name())) {
         let standing = standing(config, target, any_place(history_id.clone(), timelines.clone())).await;
-        sinks.push(Anew::of(config, standing, "the slot that it had alone is lost")?);
+        all.push((standing, Some("the slot that it had alone is lost")));
     }
     for standing in standings(config, client, sinks::wanted(config)?).await? {
-        if let Ok(Resume::From(_) | Resume::Fresh(_)) = standing.judged {
-            continue;
-        }
-        if let Some(error) = ahead(&standing) {
-            return all_anew(config, error.to_string());
-        }
-        sinks.push(Anew::of(config, standing, "")?);
+        all.push((standing, None));
     }
-    sinks.retain(|anew| !comes(anew.sink.as_str()));
-    Ok(Plan { slot: NewSlot::No, sinks })
+    Plan::of(config, client, &history_id, NewSlot::No, all).await
 }
 
 /// Every sink that has something goes on from a new slot under the same history.
 async fn same_history(
     config: &Config,
+    client: &Client,
     (history_id, timelines): (HistoryId, Timelines),
     why: String,
 ) -> Result<Plan> {
-    let mut sinks = Vec::new();
+    let mut all = Vec::new();
     for target in sinks::wanted(config)?.into_iter().filter(|target| target.guarantee().keeps_checkpoint()) {
         let standing = standing(config, target, any_place(history_id.clone(), timelines.clone())).await;
-        if let Some(error) = ahead(&standing) {
-            return all_anew(config, error.to_string());
-        }
+        // one that never had anything begins there
         if !matches!(standing.judged, Ok(Resume::Fresh(_))) {
-            sinks.push(Anew::of(config, standing, "it goes on from the new slot")?);
+            all.push((standing, Some("it goes on from the new slot")));
         }
     }
-    Ok(Plan { slot: NewSlot::SameHistory(why), sinks })
+    Plan::of(config, client, &history_id, NewSlot::SameHistory(why), all).await
+}
+
+fn is_open_for(backfill: &Backfill, sink: &str) -> bool {
+    backfill.state.is_to_come() && backfill.sinks.iter().any(|name| name == sink)
+}
+
+/// Below which places a sink keeps what it holds; `None` where nobody tells what that is. One that gives nothing back has what all
+/// the others have that do, up to its checkpoint.
+fn keeps_below(standing: &Standing, all: &[(Standing, Option<&str>)], known: &[Backfill]) -> Option<Lsn> {
+    let reached = held(&standing.judged)?.durable_lsn;
+    if gives_events(standing.target.as_ref()) {
+        return Some(ALL);
+    }
+    let acknowledges = matches!(standing.target.read_back(), ReadBack::Acknowledged);
+    if !acknowledges || reached == Lsn::ZERO {
+        return None;
+    }
+    let mut tellers = all.iter().map(|(other, _)| other).filter(|other| gives_events(other.target.as_ref()));
+    let is_whole = |teller: &Standing| {
+        // one that was emptied has its rows at other places
+        let emptied = |one: &Backfill| {
+            let begins = one.rebuild.as_ref().and_then(|rebuild| rebuild.begins);
+            let later = begins.is_none_or(|begins| begins.durable_lsn > reached);
+            one.rebuild.is_some()
+                && one.keeps_below().is_none()
+                && later
+                && one.sinks.iter().any(|name| name == teller.target.name())
+        };
+        held(&teller.judged).is_some_and(|held| held.durable_lsn >= reached) && !known.iter().any(emptied)
+    };
+    let first = tellers.next()?;
+    (is_whole(first) && tellers.all(is_whole)).then_some(reached)
 }
 
 /// What the sink has beyond, this server will never send.
@@ -179,7 +200,7 @@ fn all_anew(config: &Config, why: String) -> Result<Plan> {
     let keep = wanted.iter().filter(|target| target.guarantee().keeps_checkpoint());
     let why_so = "it goes on from the new slot";
     let sinks = keep.map(|target| Anew::whole(target.as_ref(), why_so.to_owned())).collect();
-    Ok(Plan { slot: NewSlot::NewHistory(why), sinks })
+    Ok(Plan { slot: NewSlot::NewHistory(why), sinks, ends: Vec::new() })
 }
 
 /// Whether no stream of the slot that there was can be gone on with.
@@ -210,15 +231,11 @@ impl Anew {
         Anew { sink: target.id(), why, goes: target.would_go(), keeps_sums, keeps_below: None }
     }
 
-    /// A sink that cannot go on, for this reason or by its judgement; with what it holds, where that is of this history.
-    fn of(config: &Config, standing: Standing, why: &str) -> Result<Anew> {
+    /// A sink that cannot go on, for this reason or by its judgement.
+    fn of(standing: Standing, why: Option<&str>, keeps_below: Option<Lsn>) -> Result<Anew> {
         let Standing { target, session, judged, .. } = standing;
-        let keeps_below = match held(&judged) {
-            Some(stored) => keeps_below(config, target.as_ref(), stored)?,
-            None => None,
-        };
         let why = match judged {
-            Ok(Resume::From(_) | Resume::Fresh(_)) => why.to_owned(),
+            Ok(Resume::From(_) | Resume::Fresh(_)) => why.unwrap_or_default().to_owned(),
             Ok(Resume::Refused(refusal)) => {
                 let error = refusal.into_error(target.id(), &session);
                 // it is whole
@@ -250,6 +267,44 @@ impl Anew {
 }
 
 impl Plan {
+    /// For sinks of this history, each with why it cannot go on, where its judgement does not say.
+    async fn of(
+        config: &Config,
+        client: &Client,
+        history_id: &HistoryId,
+        slot: NewSlot,
+        all: Vec<(Standing, Option<&str>)>,
+    ) -> Result<Plan> {
+        if let Some(error) = all.iter().find_map(|(standing, _)| ahead(standing)) {
+            return all_anew(config, error.to_string());
+        }
+        let known = backfills::list(client, history_id).await?;
+        // without, nobody knows which rows of before a sink lacks
+        let tells_before = EventMarks::begin(client, history_id).await?.last_id_before.is_some();
+        let mut sinks = Vec::new();
+        let keeps: Vec<Option<Lsn>> =
+            all.iter().map(|(standing, _)| keeps_below(standing, &all, &known)).collect();
+        for ((standing, why), keeps) in all.into_iter().zip(keeps) {
+            let goes_on = why.is_none() && matches!(standing.judged, Ok(Resume::From(_) | Resume::Fresh(_)));
+            let comes = |one: &&Backfill| one.rebuild.is_some() && is_open_for(one, standing.target.name());
+            let coming = known.iter().find(comes);
+            if goes_on || coming.is_some() && matches!(slot, NewSlot::No) {
+                continue;
+            }
+            // one that was emptied, and has not got all yet, lacks what nobody knows of any more
+            let keeps =
+                keeps.filter(|_| tells_before && coming.is_none_or(|one| one.keeps_below().is_some()));
+            sinks.push(Anew::of(standing, why, keeps)?);
+        }
+        // those who ask others come before these change
+        sinks.sort_by_key(|anew: &Anew| anew.keeps_below.is_none_or(|below| below == ALL));
+        let ends = match slot {
+            NewSlot::No => Vec::new(),
+            _ => known.into_iter().filter(|one| one.rebuild.is_none() && one.state.is_to_come()).collect(),
+        };
+        Ok(Plan { slot, sinks, ends })
+    }
+
     fn told(&self, slot: &str) -> String {
         let mut text = match &self.slot {
             NewSlot::No => String::new(),
@@ -258,6 +313,12 @@ impl Plan {
             }
         };
         self.sinks.iter().for_each(|anew| text.push_str(&anew.told()));
+        for Backfill { sinks, rows, .. } in &self.ends {
+            let (sinks, rows) = (sinks.join(", "), HumanCount(*rows));
+            text.push_str(&format!(
+                "the backfill for {sinks} ends with {rows} rows sent: ask for the others again\n"
+            ));
+        }
         text
     }
 

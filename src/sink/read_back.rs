@@ -120,6 +120,11 @@ pub trait ReadEvents: Send {
     /// first.
     async fn read(self: Box<Self>, end: Lsn, part: &Part, take: Take) -> Result<()>;
 
+    /// The oldest events that the target still keeps, by their `event_ts`, microseconds since 1970; `None`: all, or not told.
+    async fn keeps_since(&mut self) -> Result<Option<i64>> {
+        Ok(None)
+    }
+
     /// Whether dead letters that speak for all sinks are among what it gives.
     fn tells_letters(&self) -> bool;
 

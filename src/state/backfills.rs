@@ -72,6 +72,9 @@ pub enum RebuildStep {
     Counted,
 }
 
+/// The first step of one that keeps what its sink holds: an older walcast, which would empty it, does not know it.
+const ASKED_TO_KEEP: &str = "asked to keep";
+
 impl RebuildStep {
     const ALL: [(RebuildStep, &str); 6] = [
         (RebuildStep::Asked, "asked"),
@@ -197,6 +200,7 @@ fn read(row: &Row) -> Result<Backfill> {
     let rebuild = match sql::get::<Option<String>>(row, 12)? {
         None => None,
         Some(step) => {
+            let step = if step == ASKED_TO_KEEP { "asked".to_owned() } else { step };
             let known = RebuildStep::ALL.into_iter().find(|(_, name)| *name == step);
             let (step, _) = known.ok_or_else(|| unknown(format!("the step {step}")))?;
             let begins: Option<String> = sql::get(row, 13)?;
@@ -246,7 +250,10 @@ async fn put(client: &impl GenericClient, history_id: Uuid, backfill: &Backfill,
     );
     let rows_per_second = rows_per_second.map(u32::cast_signed);
     let estimated_rows = estimated_rows.cast_signed();
-    let rebuild = backfill.rebuild.as_ref().map(|rebuild| rebuild.step.as_str());
+    let rebuild = backfill.rebuild.as_ref().map(|rebuild| match rebuild.keeps_below {
+        Some(_) => ASKED_TO_KEEP,
+        None => rebuild.step.as_str(),
+    });
     let keeps_below = backfill.keeps_below().map(|lsn| PgLsn::from(lsn.0));
     let bounds: [&(dyn ToSql + Sync); 3] = [since, until, &rows_per_second];
     let rest: [&(dyn ToSql + Sync); 4] = [last_id, &estimated_rows, &rebuild, &keeps_below];

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use crate::error::Result;
-use crate::lsn::HistoryId;
+use crate::lsn::{HistoryId, Lsn};
 use crate::state::backfills::{self, Backfill};
 
 /// What backfills have sent: such a row is due in the sinks that it was sent to.
@@ -71,10 +71,16 @@ impl BroughtTo {
         }
     }
 
-    /// Whether a sink has a row with this id at another place than the others: it was filled anew.
-    pub fn is_anew(&self, sink: &str, id: i64) -> bool {
+    /// Whether a sink that has a row with this id at this place has it at another one than the others: it was filled anew, or
+    /// brought what it lacked.
+    pub fn is_anew(&self, sink: &str, id: i64, at: Lsn) -> bool {
         let anew = |backfill: &Backfill| {
-            backfill.began_anew() && id <= backfill.last_id && backfill.sinks.iter().any(|one| one == sink)
+            let begins = backfill.rebuild.as_ref().and_then(|rebuild| rebuild.begins);
+            let brought = begins.is_none_or(|begins| at >= begins.durable_lsn);
+            backfill.began_anew()
+                && (backfill.empties() || brought)
+                && id <= backfill.last_id
+                && backfill.sinks.iter().any(|one| one == sink)
         };
         self.backfills.iter().any(anew)
     }
@@ -98,7 +104,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::lsn::Lsn;
+    use crate::lsn::Checkpoint;
     use crate::state::backfills::{BackfillState, Rebuild, RebuildStep};
 
     fn backfill(sinks: &[&str], done_id: Option<i64>, between: (Option<i64>, Option<i64>)) -> Backfill {
@@ -140,7 +146,7 @@ mod tests {
     fn what_a_sink_lacks_does_not_change_by_being_brought() {
         let rebuild = Some(Rebuild {
             step: RebuildStep::Emptied,
-            begins: None,
+            begins: Some(Checkpoint::at(Lsn(500))),
             begins_xid: 0,
             keeps_below: Some(Lsn(u64::MAX)),
         });
@@ -153,7 +159,8 @@ mod tests {
             assert_eq!(due(&brought, id, before_walcast), due(&of_before, id, before_walcast), "{id}");
         }
         assert!(due(&brought, 50, true) && !due(&brought, 51, true));
-        assert!(brought.is_anew("kafka", 90), "at another place than in other sinks");
+        let anew = [499, 500].map(|at| brought.is_anew("kafka", 90, Lsn(at)));
+        assert_eq!(anew, [false, true], "only what was brought is at another place than in other sinks");
     }
 
     #[test]
@@ -169,7 +176,9 @@ mod tests {
         assert!(due("kafka", 101, 9, false), "the stream brought it");
         assert!(due("http", 100, 9, false));
         assert!(
-            brought.is_anew("kafka", 100) && !brought.is_anew("kafka", 101) && !brought.is_anew("http", 1)
+            brought.is_anew("kafka", 100, Lsn(1))
+                && !brought.is_anew("kafka", 101, Lsn(1))
+                && !brought.is_anew("http", 1, Lsn(1))
         );
     }
 }

@@ -138,8 +138,11 @@ pub async fn without_slot(
     }
     let Some(known) = known(client, &config.slot).await? else { return Ok(None) };
     let (_, identity, timelines) = server(config).await?;
-    let is_ours =
-        check_system(&known, &identity).is_ok() && check_timeline(&known, &identity, &timelines).is_ok();
+    // after a failover, or put back to an older state, it may have lost what a sink has
+    let is_ours = check_system(&known, &identity).is_ok() && known.timeline as u32 == identity.timeline;
+    // other tables give their rows ids that were given before
+    let publication = slot::publication(client, config).await?;
+    let is_ours = is_ours && check_publication(&known, publication.as_ref(), config).is_ok();
     if !(known.ready && known.tells_before && is_ours) {
         return Ok(None);
     }

@@ -60,12 +60,12 @@ async fn what_a_table_or_a_topic_lacks_comes_and_nothing_else() {
         .expect(0, &["35 rows sent to kafka, which lacked them"]);
     kafka_has(&world, 35).await;
     world.verify().await;
-    // what Kafka has deleted by its retention had its time there
+    // somebody has deleted records that its retention would have kept
     world.delete_records("events", 16).await;
     world.insert_events(5).await;
     wait_until("Kafka has what came", async || world.kafka_ids().await.len() == 5).await;
-    world.walcast(["rebuild", "kafka", "--missing"]).await.expect(0, &["0 rows sent to kafka"]);
-    assert_eq!(world.kafka_ids().await.len(), 5);
+    world.walcast(["rebuild", "kafka", "--missing"]).await.expect(0, &["35 rows sent to kafka"]);
+    kafka_has(&world, 40).await;
     world.no_lane_is_left().await;
     world.verify().await;
     running.stop().await;
@@ -80,8 +80,7 @@ async fn after_a_lost_slot_each_sink_is_brought_what_it_lacks() {
     run(&client, "UPDATE engagement_events SET device = 'other' WHERE id = 12").await;
     run(&client, "DELETE FROM engagement_events WHERE id = 13").await;
     have(&world, 11..=20).await;
-    let end = world.wal_end().await;
-    wait_until("all is confirmed", async || world.confirmed_lsn().await >= end).await;
+    all_is_confirmed(&world).await;
     running.stop().await;
     lose_slot(&world, &client).await;
     world.insert_events(5).await;
@@ -178,8 +177,7 @@ async fn an_http_target_is_sent_what_it_lacks() {
     let running = world.start().await;
     world.insert_events(20).await;
     wait_until("the target has all", async || target.event_ids().len() == 20).await;
-    let end = world.wal_end().await;
-    wait_until("all is confirmed", async || world.confirmed_lsn().await >= end).await;
+    all_is_confirmed(&world).await;
     running.stop().await;
     lose_slot(&world, &client).await;
     world.insert_events(5).await;
@@ -194,9 +192,20 @@ async fn an_http_target_is_sent_what_it_lacks() {
     target.check();
     world.verify().await;
     running.stop().await;
-    // alone it tells nothing
-    let alone = world.with("PIPELINE_SINKS", "http");
-    alone.walcast(["rebuild", "http", "--missing"]).await.expect(2, &["WC-254", "neither http nor another"]);
+    world
+        .walcast(["rebuild", "http", "--missing"])
+        .await
+        .expect(2, &["WC-254", "does not tell what it holds"]);
+    // where the one that told is lost, nobody does
+    let running = world.start().await;
+    world.insert_events(5).await;
+    wait_until("the target has all", async || target.event_ids().len() == 35).await;
+    all_is_confirmed(&world).await;
+    running.stop().await;
+    lose_slot(&world, &client).await;
+    world.delete_topic("events").await;
+    let plan = ["kafka keeps what it holds", "http is filled anew"];
+    world.walcast(["resync"]).await.expect(2, &plan);
 }
 
 /// The target was restored as it was before: it has another beginning of the same events.
@@ -217,5 +226,82 @@ async fn a_table_that_was_restored_from_an_older_state_is_brought_the_rest() {
     wait_until("BigQuery has all", async || world.bigquery_count().await == 20).await;
     world.verify().await;
     is_done(&client).await;
+    running.stop().await;
+}
+
+async fn all_is_confirmed(world: &World) {
+    let end = world.wal_end().await;
+    wait_until("all is confirmed", async || world.confirmed_lsn().await >= end).await;
+}
+
+/// Kafka was put back to an older copy of its topics.
+#[tokio::test]
+async fn kafka_from_an_older_copy_is_brought_the_rest() {
+    let (world, client) = with_history(10, "kafka,redis").await;
+    let topics = ["events", "content", "progress"];
+    let mut copies = Vec::new();
+    for round in 0..2 {
+        let running = world.start().await;
+        world.insert_events(10).await;
+        all_is_confirmed(&world).await;
+        running.stop().await;
+        for topic in topics.iter().filter(|_| round == 0) {
+            copies.extend(world.copy_of_topic(topic).await);
+        }
+    }
+    for topic in topics {
+        world.delete_topic(topic).await;
+    }
+    world.walcast(["init"]).await.expect(0, &[]);
+    world.put_back(&copies).await;
+    let running = world.start().await;
+    wait_until("it is told", async || running.sink("kafka").await["last_error_code"] == "WC-401").await;
+    world.insert_events(5).await;
+    wait_until("Redis goes on", async || world.redis_plays().await == 25).await;
+    world.walcast(["resync"]).await.expect(2, &["kafka keeps what it holds", "WC-255"]);
+    world.walcast(["resync", "--yes"]).await.expect(0, &["rows sent to kafka, which lacked them"]);
+    is_done(&client).await;
+    wait_until("Kafka has all", async || world.kafka_ids().await.len() >= 25).await;
+    let mut ids = world.kafka_ids().await;
+    ids.sort_unstable();
+    assert_eq!(ids, (11..=35).collect::<Vec<_>>());
+    world.no_lane_is_left().await;
+    world.verify().await;
+    running.stop().await;
+}
+
+/// Redis was put back to an older copy of its keys.
+#[tokio::test]
+async fn redis_from_an_older_copy_is_counted_anew() {
+    let (world, client) = with_history(10, "kafka,redis").await;
+    let mut redis = world.redis().await;
+    let mut copies: Vec<(String, i64, Vec<u8>)> = Vec::new();
+    for round in 0..2 {
+        let running = world.start().await;
+        world.insert_events(10).await;
+        all_is_confirmed(&world).await;
+        running.stop().await;
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
+        for key in keys.into_iter().filter(|_| round == 0) {
+            let ttl = redis::cmd("PTTL").arg(&key).query_async::<i64>(&mut redis).await.unwrap();
+            let value = redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.unwrap();
+            copies.push((key, ttl.max(0), value));
+        }
+    }
+    let _: () = redis::cmd("FLUSHDB").query_async(&mut redis).await.unwrap();
+    for (key, ttl, value) in copies {
+        let restore = redis::cmd("RESTORE").arg(key).arg(ttl).arg(value).query_async(&mut redis).await;
+        let _: () = restore.unwrap();
+    }
+    let running = world.start().await;
+    wait_until("it is told", async || running.sink("redis").await["last_error_code"] == "WC-401").await;
+    world.insert_events(5).await;
+    wait_until("Kafka goes on", async || world.kafka_ids().await.len() == 25).await;
+    world.walcast(["resync"]).await.expect(2, &["redis is filled anew (all that it counts", "WC-255"]);
+    world.walcast(["resync", "--yes"]).await.expect(0, &["redis holds 25 events, counted anew"]);
+    is_done(&client).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 25).await;
+    world.no_lane_is_left().await;
+    world.verify().await;
     running.stop().await;
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::message::{BorrowedMessage, Headers, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
@@ -341,6 +341,24 @@ impl World {
             String::from_utf8(value.to_vec()).unwrap()
         };
         tokio::task::spawn_blocking(move || read_topic(&topic, header)).await.unwrap()
+    }
+
+    /// All records of one of our topics, whole.
+    pub async fn copy_of_topic(&self, name: &str) -> Vec<OwnedMessage> {
+        let topic = format!("{}.{name}", self.topic_prefix);
+        tokio::task::spawn_blocking(move || read_topic(&topic, |message| message.detach())).await.unwrap()
+    }
+
+    /// Puts a topic's records where they were, as a tool that mirrors topics does.
+    pub async fn put_back(&self, records: &[OwnedMessage]) {
+        let producer: FutureProducer = client_config().create().unwrap();
+        for record in records {
+            let (key, payload, headers) = (record.key(), record.payload(), record.headers().cloned());
+            let partition = Some(record.partition());
+            let (topic, timestamp) = (record.topic(), record.timestamp().to_millis());
+            let copy = FutureRecord { topic, partition, payload, key, timestamp, headers };
+            producer.send(copy, Duration::from_secs(10)).await.unwrap();
+        }
     }
 
     /// Puts a record into one of our topics, as anybody might.

@@ -66,6 +66,10 @@ pub async fn rebuild(config: &Config, sink: SinkName, options: Options) -> Resul
     let goes = target.would_go();
     let client = sql::connect(&config.postgres).await?;
     let (history_id, timelines) = history::find(&config.postgres, &client).await?;
+    if missing {
+        // else nobody knows which rows of before it lacks
+        EventMarks::begin(&client, &history_id).await?.end_of_before()?;
+    }
     let keeps = match missing {
         true => Some(kept(config, target, any_place(history_id.clone(), timelines)).await?),
         false => None,
@@ -94,19 +98,27 @@ pub async fn rebuild(config: &Config, sink: SinkName, options: Options) -> Resul
     follow(&client, &history_id, planned.id).await
 }
 
-/// Below which places the target keeps what it holds.
+/// All that a target has and can be told of: an error where it cannot be kept.
 async fn kept(config: &Config, target: Box<dyn SinkAdmin>, session: Session) -> Result<Lsn> {
+    if !gives_events(target.as_ref()) {
+        let message = format!("{} does not tell what it holds", target.name());
+        return Err(Error::new(Code::BackfillUnfit, message)
+            .hint("`walcast resync` mends it where another sink tells; --yes sends all, without --missing"));
+    }
     let Standing { target, session, judged, .. } = standing(config, target, session).await;
-    let Some(stored) = held(&judged) else {
-        return match judged? {
-            Resume::Refused(refusal) => Err(refusal.into_error(target.id(), &session)),
-            Resume::From(_) | Resume::Fresh(_) => Ok(Lsn::ZERO),
-        };
-    };
-    keeps_below(config, target.as_ref(), stored)?.ok_or_else(|| {
-        let message = format!("what {0} holds nobody tells: neither {0} nor another sink", target.name());
-        Error::new(Code::BackfillUnfit, message).hint(format!("walcast rebuild {} --yes", target.name()))
-    })
+    match (held(&judged), judged) {
+        (Some(_), _) => Ok(ALL),
+        (None, Ok(Resume::Refused(refusal))) => Err(refusal.into_error(target.id(), &session)),
+        (None, judged) => judged.map(|_| ALL),
+    }
+}
+
+/// Below this place lies all that a target has.
+pub(super) const ALL: Lsn = Lsn(u64::MAX);
+
+/// Whether a target can be asked which events it has.
+pub(super) fn gives_events(target: &dyn SinkAdmin) -> bool {
+    matches!(target.read_back(), ReadBack::Events(_))
 }
 
 /// How far a target reaches whose rows are all of this history; `None` where that is not known.
@@ -120,23 +132,6 @@ pub(super) fn held(judged: &Result<Resume>) -> Option<Checkpoint> {
         Ok(Resume::Refused(_)) => None,
         Err(error) => (error.code() == Code::SinkLostItsData).then(Checkpoint::default),
     }
-}
-
-/// Below which places a target that has this checkpoint keeps what it holds; `None` where nobody tells what that is. One that gives
-/// nothing back has what others have, up to its checkpoint.
-pub(super) fn keeps_below(
-    config: &Config,
-    target: &dyn SinkAdmin,
-    stored: Checkpoint,
-) -> Result<Option<Lsn>> {
-    let gives_events = |target: &dyn SinkAdmin| matches!(target.read_back(), ReadBack::Events(_));
-    if gives_events(target) {
-        return Ok(Some(Lsn(u64::MAX)));
-    }
-    let acknowledges = matches!(target.read_back(), ReadBack::Acknowledged);
-    let others = sinks::wanted(config)?.iter().any(|other| gives_events(other.as_ref()));
-    let has_some = stored.durable_lsn > Lsn::ZERO;
-    Ok((acknowledges && others && has_some).then_some(stored.durable_lsn))
 }
 
 /// As a sink is judged for whom no place of the stream is too late.

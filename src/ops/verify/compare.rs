@@ -292,7 +292,8 @@ impl Event<'_> {
         let events = self.sinks.iter().filter_map(|(sink, records)| {
             Some((*sink, records.iter().find(|record| !record.has(flag::LETTER))?))
         });
-        let mut events = events.filter(|(sink, event)| !context.brought.is_anew(sink, event.id));
+        let mut events = events
+            .filter(|(sink, event)| !context.brought.is_anew(sink, event.id, event.position.commit_lsn));
         let Some((one, first)) = events.next() else { return };
         // two sinks may have a row of before by two backfills
         if context.marks.was_before(first.id) == Some(true) {

@@ -234,8 +234,9 @@ impl Verifying<'_> {
             return Err(wait::being_rebuilt(sink));
         }
         // what was refused before a sink was filled anew it need not tell
-        let tells_letters =
-            readers.iter().any(|(sink, reader)| reader.tells_letters() && !brought.is_anew(sink, i64::MIN));
+        let tells_letters = readers
+            .iter()
+            .any(|(sink, reader)| reader.tells_letters() && !brought.is_anew(sink, i64::MIN, Lsn::ZERO));
         let mut reading = Vec::new();
         for (sink, reader) in readers {
             let firsts = self.replayed.iter().filter(|((whose, _), _)| whose == sink);

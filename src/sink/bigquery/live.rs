@@ -400,7 +400,11 @@ pub fn another_table(config: &BigQueryConfig, table: Option<&Table>) -> String {
 
 /// After a failover the checkpoint in PostgreSQL is as old as the new primary, or was not there yet. Rows of the old
 /// one's last moments, which the new one has lost, would pass for rows that are yet to come.
-async fn refuse_lost_future(rest: &Rest, stored: Option<&StoredCheckpoint>, session: &Session) -> Result<()> {
+pub async fn refuse_lost_future(
+    rest: &Rest,
+    stored: Option<&StoredCheckpoint>,
+    session: &Session,
+) -> Result<()> {
     let Some((_, left_at)) = resume::left_behind(stored, session) else { return Ok(()) };
     let from = Position { commit_lsn: left_at, ordinal: 0 };
     let Some(last) = rest.last_position(session.history_id.uuid, &Footprint::whole(), from).await? else {

@@ -38,10 +38,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::de::IgnoredAny;
 
 use auth::Credentials;
 pub use config::{BigQueryConfig, Partitioning};
-use live::Live;
+use live::{Live, refuse_lost_future};
 use rest::Rest;
 use write::WriteClient;
 
@@ -123,10 +124,15 @@ impl Sink for BigQuerySink {
 
     async fn begin(&mut self, session: &Session, keeps_rows: bool) -> Result<()> {
         self.live = None;
+        let target = Target::new(&self.config).await?;
+        if keeps_rows {
+            // what the server has lost is not to be kept, and without the checkpoint nobody could tell
+            let (stored, _) = self.state.progress::<IgnoredAny>(session, NAME).await?;
+            refuse_lost_future(&target.rest, stored.as_ref(), session).await?;
+        }
         // first: a stream that is still to be committed would bring rows back
         progress::store(&mut self.state, session, None, None, &[]).await?;
         failpoint!("bigquery_before_empty");
-        let target = Target::new(&self.config).await?;
         match target.rest.table().await? {
             Some(table) => {
                 table::verify(&self.config, &table)?;

@@ -3,11 +3,13 @@
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
+use jiff::Timestamp;
 
 use super::config::{KafkaConfig, record_bytes_max};
 use super::encode::TOO_LARGE;
 use super::murmur::partition_of;
 use super::scan::{self, Scan};
+use super::topics;
 use crate::error::{Code, Error, Result};
 use crate::event::schema::{EventValues, FieldKind, Value, event_field};
 use crate::lsn::{Lsn, Position};
@@ -27,6 +29,14 @@ impl ReadEvents for ReadTopics {
         tokio::task::spawn_blocking(move || read(&self, take))
             .await
             .map_err(|error| Error::new(Code::WalcastBroke, "reading Kafka broke down").because(error))?
+    }
+
+    async fn keeps_since(&mut self) -> Result<Option<i64>> {
+        let kept = topics::retention_ms(&self.config, self.row_bytes_max).await?;
+        Ok(kept.map(|millis| {
+            let now = Timestamp::now().as_microsecond();
+            now.saturating_sub(millis.saturating_mul(1_000))
+        }))
     }
 
     fn tells_letters(&self) -> bool {

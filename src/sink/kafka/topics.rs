@@ -92,6 +92,17 @@ pub(super) async fn check(
     .await
 }
 
+/// How long events stay in their topic, milliseconds; `None`: for ever, or this user is not told.
+pub(super) async fn retention_ms(config: &KafkaConfig, row_bytes_max: usize) -> Result<Option<i64>> {
+    on_thread(config, row_bytes_max, |cluster| async move {
+        let found = cluster.found(&cluster.config.topics().events).await?;
+        let settings = found.as_ref().and_then(|found| found.settings.as_ref());
+        let millis = settings.and_then(|settings| settings.get("retention.ms")?.parse().ok());
+        Ok(millis.filter(|millis: &i64| *millis > 0))
+    })
+    .await
+}
+
 /// How long records stay in the topics that have whole events, in words.
 pub(super) async fn kept(config: &KafkaConfig, row_bytes_max: usize) -> Result<Vec<String>> {
     on_thread(config, row_bytes_max, |cluster| async move {
