@@ -30,22 +30,15 @@ pub(super) struct Lacking {
     brought: BroughtTo,
 }
 
-/// What a sink holds.
-#[derive(Default)]
-struct Held(IdSet);
-
-impl Held {
-    fn take(&mut self, found: Found<'_>, below: Lsn) {
-        let held = match found {
-            Found::Event(values, _) => values.id().zip(values.position()),
-            // refused once, it would be refused again
-            Found::Letter { id, position, for_all: false } => Some((id, position)),
-            Found::Letter { .. } | Found::Expected(_) | Found::Unreadable | Found::Trimmed(_) => None,
-        };
-        if let Some((id, _)) = held.filter(|(_, position)| position.commit_lsn < below) {
-            self.0.insert(id);
-        }
-    }
+/// The id of an event that the sink holds, by what was found.
+fn held(found: &Found<'_>, below: Lsn) -> Option<i64> {
+    let (id, position) = match found {
+        Found::Event(values, _) => values.id().zip(values.position())?,
+        // refused once, it would be refused again
+        Found::Letter { id, position, for_all: false } => (*id, *position),
+        Found::Letter { .. } | Found::Expected(_) | Found::Unreadable | Found::Trimmed(_) => return None,
+    };
+    (position.commit_lsn < below).then_some(id)
 }
 
 impl Lacking {
@@ -67,16 +60,18 @@ impl Lacking {
             Error::new(Code::BackfillUnfit, message).hint(format!("walcast rebuild {sink} --yes"))
         })?;
         tracing::info!(sink, read, "what it holds is read, to tell what it lacks");
-        // a reader that blocks has a thread of its own; nobody else takes the lock meanwhile
         let keeps_since = reader.keeps_since().await?;
-        let held = Arc::new(Mutex::new(Held::default()));
-        let taking = Arc::clone(&held);
+        // a reader that blocks has a thread of its own; nobody else takes the lock meanwhile
+        let ids = Arc::new(Mutex::new(IdSet::default()));
+        let taking = Arc::clone(&ids);
         let take = move |found: Found<'_>| {
-            taking.lock().unwrap_or_else(PoisonError::into_inner).take(found, end);
+            if let Some(id) = held(&found, end) {
+                taking.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+            }
             Ok(())
         };
         reader.read(end, &Part::default(), Box::new(take)).await?;
-        let Held(held) = std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner));
+        let held = std::mem::take(&mut *ids.lock().unwrap_or_else(PoisonError::into_inner));
         let mut lacking = Lacking {
             backfill: backfill.id,
             sink: sink.clone(),

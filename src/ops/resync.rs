@@ -152,10 +152,6 @@ async fn same_history(
     Plan::of(config, client, &history_id, NewSlot::SameHistory(why), all).await
 }
 
-fn is_open_for(backfill: &Backfill, sink: &str) -> bool {
-    backfill.state.is_to_come() && backfill.sinks.iter().any(|name| name == sink)
-}
-
 /// Below which places a sink keeps what it holds; `None` where nobody tells what that is. One that gives nothing back has what all
 /// the others have that do, up to its checkpoint.
 fn keeps_below(standing: &Standing, all: &[(Standing, Option<&str>)], known: &[Backfill]) -> Option<Lsn> {
@@ -167,21 +163,19 @@ fn keeps_below(standing: &Standing, all: &[(Standing, Option<&str>)], known: &[B
     if !acknowledges || reached == Lsn::ZERO {
         return None;
     }
-    let mut tellers = all.iter().map(|(other, _)| other).filter(|other| gives_events(other.target.as_ref()));
+    let tellers = all.iter().map(|(other, _)| other).filter(|other| gives_events(other.target.as_ref()));
+    let mut tellers = tellers.peekable();
     let is_whole = |teller: &Standing| {
         // one that was emptied has its rows at other places
         let emptied = |one: &Backfill| {
             let begins = one.rebuild.as_ref().and_then(|rebuild| rebuild.begins);
             let later = begins.is_none_or(|begins| begins.durable_lsn > reached);
-            one.rebuild.is_some()
-                && one.keeps_below().is_none()
-                && later
-                && one.sinks.iter().any(|name| name == teller.target.name())
+            one.rebuild.is_some() && one.keeps_below().is_none() && later && one.is_for(teller.target.name())
         };
         held(&teller.judged).is_some_and(|held| held.durable_lsn >= reached) && !known.iter().any(emptied)
     };
-    let first = tellers.next()?;
-    (is_whole(first) && tellers.all(is_whole)).then_some(reached)
+    tellers.peek()?;
+    tellers.all(is_whole).then_some(reached)
 }
 
 /// What the sink has beyond, this server will never send.
@@ -286,7 +280,9 @@ impl Plan {
             all.iter().map(|(standing, _)| keeps_below(standing, &all, &known)).collect();
         for ((standing, why), keeps) in all.into_iter().zip(keeps) {
             let goes_on = why.is_none() && matches!(standing.judged, Ok(Resume::From(_) | Resume::Fresh(_)));
-            let comes = |one: &&Backfill| one.rebuild.is_some() && is_open_for(one, standing.target.name());
+            let comes = |one: &&Backfill| {
+                one.rebuild.is_some() && one.state.is_to_come() && one.is_for(standing.target.name())
+            };
             let coming = known.iter().find(comes);
             if goes_on || coming.is_some() && matches!(slot, NewSlot::No) {
                 continue;

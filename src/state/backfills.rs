@@ -99,6 +99,11 @@ impl Backfill {
         (self.state.is_open() && step != RebuildStep::Emptied).then_some((sink.as_str(), step))
     }
 
+    /// Whether it is for this sink too.
+    pub fn is_for(&self, sink: &str) -> bool {
+        self.sinks.iter().any(|one| one == sink)
+    }
+
     /// Whether its sink has begun anew for this one: it has rows at other places than the others.
     pub fn began_anew(&self) -> bool {
         self.rebuild.as_ref().is_some_and(|rebuild| rebuild.step == RebuildStep::Emptied)

@@ -80,7 +80,7 @@ impl BroughtTo {
             backfill.began_anew()
                 && (backfill.empties() || brought)
                 && id <= backfill.last_id
-                && backfill.sinks.iter().any(|one| one == sink)
+                && backfill.is_for(sink)
         };
         self.backfills.iter().any(anew)
     }
