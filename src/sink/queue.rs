@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::batch::Batch;
 use crate::lsn::Checkpoint;
+use crate::telemetry::queue_gauge::QueueGauge;
 
 /// A batch in the queue or in a sink's hands; its bytes count until it is dropped.
 pub struct Queued {
@@ -201,7 +202,12 @@ impl QueueSender {
 
     /// Bytes now waiting or being written.
     pub fn bytes(&self) -> usize {
-        self.bytes_max - self.room.available_permits()
+        self.gauge().bytes()
+    }
+
+    /// Where others can read how many bytes those are.
+    pub fn gauge(&self) -> QueueGauge {
+        QueueGauge::new(&self.room, self.bytes_max)
     }
 }
 

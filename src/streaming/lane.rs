@@ -167,7 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
 
     async fn send_status(&mut self, end: &LaneEnd) -> Result<()> {
         self.ask(end);
-        self.registry.lane_received(end.name, self.intake.received(), self.queue.bytes());
+        self.registry.lane_received(end.name, self.intake.received(), self.queue.gauge());
         self.intake.send_status(self.watermark.confirmed()).await
     }
 }

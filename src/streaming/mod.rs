@@ -238,6 +238,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
             let status =
                 registry.sink(name, durable).promising(fed.sink.guarantee(), fed.sink.latency_objective());
             let (seat, driver, end) = shared.place(index, fed, from, status);
+            if let Some(queue) = &seat.queue {
+                registry.queue(name, queue.gauge());
+            }
             let span =
                 info_span!(parent: None, "sink", sink = name, fencing_token, from = %durable.durable_lsn);
             drivers.spawn(driver.run().instrument(span));
@@ -339,6 +342,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
             Says::Joined => {
                 if seat.joined() {
                     self.watermark.add(seat.name, durable.durable_lsn);
+                    if let Some(queue) = &seat.queue {
+                        self.registry.queue(seat.name, queue.gauge());
+                    }
                 }
             }
             // heard late, when the sink counts again
@@ -385,8 +391,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<S> {
         let received = self.intake.received();
         self.tell_received();
         self.seats.iter_mut().for_each(Seat::leave_if_closed);
-        let bytes = |seat: &Seat| Some((seat.name, seat.queue.as_ref()?.bytes()));
-        self.registry.source(received, confirmed, self.seats.iter().filter_map(bytes));
+        self.registry.source(received, confirmed);
         self.registry.backpressure(self.full_queue());
         self.intake.send_status(confirmed).await?;
         self.told = self.told.max(confirmed);

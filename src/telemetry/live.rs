@@ -229,6 +229,7 @@ mod tests {
 
     use super::*;
     use crate::lsn::{Checkpoint, Lsn, Position};
+    use crate::telemetry::queue_gauge::QueueGauge;
 
     fn look(recorder: &mut Recorder) -> Value {
         serde_json::from_str(&recorder.look().json).unwrap_or_default()
@@ -253,7 +254,8 @@ mod tests {
         kafka.takes(committed);
         kafka.wrote([(position(0), committed), (position(1), committed)]);
         kafka.durable(Checkpoint { position: Some(position(1)), durable_lsn: Lsn(0x20) });
-        registry.source(Lsn(0x30), Lsn(0x20), [("kafka", 9)]);
+        registry.source(Lsn(0x30), Lsn(0x20));
+        registry.queue("kafka", QueueGauge::full(9));
         let now = look(&mut recorder);
         let sink = &now["figures"]["sinks"][0];
         assert_eq!(

@@ -6,6 +6,7 @@ pub mod delivery;
 pub mod status;
 pub mod problem;
 pub mod gauges;
+pub mod queue_gauge;
 pub mod sink_status;
 pub mod registry;
 pub mod log_throttle;

@@ -12,6 +12,7 @@ use crate::state::dead_letters::LetterCount;
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics as names;
 use crate::telemetry::problem::problems;
+use crate::telemetry::queue_gauge::QueueGauge;
 use crate::telemetry::sink_status::{SinkFacts, SinkStatus};
 use crate::telemetry::status::{BackfillLine, LaneSlot, LaneState, SlotStatus, SourceStatus, State, Status};
 
@@ -94,21 +95,30 @@ impl StatusRegistry {
         self.facts().enter(State::Draining);
     }
 
-    /// How far the stream has come, what was confirmed, and what waits for each sink.
-    pub fn source(
-        &self,
-        received: Lsn,
-        confirmed: Lsn,
-        queues: impl IntoIterator<Item = (&'static str, usize)>,
-    ) {
+    /// How far the stream has come, and what was confirmed.
+    pub fn source(&self, received: Lsn, confirmed: Lsn) {
         let mut facts = self.facts();
         facts.received = received;
         facts.confirmed = confirmed;
-        for (name, bytes) in queues {
-            if let Some(sink) = facts.sink(name) {
-                sink.standing().queue_bytes = bytes as u64;
-            }
+    }
+
+    /// A sink takes from this queue now.
+    pub fn queue(&self, sink: &str, queue: QueueGauge) {
+        if let Some(sink) = self.facts().sink(sink) {
+            sink.standing().queue = Some(queue);
         }
+    }
+
+    /// Engagement events received since this process started.
+    pub fn events_total(&self) -> u64 {
+        names::engagements_received()
+    }
+
+    /// Bytes that wait for the one of these sinks that has most to do; `None` while one of them is not fed with the others.
+    pub fn waiting_bytes(&self, sinks: &[String]) -> Option<u64> {
+        let facts = self.facts();
+        let asked = facts.sinks.iter().filter(|sink| sinks.iter().any(|name| name == sink.name));
+        asked.map(|sink| sink.waiting_bytes()).try_fold(0, |most, bytes| Some(bytes?.max(most)))
     }
 
     /// Which sink's full queue stops the reading, if one does.
@@ -126,10 +136,10 @@ impl StatusRegistry {
     }
 
     /// A sink's lane has been received up to there, and this waits for the sink.
-    pub fn lane_received(&self, sink: &str, received: Lsn, queue_bytes: usize) {
+    pub fn lane_received(&self, sink: &str, received: Lsn, queue: QueueGauge) {
         let facts = self.facts();
         if let Some(sink) = facts.sink(sink) {
-            sink.lane_received(received, facts.received.bytes_since(received), queue_bytes);
+            sink.lane_received(received, facts.received.bytes_since(received), queue);
         }
     }
 

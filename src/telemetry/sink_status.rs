@@ -11,6 +11,7 @@ use crate::error::{Class, Code, Error};
 use crate::lsn::{Checkpoint, Lsn, Position};
 use crate::telemetry::delivery::Delivery;
 use crate::telemetry::metrics::SinkCounters;
+use crate::telemetry::queue_gauge::QueueGauge;
 use crate::telemetry::status::{BreakerState, LaneLine, LaneSlot, LaneState, SinkLine, SinkState};
 
 /// How many transactions of one sink may wait to be measured; more are left out.
@@ -34,7 +35,8 @@ pub(super) struct Standing {
     last_error: Option<String>,
     last_error_code: Option<Code>,
     failing_since: Option<Instant>,
-    pub(super) queue_bytes: u64,
+    /// The queue that it takes from.
+    pub(super) queue: Option<QueueGauge>,
     pub(super) backpressure: bool,
     rows_total: u64,
     /// When the oldest transaction committed that it was given and does not hold.
@@ -238,6 +240,12 @@ impl SinkFacts {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What waits for it; `None` while it is not fed with the others.
+    pub(super) fn waiting_bytes(&self) -> Option<u64> {
+        let now = self.standing();
+        now.lane.is_none().then(|| now.queue_bytes())
+    }
+
     pub(super) fn lane(&self, state: LaneState, slot: &str) {
         let mut now = self.standing();
         let former = now.lane.take();
@@ -257,13 +265,13 @@ impl SinkFacts {
         };
         now.lane = Some(LaneFacts { line, since, told: None });
         if matches!(state, LaneState::Opening | LaneState::Parked) {
-            now.queue_bytes = 0;
+            now.queue = None;
         }
     }
 
-    pub(super) fn lane_received(&self, received: Lsn, behind: u64, queue_bytes: usize) {
+    pub(super) fn lane_received(&self, received: Lsn, behind: u64, queue: QueueGauge) {
         let mut now = self.standing();
-        now.queue_bytes = queue_bytes as u64;
+        now.queue = Some(queue);
         let Some(lane) = &mut now.lane else { return };
         let moment = Instant::now();
         let pace = lane.told.map(|(told, pace)| {
@@ -316,7 +324,7 @@ impl SinkFacts {
             lag_seconds: now.oldest_committed_at.map_or(0.0, seconds_since),
             heartbeat_age_seconds: now.heartbeat.map(|heartbeat| seconds_since(heartbeat.committed_at)),
             heartbeat_seconds: now.heartbeat.map(|heartbeat| heartbeat.took.as_secs_f64()),
-            queue_bytes: now.queue_bytes,
+            queue_bytes: now.queue_bytes(),
             backpressure: now.backpressure,
             rows_total: now.rows_total,
             last_error: now.last_error.clone(),
@@ -347,6 +355,10 @@ impl LaneFacts {
 }
 
 impl Standing {
+    fn queue_bytes(&self) -> u64 {
+        self.queue.as_ref().map_or(0, |queue| queue.bytes() as u64)
+    }
+
     /// It works again. A target that was left alone has to show that first: one that answers and makes nothing durable still
     /// has what was wrong with it.
     fn recover(&mut self) {
@@ -395,7 +407,8 @@ mod tests {
         assert_eq!(line(&registry).lag_seconds, 0.0);
         sink.takes(ago(90));
         sink.wrote([(position(100, 0), ago(90)), (position(200, 0), ago(40))]);
-        registry.source(Lsn(250), Lsn(100), [("bigquery", 77)]);
+        registry.source(Lsn(250), Lsn(100));
+        registry.queue("bigquery", QueueGauge::full(77));
         let behind = line(&registry);
         assert!((89.0..95.0).contains(&behind.lag_seconds), "{}", behind.lag_seconds);
         assert_eq!((behind.lag_bytes, behind.queue_bytes, behind.rows_total), (150, 77, 2));
@@ -410,7 +423,7 @@ mod tests {
     fn lag_is_split_into_what_waits_here_and_what_the_sink_was_given() {
         let registry = StatusRegistry::new();
         let mut sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
-        registry.source(Lsn(250), Lsn(100), []);
+        registry.source(Lsn(250), Lsn(100));
         assert_eq!((line(&registry).queue_lag_bytes, line(&registry).delivery_lag_bytes), (150, 0));
         sink.begins(Lsn(200), [Instant::now()]);
         assert_eq!((line(&registry).queue_lag_bytes, line(&registry).delivery_lag_bytes), (50, 100));
@@ -492,15 +505,16 @@ mod tests {
     async fn a_lane_says_how_far_it_is_behind_also_while_it_does_not_run() {
         let registry = StatusRegistry::new();
         let _sink = registry.sink("redis", Checkpoint::at(Lsn(100)));
-        registry.source(Lsn(1_000), Lsn(1_000), [("redis", 77)]);
+        registry.source(Lsn(1_000), Lsn(1_000));
+        registry.queue("redis", QueueGauge::full(77));
         let lane = |registry: &StatusRegistry| line(registry).lane.unwrap_or_default();
         registry.lane("redis", LaneState::Parked, "slot");
         assert_eq!((lane(&registry).behind_bytes, line(&registry).queue_bytes), (900, 0));
         registry.lane("redis", LaneState::CatchingUp, "slot");
-        registry.lane_received("redis", Lsn(400), 5);
+        registry.lane_received("redis", Lsn(400), QueueGauge::full(5));
         assert_eq!((lane(&registry).behind_bytes, lane(&registry).catch_up_seconds), (600, None));
         tokio::time::advance(Duration::from_secs(1)).await;
-        registry.lane_received("redis", Lsn(700), 5);
+        registry.lane_received("redis", Lsn(700), QueueGauge::full(5));
         assert_eq!((lane(&registry).behind_bytes, lane(&registry).catch_up_seconds), (300, Some(1.0)));
         registry.lane("redis", LaneState::Parked, "slot");
         assert_eq!((lane(&registry).behind_bytes, lane(&registry).catch_up_seconds), (900, None));

@@ -14,6 +14,7 @@ use walcast::error::{Code, Error};
 use walcast::lsn::{Checkpoint, Lsn, Position};
 use walcast::shutdown::{Shutdown, Trigger};
 use walcast::telemetry::metrics;
+use walcast::telemetry::queue_gauge::QueueGauge;
 use walcast::telemetry::registry::StatusRegistry;
 use walcast::telemetry::status::SlotStatus;
 use walcast::web::{Web, WebConfig};
@@ -101,7 +102,8 @@ async fn the_status_has_everything_of_every_sink() {
     let position = Position { commit_lsn: Lsn(0x20), ordinal: 3 };
     redis.wrote([(position, tokio::time::Instant::now())]);
     redis.durable(Checkpoint { position: Some(position), durable_lsn: Lsn(0x30) });
-    site.registry.source(Lsn(0x40), Lsn(0x30), [("redis", 9)]);
+    site.registry.source(Lsn(0x40), Lsn(0x30));
+    site.registry.queue("redis", QueueGauge::full(9));
     site.registry.slot(SlotStatus { name: "w".into(), retained_bytes: 5, ..SlotStatus::default() });
     let (code, answer) = site.json("/api/status").await;
     assert_eq!(code, 200);
@@ -125,7 +127,8 @@ async fn the_status_has_everything_of_every_sink() {
 async fn metrics_are_prometheus_text_with_the_state_of_now() {
     let site = Site::start(&[]).await;
     site.registry.sink("web-test", Checkpoint::at(Lsn(0x10)));
-    site.registry.source(Lsn(0x40), Lsn(0x10), [("web-test", 123)]);
+    site.registry.source(Lsn(0x40), Lsn(0x10));
+    site.registry.queue("web-test", QueueGauge::full(123));
     site.registry.backpressure(Some("web-test"));
     site.registry.slot(SlotStatus {
         wal_status: "unreserved".into(),
