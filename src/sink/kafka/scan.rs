@@ -16,6 +16,8 @@ use crate::error::{Error, Kind, Result};
 
 /// How much is read ahead of what is looked at.
 const AHEAD_KBYTES: &str = "16384";
+/// How much of a partition is fetched at once.
+const FETCH_BYTES: &str = "262144";
 
 const POLL: Duration = Duration::from_millis(100);
 
@@ -62,6 +64,8 @@ impl Scan {
             .reader("read_committed")
             .set("enable.partition.eof", "true")
             .set("queued.max.messages.kbytes", AHEAD_KBYTES)
+            // of each partition, packed: a fetch is more than what may wait, and is unpacked whole
+            .set("fetch.message.max.bytes", FETCH_BYTES)
             .create_with_context(Reports::default())
             .map_err(bad_settings)?;
         let scan = Scan { config: config.clone(), topic: topic.to_owned(), consumer, bounds: ends };
