@@ -220,7 +220,7 @@ enum RebuildCommand {
     /// Send the rows that PostgreSQL has to the HTTP target again, while the other sinks go on.
     ///
     /// `walcast run` does the work. What the target has it keeps; the rows come under other ids than before.
-    #[command(after_help = "Example: walcast rebuild http --yes")]
+    #[command(after_help = "Example: walcast rebuild http --yes", mut_arg("missing", |arg| arg.hide(true)))]
     Http(ops::rebuild::Options),
 }
 

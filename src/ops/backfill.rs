@@ -16,7 +16,6 @@ use crate::event::time::micros_of;
 use crate::lsn::HistoryId;
 use crate::ops::terminal::print;
 use crate::quote::identifier;
-use crate::sink::SinkAdmin;
 use crate::sink::read_back::ReadBack;
 use crate::sinks;
 use crate::source::{rows, slot, sql};
@@ -85,7 +84,7 @@ pub async fn backfill(config: &Config, options: Backfill) -> Result<ExitCode> {
         None => return begin(config, &client, &history_id, options).await,
         Some(What::Status) => {
             let all = backfills::list(&client, &history_id).await?;
-            print(&status(&all));
+            print(&status(&all, &keep_sums(config)?));
             if let Some(why) = waits(&client, all.iter().find(|one| one.state.is_open())).await? {
                 print(&format!("{why}\n"));
             }
@@ -197,15 +196,13 @@ fn refuse_again(before: &[backfills::Backfill], planned: &backfills::Backfill) -
 
 /// The sinks, if each can be brought rows. One that keeps sums of events cannot.
 fn whom(config: &Config, named: Vec<String>) -> Result<Vec<String>> {
-    let targets = sinks::wanted(config)?;
-    let keeps_sums = |target: &dyn SinkAdmin| matches!(target.read_back(), ReadBack::Sums(_));
-    let takes_rows =
-        targets.iter().filter(|target| !keeps_sums(target.as_ref())).map(|target| target.name().to_owned());
-    let takes_rows: Vec<String> = takes_rows.collect();
+    let keep_sums = keep_sums(config)?;
+    let mut takes_rows = config.pipeline.sinks.clone();
+    takes_rows.retain(|name| !keep_sums.contains(&name.as_str()));
     let unfit =
         |message: String, hint: &str| Err(Error::new(Code::BackfillUnfit, message).hint(hint.to_owned()));
     if let Some(other) = named.iter().find(|name| !takes_rows.contains(name)) {
-        return match targets.iter().any(|target| target.name() == other) {
+        return match keep_sums.contains(&other.as_str()) {
             true => unfit(
                 format!("{other} keeps sums of events, and is not brought single rows"),
                 &format!("run `walcast rebuild {other}`"),
@@ -270,7 +267,14 @@ fn duration(seconds: u64) -> String {
     indicatif::HumanDuration(Duration::from_secs(seconds)).to_string()
 }
 
-fn status(backfills: &[backfills::Backfill]) -> String {
+/// The sinks that keep sums of events, and are brought no rows.
+fn keep_sums(config: &Config) -> Result<Vec<&'static str>> {
+    let mut targets = sinks::wanted(config)?;
+    targets.retain(|target| matches!(target.read_back(), ReadBack::Sums(_)));
+    Ok(targets.iter().map(|target| target.name()).collect())
+}
+
+fn status(backfills: &[backfills::Backfill], keep_sums: &[&str]) -> String {
     if backfills.is_empty() {
         return "there is no backfill\n".to_owned();
     }
@@ -280,6 +284,10 @@ fn status(backfills: &[backfills::Backfill]) -> String {
             BackfillState::Done => String::new(),
             _ => format!(" of about {}", HumanCount(*estimated_rows)),
         };
+        if backfill.rebuild.is_none() && sinks.iter().all(|sink| keep_sums.contains(&sink.as_str())) {
+            let (sinks, last_id) = (sinks.join(", "), backfill.last_id);
+            return format!("{id}  {state:<9}  {sinks} counts the rows of before too, up to id {last_id}\n");
+        }
         let (sinks, bounds) = (sinks.join(", "), bounds(backfill));
         let counted = HumanCount(*rows);
         match backfill.rebuild.as_ref().map(|rebuild| rebuild.step) {
@@ -330,7 +338,7 @@ pub(super) async fn follow(client: &Client, history_id: &HistoryId, id: Uuid) ->
         bar.set_position(backfill.rows);
         if !backfill.state.is_to_come() {
             bar.finish_and_clear();
-            print(&status(&[backfill]));
+            print(&status(&[backfill], &[]));
             break;
         }
         let active = slot::facts(client, &history_id.slot).await?.is_some_and(|facts| facts.active);

@@ -69,11 +69,6 @@ async fn has_no_lane(running: &Running, name: &str) {
     wait_until(&format!("{name} has no lane"), async || running.sink(name).await["lane"].is_null()).await;
 }
 
-async fn confirmed_is_at_the_end(world: &World) {
-    let end = world.wal_end().await;
-    wait_until("all is confirmed", async || world.confirmed_lsn().await >= end).await;
-}
-
 #[tokio::test]
 async fn a_sink_that_hangs_holds_up_no_other_and_catches_up() {
     let Shore { redis, world } = Shore::new().await;
@@ -84,7 +79,7 @@ async fn a_sink_that_hangs_holds_up_no_other_and_catches_up() {
     overfill(&world).await;
     wait_until("Kafka holds all", async || world.kafka_events().await.len() >= 4_100).await;
     // the walcast slot moves on; a slot of its own keeps what Redis lacks
-    confirmed_is_at_the_end(&world).await;
+    world.all_is_confirmed().await;
     assert!(running.sink("redis").await["lane"].is_object());
     assert_eq!(running.json("/readyz").await["ready"], true, "the stream streams");
     redis.set(Weather::Fair);
@@ -109,7 +104,7 @@ async fn each_other_sink_may_hang_too() {
         hold.close();
         overfill(&world).await;
         wait_until("Redis counts all", async || world.redis_plays().await >= 4_010).await;
-        confirmed_is_at_the_end(&world).await;
+        world.all_is_confirmed().await;
         assert!(running.sink(name).await["lane"].is_object());
         hold.release();
         world.wait_until_all_hold(4_010).await;
@@ -142,7 +137,7 @@ async fn an_http_target_that_hangs_holds_up_no_other_and_gets_all_in_order() {
         }
         wait_until("Kafka holds all", async || world.kafka_events().await.len() == 1_100).await;
         wait_until("Redis counts all", async || world.redis_plays().await == 1_100).await;
-        confirmed_is_at_the_end(&world).await;
+        world.all_is_confirmed().await;
         assert!(running.sink("http").await["lane"].is_object());
         assert!(target.event_ids().len() < 1_100, "it hangs");
         running.kill().await;
@@ -172,7 +167,7 @@ async fn a_sink_that_is_dead_at_the_first_start_gets_all_in_the_end() {
     let running = world.start().await;
     world.insert_events(1_000).await;
     lane_is(&running, "redis", "parked").await;
-    confirmed_is_at_the_end(&world).await;
+    world.all_is_confirmed().await;
     let line = running.sink("redis").await;
     assert!(line["breaker"] == "open" && line["last_error_code"] == "WC-320", "{line}");
     // and so it is found again
@@ -250,7 +245,7 @@ async fn two_sinks_may_be_dead_at_once() {
     redis.set(Weather::Silent);
     overfill(&world).await;
     wait_until("Kafka holds all", async || world.kafka_events().await.len() >= 4_010).await;
-    confirmed_is_at_the_end(&world).await;
+    world.all_is_confirmed().await;
     for name in ["redis", "bigquery"] {
         assert!(running.sink(name).await["lane"].is_object());
     }
@@ -275,7 +270,7 @@ async fn a_lane_that_is_lost_is_its_sinks_trouble_alone() {
         world.insert_events(500).await;
     }
     lane_is(&running, "redis", "parked").await;
-    confirmed_is_at_the_end(&world).await;
+    world.all_is_confirmed().await;
     let client = sql::connect(&world.postgres).await.unwrap();
     run(&client, "SELECT pg_drop_replication_slot(slot) FROM walcast.lane WHERE sink = 'redis'").await;
     redis.set(Weather::Fair);
@@ -288,7 +283,7 @@ async fn a_lane_that_is_lost_is_its_sinks_trouble_alone() {
     assert_eq!(running.json("/readyz").await["ready"], true);
     let all = running.json("/readyz?sinks").await;
     assert_eq!(all["ready"], false, "{all}");
-    confirmed_is_at_the_end(&world).await;
+    world.all_is_confirmed().await;
     running.stop().await;
 }
 
@@ -359,7 +354,7 @@ async fn a_sink_that_is_slower_than_the_stream_stays_in_its_lane() {
     }
     assert!(running.sink("redis").await["lane"].is_object());
     assert_eq!(joined, 0, "it does not come back as long as it cannot keep up");
-    confirmed_is_at_the_end(&world).await;
+    world.all_is_confirmed().await;
     redis.set(Weather::Fair);
     wait_until("Redis counts all", async || world.redis_plays().await >= events).await;
     has_no_lane(&running, "redis").await;
@@ -432,7 +427,7 @@ async fn a_failover_with_a_parked_lane_is_its_sinks_trouble_alone() {
         world.insert_events(500).await;
     }
     lane_is(&running, "redis", "parked").await;
-    confirmed_is_at_the_end(&world).await;
+    world.all_is_confirmed().await;
     let client = sql::connect(&world.postgres).await.unwrap();
     let lane = "SELECT failover FROM pg_replication_slots WHERE slot_name IN (SELECT slot FROM walcast.lane WHERE sink = 'redis')";
     assert!(
@@ -459,7 +454,7 @@ async fn a_failover_with_a_parked_lane_is_its_sinks_trouble_alone() {
         true => after.verify().await,
         false => lane_is_lost(&running, "redis").await,
     }
-    confirmed_is_at_the_end(&after).await;
+    after.all_is_confirmed().await;
     running.stop().await;
     pair.wipe();
 }

@@ -80,7 +80,7 @@ async fn after_a_lost_slot_each_sink_is_brought_what_it_lacks() {
     run(&client, "UPDATE engagement_events SET device = 'other' WHERE id = 12").await;
     run(&client, "DELETE FROM engagement_events WHERE id = 13").await;
     have(&world, 11..=20).await;
-    all_is_confirmed(&world).await;
+    world.all_is_confirmed().await;
     running.stop().await;
     lose_slot(&world, &client).await;
     world.insert_events(5).await;
@@ -177,7 +177,7 @@ async fn an_http_target_is_sent_what_it_lacks() {
     let running = world.start().await;
     world.insert_events(20).await;
     wait_until("the target has all", async || target.event_ids().len() == 20).await;
-    all_is_confirmed(&world).await;
+    world.all_is_confirmed().await;
     running.stop().await;
     lose_slot(&world, &client).await;
     world.insert_events(5).await;
@@ -200,7 +200,7 @@ async fn an_http_target_is_sent_what_it_lacks() {
     let running = world.start().await;
     world.insert_events(5).await;
     wait_until("the target has all", async || target.event_ids().len() == 35).await;
-    all_is_confirmed(&world).await;
+    world.all_is_confirmed().await;
     running.stop().await;
     lose_slot(&world, &client).await;
     world.delete_topic("events").await;
@@ -229,11 +229,6 @@ async fn a_table_that_was_restored_from_an_older_state_is_brought_the_rest() {
     running.stop().await;
 }
 
-async fn all_is_confirmed(world: &World) {
-    let end = world.wal_end().await;
-    wait_until("all is confirmed", async || world.confirmed_lsn().await >= end).await;
-}
-
 /// Kafka was put back to an older copy of its topics.
 #[tokio::test]
 async fn kafka_from_an_older_copy_is_brought_the_rest() {
@@ -243,7 +238,7 @@ async fn kafka_from_an_older_copy_is_brought_the_rest() {
     for round in 0..2 {
         let running = world.start().await;
         world.insert_events(10).await;
-        all_is_confirmed(&world).await;
+        world.all_is_confirmed().await;
         running.stop().await;
         for topic in topics.iter().filter(|_| round == 0) {
             copies.extend(world.copy_of_topic(topic).await);
@@ -279,7 +274,7 @@ async fn redis_from_an_older_copy_is_counted_anew() {
     for round in 0..2 {
         let running = world.start().await;
         world.insert_events(10).await;
-        all_is_confirmed(&world).await;
+        world.all_is_confirmed().await;
         running.stop().await;
         let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
         for key in keys.into_iter().filter(|_| round == 0) {

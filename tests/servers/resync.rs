@@ -26,8 +26,7 @@ async fn all_have(world: &World, client: &Client, events: i64) {
 async fn streamed(world: &World, events: i64) {
     let running = world.start().await;
     world.insert_events(events).await;
-    let end = world.wal_end().await;
-    wait_until("all is confirmed", async || world.confirmed_lsn().await >= end).await;
+    world.all_is_confirmed().await;
     running.stop().await;
 }
 

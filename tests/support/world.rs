@@ -251,6 +251,12 @@ impl World {
         lsn.parse().unwrap()
     }
 
+    /// Waits until the slot begins where the WAL ends now.
+    pub async fn all_is_confirmed(&self) {
+        let end = self.wal_end().await;
+        wait_until("all is confirmed", async || self.confirmed_lsn().await >= end).await;
+    }
+
     /// The end of the server's WAL.
     pub async fn wal_end(&self) -> Lsn {
         let client = sql::connect(&self.postgres).await.unwrap();
