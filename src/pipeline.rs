@@ -26,6 +26,7 @@ use crate::sink::{self, Sink, SinkAdmin};
 use crate::sinks;
 use crate::source::connection::Connection;
 use crate::source::heartbeat::{Watch, ask_clock};
+use crate::source::request::OwnRequests;
 use crate::source::{check, slot};
 use crate::state::backfills::{self, Backfill, RebuildStep};
 use crate::state::lanes::{self, LaneRecord};
@@ -182,7 +183,9 @@ async fn start(
     let publication = history::publication(&config.postgres, state.client().await?).await?;
     let (watch, doubts) = Watch::new(publication.identity, clock.clone());
     let claims = fed.iter().filter(here).map(|fed| (fed.sink.id(), fed.durable));
+    let own_requests = OwnRequests::default();
     let intake = Intake::new(stream, transform, ContinuityCheck::new(from, claims), from, doubts);
+    let intake = intake.with_own_requests(own_requests.clone());
     let limits = config.pipeline.limits(&config.breaker);
     let ids: Vec<SinkName> = fed.iter().map(|fed| fed.sink.id()).collect();
     let (streaming, ends, askers) = Streaming::spawn(limits, registry, intake, watermark, &session, fed);
@@ -194,7 +197,10 @@ async fn start(
         checkpoints,
         received,
         askers,
+        own_requests,
         registry: registry.clone(),
+        events: 0,
+        beside_events: true,
     };
     keepers.spawn(backfill.run().instrument(info_span!(parent: None, "backfill")));
     Ok(Started { streaming, watch, keepers })

@@ -25,15 +25,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use crate::batch::{Event, ExtraColumn, Texts};
 use crate::config::Config;
 use crate::error::{Code, Error, Kind, Result};
-use crate::event::encoding::Encoding;
-use crate::event::encoding::json::Json;
+use crate::event::encoding::json::put_event_without_nulls;
 use crate::event::intern;
 use crate::event::place::Place;
 use crate::event::schema::EventRecord;
@@ -44,7 +43,7 @@ use crate::sink;
 use crate::sink::anew::{Asker, Beginning};
 use crate::sink::retry::Backoff;
 use crate::sinks;
-use crate::source::request::{self, Brought, Refusal, Request, RequestKind, RequestRow};
+use crate::source::request::{self, Brought, OwnRequests, Refusal, Request, RequestKind, RequestRow};
 use crate::source::{heartbeat, rows, slot, sql};
 use crate::state::backfills::{self, Backfill, BackfillState, RebuildStep};
 use crate::state::marks::EventMarks;
@@ -54,7 +53,9 @@ use crate::telemetry::registry::StatusRegistry;
 use lacking::Lacking;
 
 /// How often it is asked whether there is something to do.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often it is asked whether others have written what they began.
+const WRITERS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is room.
 const ROOM_EVERY: Duration = Duration::from_millis(20);
 /// How often it is looked whether rows are marked.
@@ -62,16 +63,22 @@ const MARKED_EVERY: Duration = Duration::from_millis(100);
 /// How long rows are read in one snapshot: PostgreSQL keeps old row versions meanwhile.
 const SNAPSHOT_MAX: Duration = Duration::from_secs(30);
 /// Rows of one read at most, unless more have one id.
-const READ_ROWS: u32 = 4_000;
+const READ_ROWS: i64 = 4_000;
+/// The same while events come: a long read takes the source's time from them.
+const READ_ROWS_BESIDE_EVENTS: i64 = 500;
 /// Bytes of one request's records at most, unless the rows of one id have more: a request is one batch, and the stream stands
 /// still while it is looked up.
 const REQUEST_BYTES_MAX: usize = 256 << 10;
 /// Rows of one request at most.
 const REQUEST_ROWS_MAX: usize = 500;
+/// The same while events come, which wait behind it.
+const REQUEST_ROWS_BESIDE_EVENTS: usize = 100;
 /// How rows are to be found by their ids: of a table that was never analysed PostgreSQL would read all that is left, and sort it, for
 /// each read.
 const BY_INDEX: &str =
     "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
+/// How long one request gives way to events at most.
+const GIVE_WAY_MAX: Duration = Duration::from_secs(1);
 /// Requests that the stream has not brought yet at most.
 const IN_FLIGHT_MAX: usize = 4;
 
@@ -87,8 +94,14 @@ pub struct Worker {
     pub received: watch::Receiver<Lsn>,
     /// How sinks are told to begin anew.
     pub askers: Vec<Asker>,
+    /// Where the stream finds what was sent.
+    pub own_requests: OwnRequests,
     /// How the sinks are.
     pub registry: StatusRegistry,
+    /// How many events had come when that was asked the last time.
+    pub events: u64,
+    /// Whether more had come by then.
+    pub beside_events: bool,
 }
 
 /// A snapshot in which rows are read, and what the stream has brought of them.
@@ -164,7 +177,7 @@ impl Worker {
                     let repeated = (repeated > 0).then_some(repeated);
                     tracing::info!(oldest, repeated, "{WAITS_FOR_WRITERS}");
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(WRITERS_EVERY).await;
                 continue;
             }
             // not with a snapshot in hand: PostgreSQL would keep old row versions for as long as a sink is away
@@ -176,8 +189,7 @@ impl Worker {
                 lacking = Lacking::of(&self.config, client, history_id, &backfill).await?.map(Arc::new);
             }
             let Some(snapshot) = self.snapshot(state, &mut backfill, &lacking).await? else { continue };
-            let row_bytes_max = self.config.pipeline.row_bytes_max;
-            let mut next = snapshot.next(&backfill, row_bytes_max).await?;
+            let mut next = self.read(&snapshot, &backfill).await?;
             while !snapshot.is_over() {
                 let Some(read) = next else {
                     return self.end(state, &backfill, &snapshot).await;
@@ -185,8 +197,9 @@ impl Worker {
                 let rows = read.rows.len();
                 let behind = Backfill { done_id: Some(read.last_id), ..backfill.clone() };
                 // the next ones are read while these are sent
+                let (rows_max, bytes_max) = self.read_bounds(&backfill);
                 let sent = self.send(state, &mut backfill, read, &snapshot, &mut in_flight);
-                let (sent, read) = tokio::join!(sent, snapshot.next(&behind, row_bytes_max));
+                let (sent, read) = tokio::join!(sent, snapshot.next(&behind, rows_max, bytes_max));
                 if !sent? {
                     break;
                 }
@@ -356,7 +369,8 @@ impl Worker {
         snapshot: &Snapshot,
         in_flight: &mut VecDeque<Lsn>,
     ) -> Result<bool> {
-        let (mut groups, mut gone) = (groups(read.rows), read.gone);
+        let rows_max = if self.beside_events { REQUEST_ROWS_BESIDE_EVENTS } else { REQUEST_ROWS_MAX };
+        let (mut groups, mut gone) = (groups(read.rows, rows_max), read.gone);
         match groups.last_mut() {
             Some((to, _)) => *to = read.last_id,
             None => groups.push((read.last_id, Vec::new())),
@@ -365,6 +379,7 @@ impl Worker {
             if !self.room(&backfill.sinks, in_flight, Some(snapshot)).await {
                 return Ok(false);
             }
+            let began = Instant::now();
             let count = rows.len() as u64;
             failpoint!("backfill_before_send");
             let transaction = state.guarded(&self.session).await?;
@@ -380,7 +395,8 @@ impl Worker {
                     brings: Brought { extra: snapshot.extra.iter().map(shape).collect(), rows },
                 };
                 let sent = request::send(&transaction, self.session.history_id.uuid, &request).await?;
-                in_flight.push_back(sent);
+                in_flight.push_back(sent.at);
+                self.own_requests.put(sent.xid, request);
             }
             // with the first of the groups: done again, they are not looked for below what is done
             gone.store(&transaction, &self.session.history_id).await?;
@@ -390,8 +406,40 @@ impl Worker {
             failpoint!("backfill_after_commit");
             backfill.done_id = Some(to);
             backfill.rows += count;
+            if self.events_came() {
+                // half of the time is theirs
+                self.arrived(in_flight, snapshot).await;
+                tokio::time::sleep(began.elapsed().min(GIVE_WAY_MAX)).await;
+            }
         }
         Ok(true)
+    }
+
+    /// Whether events came since this was asked the last time: rows of before give way to them.
+    fn events_came(&mut self) -> bool {
+        let events = self.registry.events_total();
+        self.beside_events = std::mem::replace(&mut self.events, events) != events;
+        self.beside_events
+    }
+
+    /// How many rows are read at once at most, and how large a row may be.
+    fn read_bounds(&self, backfill: &Backfill) -> (i64, usize) {
+        let rows = if self.beside_events { READ_ROWS_BESIDE_EVENTS } else { READ_ROWS };
+        // a slow one goes by small steps
+        let rows = backfill.rows_per_second.map_or(rows, |rate| i64::from(rate / 5).clamp(1, rows));
+        (rows, self.config.pipeline.row_bytes_max)
+    }
+
+    async fn read(&self, snapshot: &Snapshot, backfill: &Backfill) -> Result<Option<Read>> {
+        let (rows_max, bytes_max) = self.read_bounds(backfill);
+        snapshot.next(backfill, rows_max, bytes_max).await
+    }
+
+    /// Waits until the stream has brought what was sent, for as long as the snapshot may be kept.
+    async fn arrived(&mut self, in_flight: &mut VecDeque<Lsn>, snapshot: &Snapshot) {
+        let Some(last) = in_flight.back().copied() else { return };
+        let left = SNAPSHOT_MAX.saturating_sub(snapshot.began.elapsed());
+        let _ = tokio::time::timeout(left, self.received.wait_for(|received| last < *received)).await;
     }
 
     async fn end(&self, state: &mut State, backfill: &Backfill, snapshot: &Snapshot) -> Result<()> {
@@ -428,10 +476,10 @@ impl Worker {
 
     /// Whether each of these sinks is fed with the others, and has little to do.
     fn have_room(&self, sinks: &[String]) -> bool {
-        let little = self.config.pipeline.queue_bytes_max as u64 / 4;
-        let status = self.registry.status();
-        let mut lines = status.sinks.iter().filter(|line| sinks.contains(&line.name));
-        lines.all(|line| line.lane.is_none() && line.queue_bytes <= little)
+        // as much as a sink collects for one write, where nothing else waits behind it
+        let quarters = if self.beside_events { 1 } else { 3 };
+        let little = self.config.pipeline.queue_bytes_max as u64 / 4 * quarters;
+        self.registry.waiting_bytes(sinks).is_some_and(|bytes| bytes <= little)
     }
 }
 
@@ -447,7 +495,7 @@ pub async fn waits_for_writers(client: &Client, backfill: &Backfill) -> Result<b
     Ok(!xmin.parse().is_ok_and(|xmin: u64| xmin > rebuild.begins_xid))
 }
 
-/// Reads the rows behind an id, in the order of their ids, all of one id together.
+/// Reads some of the rows behind an id, in the order of their ids, all of one id together.
 async fn statement(
     client: &Client,
     events: &Place,
@@ -460,9 +508,7 @@ async fn statement(
     let names: Vec<String> = extra.iter().map(|column| identifier(&column.name)).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let select = rows::select(events, &names, Some(&condition));
-    // a slow one goes by small steps
-    let rows = backfill.rows_per_second.map_or(READ_ROWS, |rate| (rate / 5).clamp(1, READ_ROWS));
-    Ok(format!("{select} ORDER BY {id} FETCH FIRST {rows} ROWS WITH TIES"))
+    Ok(format!("{select} ORDER BY {id} FETCH FIRST $2 ROWS WITH TIES"))
 }
 
 /// The condition on `event_ts`, in the column's own terms; empty for all rows.
@@ -492,9 +538,10 @@ impl Snapshot {
         self.began.elapsed() > SNAPSHOT_MAX
     }
 
-    /// The rows behind what is done; `None` when there are none.
-    async fn next(&self, backfill: &Backfill, row_bytes_max: usize) -> Result<Option<Read>> {
-        let found = self.client.query(&self.statement, &[&backfill.done_id]).await.map_err(sql::error)?;
+    /// Rows behind what is done; `None` when there are none.
+    async fn next(&self, backfill: &Backfill, rows_max: i64, row_bytes_max: usize) -> Result<Option<Read>> {
+        let parameters: [&(dyn ToSql + Sync); 2] = [&backfill.done_id, &rows_max];
+        let found = self.client.query(&self.statement, &parameters).await.map_err(sql::error)?;
         if found.is_empty() {
             return Ok(None);
         }
@@ -545,7 +592,7 @@ impl Snapshot {
         let mut event = Event::of(&source, (NOWHERE, 0), None, rules, |text| intern(texts, text));
         event.extra = extra;
         let mut record = Vec::new();
-        Json.event(&EventRecord { event: &event, texts: Texts::of(texts) }, &mut record);
+        put_event_without_nulls(&EventRecord { event: &event, texts: Texts::of(texts) }, &mut record);
         let refused = error.map(|error| Refusal {
             reason: error.reason.to_owned(),
             message: error.message,
@@ -558,14 +605,14 @@ impl Snapshot {
 }
 
 /// Rows by requests, each with the last id of which it has all rows.
-fn groups(rows: Vec<(i64, RequestRow)>) -> Vec<(i64, Vec<RequestRow>)> {
+fn groups(rows: Vec<(i64, RequestRow)>, rows_max: usize) -> Vec<(i64, Vec<RequestRow>)> {
     let mut groups: Vec<(i64, Vec<RequestRow>)> = Vec::new();
     let mut bytes = 0;
     for (id, row) in rows {
         let size = row.record.len();
         match groups.last_mut() {
             Some((last, group))
-                if *last == id || group.len() < REQUEST_ROWS_MAX && bytes + size <= REQUEST_BYTES_MAX =>
+                if *last == id || group.len() < rows_max && bytes + size <= REQUEST_BYTES_MAX =>
             {
                 bytes += size;
                 *last = id;
@@ -592,9 +639,12 @@ mod tests {
     fn a_request_is_bounded_and_never_ends_between_two_rows_of_one_id() {
         let half = REQUEST_BYTES_MAX / 2;
         let rows = [1, 2, 3, 3, 3, 4].map(|id| (id, row(half))).to_vec();
-        let groups = groups(rows);
+        let groups = groups(rows, REQUEST_ROWS_MAX);
         let shape: Vec<(i64, usize)> = groups.iter().map(|(last, rows)| (*last, rows.len())).collect();
         assert_eq!(shape, [(2, 2), (3, 3), (4, 1)]);
-        assert!(super::groups(Vec::new()).is_empty());
+        assert!(super::groups(Vec::new(), 1).is_empty());
+        let small = super::groups([1, 2, 2, 3].map(|id| (id, row(1))).to_vec(), 2);
+        let shape: Vec<(i64, usize)> = small.iter().map(|(last, rows)| (*last, rows.len())).collect();
+        assert_eq!(shape, [(2, 3), (3, 1)]);
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! Anybody may emit messages. A ticket counts only in the transaction that inserted its request: the xids tell.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -128,16 +129,54 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// Inserts a request and emits its ticket; gives the ticket's place. Committed locally, it is to be seen as soon as the stream
-/// brings it.
-pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Request) -> Result<Lsn> {
+/// Requests that this process has sent and its stream has not brought yet: what is at hand need not be read back, while the
+/// stream stands still. What is not here, such as after a restart, is looked up.
+#[derive(Debug, Clone, Default)]
+pub struct OwnRequests(Arc<Mutex<AtHand>>);
+
+/// Each with the 32 bits of its transaction's id, in the order in which they were sent.
+type AtHand = VecDeque<(u32, Arc<Request>)>;
+
+/// Requests at hand at most.
+const OWN_REQUESTS_MAX: usize = 8;
+
+impl OwnRequests {
+    /// Keeps a request that goes out in transaction `xid`: before that commits, for the stream may be quick.
+    pub fn put(&self, xid: u32, request: Request) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // of a transaction that did not commit
+        if all.len() >= OWN_REQUESTS_MAX {
+            all.pop_front();
+        }
+        all.push_back((xid, Arc::new(request)));
+    }
+
+    /// The request of a ticket that came in the very transaction that had inserted it; with it go those that were sent before.
+    pub fn take(&self, ticket: Ticket) -> Option<Arc<Request>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = all.iter().position(|(xid, request)| (*xid, request.id) == (ticket.xid, ticket.id))?;
+        all.drain(..=at).next_back().map(|(_, request)| request)
+    }
+}
+
+/// A request on its way.
+pub struct Sent {
+    /// Where its ticket lies.
+    pub at: Lsn,
+    /// The 32 bits of its transaction's id.
+    pub xid: u32,
+}
+
+/// Inserts a request and emits its ticket. Committed locally, it is to be seen as soon as the stream brings it.
+pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Request) -> Result<Sent> {
     let rows = serde_json::to_string(&request.brings).map_err(|error| {
         Error::new(Code::WalcastBroke, "a request's rows cannot be written").because(error)
     })?;
     // at once, and without asking for the types first: a backfill sends many
     let statement = "WITH request AS (
          INSERT INTO walcast.request (id, history_id, kind, sinks, rows) VALUES ($1, $2, $3, $4, $5))
-       SELECT pg_logical_emit_message(true, $6, $7), set_config('synchronous_commit', 'local', true)";
+       SELECT pg_logical_emit_message(true, $6, $7), (pg_current_xact_id()::text::numeric % 4294967296)::bigint,
+         set_config('synchronous_commit', 'local', true)";
     let (kind, ticket) = (request.kind.as_str(), request.id.to_string());
     let parameters: [(&(dyn ToSql + Sync), Type); 7] = [
         (&request.id, Type::UUID),
@@ -149,7 +188,8 @@ pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Req
         (&ticket, Type::TEXT),
     ];
     let row = transaction.query_typed_one(statement, &parameters).await.map_err(sql::error)?;
-    Ok(Lsn(sql::get::<PgLsn>(&row, 0)?.into()))
+    let xid = u32::try_from(sql::get::<i64>(&row, 1)?).unwrap_or_default();
+    Ok(Sent { at: Lsn(sql::get::<PgLsn>(&row, 0)?.into()), xid })
 }
 
 /// The request of a ticket; `None` when there is none, known for certain. Waits while its transaction has not ended.
@@ -186,4 +226,41 @@ pub(super) async fn look(client: &Client, ticket: Ticket) -> Result<Found> {
         )
     })?;
     Ok(Found::Request(Request { id: ticket.id, kind, sinks: sql::get(&row, 2)?, brings }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(id: u128) -> Request {
+        let brings = Brought::default();
+        Request { id: Uuid::from_u128(id), kind: RequestKind::Chunk, sinks: Vec::new(), brings }
+    }
+
+    fn ticket(id: u128, xid: u32) -> Ticket {
+        Ticket { id: Uuid::from_u128(id), xid, commit_lsn: Lsn::ZERO }
+    }
+
+    #[test]
+    fn a_request_at_hand_answers_for_its_own_transaction_alone() {
+        let own = OwnRequests::default();
+        own.put(7, request(1));
+        own.put(8, request(2));
+        for copied in [ticket(1, 8), ticket(2, 7), ticket(3, 7)] {
+            assert_eq!(own.take(copied), None, "{copied:?}");
+        }
+        assert_eq!(own.take(ticket(1, 7)).as_deref(), Some(&request(1)));
+        assert_eq!(own.take(ticket(1, 7)), None, "once");
+        assert_eq!(own.take(ticket(2, 8)).as_deref(), Some(&request(2)));
+    }
+
+    #[test]
+    fn requests_whose_transactions_did_not_commit_do_not_heap_up() {
+        let own = OwnRequests::default();
+        (1..=100).for_each(|id| own.put(id, request(id.into())));
+        let kept = |id: u32| own.take(ticket(id.into(), id)).is_some();
+        assert!(!kept(100 - OWN_REQUESTS_MAX as u32));
+        assert!(kept(100));
+        assert!(!kept(99), "what was sent before does not come any more");
+    }
 }

@@ -1,5 +1,6 @@
 //! The reading half of a stream: from the socket's buffer to batches, and the status that goes back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,6 +14,7 @@ use crate::lsn::{Checkpoint, Lsn};
 use crate::source::connect;
 use crate::source::frame::Frame;
 use crate::source::heartbeat::{Answer, Doubt, Doubts};
+use crate::source::request::{OwnRequests, Request};
 use crate::source::stream::ReplicationStream;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::transform::Transform;
@@ -34,6 +36,8 @@ pub struct Intake<S = connect::Stream> {
     /// Whether we listen to it: not while a batch waits for room or a warning for its meaning, nor at the end.
     listens: bool,
     pub(super) doubts: Doubts,
+    /// What this process has sent through the WAL.
+    own_requests: OwnRequests,
     warnings: LogThrottle,
 }
 
@@ -56,8 +60,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Intake<S> {
             heard: Instant::now(),
             listens: true,
             doubts,
+            own_requests: OwnRequests::default(),
             warnings: LogThrottle::default(),
         }
+    }
+
+    /// The same; these requests are not looked up.
+    pub fn with_own_requests(self, own_requests: OwnRequests) -> Self {
+        Intake { own_requests, ..self }
     }
 
     /// The highest LSN that the server has sent us.
@@ -81,7 +91,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Intake<S> {
                     self.received = self.received.max(wal_start);
                     self.transform.apply(&payload)?;
                     if let Some(ticket) = self.transform.asks() {
-                        self.doubts.raise(Doubt::Ticket(ticket));
+                        match self.own_requests.take(ticket) {
+                            Some(request) => self.answered(Some(request)),
+                            None => self.doubts.raise(Doubt::Ticket(ticket)),
+                        }
                     }
                     if !self.transform.is_full() {
                         continue;
@@ -133,12 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Intake<S> {
                         tracing::warn!(repeated = (repeated > 0).then_some(repeated), "{meaning}");
                     }
                 }
-                Answer::Request(request) => {
-                    // without an await behind the answer: it would be lost where this future is dropped
-                    failpoint!("ticket_before_answer", blocking);
-                    self.transform.answered(request);
-                    failpoint!("ticket_after_answer", blocking);
-                }
+                Answer::Request(request) => self.answered(request),
             },
             filled = self.stream.fill(), if self.listens => {
                 filled?;
@@ -147,6 +155,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Intake<S> {
             else => std::future::pending().await,
         }
         Ok(())
+    }
+
+    /// Whose a control message is. Without an await behind the answer: it would be lost where the future is dropped.
+    fn answered(&mut self, request: Option<Arc<Request>>) {
+        failpoint!("ticket_before_answer", blocking);
+        self.transform.answered(request);
+        failpoint!("ticket_after_answer", blocking);
     }
 
     /// Nobody listens to the server any more.

@@ -90,6 +90,17 @@ fn event<const FORM: u8>(record: &EventRecord<'_>, out: &mut Vec<u8>) {
     object.end();
 }
 
+/// An event's record without the members that are null, which [`Json`] reads like one with them: for what walcast alone reads.
+pub fn put_event_without_nulls(record: &EventRecord<'_>, out: &mut Vec<u8>) {
+    let mut object = Object::new(out);
+    visit_event(record, &mut Members::<NOT_NULL>(&mut object));
+    object.extra::<NESTED>(record);
+    if record.event.raw_payload.is_some() {
+        visit_event(record, &mut Members::<NESTED>(&mut object));
+    }
+    object.end();
+}
+
 fn content(record: &ContentRecord<'_>, out: &mut Vec<u8>) {
     let mut object = Object::new(out);
     visit_content(record, &mut Members::<OTHERS>(&mut object));
@@ -139,48 +150,56 @@ const NESTED: u8 = 1;
 /// Those that are, as texts.
 const TEXT: u8 = 2;
 
+/// Those of the others that have a value.
+const NOT_NULL: u8 = 3;
+
+/// Whether a field that is not JSON itself is written.
+const fn writes(which: u8, has_value: bool) -> bool {
+    which == OTHERS || which == NOT_NULL && has_value
+}
+
 /// Writes some of the fields into an object.
 struct Members<'o, 'b, const WHICH: u8>(&'o mut Object<'b>);
 
 impl<'a, const WHICH: u8> Visit<'a> for Members<'_, '_, WHICH> {
     #[inline(always)]
     fn int(&mut self, field: &'static Field, value: Option<i64>) {
-        if WHICH == OTHERS {
+        if writes(WHICH, value.is_some()) {
             self.0.number(field.name, value);
         }
     }
 
     #[inline(always)]
     fn count(&mut self, field: &'static Field, value: u64) {
-        if WHICH == OTHERS {
+        if writes(WHICH, true) {
             self.0.number(field.name, Some(value));
         }
     }
 
     #[inline(always)]
     fn float(&mut self, field: &'static Field, value: Option<f64>) {
-        if WHICH == OTHERS {
+        if writes(WHICH, value.is_some()) {
             self.0.number(field.name, value);
         }
     }
 
     #[inline(always)]
     fn text(&mut self, field: &'static Field, value: Option<&'a str>) {
-        if WHICH == OTHERS {
+        if writes(WHICH, value.is_some()) {
             self.0.text(field.name, value);
         }
     }
 
     #[inline(always)]
     fn id(&mut self, field: &'static Field, value: Option<Uuid>) {
-        if WHICH == OTHERS {
+        if writes(WHICH, value.is_some()) {
             self.0.id(field.name, value);
         }
     }
 
     #[inline(always)]
     fn time(&mut self, field: &'static Field, value: Option<i64>) {
-        if WHICH == OTHERS {
+        if writes(WHICH, value.is_some()) {
             self.0.time(field.name, value);
         }
     }
@@ -196,7 +215,7 @@ impl<'a, const WHICH: u8> Visit<'a> for Members<'_, '_, WHICH> {
 
     #[inline(always)]
     fn lsn(&mut self, field: &'static Field, value: Lsn) {
-        if WHICH == OTHERS {
+        if writes(WHICH, true) {
             self.0.lsn(field.name, value);
         }
     }

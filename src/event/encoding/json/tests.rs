@@ -79,6 +79,21 @@ fn the_bytes_are_the_same_as_in_every_release_before() {
 }
 
 #[test]
+fn a_record_without_nulls_is_read_like_one_with_them() {
+    let mut arena = String::new();
+    let events = samples::events(2_000, |text| intern(&mut arena, text));
+    let mut saved = 0;
+    for event in events.iter().chain([&plain_event()]) {
+        let mut short = Vec::new();
+        put_event_without_nulls(&EventRecord { event, texts: Texts(&arena) }, &mut short);
+        let long = json_of(&arena, event);
+        assert_eq!(read_event(&short), read_event(long.as_bytes()), "{long}");
+        saved += long.len() - short.len();
+    }
+    assert!(saved > 0);
+}
+
+#[test]
 fn texts_are_escaped_where_json_asks_for_it() {
     for byte in 0..=0x7f_u8 {
         for place in [0, 7, 15, 16, 40] {
