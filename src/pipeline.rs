@@ -199,8 +199,7 @@ async fn start(
         askers,
         own_requests,
         registry: registry.clone(),
-        events: 0,
-        beside_events: true,
+        pace: backfill::Pace::default(),
     };
     keepers.spawn(backfill.run().instrument(info_span!(parent: None, "backfill")));
     Ok(Started { streaming, watch, keepers })

@@ -17,6 +17,7 @@
 //! is killed. The stream comes first: rows go out only as long as every sink that they are for has room.
 
 mod lacking;
+mod pace;
 pub mod recount;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -29,10 +30,11 @@ use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
-use crate::batch::{Event, ExtraColumn, Texts};
+use crate::batch::{self, Event, ExtraColumn, Texts};
 use crate::config::Config;
 use crate::error::{Code, Error, Kind, Result};
-use crate::event::encoding::json::put_event_without_nulls;
+use crate::event::encoding::Encoding;
+use crate::event::encoding::json::{Json, put_event_without_nulls};
 use crate::event::intern;
 use crate::event::place::Place;
 use crate::event::schema::EventRecord;
@@ -51,6 +53,8 @@ use crate::state::{State, dead_letters, history};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::registry::StatusRegistry;
 use lacking::Lacking;
+pub use pace::Pace;
+use pace::REQUEST_BYTES_MAX;
 
 /// How often it is asked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -62,22 +66,11 @@ const ROOM_EVERY: Duration = Duration::from_millis(20);
 const MARKED_EVERY: Duration = Duration::from_millis(100);
 /// How long rows are read in one snapshot: PostgreSQL keeps old row versions meanwhile.
 const SNAPSHOT_MAX: Duration = Duration::from_secs(30);
-/// Rows of one read at most, unless more have one id.
-const READ_ROWS: i64 = 4_000;
-/// The same while events come: a long read takes the source's time from them.
-const READ_ROWS_BESIDE_EVENTS: i64 = 500;
-/// Bytes of one request's records at most, unless the rows of one id have more: a request is one batch, and the stream stands
-/// still while it is looked up.
-const REQUEST_BYTES_MAX: usize = 256 << 10;
-/// Rows of one request at most.
-const REQUEST_ROWS_MAX: usize = 500;
-/// The same while events come, which wait behind it.
-const REQUEST_ROWS_BESIDE_EVENTS: usize = 100;
 /// How rows are to be found by their ids: of a table that was never analysed PostgreSQL would read all that is left, and sort it, for
 /// each read.
 const BY_INDEX: &str =
     "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
-/// How long one request gives way to events at most.
+/// How long it pauses behind one request for the sake of events at most.
 const GIVE_WAY_MAX: Duration = Duration::from_secs(1);
 /// Requests that the stream has not brought yet at most.
 const IN_FLIGHT_MAX: usize = 4;
@@ -98,10 +91,8 @@ pub struct Worker {
     pub own_requests: OwnRequests,
     /// How the sinks are.
     pub registry: StatusRegistry,
-    /// How many events had come when that was asked the last time.
-    pub events: u64,
-    /// Whether more had come by then.
-    pub beside_events: bool,
+    /// How fast rows go.
+    pub pace: Pace,
 }
 
 /// A snapshot in which rows are read, and what the stream has brought of them.
@@ -126,6 +117,23 @@ struct Read {
     rows: Vec<(i64, RequestRow)>,
     /// Those up to there that a sink has and PostgreSQL has not.
     gone: EventMarks,
+}
+
+/// Requests that the stream has not brought yet: where each lies, and how large its batch is.
+#[derive(Default)]
+struct InFlight(VecDeque<(Lsn, usize)>);
+
+impl InFlight {
+    /// The stream has come this far.
+    fn received(&mut self, received: Lsn) {
+        while self.0.front().is_some_and(|(sent, _)| *sent < received) {
+            self.0.pop_front();
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|(_, bytes)| bytes).sum()
+    }
 }
 
 impl Worker {
@@ -159,7 +167,7 @@ impl Worker {
     }
 
     async fn bring_what_is_asked(&mut self, state: &mut State, throttle: &mut LogThrottle) -> Result<()> {
-        let mut in_flight = VecDeque::new();
+        let mut in_flight = InFlight::default();
         let (mut began, mut lacking) = (None, None);
         while let Some(mut backfill) = self.asked(state).await? {
             if !self.is_begun(state, &backfill).await? {
@@ -367,16 +375,16 @@ impl Worker {
         backfill: &mut Backfill,
         read: Read,
         snapshot: &Snapshot,
-        in_flight: &mut VecDeque<Lsn>,
+        in_flight: &mut InFlight,
     ) -> Result<bool> {
-        let rows_max = if self.beside_events { REQUEST_ROWS_BESIDE_EVENTS } else { REQUEST_ROWS_MAX };
-        let (mut groups, mut gone) = (groups(read.rows, rows_max), read.gone);
+        let (mut groups, mut gone) = (groups(read.rows, self.pace.request_rows()), read.gone);
         match groups.last_mut() {
             Some((to, _)) => *to = read.last_id,
             None => groups.push((read.last_id, Vec::new())),
         }
-        for (to, rows) in groups {
-            if !self.room(&backfill.sinks, in_flight, Some(snapshot)).await {
+        for (at, (to, rows)) in groups.into_iter().enumerate() {
+            // the first goes out in any case: else one that takes its time to read would never come further
+            if at > 0 && snapshot.is_over() || !self.room(&backfill.sinks, in_flight, Some(snapshot)).await {
                 return Ok(false);
             }
             let began = Instant::now();
@@ -386,17 +394,19 @@ impl Worker {
             if !backfills::advance(&transaction, backfill, to, count).await? {
                 return Ok(false);
             }
+            let mut request = None;
             if !rows.is_empty() {
                 let shape = |column: &ExtraColumn| (column.name.clone(), column.shape.to_string());
-                let request = Request {
+                let bytes = rows.iter().map(|row| row.record.len() + size_of::<batch::Row>()).sum();
+                let chunk = Request {
                     id: Uuid::new_v4(),
                     kind: RequestKind::Chunk,
                     sinks: backfill.sinks.clone(),
                     brings: Brought { extra: snapshot.extra.iter().map(shape).collect(), rows },
                 };
-                let sent = request::send(&transaction, self.session.history_id.uuid, &request).await?;
-                in_flight.push_back(sent.at);
-                self.own_requests.put(sent.xid, request);
+                let sent = request::send(&transaction, self.session.history_id.uuid, &chunk).await?;
+                in_flight.0.push_back((sent.at, bytes));
+                request = Some((sent.xid, chunk));
             }
             // with the first of the groups: done again, they are not looked for below what is done
             gone.store(&transaction, &self.session.history_id).await?;
@@ -404,9 +414,12 @@ impl Worker {
             failpoint!("backfill_before_commit");
             transaction.commit().await.map_err(sql::error)?;
             failpoint!("backfill_after_commit");
+            if let Some((xid, request)) = request {
+                self.own_requests.put(xid, request);
+            }
             backfill.done_id = Some(to);
             backfill.rows += count;
-            if self.events_came() {
+            if self.pace.events_came(self.registry.events_total()) {
                 // half of the time is theirs
                 self.arrived(in_flight, snapshot).await;
                 tokio::time::sleep(began.elapsed().min(GIVE_WAY_MAX)).await;
@@ -415,19 +428,9 @@ impl Worker {
         Ok(true)
     }
 
-    /// Whether events came since this was asked the last time: rows of before give way to them.
-    fn events_came(&mut self) -> bool {
-        let events = self.registry.events_total();
-        self.beside_events = std::mem::replace(&mut self.events, events) != events;
-        self.beside_events
-    }
-
     /// How many rows are read at once at most, and how large a row may be.
     fn read_bounds(&self, backfill: &Backfill) -> (i64, usize) {
-        let rows = if self.beside_events { READ_ROWS_BESIDE_EVENTS } else { READ_ROWS };
-        // a slow one goes by small steps
-        let rows = backfill.rows_per_second.map_or(rows, |rate| i64::from(rate / 5).clamp(1, rows));
-        (rows, self.config.pipeline.row_bytes_max)
+        (self.pace.read_rows(backfill.rows_per_second), self.config.pipeline.row_bytes_max)
     }
 
     async fn read(&self, snapshot: &Snapshot, backfill: &Backfill) -> Result<Option<Read>> {
@@ -436,8 +439,8 @@ impl Worker {
     }
 
     /// Waits until the stream has brought what was sent, for as long as the snapshot may be kept.
-    async fn arrived(&mut self, in_flight: &mut VecDeque<Lsn>, snapshot: &Snapshot) {
-        let Some(last) = in_flight.back().copied() else { return };
+    async fn arrived(&mut self, in_flight: &InFlight, snapshot: &Snapshot) {
+        let Some((last, _)) = in_flight.0.back().copied() else { return };
         let left = SNAPSHOT_MAX.saturating_sub(snapshot.began.elapsed());
         let _ = tokio::time::timeout(left, self.received.wait_for(|received| last < *received)).await;
     }
@@ -456,15 +459,12 @@ impl Worker {
     async fn room(
         &mut self,
         sinks: &[String],
-        in_flight: &mut VecDeque<Lsn>,
+        in_flight: &mut InFlight,
         snapshot: Option<&Snapshot>,
     ) -> bool {
         loop {
-            let received = *self.received.borrow_and_update();
-            while in_flight.front().is_some_and(|sent| *sent < received) {
-                in_flight.pop_front();
-            }
-            if in_flight.len() < IN_FLIGHT_MAX && self.have_room(sinks) {
+            in_flight.received(*self.received.borrow_and_update());
+            if in_flight.0.len() < IN_FLIGHT_MAX && self.have_room(sinks, in_flight) {
                 return true;
             }
             if snapshot.is_some_and(Snapshot::is_over) {
@@ -474,12 +474,11 @@ impl Worker {
         }
     }
 
-    /// Whether each of these sinks is fed with the others, and has little to do.
-    fn have_room(&self, sinks: &[String]) -> bool {
-        // as much as a sink collects for one write, where nothing else waits behind it
-        let quarters = if self.beside_events { 1 } else { 3 };
-        let little = self.config.pipeline.queue_bytes_max as u64 / 4 * quarters;
-        self.registry.waiting_bytes(sinks).is_some_and(|bytes| bytes <= little)
+    /// Whether each of these sinks is fed with the others, and has room for one more request.
+    fn have_room(&self, sinks: &[String], in_flight: &InFlight) -> bool {
+        let queue_bytes_max = self.config.pipeline.queue_bytes_max;
+        let waiting = self.registry.waiting_bytes(sinks);
+        waiting.is_some_and(|waiting| self.pace.has_room(queue_bytes_max, waiting, in_flight.bytes()))
     }
 }
 
@@ -591,8 +590,12 @@ impl Snapshot {
         let rules = (keeps_payload, &self.events.privacy);
         let mut event = Event::of(&source, (NOWHERE, 0), None, rules, |text| intern(texts, text));
         event.extra = extra;
-        let mut record = Vec::new();
-        put_event_without_nulls(&EventRecord { event: &event, texts: Texts::of(texts) }, &mut record);
+        let (mut record, whole) = (Vec::new(), EventRecord { event: &event, texts: Texts::of(texts) });
+        match error {
+            // others read a dead letter
+            Some(_) => Json.event(&whole, &mut record),
+            None => put_event_without_nulls(&whole, &mut record),
+        }
         let refused = error.map(|error| Refusal {
             reason: error.reason.to_owned(),
             message: error.message,
@@ -629,6 +632,7 @@ fn groups(rows: Vec<(i64, RequestRow)>, rows_max: usize) -> Vec<(i64, Vec<Reques
 
 #[cfg(test)]
 mod tests {
+    use super::pace::REQUEST_ROWS_MAX;
     use super::*;
 
     fn row(bytes: usize) -> RequestRow {

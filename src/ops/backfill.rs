@@ -84,7 +84,7 @@ pub async fn backfill(config: &Config, options: Backfill) -> Result<ExitCode> {
         None => return begin(config, &client, &history_id, options).await,
         Some(What::Status) => {
             let all = backfills::list(&client, &history_id).await?;
-            print(&status(&all, &keep_sums(config)?));
+            print(&status(&all, &keep_sums(config).unwrap_or_default()));
             if let Some(why) = waits(&client, all.iter().find(|one| one.state.is_open())).await? {
                 print(&format!("{why}\n"));
             }

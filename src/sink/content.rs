@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Transaction};
 
@@ -32,7 +33,9 @@ pub const NAME: SinkName = SinkName::new("content");
 const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("so that a replayed event is joined with the content row that it saw at first");
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
-const PRUNE_EVERY_FLUSHES: u32 = 60;
+/// How often a heartbeat makes what came before it durable at most: anybody may send one.
+const FLUSH_FOR_HEARTBEATS_EVERY: Duration = Duration::from_millis(100);
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const CHANGES_MAX: usize = 2_000;
 /// Blocks of marks that wait for the next flush at most, of 128 bytes each.
 const MARK_BLOCKS_MAX: usize = 8_192;
@@ -59,7 +62,8 @@ pub struct ContentSink {
     retention: Retention,
     /// Extra columns, as they begin with an event beyond the stored checkpoint.
     extra: Vec<ExtraSince>,
-    flushes: u32,
+    flushed_at: Option<Instant>,
+    pruned_at: Option<Instant>,
     /// The slot's confirmed LSN when versions were last pruned.
     pruned: Lsn,
 }
@@ -81,7 +85,8 @@ impl ContentSink {
             requests_open: true,
             retention,
             extra: Vec::new(),
-            flushes: 0,
+            flushed_at: None,
+            pruned_at: None,
             pruned: Lsn::default(),
         }
     }
@@ -140,7 +145,7 @@ impl ContentSink {
             None::<&()>,
         )
         .await?;
-        let prunes = self.flushes.is_multiple_of(PRUNE_EVERY_FLUSHES);
+        let prunes = is_due(self.pruned_at, PRUNE_EVERY);
         let mut forgotten = 0;
         if prunes {
             self.pruned = prune(&transaction, session, self.pruned).await?;
@@ -159,7 +164,10 @@ impl ContentSink {
         if prunes && let Err(error) = lanes::sweep(self.state.client().await?, session).await {
             tracing::debug!(error = error.chain(), "lanes' slots are not swept");
         }
-        self.flushes = self.flushes.wrapping_add(1);
+        self.flushed_at = Some(Instant::now());
+        if prunes {
+            self.pruned_at = self.flushed_at;
+        }
         self.requests_open |= !self.controls.is_empty();
         self.forget_rows();
         self.marks.marks_since = marks_since;
@@ -233,8 +241,9 @@ impl Sink for ContentSink {
             self.accepted = self.accepted.advanced(batch.checkpoint());
         }
         let room = self.changes.len() < CHANGES_MAX && self.marks.blocks() < MARK_BLOCKS_MAX;
-        // somebody may have sent it to learn when it is passed; the others are rare
-        let heartbeat = batches.iter().any(|batch| batch.heartbeat().is_some());
+        // somebody may have sent it to learn when it is passed
+        let heartbeat = batches.iter().any(|batch| batch.heartbeat().is_some())
+            && is_due(self.flushed_at, FLUSH_FOR_HEARTBEATS_EVERY);
         if room && self.waiting_bytes < WAITING_BYTES_MAX && !heartbeat {
             return Ok(Written::Accepted);
         }
@@ -273,6 +282,10 @@ impl SinkAdmin for ContentSink {
     async fn traces(&mut self, _subject: &Subject) -> Result<Traces> {
         Ok(Traces::default())
     }
+}
+
+fn is_due(last: Option<Instant>, every: Duration) -> bool {
+    last.is_none_or(|last| last.elapsed() >= every)
 }
 
 /// One statement for all changes; a change that is there already (the checkpoint was behind it) stays.

@@ -141,10 +141,11 @@ type AtHand = VecDeque<(u32, Arc<Request>)>;
 const OWN_REQUESTS_MAX: usize = 8;
 
 impl OwnRequests {
-    /// Keeps a request that goes out in transaction `xid`: before that commits, for the stream may be quick.
+    /// Keeps a request whose transaction `xid` has committed. One that the stream brings before that is known is looked up, since it
+    /// may not be seen yet by those who note that it came.
     pub fn put(&self, xid: u32, request: Request) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // of a transaction that did not commit
+        // those that were looked up all the same
         if all.len() >= OWN_REQUESTS_MAX {
             all.pop_front();
         }
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_whose_transactions_did_not_commit_do_not_heap_up() {
+    fn requests_that_nobody_takes_do_not_heap_up() {
         let own = OwnRequests::default();
         (1..=100).for_each(|id| own.put(id, request(id.into())));
         let kept = |id: u32| own.take(ticket(id.into(), id)).is_some();

@@ -54,6 +54,10 @@ async fn rows_of_before_come_once_and_the_stream_goes_on() {
     kafka_has(&world, 70).await;
     wait_until("BigQuery has all", async || world.bigquery_count().await == 70).await;
     assert_eq!(world.redis_plays().await, 20, "Redis has its own way");
+    wait_until("no request is left", async || {
+        client.query("SELECT FROM walcast.request", &[]).await.unwrap().is_empty()
+    })
+    .await;
     world.verify().await;
     // and one that is gone is missed
     world.bigquery(&format!("DELETE FROM {}.engagement_events WHERE event_id = 3", world.dataset)).await;
@@ -162,7 +166,7 @@ async fn it_is_paused_goes_on_and_is_cancelled() {
 async fn a_row_against_the_rules_is_a_dead_letter() {
     let (world, client) = with_history(3).await;
     let world = world.with("PIPELINE_SINKS", "kafka");
-    run(&client, "UPDATE engagement_events SET duration_ms = -1 WHERE id = 2").await;
+    run(&client, "UPDATE engagement_events SET duration_ms = -1, device = NULL WHERE id = 2").await;
     run(&client, "UPDATE engagement_events SET event_ts = 'infinity' WHERE id = 3").await;
     world.walcast(["init"]).await.expect(0, &[]);
     let running = world.start().await;
@@ -178,6 +182,9 @@ async fn a_row_against_the_rules_is_a_dead_letter() {
     assert_eq!((letters[0].0, letters[0].1.as_str()), (2, "negative_duration"));
     assert_eq!((letters[1].0, letters[1].1.as_str()), (3, "event_ts_out_of_range"));
     assert_eq!(letters[1].2, serde_json::json!(["event_ts"]));
+    let shown = "SELECT event::jsonb -> 'device' = 'null' AND record::jsonb -> 'device' = 'null' FROM walcast.dead_letter WHERE event_id = 2";
+    let shown: Option<bool> = client.query_one(shown, &[]).await.unwrap().get(0);
+    assert_eq!(shown, Some(true), "a field that is null is there, as in every record that others read");
     running.stop().await;
 }
 

@@ -1,0 +1,94 @@
+//! How fast rows of before go: as the sinks take them, and for half of the time while events come.
+
+/// Rows of one read at most, unless more have one id.
+const READ_ROWS: i64 = 4_000;
+/// The same while events come: a long read takes the source's time from them.
+const READ_ROWS_BESIDE_EVENTS: i64 = 500;
+/// Rows of one request at most.
+pub(super) const REQUEST_ROWS_MAX: usize = 500;
+/// The same while events come, which wait behind it.
+const REQUEST_ROWS_BESIDE_EVENTS: usize = 100;
+/// Bytes of one request's records at most, unless the rows of one id have more: a request is one batch, before which and behind
+/// which batches end.
+pub(super) const REQUEST_BYTES_MAX: usize = 256 << 10;
+
+/// The pace of one that brings rows.
+pub struct Pace {
+    /// How many events had come when that was asked the last time.
+    events: u64,
+    /// Whether more had come by then.
+    beside_events: bool,
+}
+
+impl Default for Pace {
+    /// Careful until it is known whether events come.
+    fn default() -> Self {
+        Pace { events: 0, beside_events: true }
+    }
+}
+
+impl Pace {
+    /// Whether events came since this was asked the last time, when so many have come by now, those that lanes read included.
+    pub fn events_came(&mut self, events: u64) -> bool {
+        self.beside_events = std::mem::replace(&mut self.events, events) != events;
+        self.beside_events
+    }
+
+    /// How many rows are read at once at most; by small steps where `rows_per_second` bounds them.
+    pub fn read_rows(&self, rows_per_second: Option<u32>) -> i64 {
+        let rows = if self.beside_events { READ_ROWS_BESIDE_EVENTS } else { READ_ROWS };
+        rows_per_second.map_or(rows, |rate| i64::from(rate / 5).clamp(1, rows))
+    }
+
+    /// How many rows one request has at most.
+    pub fn request_rows(&self) -> usize {
+        if self.beside_events { REQUEST_ROWS_BESIDE_EVENTS } else { REQUEST_ROWS_MAX }
+    }
+
+    /// Whether there is room for one more request, where `waiting` bytes wait in the fullest queue, which may hold
+    /// `queue_bytes_max`, and `in_flight` are on their way there. The rest is for events, of which many may come at once. While none
+    /// come it is more than a sink collects for one write by default. A queue that is too small for that takes one at a time.
+    pub fn has_room(&self, queue_bytes_max: usize, waiting: u64, in_flight: usize) -> bool {
+        let eighths = if self.beside_events { 2 } else { 5 };
+        let filled = waiting + in_flight as u64;
+        filled == 0 || filled + REQUEST_BYTES_MAX as u64 <= (queue_bytes_max / 8 * eighths) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_go_by_small_steps_until_no_events_come() {
+        let mut pace = Pace::default();
+        assert_eq!((pace.read_rows(None), pace.request_rows()), (500, 100));
+        assert!(pace.events_came(7));
+        assert!(!pace.events_came(7));
+        assert_eq!((pace.read_rows(None), pace.request_rows()), (4_000, 500));
+        assert_eq!([1, 50, 1_000_000].map(|rate| pace.read_rows(Some(rate))), [1, 10, 4_000]);
+        assert!(pace.events_came(8));
+        assert_eq!((pace.read_rows(None), pace.request_rows()), (500, 100));
+    }
+
+    #[test]
+    fn a_queue_keeps_room_for_events_whatever_its_size() {
+        let mut pace = Pace::default();
+        for (events, eighths) in [(1, 2), (1, 5)] {
+            pace.events_came(events);
+            for queue in [64 << 10, 1 << 20, 8 << 20, 64 << 20] {
+                // what is on its way may be in any sink's queue a moment later
+                let (mut waiting, mut in_flight) = (0, 0);
+                while pace.has_room(queue, waiting, in_flight) {
+                    in_flight += REQUEST_BYTES_MAX;
+                    if in_flight == 4 * REQUEST_BYTES_MAX {
+                        waiting += std::mem::take(&mut in_flight) as u64;
+                    }
+                }
+                let filled = waiting as usize + in_flight;
+                assert!(filled <= (queue / 8 * eighths).max(REQUEST_BYTES_MAX), "{filled} of {queue}");
+                assert!(filled >= REQUEST_BYTES_MAX, "one at a time always goes");
+            }
+        }
+    }
+}
