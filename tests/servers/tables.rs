@@ -48,6 +48,38 @@ async fn a_row_that_moves_to_another_partition_is_still_one_event() {
     running.stop().await;
 }
 
+/// Each partition may have an id of its own: those are two rows.
+#[tokio::test]
+async fn rows_that_share_an_id_in_two_partitions_are_two_events() {
+    let world = world_with(&format!(
+        "{CONTENT}; CREATE TABLE engagement_events ({EVENT_COLUMNS}, PRIMARY KEY (id, event_ts)) PARTITION BY RANGE (event_ts);
+         {DAYS};
+         INSERT INTO engagement_events (id, event_type, event_ts, device)
+         SELECT id, 'play', now() - day * interval '1 day', 'of ' || day FROM generate_series(1, 4) AS id, generate_series(0, 2) AS day"
+    ))
+    .await;
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    world.walcast(["backfill"]).await.expect(0, &["12 rows sent"]);
+    let client = sql::connect(&world.postgres).await.unwrap();
+    run(
+        &client,
+        "INSERT INTO engagement_events (id, event_type, event_ts)
+         SELECT 100 + id, 'play', now() - day * interval '1 day' FROM generate_series(1, 4) AS id, generate_series(0, 1) AS day",
+    )
+    .await;
+    wait_until("BigQuery has all", async || world.bigquery_count().await == 20).await;
+    world.verify().await;
+    world.walcast(["rebuild", "kafka", "--yes"]).await.expect(0, &[]);
+    wait_until("Kafka has all", async || world.kafka_ids().await.len() == 20).await;
+    world.verify().await;
+    let lacks =
+        format!("DELETE FROM {}.engagement_events WHERE event_id = 3 AND device = 'of 1'", world.dataset);
+    world.bigquery(&lacks).await;
+    world.walcast(["verify"]).await.expect(2, &["bigquery", "event 3"]);
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_table_in_partitions_of_partitions_is_one_table() {
     let hashed = |parent: &str| {

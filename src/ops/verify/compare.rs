@@ -1,9 +1,10 @@
 //! Holding the sides against each other, partition by partition. Pure.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::record::{ALL, ANY_PARTITION, Extras, Fields, OF_CONTENT, Record, flag, names};
+use super::record::{ALL, ANY_PARTITION, EVENT_TS, Extras, Fields, OF_CONTENT, Record, flag, names};
 use super::report::{Difference, Report};
 use super::truth::Partition;
 use crate::event::time::HALF_HOUR_MICROS;
@@ -133,7 +134,7 @@ impl Context {
 /// One event as all sides have it.
 struct Event<'a> {
     source: Option<&'a Record>,
-    sinks: Vec<(&'static str, &'a [Record])>,
+    sinks: Vec<(&'static str, Cow<'a, [Record]>)>,
 }
 
 /// Compares one partition.
@@ -145,11 +146,37 @@ pub fn compare(source: &[Record], sides: &[Side], context: &mut Context, report:
         let firsts = rests.iter().filter_map(|(_, rest)| rest.first()).chain(rest_of_source.first());
         let Some(id) = firsts.map(|record| record.id).min() else { break };
         let ours = take(&mut rest_of_source, id);
-        let sinks = rests.iter_mut().map(|(sink, rest)| (*sink, take(rest, id))).collect();
-        let event = Event { source: ours.first(), sinks };
-        event.amended(context);
-        event.compare(context, report);
+        let sinks = rests.iter_mut().map(|(sink, rest)| (*sink, take(rest, id).into())).collect();
+        let events = match ours {
+            [_, _, ..] => by_time(ours, sinks),
+            _ => vec![Event { source: ours.first(), sinks }],
+        };
+        for event in events {
+            event.amended(context);
+            event.compare(context, report);
+        }
     }
+}
+
+/// Rows that share an id, as partitions may have them, are told apart by their times. What a sink has of none of these times comes
+/// last, and letters, which tell none, with each.
+fn by_time<'a>(ours: &'a [Record], sinks: Vec<(&'static str, Cow<'a, [Record]>)>) -> Vec<Event<'a>> {
+    let times: Vec<_> = ours.iter().map(|row| row.hash(EVENT_TS)).collect();
+    let of = |belongs: &dyn Fn(&Record) -> bool| {
+        let kept = |records: &[Record]| records.iter().filter(|record| belongs(record)).copied().collect();
+        sinks.iter().map(|(sink, records)| (*sink, Cow::Owned(kept(records)))).collect()
+    };
+    let mut events: Vec<Event<'a>> = ours
+        .iter()
+        .zip(&times)
+        .map(|(row, time)| {
+            let sinks = of(&|record| record.has(flag::LETTER) || record.hash(EVENT_TS) == *time);
+            Event { source: Some(row), sinks }
+        })
+        .collect();
+    let others = of(&|record| !record.has(flag::LETTER) && !times.contains(&record.hash(EVENT_TS)));
+    events.push(Event { source: None, sinks: others });
+    events
 }
 
 fn take<'a>(rest: &mut &'a [Record], id: i64) -> &'a [Record] {
@@ -372,6 +399,26 @@ mod tests {
         let [kafka, bigquery] = compared(&source, &kafka, &bigquery, Context::default());
         assert_eq!((kafka.held, kafka.missing, kafka.doubled, kafka.unexpected), (3, 1, 1, 1));
         assert_eq!((bigquery.held, bigquery.missing, bigquery.doubled, bigquery.unexpected), (3, 0, 0, 0));
+    }
+
+    #[test]
+    fn rows_that_share_an_id_are_told_apart_by_their_times() {
+        let timed = |commit_lsn, event_ts| {
+            let mut record = record(1, commit_lsn);
+            record.tell("event_ts", Value::Time(event_ts));
+            record
+        };
+        let source = [timed(0, 1), timed(0, 2), timed(0, 3)];
+        let kafka = [timed(10, 3), timed(11, 1), timed(12, 2)];
+        let bigquery = [timed(10, 3), timed(11, 1), timed(12, 1), timed(13, 9)];
+        let [kafka, bigquery] = compared(&source, &kafka, &bigquery, Context::default());
+        assert_eq!((kafka.held, kafka.missing, kafka.doubled, kafka.unexpected), (3, 0, 0, 0));
+        assert_eq!((bigquery.held, bigquery.missing, bigquery.doubled, bigquery.unexpected), (3, 1, 1, 1));
+        let refused = [flagged(timed(0, 1), flag::REFUSED), timed(0, 2)];
+        let letters = [letter(1, flag::LETTER), timed(9, 2)];
+        let [kafka, _] =
+            compared(&refused, &letters, &[], Context { tells_letters: true, ..Context::default() });
+        assert_eq!((kafka.held, kafka.dead_letters, kafka.missing), (1, 1, 0));
     }
 
     #[test]

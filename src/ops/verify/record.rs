@@ -33,6 +33,8 @@ pub const OF_CONTENT: Fields = {
     bits
 };
 
+/// The place of `event_ts` among the fields.
+pub const EVENT_TS: usize = event_field("event_ts");
 const CONTENT_ID: usize = event_field("content_id");
 
 /// What else is known of a record.
