@@ -1,8 +1,8 @@
--- $1 schema, $2 table: one row when there is such a table. What it is, the columns of its primary key, those by which an
+-- $1 schema, $2 table, $3 its id column: one row when there is such a table. What it is, the columns of its primary key, those by which an
 -- old row is known (NULL for the whole row), those that are generated, what our role may do (whose transaction a row is of
 -- is a right of its own), whether policies of
 -- row-level security filter what it reads; its children by INHERITS; of its partitions those that are not logged, and
--- those whose old rows are not known by anything.
+-- those whose old rows are not known by anything; whether an index gives its rows in the order of their ids.
 WITH ours AS (
   SELECT pg_class.* FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
   WHERE nspname = $1::text AND relname = $2::text
@@ -30,5 +30,8 @@ SELECT relreplident::text,
        ARRAY(SELECT place FROM leaf
              WHERE relreplident = 'n'
                 OR relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = leaf.oid AND indisprimary)
-             ORDER BY 1)
+             ORDER BY 1),
+       EXISTS (SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+                 JOIN pg_class AS index ON index.oid = indexrelid JOIN pg_am ON pg_am.oid = index.relam
+               WHERE indrelid = ours.oid AND indisvalid AND indpred IS NULL AND attname = $3::text AND amname = 'btree')
 FROM ours

@@ -37,6 +37,8 @@ struct Table<'a> {
     not_logged: Vec<String>,
     /// Partitions whose old rows are known by nothing, as SQL.
     without_identity: Vec<String>,
+    /// An index gives its rows in the order of their ids.
+    ordered_by_id: bool,
     /// Our publication has it already.
     published: bool,
 }
@@ -97,6 +99,7 @@ pub(super) async fn findings(client: &Client, config: &PostgresConfig) -> Result
     findings.extend(tables.iter().flat_map(|(_, table)| table.iter().flat_map(|table| table.usable(config))));
     findings.extend(tables.iter().flat_map(|(_, table)| table.iter().flat_map(Table::extra_columns)));
     findings.extend(tables.iter().filter_map(|(_, table)| table.as_ref()?.partitions()));
+    findings.extend(tables.iter().filter_map(|(_, table)| table.as_ref()?.index()));
     findings.extend(filters(client, config, &places).await?);
     let places = slot::now(client, &places).await?;
     findings.extend(unreadable_content(client, &places.content).await);
@@ -262,7 +265,8 @@ async fn ask_one<'a>(
     place: &'a Place,
 ) -> Result<Option<Table<'a>>> {
     let statement = include_str!("../../../sql/check_table.sql");
-    let row = client.query_opt(statement, &[&place.schema, &place.name]).await.map_err(sql::error)?;
+    let row = client.query_opt(statement, &[&place.schema, &place.name, &place.called("id")]).await;
+    let row = row.map_err(sql::error)?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Table {
         place,
@@ -280,6 +284,7 @@ async fn ask_one<'a>(
         children: get(&row, 10)?,
         not_logged: get(&row, 11)?,
         without_identity: get(&row, 12)?,
+        ordered_by_id: get(&row, 13)?,
         published: publication.is_some_and(|facts| {
             facts.table(place).is_some() || facts.roots.contains(&format!("{}.{}", place.schema, place.name))
         }),
@@ -371,6 +376,28 @@ impl Table<'_> {
                        it missing";
         let subject = format!("partitions of {}", self.place.name);
         (self.kind == "p").then(|| Finding::ok("postgres.partitions", subject, message))
+    }
+
+    /// Rows of before are read in the order of their ids.
+    fn index(&self) -> Option<Finding> {
+        let (id, subject) = ("postgres.index", format!("indexes of {}", self.place.name));
+        if self.is_content() {
+            return None;
+        }
+        if self.ordered_by_id {
+            return Some(Finding::ok(
+                id,
+                subject,
+                "one begins with the id, which a backfill or rebuild reads by",
+            ));
+        }
+        let message =
+            "none begins with the id: a backfill or rebuild sorts what is left of the table for each read";
+        // of a partitioned table it cannot be made beside those who write
+        let aside = if self.kind == "p" { "" } else { "CONCURRENTLY " };
+        let fix =
+            format!("CREATE INDEX {aside}ON {} ({});", self.place.sql(), identifier(self.place.called("id")));
+        Some(Finding::warn(id, subject, message, fix))
     }
 
     /// The columns of an old row that are in the WAL; `None` for all of them.

@@ -32,6 +32,9 @@ async fn tables_that_cannot_be_followed_are_told_and_mended() {
             mends(&client, config, id, Verdict::Fail, words).await;
         }
         columns_are_mended(&client, config).await;
+        let by_time = "ALTER TABLE engagement_events DROP CONSTRAINT engagement_events_pkey, ADD PRIMARY KEY (event_ts, id)";
+        run(&client, by_time).await;
+        mends(&client, config, "postgres.index", Verdict::Warn, "none begins with the id").await;
         run(
             &client,
             "ALTER TABLE content DROP COLUMN length_seconds;
