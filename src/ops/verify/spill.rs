@@ -13,7 +13,7 @@ use super::record::{Extras, Record};
 use crate::error::{Code, Error, Result};
 
 /// Bytes of one partition that wait in memory to be written together.
-const BLOCK_BYTES: usize = 16 << 10;
+const BLOCK_BYTES: usize = 8 << 10;
 
 /// The records of one side.
 pub struct Spill {
@@ -51,6 +51,10 @@ impl Spill {
         let at =
             ((record.id as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize % self.partitions.len();
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        // there may be thousands of these: none is larger than it is to be
+        if partition.waiting.capacity() == 0 {
+            partition.waiting.reserve_exact(BLOCK_BYTES + self.extras.record_bytes());
+        }
         record.write(&self.extras, &mut partition.waiting);
         if partition.waiting.len() < BLOCK_BYTES {
             return Ok(());
@@ -75,15 +79,23 @@ impl Spill {
     /// All records of one partition, by id.
     pub fn partition(&mut self, at: usize) -> Result<Vec<Record>> {
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(Vec::new()) };
-        let mut bytes = std::mem::take(&mut partition.waiting);
-        for (start, length) in std::mem::take(&mut partition.blocks) {
-            let known = bytes.len();
-            bytes.resize(known + length, 0);
+        let (waiting, blocks) =
+            (std::mem::take(&mut partition.waiting), std::mem::take(&mut partition.blocks));
+        let bytes = blocks.iter().map(|(_, length)| length).sum::<usize>() + waiting.len();
+        // once, and no more than that: with all sides it is the most that is held at once
+        let mut records = Vec::with_capacity(bytes / self.extras.record_bytes());
+        let mut take = |bytes: &[u8]| {
+            let each = bytes.chunks_exact(self.extras.record_bytes());
+            records.extend(each.filter_map(|bytes| Record::read(bytes, &self.extras)));
+        };
+        take(&waiting);
+        let mut block = Vec::new();
+        for (start, length) in blocks {
+            block.resize(length, 0);
             self.file.seek(SeekFrom::Start(start)).map_err(failed)?;
-            self.file.read_exact(bytes.get_mut(known..).unwrap_or_default()).map_err(failed)?;
+            self.file.read_exact(&mut block).map_err(failed)?;
+            take(&block);
         }
-        let each = bytes.chunks_exact(self.extras.record_bytes());
-        let mut records: Vec<Record> = each.filter_map(|bytes| Record::read(bytes, &self.extras)).collect();
         records.sort_by_key(|record| record.id);
         Ok(records)
     }

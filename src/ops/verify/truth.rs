@@ -335,6 +335,6 @@ pub async fn replayed(client: &Client, history_id: &HistoryId, marks: &mut Event
 
 /// A folder for the files that hold the records.
 pub fn spill(folder: &Path, events: u64, extras: &Arc<Extras>) -> Result<Spill> {
-    const EVENTS_AT_ONCE: u64 = 50_000;
+    const EVENTS_AT_ONCE: u64 = 20_000;
     Spill::new(folder, (events / EVENTS_AT_ONCE + 1).min(2_000) as usize, extras)
 }
