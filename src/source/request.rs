@@ -168,7 +168,7 @@ pub struct Sent {
     pub xid: u32,
 }
 
-/// Inserts a request and emits its ticket. Committed locally, it is to be seen as soon as the stream brings it.
+/// Inserts a request and emits its ticket. It commits locally, so that no standby keeps it from being seen.
 pub async fn send(transaction: &Transaction<'_>, history_id: Uuid, request: &Request) -> Result<Sent> {
     let rows = serde_json::to_string(&request.brings).map_err(|error| {
         Error::new(Code::WalcastBroke, "a request's rows cannot be written").because(error)
