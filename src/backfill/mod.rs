@@ -20,7 +20,7 @@ mod lacking;
 mod pace;
 pub mod recount;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::registry::StatusRegistry;
 use lacking::Lacking;
 pub use pace::Pace;
-use pace::REQUEST_BYTES_MAX;
+use pace::{InFlight, groups};
 
 /// How often it is asked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -117,23 +117,6 @@ struct Read {
     rows: Vec<(i64, RequestRow)>,
     /// Those up to there that a sink has and PostgreSQL has not.
     gone: EventMarks,
-}
-
-/// Requests that the stream has not brought yet: where each lies, and how large its batch is.
-#[derive(Default)]
-struct InFlight(VecDeque<(Lsn, usize)>);
-
-impl InFlight {
-    /// The stream has come this far.
-    fn received(&mut self, received: Lsn) {
-        while self.0.front().is_some_and(|(sent, _)| *sent < received) {
-            self.0.pop_front();
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.iter().map(|(_, bytes)| bytes).sum()
-    }
 }
 
 impl Worker {
@@ -604,51 +587,5 @@ impl Snapshot {
         let record = String::from_utf8(record)
             .map_err(|error| Error::new(Code::WalcastBroke, "a record is no UTF-8").because(error))?;
         Ok((source.id, source.event_ts, RequestRow { record, joins: true, refused }))
-    }
-}
-
-/// Rows by requests, each with the last id of which it has all rows.
-fn groups(rows: Vec<(i64, RequestRow)>, rows_max: usize) -> Vec<(i64, Vec<RequestRow>)> {
-    let mut groups: Vec<(i64, Vec<RequestRow>)> = Vec::new();
-    let mut bytes = 0;
-    for (id, row) in rows {
-        let size = row.record.len();
-        match groups.last_mut() {
-            Some((last, group))
-                if *last == id || group.len() < rows_max && bytes + size <= REQUEST_BYTES_MAX =>
-            {
-                bytes += size;
-                *last = id;
-                group.push(row);
-            }
-            _ => {
-                bytes = size;
-                groups.push((id, vec![row]));
-            }
-        }
-    }
-    groups
-}
-
-#[cfg(test)]
-mod tests {
-    use super::pace::REQUEST_ROWS_MAX;
-    use super::*;
-
-    fn row(bytes: usize) -> RequestRow {
-        RequestRow { record: "x".repeat(bytes), joins: true, refused: None }
-    }
-
-    #[test]
-    fn a_request_is_bounded_and_never_ends_between_two_rows_of_one_id() {
-        let half = REQUEST_BYTES_MAX / 2;
-        let rows = [1, 2, 3, 3, 3, 4].map(|id| (id, row(half))).to_vec();
-        let groups = groups(rows, REQUEST_ROWS_MAX);
-        let shape: Vec<(i64, usize)> = groups.iter().map(|(last, rows)| (*last, rows.len())).collect();
-        assert_eq!(shape, [(2, 2), (3, 3), (4, 1)]);
-        assert!(super::groups(Vec::new(), 1).is_empty());
-        let small = super::groups([1, 2, 2, 3].map(|id| (id, row(1))).to_vec(), 2);
-        let shape: Vec<(i64, usize)> = small.iter().map(|(last, rows)| (*last, rows.len())).collect();
-        assert_eq!(shape, [(2, 3), (3, 1)]);
     }
 }

@@ -1,16 +1,21 @@
 //! How fast rows of before go: as the sinks take them, and for half of the time while events come.
 
+use std::collections::VecDeque;
+
+use crate::lsn::Lsn;
+use crate::source::request::RequestRow;
+
 /// Rows of one read at most, unless more have one id.
 const READ_ROWS: i64 = 4_000;
 /// The same while events come: a long read takes the source's time from them.
 const READ_ROWS_BESIDE_EVENTS: i64 = 500;
 /// Rows of one request at most.
-pub(super) const REQUEST_ROWS_MAX: usize = 500;
+const REQUEST_ROWS_MAX: usize = 500;
 /// The same while events come, which wait behind it.
 const REQUEST_ROWS_BESIDE_EVENTS: usize = 100;
 /// Bytes of one request's records at most, unless the rows of one id have more: a request is one batch, before which and behind
 /// which batches end.
-pub(super) const REQUEST_BYTES_MAX: usize = 256 << 10;
+const REQUEST_BYTES_MAX: usize = 256 << 10;
 
 /// The pace of one that brings rows.
 pub struct Pace {
@@ -55,6 +60,46 @@ impl Pace {
     }
 }
 
+/// Requests that the stream has not brought yet: where each lies, and how large its batch is.
+#[derive(Default)]
+pub(super) struct InFlight(pub(super) VecDeque<(Lsn, usize)>);
+
+impl InFlight {
+    /// The stream has come this far.
+    pub(super) fn received(&mut self, received: Lsn) {
+        while self.0.front().is_some_and(|(sent, _)| *sent < received) {
+            self.0.pop_front();
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Rows by requests, each with the last id of which it has all rows.
+pub(super) fn groups(rows: Vec<(i64, RequestRow)>, rows_max: usize) -> Vec<(i64, Vec<RequestRow>)> {
+    let mut groups: Vec<(i64, Vec<RequestRow>)> = Vec::new();
+    let mut bytes = 0;
+    for (id, row) in rows {
+        let size = row.record.len();
+        match groups.last_mut() {
+            Some((last, group))
+                if *last == id || group.len() < rows_max && bytes + size <= REQUEST_BYTES_MAX =>
+            {
+                bytes += size;
+                *last = id;
+                group.push(row);
+            }
+            _ => {
+                bytes = size;
+                groups.push((id, vec![row]));
+            }
+        }
+    }
+    groups
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +135,22 @@ mod tests {
                 assert!(filled >= REQUEST_BYTES_MAX, "one at a time always goes");
             }
         }
+    }
+
+    fn row(bytes: usize) -> RequestRow {
+        RequestRow { record: "x".repeat(bytes), joins: true, refused: None }
+    }
+
+    #[test]
+    fn a_request_is_bounded_and_never_ends_between_two_rows_of_one_id() {
+        let half = REQUEST_BYTES_MAX / 2;
+        let rows = [1, 2, 3, 3, 3, 4].map(|id| (id, row(half))).to_vec();
+        let groups = groups(rows, REQUEST_ROWS_MAX);
+        let shape: Vec<(i64, usize)> = groups.iter().map(|(last, rows)| (*last, rows.len())).collect();
+        assert_eq!(shape, [(2, 2), (3, 3), (4, 1)]);
+        assert!(super::groups(Vec::new(), 1).is_empty());
+        let small = super::groups([1, 2, 2, 3].map(|id| (id, row(1))).to_vec(), 2);
+        let shape: Vec<(i64, usize)> = small.iter().map(|(last, rows)| (*last, rows.len())).collect();
+        assert_eq!(shape, [(2, 3), (3, 1)]);
     }
 }
