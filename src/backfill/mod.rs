@@ -70,8 +70,6 @@ const SNAPSHOT_MAX: Duration = Duration::from_secs(30);
 /// each read.
 const BY_INDEX: &str =
     "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
-/// How long it pauses behind one request for the sake of events at most.
-const GIVE_WAY_MAX: Duration = Duration::from_secs(1);
 /// Requests that the stream has not brought yet at most.
 const IN_FLIGHT_MAX: usize = 4;
 
@@ -402,11 +400,15 @@ impl Worker {
             }
             backfill.done_id = Some(to);
             backfill.rows += count;
-            if self.pace.events_came(self.registry.events_total()) {
-                // half of the time is theirs
+            if self.pace.gives_way() {
                 self.arrived(in_flight, snapshot).await;
-                tokio::time::sleep(began.elapsed().min(GIVE_WAY_MAX)).await;
             }
+            tokio::time::sleep(self.pace.pause(
+                self.registry.events_total(),
+                Instant::now(),
+                began.elapsed(),
+            ))
+            .await;
         }
         Ok(true)
     }

@@ -1,6 +1,9 @@
-//! How fast rows of before go: as the sinks take them, and for half of the time while events come.
+//! How fast rows of before go: as the sinks take them, and for a quarter of the time while events come.
 
 use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::lsn::Lsn;
 use crate::source::request::RequestRow;
@@ -17,25 +20,48 @@ const REQUEST_ROWS_BESIDE_EVENTS: usize = 100;
 /// which batches end.
 const REQUEST_BYTES_MAX: usize = 256 << 10;
 
+/// How long no events must have come to be taken as none: they come in transactions, between which many requests fit.
+const QUIET: Duration = Duration::from_millis(500);
+/// How many times as long as one request took it pauses behind it while events come.
+const PAUSE_TIMES: u32 = 3;
+/// How long it pauses at most.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
 /// The pace of one that brings rows.
 pub struct Pace {
     /// How many events had come when that was asked the last time.
     events: u64,
-    /// Whether more had come by then.
+    /// When it was last seen that more had come.
+    came: Instant,
+    /// Whether that is not long ago.
     beside_events: bool,
+    pause_times: u32,
 }
 
 impl Default for Pace {
     /// Careful until it is known whether events come.
     fn default() -> Self {
-        Pace { events: 0, beside_events: true }
+        Pace { events: 0, came: Instant::now(), beside_events: true, pause_times: PAUSE_TIMES }
     }
 }
 
 impl Pace {
-    /// Whether events came since this was asked the last time, when so many have come by now, those that lanes read included.
-    pub fn events_came(&mut self, events: u64) -> bool {
-        self.beside_events = std::mem::replace(&mut self.events, events) != events;
+    /// Of one that keeps a snapshot and a sink away for as long as it lasts: half of the time is its own.
+    pub fn hurried() -> Self {
+        Pace { pause_times: 1, ..Pace::default() }
+    }
+
+    /// How long it pauses behind a request that took so long, when so many events have come by now, those that lanes read included.
+    pub fn pause(&mut self, events: u64, now: Instant, took: Duration) -> Duration {
+        if std::mem::replace(&mut self.events, events) != events {
+            self.came = now;
+        }
+        self.beside_events = now.duration_since(self.came) < QUIET;
+        if self.beside_events { (took * self.pause_times).min(PAUSE_MAX) } else { Duration::ZERO }
+    }
+
+    /// Whether events came when that was asked the last time.
+    pub fn gives_way(&self) -> bool {
         self.beside_events
     }
 
@@ -106,21 +132,23 @@ mod tests {
 
     #[test]
     fn rows_go_by_small_steps_until_no_events_come() {
-        let mut pace = Pace::default();
+        let (mut pace, now, took) = (Pace::default(), Instant::now(), Duration::from_millis(20));
         assert_eq!((pace.read_rows(None), pace.request_rows()), (500, 100));
-        assert!(pace.events_came(7));
-        assert!(!pace.events_came(7));
+        assert_eq!(pace.pause(7, now, took), took * 3);
+        // the next transaction is on its way
+        assert_eq!(pace.pause(7, now + QUIET / 2, took), took * 3);
+        assert_eq!(pace.pause(7, now + QUIET, took), Duration::ZERO);
         assert_eq!((pace.read_rows(None), pace.request_rows()), (4_000, 500));
         assert_eq!([1, 50, 1_000_000].map(|rate| pace.read_rows(Some(rate))), [1, 10, 4_000]);
-        assert!(pace.events_came(8));
+        assert_eq!(pace.pause(8, now + 2 * QUIET, Duration::from_secs(7)), PAUSE_MAX);
         assert_eq!((pace.read_rows(None), pace.request_rows()), (500, 100));
     }
 
     #[test]
     fn a_queue_keeps_room_for_events_whatever_its_size() {
         let mut pace = Pace::default();
-        for (events, eighths) in [(1, 2), (1, 5)] {
-            pace.events_came(events);
+        for (later, eighths) in [(Duration::ZERO, 2), (QUIET, 5)] {
+            pace.pause(1, Instant::now() + later, Duration::ZERO);
             for queue in [64 << 10, 1 << 20, 8 << 20, 64 << 20] {
                 // what is on its way may be in any sink's queue a moment later
                 let (mut waiting, mut in_flight) = (0, 0);

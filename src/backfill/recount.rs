@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::Worker;
+use super::{Pace, Worker};
 use crate::error::Result;
 use crate::event::Content;
 use crate::event::encoding::Encoding;
@@ -28,6 +29,7 @@ use crate::state::backfills::{self, Backfill, RebuildStep};
 use crate::state::marks::EventMarks;
 use crate::state::pre_existing::{PreExisting, Xid};
 use crate::state::{State, dead_letters, history};
+use crate::telemetry::registry::StatusRegistry;
 
 /// How often it is stored how many events are counted.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -46,6 +48,8 @@ pub struct Recounting<'a> {
     pub marks: &'a EventMarks,
     /// Whether rows that were there before walcast count.
     pub with_history: bool,
+    /// Who knows of the events that come meanwhile; `None` where nothing else runs.
+    pub beside: Option<&'a StatusRegistry>,
 }
 
 /// How many events were counted.
@@ -72,6 +76,7 @@ impl Recounting<'_> {
         let repaired = dead_letters::repaired(client, self.session.history_id.uuid).await?;
         let repaired = add_repaired(target, &repaired, &contents).await?;
         let mut counted = Counted { events: repaired.len() as u64, of_before: 0 };
+        let (mut pace, mut began) = (Pace::hurried(), Instant::now());
         let query = rows::select(&self.places.events, &["xmin"], None);
         let found = client.query_raw(&query, std::iter::empty::<i32>()).await.map_err(sql::error)?;
         let mut found = std::pin::pin!(found);
@@ -88,6 +93,11 @@ impl Recounting<'_> {
             counted.of_before += u64::from(was_before);
             if counted.events.is_multiple_of(TELL_EVENTS) {
                 told.send_replace(counted.events);
+                if let Some(beside) = self.beside {
+                    let pause = pace.pause(beside.events_total(), Instant::now(), began.elapsed());
+                    tokio::time::sleep(pause).await;
+                    began = Instant::now();
+                }
             }
             let content = row.content_id.and_then(|id| contents.get(&id)).cloned();
             target.add(&row, content).await?;
@@ -163,6 +173,7 @@ impl Worker {
             places: &places,
             marks: &marks,
             with_history: of_before.is_some(),
+            beside: Some(&self.registry),
         };
         let counted = tell(&recounting, (&mut *target, &snapshot), (&mut *state, backfill)).await?;
         drop(snapshot);

@@ -53,8 +53,9 @@ pub async fn recount(
     require_not_ahead(&mut state, config, sink, end).await?;
     let mut marks = EventMarks::load(state.client().await?, &session.history_id).await?;
     add_late(&mut marks, &mut state, config, end).await?;
+    let with_history = last_id.is_some();
     let recounting =
-        Recounting { session: &session, places: &places, marks: &marks, with_history: last_id.is_some() };
+        Recounting { session: &session, places: &places, marks: &marks, with_history, beside: None };
     let (told, tells) = watch::channel(0);
     let counted = tokio::select! {
         counted = recounting.count(target, &snapshot, &told) => counted?,
