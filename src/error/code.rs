@@ -401,6 +401,13 @@ codes! {
         fix: "Nothing if it was a restart. Otherwise keep others away from walcast's keys.",
         over: "`walcast status` shows redis as ok.",
     }
+    RedisNotReplicated = 325 {
+        title: "Too few replicas of Redis have what walcast wrote.",
+        why: "Fewer replicas follow the master than redis.replicas_min asks for (by default: all that the sentinels take for alive), or one lags. walcast confirms nothing that a failover would lose.",
+        look: "`redis-cli INFO replication`",
+        fix: "Start the replicas, or lower REDIS_REPLICAS_MIN (redis.replicas_min): 0 takes it that a failover loses the last writes. walcast goes on by itself.",
+        over: "`walcast status` shows redis as ok.",
+    }
     BigQueryUnreachable = 330 {
         title: "BigQuery cannot be reached, or cannot answer now.",
         why: "The service or the network is in the way, or a quota is used up for the moment. walcast tries again by itself.",

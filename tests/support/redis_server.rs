@@ -134,17 +134,32 @@ pub struct Server {
     /// How to reach it.
     pub config: RedisConfig,
     settings: Vec<String>,
+    kind: Kind,
+}
+
+/// Whose server it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// Debian's Redis.
+    Redis,
+    /// Valkey.
+    Valkey,
 }
 
 impl Server {
     /// Starts one; each setting is a word pair of redis.conf, such as `appendonly yes`.
     pub async fn start(settings: &[&str]) -> Server {
+        Server::start_as(Kind::Redis, settings).await
+    }
+
+    /// The same of either.
+    pub async fn start_as(kind: Kind, settings: &[&str]) -> Server {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let dir = std::env::temp_dir().join(fresh_name("redis"));
         std::fs::create_dir(&dir).unwrap();
         let config = RedisConfig { port, ..Default::default() };
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut server = Server { child: spawn(&dir, port, &settings), dir, config, settings };
+        let mut server = Server { child: spawn(kind, &dir, port, &settings), dir, config, settings, kind };
         server.wait_until_up().await;
         server
     }
@@ -152,7 +167,12 @@ impl Server {
     /// Kills it as a power cut would, and starts it again on the same data.
     pub async fn crash(&mut self) {
         self.kill();
-        self.child = spawn(&self.dir, self.config.port, &self.settings);
+        self.start_again().await;
+    }
+
+    /// Starts it on the data that it left.
+    pub async fn start_again(&mut self) {
+        self.child = spawn(self.kind, &self.dir, self.config.port, &self.settings);
         self.wait_until_up().await;
     }
 
@@ -184,7 +204,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(dir: &Path, port: u16, settings: &[String]) -> Child {
+fn spawn(kind: Kind, dir: &Path, port: u16, settings: &[String]) -> Child {
     let file = dir.join("redis.conf");
     let mut text = format!("bind 127.0.0.1\nport {port}\ndir {}\nsave \"\"\n", dir.display());
     settings.iter().for_each(|setting| text += &format!("{setting}\n"));
@@ -192,12 +212,16 @@ fn spawn(dir: &Path, port: u16, settings: &[String]) -> Child {
         std::fs::write(&file, text).unwrap();
     }
     let sentinel = settings.iter().any(|setting| setting.starts_with("sentinel "));
-    // Debian's redis-tools has the server under another name; the name it is called by decides what it is.
-    let mut command = match Command::new("redis-server").arg("--version").output() {
-        Ok(_) => Command::new("redis-server"),
-        Err(_) => Command::new("redis-check-rdb"),
+    let mut command = match (kind, Command::new("redis-server").arg("--version").output()) {
+        (Kind::Valkey, _) => Command::new(env("TEST_VALKEY_SERVER", "valkey-server")),
+        (Kind::Redis, Ok(_)) => Command::new("redis-server"),
+        // Debian's redis-tools has the server under another name; the name it is called by decides what it is.
+        (Kind::Redis, Err(_)) => Command::new("redis-check-rdb"),
     };
-    command.arg0("redis-server").arg(&file).args(sentinel.then_some("--sentinel"));
+    if kind == Kind::Redis {
+        command.arg0("redis-server");
+    }
+    command.arg(&file).args(sentinel.then_some("--sentinel"));
     command.stdout(Stdio::null()).spawn().expect("redis-server is needed: apt-get install redis-tools")
 }
 

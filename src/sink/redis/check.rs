@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::acl;
 use super::clock::system_micros;
-use super::config::{Durability, RedisConfig};
-use super::connection::{Connection, cluster};
+use super::config::{Durability, RedisConfig, Replicas};
+use super::connection::Connection;
+use super::server::{self, Server};
 use crate::error::{Code, Result};
 use crate::hop::in_clear;
 use crate::sink::{Finding, Verdict};
@@ -15,9 +16,10 @@ use crate::size::size;
 pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Result<Vec<Finding>> {
     let info: Option<String> = connection.ask_if_allowed(&redis::cmd("INFO")).await?;
     let info = Info(info.unwrap_or_default());
-    let mut findings = vec![version(config, &info)];
-    if let Some(wrong) = mode(config, &info) {
-        findings.push(wrong);
+    let server = told(connection.server(), &info);
+    let mut findings = vec![version(config, server.as_ref(), &info)];
+    if server.as_ref().is_some_and(|server| server.is_replica) {
+        findings.push(replica(config));
         return Ok(findings);
     }
     findings.extend(password(config));
@@ -27,13 +29,14 @@ pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Resul
     findings.push(durability(connection, config, &info).await?);
     findings.push(eviction(config, &info));
     findings.extend(memory(config, &info));
+    findings.extend(replicas(config, &info));
     findings.push(clock(connection, config).await?);
-    findings.push(rights(connection, config).await?);
+    findings.push(rights(connection, config, server.as_ref()).await?);
     Ok(findings)
 }
 
 /// The first with users and their rights.
-const VERSION_MIN: u32 = 6;
+const VERSION_MIN: (u32, u32, u32) = (6, 0, 0);
 /// A server this full refuses writes soon.
 const MEMORY_SHARE_MAX: f64 = 0.9;
 /// Boards are drained and keys expire by the server's clock, and events are dated by other ones.
@@ -76,17 +79,15 @@ const COMMANDS: &[&str] = &[
     "ZREVRANGE top_engagement:check 0 1",
     "TIME",
 ];
-
-fn major(version: &str) -> u32 {
-    version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default()
-}
+/// What it sends where replicas are to have each write.
+const OF_REPLICAS: &str = "WAIT 0 1";
 
 /// What INFO says; empty when it may not be asked.
 struct Info(String);
 
 impl Info {
-    fn get(&self, field: &str) -> Option<&str> {
-        self.0.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(str::trim)
+    fn get(&self, name: &str) -> Option<&str> {
+        server::field(&self.0, name)
     }
 }
 
@@ -104,45 +105,70 @@ fn finding(
     Finding { id, subject: config.address(), verdict, message, fix: fix.map(str::to_owned), code }
 }
 
-fn version(config: &RedisConfig, info: &Info) -> Finding {
-    match info.get("redis_version") {
-        Some(version) if major(version) < VERSION_MIN => {
-            let message = format!("is version {version}: walcast is tested with 6 and newer");
-            finding("redis.server", config, Verdict::Warn, message, Some("install Redis 6 or newer, best 7"))
+/// A Valkey that is told to pass for Redis says so to all but who asks for its version.
+fn told(server: Option<&Server>, info: &Info) -> Option<Server> {
+    let server = server.cloned()?;
+    Some(match info.get("valkey_version") {
+        Some(version) => Server { name: "Valkey".into(), version: server::version(version), ..server },
+        None => server,
+    })
+}
+
+fn version(config: &RedisConfig, server: Option<&Server>, info: &Info) -> Finding {
+    let id = "redis.server";
+    match server {
+        Some(server) if server.name == "Redis" && server.version < VERSION_MIN => {
+            let message = format!("answers, {server}: walcast is tested with 6 and newer");
+            let fix = Some("install Redis 6 or newer, best 7, or Valkey");
+            finding(id, config, Verdict::Warn, message, fix)
         }
-        Some(version) => {
-            finding("redis.server", config, Verdict::Ok, format!("answers, version {version}"), None)
+        Some(server) if !info.0.is_empty() => {
+            finding(id, config, Verdict::Ok, format!("answers, {server}"), None)
         }
-        None => finding(
-            "redis.server",
-            config,
-            Verdict::Warn,
-            "answers, but INFO is not allowed to this user: nothing is known of its settings".into(),
-            Some(&acl(user(config))),
-        ),
+        _ => {
+            let name = server.map_or_else(String::new, |server| format!(", {server}"));
+            let message = format!(
+                "answers{name}, but INFO is not allowed to this user: nothing is known of its settings"
+            );
+            finding(id, config, Verdict::Warn, message, Some(&acl(user(config))))
+        }
     }
 }
 
-fn mode(config: &RedisConfig, info: &Info) -> Option<Finding> {
-    let fail =
-        |message: String, fix: &str| Some(finding("redis.mode", config, Verdict::Fail, message, Some(fix)));
-    match (info.get("redis_mode"), info.get("role")) {
-        (Some("cluster"), _) => {
-            let error = cluster("the server");
-            fail(error.to_string(), error.advice())
-        }
-        (Some("sentinel"), _) => fail(
-            "is a sentinel, not a server".into(),
-            "put its address into redis.sentinel_addrs and name the master in redis.sentinel_master",
+/// For a moment also the master while it fails over.
+fn replica(config: &RedisConfig) -> Finding {
+    let message = "is a replica: it takes no writes".into();
+    let fix = "connect to the master, or name the sentinels in redis.sentinel_addrs";
+    let finding = finding("redis.mode", config, Verdict::Fail, message, Some(fix));
+    Finding { code: Some(Code::RedisReplica), ..finding }
+}
+
+/// What a failover costs.
+fn replicas(config: &RedisConfig, info: &Info) -> Option<Finding> {
+    let follow = server::following(&info.0);
+    let (wanted, verdict, message, fix) = match config.replicas() {
+        Replicas::None if config.has_sentinels() => (
+            0,
+            Verdict::Warn,
+            "a failover loses what the replica does not have yet: no write waits for it".into(),
+            Some("unset REDIS_REPLICAS_MIN; export REDIS_DURABILITY=aof"),
         ),
-        // for a moment also while it fails over
-        (_, Some("slave")) => fail(
-            "is a replica: it takes no writes".into(),
-            "connect to the master, or name the sentinels in redis.sentinel_addrs",
-        )
-        .map(|finding| Finding { code: Some(Code::RedisReplica), ..finding }),
-        _ => None,
-    }
+        Replicas::None => return None,
+        _ if info.0.is_empty() => return None,
+        Replicas::AtLeast(min) => {
+            (min, Verdict::Ok, format!("each write is on {min} of {follow} replicas before it counts"), None)
+        }
+        Replicas::EachThatSentinelsKnow => {
+            (1, Verdict::Ok, format!("each write is on all {follow} replicas before it counts"), None)
+        }
+    };
+    let lacking =
+        format!("{follow} replicas follow, and each write is to be on {wanted}: walcast waits until they do");
+    let start = "start the replicas; REDIS_REPLICAS_MIN=0 takes it that a failover loses the last writes";
+    Some(match follow < wanted {
+        true => finding("redis.replicas", config, Verdict::Warn, lacking, Some(start)),
+        false => finding("redis.replicas", config, verdict, message, fix),
+    })
 }
 
 fn password(config: &RedisConfig) -> Option<Finding> {
@@ -264,14 +290,24 @@ fn user(config: &RedisConfig) -> &str {
     if config.username.is_empty() { "default" } else { &config.username }
 }
 
-async fn rights(connection: &mut Connection, config: &RedisConfig) -> Result<Finding> {
+async fn rights(
+    connection: &mut Connection,
+    config: &RedisConfig,
+    server: Option<&Server>,
+) -> Result<Finding> {
     let id = "redis.rights";
-    let refused = connection.forbidden(COMMANDS).await?;
+    let of_replicas = (config.replicas() != Replicas::None).then_some(OF_REPLICAS);
+    let commands: Vec<&str> = COMMANDS.iter().copied().chain(of_replicas).collect();
+    let refused = connection.forbidden(&commands).await?;
     let Some(first) = refused.first() else {
         return Ok(finding(id, config, Verdict::Ok, "allows this user all that walcast does".into(), None));
     };
     let user = user(config);
     let message =
-        format!("forbids user {user} {} of {} commands, such as {first}", refused.len(), COMMANDS.len());
-    Ok(finding(id, config, Verdict::Fail, message, Some(&acl(user))))
+        format!("forbids user {user} {} of {} commands, such as {first}", refused.len(), commands.len());
+    let mut fix = acl(user);
+    if server.is_some_and(Server::has_database_rights) {
+        fix.push_str(&format!(" db={}", config.db));
+    }
+    Ok(finding(id, config, Verdict::Fail, message, Some(&fix)))
 }

@@ -37,6 +37,9 @@ pub struct RedisConfig {
     pub sentinel_password: Secret,
     /// What a crash of Redis may cost.
     pub durability: Durability,
+    /// How many replicas must have a write before walcast takes it as kept: with all of them, a failover loses nothing. Without so
+    /// many walcast waits. Unset: where sentinels are named and `durability` is not `none`, each that they take for alive; else 0.
+    pub replicas_min: Option<u32>,
     /// How often walcast refreshes the leaderboards, in milliseconds, while events arrive; at least 10.
     pub refresh_ms: u64,
     /// How many hours ahead of Redis's clock an event may be dated; at least 1. One that is further ahead counts for all time, and in
@@ -52,6 +55,17 @@ pub enum Durability {
     Aof,
     /// Whatever the server's settings let it lose. Exactly-once does not cover a crash of Redis then.
     None,
+}
+
+/// Which replicas must have a write before it is taken as kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replicas {
+    /// None: what the server has is kept.
+    None,
+    /// So many, whichever.
+    AtLeast(u32),
+    /// Each that the sentinels take for alive: any may be the master next.
+    EachThatSentinelsKnow,
 }
 
 impl Default for RedisConfig {
@@ -70,6 +84,7 @@ impl Default for RedisConfig {
             sentinel_addrs: Vec::new(),
             sentinel_password: Secret::default(),
             durability: Durability::Aof,
+            replicas_min: None,
             refresh_ms: 100,
             future_hours_max: 48,
         }
@@ -81,6 +96,23 @@ impl RedisConfig {
     pub fn horizon(&self, now: i64) -> i64 {
         let hours = i64::try_from(self.future_hours_max).unwrap_or(i64::MAX).max(1);
         now.saturating_add(hours.saturating_mul(3_600_000_000))
+    }
+
+    /// Whether sentinels name the server.
+    pub fn has_sentinels(&self) -> bool {
+        !self.sentinel_master.is_empty() || !self.sentinel_addrs.is_empty()
+    }
+
+    /// Which replicas must have a write.
+    pub fn replicas(&self) -> Replicas {
+        match self.replicas_min {
+            Some(0) => Replicas::None,
+            Some(min) => Replicas::AtLeast(min),
+            None if self.has_sentinels() && self.durability != Durability::None => {
+                Replicas::EachThatSentinelsKnow
+            }
+            None => Replicas::None,
+        }
     }
 
     /// Whether rows and the password travel in clear where others may listen.
@@ -110,6 +142,19 @@ mod tests {
         assert!(of(r#"{"host": "cache"}"#) && !of(r#"{"host": "cache", "tls": true}"#));
         assert!(!of(r#"{"host": "::1"}"#));
         assert!(of(r#"{"sentinel_master": "m", "sentinel_addrs": ["127.0.0.1:1", "b:1"]}"#));
+    }
+
+    #[test]
+    fn sentinels_have_each_write_replicated_unless_it_is_said_otherwise() {
+        let of = |json: &str| serde_json::from_str::<RedisConfig>(json).unwrap().replicas();
+        assert_eq!(of("{}"), Replicas::None);
+        assert_eq!(of(r#"{"replicas_min": 2}"#), Replicas::AtLeast(2));
+        assert_eq!(
+            of(r#"{"sentinel_master": "m", "sentinel_addrs": ["a:1"]}"#),
+            Replicas::EachThatSentinelsKnow
+        );
+        assert_eq!(of(r#"{"sentinel_master": "m", "replicas_min": 0}"#), Replicas::None);
+        assert_eq!(of(r#"{"sentinel_master": "m", "durability": "none"}"#), Replicas::None);
     }
 
     #[test]

@@ -5,23 +5,17 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
-use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
-    Pipeline, RedisConnectionInfo, RedisError, RedisResult, Script, TlsCertificates, TlsMode, Value,
-};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Script, Value};
 
 use rustls::AlertDescription;
 
 use super::acl;
-use super::config::RedisConfig;
+use super::config::{RedisConfig, Replicas};
+use super::server::{self, CONNECT_MAX, Server, Switch};
 use crate::error::{Code, Error, Result};
 
-/// How long opening a connection may take, the sentinels' answer included.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
-
-/// How long an answer may take: a slow disk under `appendfsync always`, or the rewrite of the file.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long replicas may take to have what was written.
+const REPLICAS_MAX: Duration = Duration::from_secs(1);
 
 /// The scripts. Each but the two that take the fence begins with `fence.lua`: an instance or a connection that has been
 /// replaced changes nothing.
@@ -61,6 +55,9 @@ pub static RENEW: LazyLock<Script> = script!("renew.lua");
 pub struct Connection {
     inner: MultiplexedConnection,
     address: String,
+    /// `None` where it does not say.
+    server: Option<Server>,
+    switch: Switch,
 }
 
 /// The keys and arguments of a script call, in two buffers rather than one for each.
@@ -80,16 +77,100 @@ impl Connection {
     /// Connects, authenticates and selects the database.
     pub async fn open(config: &RedisConfig) -> Result<Connection> {
         let address = config.address();
-        let opened = tokio::time::timeout(CONNECT_MAX, connect(config)).await.map_err(|_| {
+        let opened = tokio::time::timeout(CONNECT_MAX, server::connect(config)).await.map_err(|_| {
             Error::new(Code::RedisUnreachable, format!("{address} does not answer within {CONNECT_MAX:?}"))
         })?;
-        let inner = opened.map_err(|error| failed(&address, error))?;
-        let mut connection = Connection { inner, address };
+        let (inner, switch) = opened.map_err(|error| failed(&address, error))?;
+        let mut connection = Connection { inner, address, server: None, switch };
+        // Before any script is sent: one that was sent to a node of a cluster has been seen to shut all others out.
+        connection.know().await?;
         // Not left to the client library, which hides why the server refuses it.
         if config.db != 0 {
-            connection.ask::<()>(redis::cmd("SELECT").arg(config.db)).await?;
+            connection.select(config.db).await?;
         }
         Ok(connection)
+    }
+
+    /// What it is, where that is told; refused where walcast cannot write to such a one.
+    async fn know(&mut self) -> Result<()> {
+        // whoever may log in may ask this
+        let hello: Option<Value> = self.ask_if_allowed(redis::cmd("HELLO").arg(2)).await?;
+        let pairs = hello.and_then(|hello| hello.into_map_iter().ok());
+        let text = |value| redis::from_redis_value::<String>(value).unwrap_or_default();
+        self.server = match pairs {
+            Some(pairs) => {
+                Some(Server::of(&pairs.map(|(key, value)| (text(key), text(value))).collect::<Vec<_>>()))
+            }
+            None => {
+                let info: Option<String> = self.ask_if_allowed(&redis::cmd("INFO")).await?;
+                info.as_deref().and_then(Server::of_info)
+            }
+        };
+        match &self.server {
+            Some(server) if server.is_cluster => Err(cluster(&self.address)),
+            Some(server) if server.is_sentinel => Err(Error::new(
+                Code::RedisUnfit,
+                format!("{} is a sentinel, not a server", self.address),
+            )
+            .hint("put its address into redis.sentinel_addrs and name the master in redis.sentinel_master")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn select(&mut self, db: u16) -> Result<()> {
+        match redis::cmd("SELECT").arg(db).query_async(&mut self.inner).await {
+            Err(error) if error.code() == Some("NOPERM") => {
+                let message = format!("{} does not let this user into database {db}", self.address);
+                let hint = format!(
+                    "allow it `+select` and, where a Valkey has rights by database, `db={db}`; or name another one in redis.db"
+                );
+                Err(Error::new(Code::RedisRights, message).hint(hint))
+            }
+            answer => answer.map_err(|error| failed(&self.address, error)),
+        }
+    }
+
+    /// What it is; `None` where it does not say.
+    pub fn server(&self) -> Option<&Server> {
+        self.server.as_ref()
+    }
+
+    /// Returns once the replicas have all that was written up to now: asked outside of scripts, since in one its own writes do not
+    /// count.
+    pub async fn replicated(&mut self, replicas: Replicas) -> Result<()> {
+        let wanted = match replicas {
+            Replicas::None => 0,
+            Replicas::AtLeast(min) => min,
+            Replicas::EachThatSentinelsKnow => {
+                self.switch.replicas().await.map_err(|error| failed(&self.address, error))?
+            }
+        };
+        if wanted == 0 {
+            return Ok(());
+        }
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(wanted).arg(REPLICAS_MAX.as_millis() as u64);
+        let have: u32 = self.unless_switched(&wait).await?.map_err(|error| failed(&self.address, error))?;
+        if have < wanted { Err(self.not_replicated(have, wanted)) } else { Ok(()) }
+    }
+
+    fn not_replicated(&self, have: u32, wanted: u32) -> Error {
+        let message = format!(
+            "{}: {have} of {wanted} replicas have what was written, and a failover now would lose it",
+            self.address
+        );
+        Error::new(Code::RedisNotReplicated, message).hint(
+            "see to it that the replicas run and follow (`redis-cli INFO replication`); walcast goes on by itself then",
+        )
+    }
+
+    /// The answer, unless another server becomes the master meanwhile.
+    async fn unless_switched<T: redis::FromRedisValue>(&mut self, command: &Cmd) -> Result<RedisResult<T>> {
+        tokio::select! {
+            biased;
+            () = self.switch.happened() => Err(switched(&self.address)),
+            answer = command.query_async(&mut self.inner) => Ok(answer),
+        }
     }
 
     /// Runs a script; gives what it answers after `ok`.
@@ -115,10 +196,10 @@ impl Connection {
 
     async fn call<T: redis::FromRedisValue>(&mut self, script: &Script, call: &Call) -> Result<T> {
         let command = call.command(script);
-        let answer: RedisResult<T> = match command.query_async(&mut self.inner).await {
+        let answer: RedisResult<T> = match self.unless_switched(&command).await? {
             Err(error) if error.code() == Some("NOSCRIPT") => {
                 script.load_async(&mut self.inner).await.map_err(|error| failed(&self.address, error))?;
-                command.query_async(&mut self.inner).await
+                self.unless_switched(&command).await?
             }
             answer => answer,
         };
@@ -260,102 +341,9 @@ impl Words {
     }
 }
 
-async fn connect(config: &RedisConfig) -> RedisResult<MultiplexedConnection> {
-    let client = match config.sentinel_master.is_empty() && config.sentinel_addrs.is_empty() {
-        true => direct(config)?,
-        false => of_sentinels(config).await?,
-    };
-    let timeouts = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_MAX))
-        .set_response_timeout(Some(ANSWER_MAX));
-    client.get_multiplexed_async_connection_with_config(&timeouts).await
-}
-
-fn direct(config: &RedisConfig) -> RedisResult<Client> {
-    let mut settings = RedisConnectionInfo::default();
-    if !config.username.is_empty() {
-        settings = settings.set_username(&config.username);
-    }
-    if !config.password.expose().is_empty() {
-        settings = settings.set_password(config.password.expose());
-    }
-    let address = address(config, &config.host, config.port);
-    let info = address.into_connection_info()?.set_redis_settings(settings);
-    match certificates(config)? {
-        Some(certificates) => Client::build_with_tls(info, certificates),
-        None => Client::open(info),
-    }
-}
-
-/// Asks the sentinels which server is the master now.
-async fn of_sentinels(config: &RedisConfig) -> RedisResult<Client> {
-    if config.sentinel_addrs.is_empty() || config.sentinel_master.is_empty() {
-        let text = "redis.sentinel_addrs and redis.sentinel_master need each other";
-        return Err((ErrorKind::InvalidClientConfig, text).into());
-    }
-    let addresses: Vec<ConnectionAddr> = config
-        .sentinel_addrs
-        .iter()
-        .map(|text| host_and_port(text).map(|(host, port)| address(config, host, port)))
-        .collect::<Option<_>>()
-        .ok_or((ErrorKind::InvalidClientConfig, "redis.sentinel_addrs: host:port is expected of each"))?;
-    let master = SentinelServerType::Master;
-    let mut builder = SentinelClientBuilder::new(addresses, &config.sentinel_master, master)?;
-    if !config.username.is_empty() {
-        builder = builder.set_client_to_redis_username(&config.username);
-    }
-    if !config.password.expose().is_empty() {
-        builder = builder.set_client_to_redis_password(config.password.expose());
-    }
-    if !config.sentinel_password.expose().is_empty() {
-        builder = builder.set_client_to_sentinel_password(config.sentinel_password.expose());
-    }
-    if config.tls {
-        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-    }
-    if let Some(certificates) = certificates(config)? {
-        builder = builder
-            .set_client_to_redis_certificates(certificates.clone())
-            .set_client_to_sentinel_certificates(certificates);
-    }
-    builder.build()?.async_get_client().await
-}
-
-fn host_and_port(text: &str) -> Option<(&str, u16)> {
-    let (host, port) = text.trim().rsplit_once(':')?;
-    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
-}
-
-fn address(config: &RedisConfig, host: &str, port: u16) -> ConnectionAddr {
-    let host = host.to_owned();
-    match config.tls {
-        true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-        false => ConnectionAddr::Tcp(host, port),
-    }
-}
-
-fn certificates(config: &RedisConfig) -> RedisResult<Option<TlsCertificates>> {
-    let RedisConfig { tls_ca_file, tls_client_cert_file, tls_client_key_file, .. } = config;
-    if !config.tls || tls_ca_file.is_empty() && tls_client_cert_file.is_empty() {
-        return Ok(None);
-    }
-    let root_cert = match tls_ca_file.is_empty() {
-        true => None,
-        false => Some(pem(tls_ca_file, "redis.tls_ca_file cannot be read")?),
-    };
-    let client_tls = match tls_client_cert_file.is_empty() {
-        true => None,
-        false => Some(ClientTlsConfig {
-            client_cert: pem(tls_client_cert_file, "redis.tls_client_cert_file cannot be read")?,
-            client_key: pem(tls_client_key_file, "redis.tls_client_key_file cannot be read")?,
-        }),
-    };
-    Ok(Some(TlsCertificates { client_tls, root_cert }))
-}
-
-fn pem(file: &str, unreadable: &'static str) -> RedisResult<Vec<u8>> {
-    let told = |error| (ErrorKind::InvalidClientConfig, unreadable, format!("{file}: {error}"));
-    Ok(std::fs::read(file).map_err(told)?)
+fn switched(address: &str) -> Error {
+    Error::new(Code::RedisReplica, format!("{address}: a sentinel has named another server the master"))
+        .hint("nothing: walcast goes on there by itself")
 }
 
 fn key_of(command: &Cmd) -> String {
@@ -438,7 +426,7 @@ fn tls_refusal(error: &RedisError) -> Option<&rustls::Error> {
 }
 
 /// The error of a server that is part of a Redis Cluster.
-pub(super) fn cluster(address: &str) -> Error {
+fn cluster(address: &str) -> Error {
     Error::new(
         Code::RedisUnfit,
         format!("{address} is part of a Redis Cluster, which walcast does not support"),

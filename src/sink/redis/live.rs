@@ -84,6 +84,8 @@ impl Live {
         };
         let checkpoint = stored.as_ref().map_or(Checkpoint::at(session.start), |stored| stored.checkpoint);
         let stands = (checkpoint, checkpoint_text);
+        // a flush whose replicas were not waited for may be seen here
+        connection.replicated(config.replicas()).await?;
         let mut live = Live::new((connection, clock, config), fence, session, stands);
         live.load().await?;
         Ok((live, stored))
@@ -143,7 +145,8 @@ impl Live {
     pub async fn rebuilt(&mut self, checkpoint_key: &str, checkpoint: &StoredCheckpoint) -> Result<()> {
         let mut call = self.fence.call();
         call.key(checkpoint_key).arg(checkpoint.to_json());
-        self.connection.run(&connection::REBUILT, &call).await.map(drop)
+        self.connection.run(&connection::REBUILT, &call).await?;
+        self.connection.replicated(self.config.replicas()).await
     }
 
     /// Writes all batches, flush by flush; gives the checkpoint of the last.
@@ -154,6 +157,8 @@ impl Live {
         while let Some(flush) = flushes.next(&Scope { memory: &self.memory, now, horizon }) {
             self.flush(flush, now).await?;
         }
+        failpoint!("redis_before_replicas");
+        self.connection.replicated(self.config.replicas()).await?;
         Ok(self.checkpoint)
     }
 

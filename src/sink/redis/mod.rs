@@ -38,6 +38,7 @@ pub mod reader;
 mod recent;
 mod recount;
 mod counters;
+mod server;
 pub mod window;
 
 use std::sync::Arc;
@@ -65,8 +66,8 @@ const GUARANTEE: Guarantee =
     Guarantee::ExactlyOnce("in effect: each event counts once in every counter and board");
 
 /// What walcast's user must be allowed, as its ACL says it, and no more. `walcast check` asks for `config|get`, nothing else
-/// does; sentinels have `role` asked for; the page reads boards by `zrevrange`.
-pub const ACL: &str = "~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* -@all +append +config|get +del +discard +evalsha +exists +expire +expireat +getrange +hdel +hget +hgetall +hlen +hmget +hscan +hset +info +multi +ping +pttl +role +scan +script|load +select +setbit +strlen +time +ttl +type +unlink +zadd +zcard +zrange +zrem +zrevrange";
+/// does; sentinels have `role` and `wait` asked for; the page reads boards by `zrevrange`.
+pub const ACL: &str = "~walcast:* ~top_engagement:* ~content:* ~engagement:* ~stats:events:* -@all +append +config|get +del +discard +evalsha +exists +expire +expireat +getrange +hdel +hget +hgetall +hlen +hmget +hscan +hset +info +multi +ping +pttl +role +scan +script|load +select +setbit +strlen +time +ttl +type +unlink +wait +zadd +zcard +zrange +zrem +zrevrange";
 
 /// The statement that allows a user what walcast does.
 fn acl(user: &str) -> String {

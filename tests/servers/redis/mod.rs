@@ -7,7 +7,9 @@ mod read_back;
 mod boards;
 mod contents;
 mod crashes;
+mod kinds;
 mod reader;
+mod sentinels;
 mod setup;
 mod short_scripts;
 
