@@ -321,7 +321,8 @@ impl Appender {
         let first = self.call.is_none();
         let call = self.call.get_or_insert_with(|| Call::open(self.client.clone(), self.stream.clone()));
         let request = AppendRowsRequest {
-            write_stream: if first { self.stream.clone() } else { String::new() },
+            // the service needs it in the first request alone; emulators in each (bqemulator 1.4.0)
+            write_stream: self.stream.clone(),
             offset: Some((self.rows + start as u64) as i64),
             trace_id: if first { "walcast".to_owned() } else { String::new() },
             rows: Some(rows_of(first.then(|| self.encoder.extra()), rows)),

@@ -51,6 +51,8 @@ pub enum Partitioning {
     HalfHour,
     /// By hour of `event_ts`, BigQuery's own kind; at most 10,000 partitions (416 days).
     Hour,
+    /// Not at all: for an emulator that has no partitions, or a small table. Each query reads the whole table, and so do walcast's own.
+    None,
 }
 
 impl Default for BigQueryConfig {

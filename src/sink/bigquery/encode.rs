@@ -351,11 +351,14 @@ mod tests {
         assert_eq!((rows.len(), samples::fingerprint(&rows)), (314_109, 8_181_084_708_181_905_007));
         let descriptor = schema(&ExtraTable::default()).encode_to_vec();
         assert_eq!((descriptor.len(), samples::fingerprint(&descriptor)), (457, 12_395_389_857_920_488_523));
-        let tables = [Partitioning::HalfHour, Partitioning::Hour].map(|partitioning| {
+        let tables = [Partitioning::HalfHour, Partitioning::Hour, Partitioning::None].map(|partitioning| {
             let config = BigQueryConfig { project_id: "acme".into(), partitioning, ..Default::default() };
             samples::fingerprint(&serde_json::to_vec(&table::wanted(&config)).unwrap())
         });
-        assert_eq!(tables, [2_806_993_272_517_154_746, 11_620_118_970_924_528_258]);
+        assert_eq!(
+            tables,
+            [2_806_993_272_517_154_746, 11_620_118_970_924_528_258, 15_259_285_832_457_195_883]
+        );
     }
 
     fn any_text() -> impl Strategy<Value = Option<String>> {

@@ -41,6 +41,7 @@ pub fn wanted(config: &BigQueryConfig) -> Table {
         Partitioning::Hour => {
             table.time_partitioning = Some(TimePartitioning::per_hour().field("event_ts"));
         }
+        Partitioning::None => {}
     }
     table
 }
@@ -233,7 +234,7 @@ pub fn function_sql(config: &BigQueryConfig) -> String {
     let bucket = |time: &str| format!("MOD(DIV((UNIX_SECONDS({time}) + 62208000000), 1800), {BUCKETS})");
     let (first, last) = (bucket("from_ts"), bucket("to_ts"));
     let within_ring = match config.partitioning {
-        Partitioning::Hour => String::new(),
+        Partitioning::Hour | Partitioning::None => String::new(),
         Partitioning::HalfHour => format!(
             " AND (TIMESTAMP_DIFF(to_ts, from_ts, SECOND) >= 1800 * ({BUCKETS} - 1)
     OR ({first} <= {last} AND bucket_30m BETWEEN {first} AND {last})

@@ -9,13 +9,14 @@ use walcast::sink::bigquery::{BigQueryConfig, BigQuerySink, Partitioning};
 use super::world::{World, batches, batches_with};
 
 #[tokio::test]
-async fn the_table_is_partitioned_by_half_hours_or_by_hours() {
+async fn the_table_is_partitioned_by_half_hours_by_hours_or_not_at_all() {
     for (partitioning, wanted) in [
         (
             Partitioning::HalfHour,
             json!({"field": "bucket_30m", "range": {"start": "0", "end": "9600", "interval": "1"}}),
         ),
         (Partitioning::Hour, json!({"field": "event_ts", "type": "HOUR"})),
+        (Partitioning::None, json!(null)),
     ] {
         let world = World::with(|config| config.partitioning = partitioning).await;
         let table = world.table().await;

@@ -119,9 +119,11 @@ impl Connection {
         if request.encoded_len() > APPEND_BYTES_MAX {
             return Err(Status::invalid_argument("AppendRows request too large"));
         }
-        if !request.write_stream.is_empty() {
-            self.stream = request.write_stream;
+        // as an emulator does; the service asks for it in the first request alone
+        if request.write_stream.is_empty() {
+            return Err(Status::not_found("a request that names no stream"));
         }
+        self.stream = request.write_stream;
         let Some(Rows::ProtoRows(data)) = request.rows else {
             return Err(Status::invalid_argument("a request without rows"));
         };
