@@ -36,24 +36,25 @@ pub(super) struct OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// What an operator can do to end it.
-    pub(super) fn abort_command(&self, config: &KafkaConfig) -> String {
+    /// What an operator is to type: whether its coordinator still knows it, and, behind that, what ends one that is forgotten. An
+    /// abort does not fence a producer that lives: what it commits after that, readers see without its beginning.
+    pub(super) fn commands(&self, config: &KafkaConfig) -> String {
         let OpenTransaction { topic, partition, offset } = self;
+        let tool = format!("kafka-transactions.sh --bootstrap-server {}", config.brokers);
         format!(
-            "kafka-transactions.sh --bootstrap-server {} abort --topic {topic} --partition {partition} --start-offset {offset}",
-            config.brokers
+            "{tool} find-hanging --topic {topic} --partition {partition} --max-transaction-timeout 1              # only if that lists it: {tool} abort --topic {topic} --partition {partition} --start-offset {offset}"
         )
     }
 
     pub(super) fn hung(&self, config: &KafkaConfig, open: Duration) -> Error {
         let OpenTransaction { topic, partition, offset } = self;
         let message = format!(
-            "Kafka: the transaction in {topic} partition {partition} at offset {offset} has not ended for {} s: \
-             it is hung, and hides all that follows it",
+            "Kafka: the transaction in {topic} partition {partition} at offset {offset} has not ended for {} s, \
+             and hides all that follows it",
             open.as_secs()
         );
         Error::new(Code::KafkaTransactionHung, message)
-            .hint(format!("end it: {}", self.abort_command(config)))
+            .hint(format!("see whether its coordinator has forgotten it: {}", self.commands(config)))
     }
 }
 

@@ -137,15 +137,15 @@ fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
     let lasting = lasting_transactions(config)?;
     let Some(first) = lasting.first() else { return Ok(Finding::ok(id, subject, "all transactions end")) };
     let message = format!(
-        "{} partitions have a transaction that does not end, such as {} partition {} at offset {}: hung when \
-         this lasts longer than {} s",
+        "{} partitions have a transaction that does not end, such as {} partition {} at offset {}: one of \
+         walcast's ends within {} s, another's when its own time-out has passed",
         lasting.len(),
         first.topic,
         first.partition,
         first.offset,
         config.transaction_open_max().as_secs()
     );
-    Ok(Finding::warn(id, subject, message, first.abort_command(config)))
+    Ok(Finding::warn(id, subject, message, first.commands(config)))
 }
 
 /// Runs `work` on a thread of its own: some of librdkafka's calls block.
