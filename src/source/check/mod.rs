@@ -5,6 +5,7 @@ pub mod lanes;
 mod making;
 mod server;
 mod slot;
+mod standby;
 mod table;
 
 use std::cmp::Ordering;
@@ -54,6 +55,9 @@ async fn survey_server(client: &Client, config: &PostgresConfig) -> Result<Vec<F
     let (server, slot) = (Server::ask(client).await?, Slot::ask(client, config).await?);
     let mut findings = server.findings(&config.slot, slot.is_some(), &quote::identifier(&config.user));
     findings.extend(slot.iter().flat_map(|slot| slot.findings(&server)));
+    if slot.as_ref().is_some_and(Slot::fails_over) {
+        findings.extend(standby::findings(client, config).await?);
+    }
     findings.push(recovery(client).await?);
     Ok(findings)
 }

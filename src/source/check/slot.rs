@@ -61,6 +61,11 @@ impl Slot {
         findings
     }
 
+    /// Whether standbys keep it too.
+    pub(super) fn fails_over(&self) -> bool {
+        self.failover == Some(true)
+    }
+
     fn reading(&self) -> Finding {
         let (id, subject) = ("postgres.slot_reader", format!("reader of slot {}", self.name));
         let kept = self.retained_bytes.unwrap_or_default();
