@@ -153,6 +153,11 @@ impl Checkpoint {
         self.durable_lsn <= end && self.position.is_none_or(|last| last.commit_lsn < end)
     }
 
+    /// Whether all before `lsn` is covered, and no part of a transaction beyond.
+    fn is_level_at(&self, lsn: Lsn) -> bool {
+        self.durable_lsn >= lsn && self.is_within(self.durable_lsn)
+    }
+
     /// The checkpoint of somebody who had `self` and now also has all up to `to`.
     #[must_use]
     pub fn advanced(self, to: Checkpoint) -> Checkpoint {
@@ -196,9 +201,24 @@ impl fmt::Display for HistoryId {
     }
 }
 
-/// The timelines that a server's own grew out of, oldest first, each with the LSN where it was left.
+/// How the WAL of a history came to be what it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Timelines(Vec<(u32, Lsn)>);
+pub struct Timelines {
+    /// The timelines that the server's own grew out of, oldest first, each with the LSN where it was left.
+    left: Vec<(u32, Lsn)>,
+    drained: Option<Drained>,
+}
+
+/// From one place to another there is nothing in the WAL that a sink is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drained {
+    /// All before is held by every sink.
+    pub from: Lsn,
+    /// Where what comes next begins.
+    pub to: Lsn,
+    /// The system identifier of the server whose WAL it begins in, where that has become another one by pg_upgrade.
+    pub former: Option<String>,
+}
 
 impl Timelines {
     /// Reads a timeline history file: a line a timeline, its number, where it was left, and why.
@@ -208,12 +228,41 @@ impl Timelines {
             let mut words = line.split_ascii_whitespace();
             Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
         };
-        lines.map(entry).collect::<Option<_>>().map(Timelines)
+        Some(Timelines { left: lines.map(entry).collect::<Option<_>>()?, drained: None })
+    }
+
+    /// The same, with a gap in the WAL.
+    #[must_use]
+    pub fn with_drained(self, drained: Option<Drained>) -> Timelines {
+        Timelines { drained, ..self }
+    }
+
+    /// The last gap in the WAL of which it is known that nothing lies in it.
+    pub fn drained(&self) -> Option<&Drained> {
+        self.drained.as_ref()
     }
 
     /// Where this timeline was left; `None` when it is no ancestor.
     pub fn left_at(&self, timeline: u32) -> Option<Lsn> {
-        self.0.iter().find(|(number, _)| *number == timeline).map(|(_, left)| *left)
+        self.left.iter().find(|(number, _)| *number == timeline).map(|(_, left)| *left)
+    }
+
+    /// A checkpoint within the gap is one behind it.
+    pub fn past_drained(&self, checkpoint: Checkpoint) -> Checkpoint {
+        match &self.drained {
+            Some(Drained { from, to, .. })
+                if checkpoint.is_level_at(*from) && checkpoint.durable_lsn < *to =>
+            {
+                Checkpoint { durable_lsn: *to, ..checkpoint }
+            }
+            _ => checkpoint,
+        }
+    }
+
+    /// Whether this is the history as the server had it that this one has become of by pg_upgrade.
+    pub fn was(&self, theirs: &HistoryId, ours: &HistoryId) -> bool {
+        let former = self.drained.as_ref().and_then(|drained| drained.former.as_ref());
+        former == Some(&theirs.system_id) && (theirs.uuid, &theirs.slot) == (ours.uuid, &ours.slot)
     }
 }
 

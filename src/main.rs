@@ -123,6 +123,19 @@ enum Command {
     /// with walcast stopped, and every sink is filled anew from what PostgreSQL has.
     #[command(after_help = "Examples: walcast resync\n          walcast resync --yes")]
     Resync(ops::resync::Options),
+    /// Bring every sink level with PostgreSQL and leave nothing to be read by the slot, for pg_upgrade.
+    ///
+    /// It takes the place of `walcast run`, once nobody writes events any more. It reads on until PostgreSQL is stopped, so that what
+    /// PostgreSQL itself writes until then is read too: pg_upgrade refuses a slot that has anything left. Exit code 2 if rows
+    /// still come. Ended before (Ctrl-C), or PostgreSQL not upgraded after all, `walcast run` goes on where it was.
+    #[command(after_help = "Example: walcast drain")]
+    Drain,
+    /// Go on with the server that pg_upgrade has made, after `walcast drain`; without --yes, say what was found.
+    ///
+    /// It looks whether that server can be the one that was drained: its WAL lies behind, the slot is there with nothing read by
+    /// anybody else, the publication and its tables are the same. Then what each sink holds counts on.
+    #[command(after_help = "Examples: walcast adopt\n          walcast adopt --yes")]
+    Adopt(ops::adopt::Options),
     /// Bring the rows that were there before walcast to Kafka, BigQuery or HTTP, while it runs.
     ///
     /// `walcast run` does the work: each row goes out once, whoever is killed meanwhile, and only as fast as the sinks take them
@@ -342,6 +355,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Backfill(options) => return ops::backfill::backfill(config, options).await,
         Command::Resync(options) => return ops::resync::resync(config, options).await,
+        Command::Drain => ops::drain::drain(config, Shutdown::on_signals()?).await?,
+        Command::Adopt(options) => return ops::adopt::adopt(config, options).await,
         Command::Erase(options) => return ops::erase::erase(config, options).await,
         Command::Generate => generate(config).await?,
         Command::Check { json } => return ops::check::check(config, json).await,

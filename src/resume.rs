@@ -119,8 +119,8 @@ pub fn judge(stored: Option<&StoredCheckpoint>, registered: bool, session: &Sess
 }
 
 fn judge_stored(stored: &StoredCheckpoint, session: &Session, wal_end: Lsn) -> Result<Checkpoint, Refusal> {
-    let checkpoint = stored.checkpoint;
     judge_history(stored, session)?;
+    let checkpoint = session.timelines.past_drained(stored.checkpoint);
     if checkpoint.durable_lsn < session.start {
         return Err(Refusal::BelowSlot(checkpoint));
     }
@@ -142,7 +142,8 @@ fn judge_stored(stored: &StoredCheckpoint, session: &Session, wal_end: Lsn) -> R
 /// A failover keeps what lies below the place where the new primary's timeline left the old one.
 fn judge_history(stored: &StoredCheckpoint, session: &Session) -> Result<(), Refusal> {
     let theirs = &stored.history_id;
-    if *theirs == session.history_id {
+    // pg_upgrade carries on only what was level
+    if *theirs == session.history_id || session.timelines.was(theirs, &session.history_id) {
         return Ok(());
     }
     let same_but_timeline = HistoryId { timeline: session.history_id.timeline, ..theirs.clone() };
@@ -327,7 +328,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::lsn::Timelines;
+    use crate::lsn::{Drained, Timelines};
 
     const KAFKA: SinkName = SinkName::new("kafka").rebuilt_by("walcast rebuild kafka");
     const REDIS: SinkName = SinkName::new("redis").rebuilt_by("walcast rebuild redis");
@@ -416,6 +417,44 @@ mod tests {
             };
             assert_eq!(judged, expected, "{case}");
         }
+    }
+
+    /// Drained at 0x60, and the slot begins at 0x80, on another server.
+    #[test]
+    fn what_was_drained_goes_on_behind_the_gap() {
+        let former = Some("6".to_owned());
+        let drained = |former| Some(Drained { from: Lsn(0x60), to: START, former });
+        let upgraded = Session { timelines: Timelines::default().with_drained(drained(former)), ..session() };
+        let judged = |session: &Session, system_id: &str, last, held| {
+            let history_id =
+                HistoryId { system_id: system_id.into(), timeline: 9, ..session.history_id.clone() };
+            let checkpoint = Checkpoint { position: last, durable_lsn: Lsn(held) };
+            judge(Some(&StoredCheckpoint::new(&history_id, checkpoint)), true, session, WAL_END)
+        };
+        let behind = Resume::From(Checkpoint { position: Some(position(0x58)), durable_lsn: START });
+        for held in [0x60, 0x70, 0x80] {
+            assert_eq!(judged(&upgraded, "6", Some(position(0x58)), held), behind, "{held:x}");
+        }
+        // one of which something lies in what was drained, or before it
+        let below = judged(&upgraded, "6", Some(position(0x50)), 0x5f);
+        assert!(matches!(below, Resume::Refused(Refusal::BelowSlot(_))), "{below:?}");
+        let inside = judged(&upgraded, "6", Some(position(0x68)), 0x60);
+        assert!(matches!(inside, Resume::Refused(Refusal::BelowSlot(_))), "{inside:?}");
+        let another = judged(&upgraded, "5", Some(position(0x58)), 0x70);
+        assert!(matches!(another, Resume::Refused(Refusal::OtherHistory(_))), "{another:?}");
+        // not upgraded after all
+        let here = session().history_id.timeline;
+        let same = Session { timelines: Timelines::default().with_drained(drained(None)), ..session() };
+        let history_id = HistoryId { timeline: here, ..same.history_id.clone() };
+        let stored = StoredCheckpoint::new(
+            &history_id,
+            Checkpoint { position: Some(position(0x58)), durable_lsn: Lsn(0x70) },
+        );
+        assert_eq!(judge(Some(&stored), true, &same, WAL_END), behind);
+        assert!(matches!(
+            judge(Some(&stored), true, &session(), WAL_END),
+            Resume::Refused(Refusal::BelowSlot(_))
+        ));
     }
 
     #[test]

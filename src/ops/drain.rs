@@ -1,0 +1,198 @@
+//! `walcast drain`: every sink is brought level, and the slot is left with nothing to be read.
+//!
+//! The sinks' checkpoints are themselves written to PostgreSQL, so a slot that is confirmed up to them always has something left,
+//! and pg_upgrade refuses it. So when the sinks have ended, the slot is read on without them: there must be no row any more, and
+//! what there is may be confirmed. That goes on until PostgreSQL is stopped, which waits until its reader has all.
+
+use std::time::Duration;
+
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
+
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::failpoint::failpoint;
+use crate::lsn::Lsn;
+use crate::ops::terminal::print;
+use crate::pgoutput::Message;
+use crate::pipeline;
+use crate::shutdown::Shutdown;
+use crate::source::connection::Connection;
+use crate::source::frame::Frame;
+use crate::source::stream::ReplicationStream;
+use crate::source::{request, slot, sql};
+use crate::state::{drained, history};
+use crate::telemetry::registry::StatusRegistry;
+
+/// How often it is looked whether all has been received.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Ends when PostgreSQL is stopped, or at `shutdown`.
+pub async fn drain(config: &Config, mut shutdown: Shutdown) -> Result<()> {
+    let client = sql::connect(&config.postgres).await?;
+    let (history_id, _) = history::find(&config.postgres, &client).await?;
+    refuse_reader(config, &client).await?;
+    if !level(config, wal_end(&client).await?, &mut shutdown).await? {
+        return Ok(());
+    }
+    refuse_open(&client, history_id.uuid).await?;
+    failpoint!("drain_before_note");
+    let from = history::confirmed(&config.postgres, &client).await?;
+    drained::begin(&client, &config.postgres, history_id.uuid, from).await?;
+    failpoint!("drain_after_note");
+    let end = wal_end(&client).await?;
+    read_on(config, from, end, &mut shutdown).await
+}
+
+async fn refuse_reader(config: &Config, client: &Client) -> Result<()> {
+    match slot::facts(client, &config.postgres.slot).await?.and_then(|facts| facts.active_pid) {
+        None => Ok(()),
+        Some(pid) => {
+            let message = format!("slot {} is read by process {pid}", config.postgres.slot);
+            Err(Error::new(Code::SlotBusy, message)
+                .hint("stop `walcast run`, and each that waits for it: this takes their place"))
+        }
+    }
+}
+
+/// Feeds the sinks until they have all up to `end`. `false` when that was broken off.
+async fn level(config: &Config, end: Lsn, shutdown: &mut Shutdown) -> Result<bool> {
+    let registry = StatusRegistry::new();
+    let (stop, stopped) = Shutdown::manual();
+    let mut running = std::pin::pin!(pipeline::run(config, &registry, stopped));
+    let is_level = tokio::select! {
+        ended = &mut running => { ended?; false }
+        () = received(&registry, end) => true,
+        () = shutdown.wait() => false,
+    };
+    stop.signal();
+    running.await?;
+    Ok(is_level)
+}
+
+/// Returns when all sinks are fed together and have been given all up to `end`.
+async fn received(registry: &StatusRegistry, end: Lsn) {
+    loop {
+        let status = registry.status();
+        let together = !status.sinks.is_empty() && status.sinks.iter().all(|sink| sink.lane.is_none());
+        if status.is_streaming() && together && status.source.received_lsn >= end {
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What has a slot of its own, or is on its way, is not level.
+async fn refuse_open(client: &Client, history_id: uuid::Uuid) -> Result<()> {
+    let query = "SELECT format('%s has a slot of its own', sink) FROM walcast.lane WHERE history_id = $1
+       UNION ALL SELECT format('a backfill or rebuild of %s is %s', array_to_string(sinks, ', '), state) FROM walcast.backfill
+         WHERE history_id = $1 AND state IN ('waiting', 'running', 'paused')";
+    let open: Vec<Row> = client.query(query, &[&history_id]).await.map_err(sql::error)?;
+    match open.first() {
+        None => Ok(()),
+        Some(row) => Err(Error::new(Code::RowsStillCome, sql::get::<String>(row, 0)?)
+            .hint("let `walcast run` end that, or cancel it, and drain then")),
+    }
+}
+
+async fn wal_end(client: &Client) -> Result<Lsn> {
+    let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
+    Ok(Lsn(sql::get::<PgLsn>(&row, 0)?.into()))
+}
+
+/// Reads the slot on from where the sinks have all, and confirms what is no row.
+async fn read_on(config: &Config, from: Lsn, end: Lsn, shutdown: &mut Shutdown) -> Result<()> {
+    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+    let connection = Connection::connect(&config.postgres).await?;
+    let mut reading = Reading {
+        stream: connection.start_replication(slot, publication, from).await?,
+        upto: from,
+        inside: false,
+    };
+    let mut told = false;
+    loop {
+        let ended = tokio::select! {
+            ended = reading.read() => ended,
+            () = shutdown.wait() => {
+                let upto = reading.upto;
+                reading.stream.close(upto).await?;
+                print(&format!(
+                    "Slot {slot} has nothing left up to {upto}. Whatever is written in this database from here on, by PostgreSQL too, \
+                     makes pg_upgrade refuse it: run `walcast drain` again then.\n"
+                ));
+                return Ok(());
+            }
+        };
+        match ended {
+            Ok(()) if !told && reading.upto >= end => {
+                told = true;
+                print(&format!(
+                    "Every sink is level with PostgreSQL at {}, and slot {slot} has nothing left. Stop PostgreSQL now (pg_ctl stop -m fast); \
+                     this ends with it.\n",
+                    reading.upto
+                ));
+            }
+            Ok(()) => {}
+            // as a server that is stopped does
+            Err(error) if told && error.code() == Code::PostgresUnreachable => {
+                print(&format!(
+                    "PostgreSQL has stopped, and slot {slot} has nothing left up to {}. After pg_upgrade: walcast adopt\n",
+                    reading.upto
+                ));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The slot, read without sinks.
+struct Reading {
+    stream: ReplicationStream,
+    /// What is confirmed.
+    upto: Lsn,
+    /// Whether a transaction has begun.
+    inside: bool,
+}
+
+impl Reading {
+    /// Reads what is there, and confirms it. Cancel safe.
+    async fn read(&mut self) -> Result<()> {
+        let mut heard = false;
+        while let Some(frame) = self.stream.next_frame()? {
+            heard = true;
+            match frame {
+                Frame::XLogData { payload, .. } => self.take(&payload)?,
+                Frame::Keepalive { wal_end, .. } if !self.inside => self.upto = self.upto.max(wal_end),
+                Frame::Keepalive { .. } | Frame::Warning(_) => {}
+            }
+        }
+        if heard {
+            self.stream.send_status(self.upto, self.upto, false).await?;
+        }
+        self.stream.fill().await
+    }
+
+    fn take(&mut self, payload: &[u8]) -> Result<()> {
+        let broken =
+            |error| Error::new(Code::Protocol, "the replication stream cannot be decoded").because(error);
+        let found = match Message::parse(payload).map_err(broken)? {
+            Message::Begin { .. } => {
+                self.inside = true;
+                return Ok(());
+            }
+            Message::Commit { end_lsn, .. } => {
+                (self.inside, self.upto) = (false, self.upto.max(end_lsn));
+                return Ok(());
+            }
+            Message::Insert { .. }
+            | Message::Update { .. }
+            | Message::Delete { .. }
+            | Message::Truncate { .. } => "a row of the publication has come",
+            Message::Logical { prefix, .. } if prefix == request::PREFIX => "a request of walcast's has come",
+            _ => return Ok(()),
+        };
+        let message = format!("{found} after {}, when all sinks were level", self.upto);
+        Err(Error::new(Code::RowsStillCome, message).hint("stop who writes, and run `walcast drain` again"))
+    }
+}
