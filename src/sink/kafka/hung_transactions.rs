@@ -42,7 +42,8 @@ impl OpenTransaction {
         let OpenTransaction { topic, partition, offset } = self;
         let tool = format!("kafka-transactions.sh --bootstrap-server {}", config.brokers);
         format!(
-            "{tool} find-hanging --topic {topic} --partition {partition} --max-transaction-timeout 1              # only if that lists it: {tool} abort --topic {topic} --partition {partition} --start-offset {offset}"
+            "{tool} find-hanging --topic {topic} --partition {partition} --max-transaction-timeout 1 \
+             # only if that lists it: {tool} abort --topic {topic} --partition {partition} --start-offset {offset}"
         )
     }
 

@@ -29,7 +29,7 @@ pub async fn inspect(connection: &mut Connection, config: &RedisConfig) -> Resul
     findings.push(durability(connection, config, &info).await?);
     findings.push(eviction(config, &info));
     findings.extend(memory(config, &info));
-    findings.extend(replicas(config, &info));
+    findings.extend(replicas(connection, config, &info).await?);
     findings.push(clock(connection, config).await?);
     findings.push(rights(connection, config, server.as_ref()).await?);
     Ok(findings)
@@ -144,31 +144,35 @@ fn replica(config: &RedisConfig) -> Finding {
 }
 
 /// What a failover costs.
-fn replicas(config: &RedisConfig, info: &Info) -> Option<Finding> {
+async fn replicas(connection: &mut Connection, config: &RedisConfig, info: &Info) -> Result<Option<Finding>> {
     let follow = server::following(&info.0);
-    let (wanted, verdict, message, fix) = match config.replicas() {
-        Replicas::None if config.has_sentinels() => (
-            0,
-            Verdict::Warn,
-            "a failover loses what the replica does not have yet: no write waits for it".into(),
-            Some("unset REDIS_REPLICAS_MIN; export REDIS_DURABILITY=aof"),
-        ),
-        Replicas::None => return None,
-        _ if info.0.is_empty() => return None,
-        Replicas::AtLeast(min) => {
-            (min, Verdict::Ok, format!("each write is on {min} of {follow} replicas before it counts"), None)
+    let (lacks, message) = match config.replicas() {
+        Replicas::None if config.has_sentinels() => {
+            let message = "a failover loses what the replica does not have yet: no write waits for it".into();
+            let fix = "unset REDIS_REPLICAS_MIN; export REDIS_DURABILITY=aof";
+            return Ok(Some(finding("redis.replicas", config, Verdict::Warn, message, Some(fix))));
         }
+        Replicas::None => return Ok(None),
+        _ if info.0.is_empty() => return Ok(None),
+        Replicas::AtLeast(min) => (
+            (min as usize).saturating_sub(follow.len()),
+            format!("each write is on {min} of {} replicas before it counts", follow.len()),
+        ),
         Replicas::EachThatSentinelsKnow => {
-            (1, Verdict::Ok, format!("each write is on all {follow} replicas before it counts"), None)
+            let absent = connection.alive_replicas().await?.difference(&follow).count();
+            (
+                absent.max(usize::from(follow.is_empty())),
+                format!("each write is on all {} replicas before it counts", follow.len()),
+            )
         }
     };
     let lacking =
-        format!("{follow} replicas follow, and each write is to be on {wanted}: walcast waits until they do");
+        format!("{} replicas follow, and {lacks} more are to: walcast waits until they do", follow.len());
     let start = "start the replicas; REDIS_REPLICAS_MIN=0 takes it that a failover loses the last writes";
-    Some(match follow < wanted {
-        true => finding("redis.replicas", config, Verdict::Warn, lacking, Some(start)),
-        false => finding("redis.replicas", config, verdict, message, fix),
-    })
+    Ok(Some(match lacks {
+        0 => finding("redis.replicas", config, Verdict::Ok, message, None),
+        _ => finding("redis.replicas", config, Verdict::Warn, lacking, Some(start)),
+    }))
 }
 
 fn password(config: &RedisConfig) -> Option<Finding> {

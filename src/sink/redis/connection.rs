@@ -1,5 +1,6 @@
 //! One connection to Redis, the scripts, and what Redis's errors mean.
 
+use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use rustls::AlertDescription;
 
 use super::acl;
 use super::config::{RedisConfig, Replicas};
-use super::server::{self, CONNECT_MAX, Server, Switch};
+use super::server::{self, CONNECT_MAX, Server, Switch, following};
 use crate::error::{Code, Error, Result};
 
 /// How long replicas may take to have what was written.
@@ -58,6 +59,8 @@ pub struct Connection {
     /// `None` where it does not say.
     server: Option<Server>,
     switch: Switch,
+    /// How many replicas followed when that was asked the last time.
+    followers: u32,
 }
 
 /// The keys and arguments of a script call, in two buffers rather than one for each.
@@ -81,7 +84,7 @@ impl Connection {
             Error::new(Code::RedisUnreachable, format!("{address} does not answer within {CONNECT_MAX:?}"))
         })?;
         let (inner, switch) = opened.map_err(|error| failed(&address, error))?;
-        let mut connection = Connection { inner, address, server: None, switch };
+        let mut connection = Connection { inner, address, server: None, switch, followers: 0 };
         // Before any script is sent: one that was sent to a node of a cluster has been seen to shut all others out.
         connection.know().await?;
         // Not left to the client library, which hides why the server refuses it.
@@ -138,20 +141,50 @@ impl Connection {
     /// Returns once the replicas have all that was written up to now: asked outside of scripts, since in one its own writes do not
     /// count.
     pub async fn replicated(&mut self, replicas: Replicas) -> Result<()> {
-        let wanted = match replicas {
-            Replicas::None => 0,
+        let mut wanted = match replicas {
+            Replicas::None => return Ok(()),
             Replicas::AtLeast(min) => min,
-            Replicas::EachThatSentinelsKnow => {
-                self.switch.replicas().await.map_err(|error| failed(&self.address, error))?
-            }
+            Replicas::EachThatSentinelsKnow => self.followers.max(1),
         };
-        if wanted == 0 {
-            return Ok(());
+        loop {
+            let (following, have) = self.wait(wanted).await?;
+            if replicas != Replicas::EachThatSentinelsKnow {
+                return if have < wanted { Err(self.not_replicated(have, wanted)) } else { Ok(()) };
+            }
+            // WAIT counts, and does not say whom: it is to be all, and each that may be the master next among them
+            self.followers = u32::try_from(following.len()).unwrap_or(u32::MAX).max(1);
+            if self.followers > wanted {
+                wanted = self.followers;
+                continue;
+            }
+            let alive = self.alive_replicas().await?;
+            let absent = alive.difference(&following).count();
+            if have >= self.followers && absent == 0 {
+                return Ok(());
+            }
+            let all = u32::try_from(following.len() + absent).unwrap_or(u32::MAX).max(1);
+            return Err(self.not_replicated(have.min(all), all));
         }
-        let mut wait = redis::cmd("WAIT");
-        wait.arg(wanted).arg(REPLICAS_MAX.as_millis() as u64);
-        let have: u32 = self.unless_switched(&wait).await?.map_err(|error| failed(&self.address, error))?;
-        if have < wanted { Err(self.not_replicated(have, wanted)) } else { Ok(()) }
+    }
+
+    /// The replicas that the sentinels take for alive.
+    pub async fn alive_replicas(&mut self) -> Result<HashSet<String>> {
+        let alive = self.switch.replicas().await;
+        alive.cloned().map_err(|error| failed(&self.address, error))
+    }
+
+    /// Who follows; then how many replicas have all that was written, once so many have it or that lasts too long.
+    async fn wait(&mut self, replicas: u32) -> Result<(HashSet<String>, u32)> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("INFO").arg("replication");
+        pipeline.cmd("WAIT").arg(replicas).arg(REPLICAS_MAX.as_millis() as u64);
+        let answers: RedisResult<(String, u32)> = tokio::select! {
+            biased;
+            () = self.switch.happened() => return Err(switched(&self.address)),
+            answers = pipeline.query_async(&mut self.inner) => answers,
+        };
+        let (info, have) = answers.map_err(|error| failed(&self.address, error))?;
+        Ok((following(&info), have))
     }
 
     fn not_replicated(&self, have: u32, wanted: u32) -> Error {

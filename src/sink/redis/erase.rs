@@ -3,6 +3,7 @@
 
 use uuid::Uuid;
 
+use super::config::Replicas;
 use super::connection::Connection;
 use super::keys;
 use crate::error::Result;
@@ -31,9 +32,10 @@ pub(super) async fn own_keys(connection: &mut Connection, id: &Uuid) -> Result<V
 }
 
 /// Takes them out.
-pub(super) async fn erase(connection: &mut Connection, id: &Uuid) -> Result<()> {
+pub(super) async fn erase(connection: &mut Connection, id: &Uuid, replicas: Replicas) -> Result<()> {
     for key in own_keys(connection, id).await? {
         let _: u64 = connection.ask(redis::cmd("UNLINK").arg(key)).await?;
     }
-    Ok(())
+    // else it would be back after a failover
+    connection.replicated(replicas).await
 }

@@ -44,6 +44,8 @@ pub struct Live {
     config: RedisConfig,
     fence: Fence,
     history_id: HistoryId,
+    /// Whether it is filled anew: what it has counts once that is done.
+    rebuilds: bool,
     /// The checkpoint as Redis has it, and its text there; empty while there is none.
     checkpoint: Checkpoint,
     checkpoint_text: String,
@@ -105,7 +107,8 @@ impl Live {
         call.number(fence.fencing_token).arg(&fence.session);
         connection.run(&connection::REBUILD, &call).await?;
         let clock = RedisClock::new(None, &mut connection).await?;
-        Ok(Live::new((connection, clock, config), fence, session, Default::default()))
+        let live = Live::new((connection, clock, config), fence, session, Default::default());
+        Ok(Live { rebuilds: true, ..live })
     }
 
     fn new(
@@ -121,6 +124,7 @@ impl Live {
             config: config.clone(),
             fence,
             history_id: session.history_id.clone(),
+            rebuilds: false,
             checkpoint,
             checkpoint_text,
             refreshed_at: i64::MIN,
@@ -146,7 +150,17 @@ impl Live {
         let mut call = self.fence.call();
         call.key(checkpoint_key).arg(checkpoint.to_json());
         self.connection.run(&connection::REBUILT, &call).await?;
-        self.connection.replicated(self.config.replicas()).await
+        // what was counted is not counted again because a replica is away
+        loop {
+            match self.connection.replicated(self.config.replicas()).await {
+                Err(error) if error.code() == Code::RedisNotReplicated => {
+                    if let Some(repeated) = self.throttle.say(&error.to_string()) {
+                        tracing::warn!(code = %error.code(), repeated, "the rebuilt Redis waits: {}", error.told());
+                    }
+                }
+                replicated => return replicated,
+            }
+        }
     }
 
     /// Writes all batches, flush by flush; gives the checkpoint of the last.
@@ -158,7 +172,9 @@ impl Live {
             self.flush(flush, now).await?;
         }
         failpoint!("redis_before_replicas");
-        self.connection.replicated(self.config.replicas()).await?;
+        if !self.rebuilds {
+            self.connection.replicated(self.config.replicas()).await?;
+        }
         Ok(self.checkpoint)
     }
 

@@ -211,6 +211,6 @@ impl SinkAdmin for RedisSink {
 
     async fn erase(&mut self, subject: &Subject) -> Result<()> {
         let Subject::Content(id) = subject else { return Ok(()) };
-        erase::erase(&mut Connection::open(&self.config).await?, id).await
+        erase::erase(&mut Connection::open(&self.config).await?, id, self.config.replicas()).await
     }
 }

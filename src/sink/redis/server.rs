@@ -1,6 +1,6 @@
 //! Where Redis is, and what it is: the server that is named, or the master that the sentinels name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -23,6 +23,8 @@ pub const CONNECT_MAX: Duration = Duration::from_secs(5);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How long a sentinel may take to answer, where others may.
 const SENTINEL_MAX: Duration = Duration::from_secs(1);
+/// How long one is not asked that did not.
+const SENTINEL_SILENT: Duration = Duration::from_secs(10);
 /// How old what the sentinels know may be.
 const REPLICAS_EVERY: Duration = Duration::from_secs(1);
 /// How long a sentinel that does not answer is left alone.
@@ -99,20 +101,18 @@ pub fn version(text: &str) -> (u32, u32, u32) {
     (next(), next(), next())
 }
 
-/// How long ago a replica may have acknowledged last for it to count as one that follows, in seconds.
-const LAG_SECONDS_MAX: u64 = 10;
-
-/// How many replicas follow, by what `INFO replication` says.
-pub fn following(info: &str) -> u32 {
+/// The replicas that follow, each as `host:port`, by what `INFO replication` says. The sentinels call them by the same names: they
+/// have them from there.
+pub fn following(info: &str) -> HashSet<String> {
     // slave0:ip=10.0.0.2,port=6379,state=online,offset=4200,lag=0
     let lines = info.lines().filter_map(|line| line.strip_prefix("slave")?.split_once(':'));
-    let follows = |line: &str| {
+    let place = |(number, line): (&str, &str)| {
         let get =
             |name: &str| line.trim().split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let lag = get("lag").and_then(|lag| lag.parse::<u64>().ok());
-        get("state") == Some("online") && lag.is_none_or(|seconds| seconds <= LAG_SECONDS_MAX)
+        let follows = number.parse::<u32>().is_ok() && get("state") == Some("online");
+        follows.then(|| Some(format!("{}:{}", get("ip")?, get("port")?))).flatten()
     };
-    lines.filter(|(number, line)| number.parse::<u32>().is_ok() && follows(line)).count() as u32
+    lines.filter_map(place).collect()
 }
 
 /// A connection to the server that takes writes, and who tells when that is another one.
@@ -137,9 +137,17 @@ pub struct Switch {
     switched: watch::Receiver<bool>,
     _listeners: JoinSet<()>,
     master: String,
-    sentinels: Vec<(Client, Option<MultiplexedConnection>)>,
-    /// How many replicas they knew, and when they were asked.
-    replicas: Option<(u32, Instant)>,
+    sentinels: Vec<Sentinel>,
+    /// The replicas that they took for alive, and when they were asked.
+    replicas: Option<(HashSet<String>, Instant)>,
+}
+
+/// One sentinel.
+struct Sentinel {
+    client: Client,
+    connection: Option<MultiplexedConnection>,
+    /// Until when it is left alone, since it did not answer in time.
+    silent_until: Option<Instant>,
 }
 
 impl Switch {
@@ -152,7 +160,7 @@ impl Switch {
                 let sentinel = sentinel(config, address)?;
                 let words = (config.sentinel_master.clone(), here.to_string());
                 listeners.spawn(listen(sentinel.clone(), words, tell.clone()));
-                all.push((sentinel, None));
+                all.push(Sentinel { client: sentinel, connection: None, silent_until: None });
             }
         }
         let master = config.sentinel_master.clone();
@@ -167,51 +175,52 @@ impl Switch {
         }
     }
 
-    /// How many replicas a failover may go to: those that the sentinels take for alive, also one that does not follow, since it was
-    /// the master a moment ago, or has just been made one. While they are all down it is one of them, as it may come back. As it was a
-    /// second ago at most, or as it was last.
-    pub async fn replicas(&mut self) -> RedisResult<u32> {
-        if let Some((replicas, asked)) = self.replicas
-            && asked.elapsed() < REPLICAS_EVERY
-        {
-            return Ok(replicas);
+    /// The replicas that a failover may go to: those that a sentinel takes for alive, also one that does not follow, since it was the
+    /// master a moment ago, or has just been made one. As it was a second ago at most, or as it was last.
+    pub async fn replicas(&mut self) -> RedisResult<&HashSet<String>> {
+        let is_new = self.replicas.as_ref().is_some_and(|(_, asked)| asked.elapsed() < REPLICAS_EVERY);
+        if !is_new {
+            let asking = self.sentinels.iter_mut().map(|sentinel| sentinel.alive(&self.master));
+            // one that is cut off may know less than the others
+            let answers: Vec<HashSet<String>> = join_all(asking).await.into_iter().flatten().collect();
+            if !answers.is_empty() {
+                self.replicas = Some((answers.into_iter().flatten().collect(), Instant::now()));
+            }
         }
-        let asking = self.sentinels.iter_mut().map(|(client, connection)| {
-            tokio::time::timeout(SENTINEL_MAX, known(client, connection, &self.master))
-        });
-        let answers = join_all(asking).await;
-        // one that is cut off may know less than the others
-        let most = answers.into_iter().filter_map(|answer| answer.ok()?.ok()).max();
-        let known = most.or(self.replicas.map(|(replicas, _)| replicas));
         let silent = || RedisError::from((ErrorKind::Io, "no sentinel says which replicas there are"));
-        let replicas = known.ok_or_else(silent)?;
-        self.replicas = Some((replicas, Instant::now()));
-        Ok(replicas)
+        Ok(&self.replicas.as_ref().ok_or_else(silent)?.0)
     }
 }
 
-/// What one sentinel knows.
-async fn known(
-    client: &Client,
-    connection: &mut Option<MultiplexedConnection>,
-    master: &str,
-) -> RedisResult<u32> {
-    let mut asked = match connection.take() {
-        Some(open) => open,
-        None => open(client).await?,
-    };
-    let mut command = redis::cmd("SENTINEL");
-    let replicas: Vec<HashMap<String, String>> =
-        command.arg("REPLICAS").arg(master).query_async(&mut asked).await?;
-    *connection = Some(asked);
-    let is_down = |replica: &&HashMap<String, String>| {
-        replica.get("flags").is_some_and(|flags| flags.split(',').any(|flag| flag.ends_with("_down")))
-    };
-    let down = replicas.iter().filter(is_down).count();
-    Ok(match replicas.len() {
-        0 => 0,
-        all => (all - down).max(1) as u32,
-    })
+impl Sentinel {
+    /// The replicas that it takes for alive; `None` when it does not answer.
+    async fn alive(&mut self, master: &str) -> Option<HashSet<String>> {
+        if self.silent_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let known = tokio::time::timeout(SENTINEL_MAX, self.known(master)).await;
+        self.silent_until = known.is_err().then(|| Instant::now() + SENTINEL_SILENT);
+        known.ok()?.ok()
+    }
+
+    async fn known(&mut self, master: &str) -> RedisResult<HashSet<String>> {
+        let mut asked = match self.connection.take() {
+            Some(open) => open,
+            None => open(&self.client).await?,
+        };
+        let mut command = redis::cmd("SENTINEL");
+        let replicas: Vec<HashMap<String, String>> =
+            command.arg("REPLICAS").arg(master).query_async(&mut asked).await?;
+        self.connection = Some(asked);
+        let is_up = |replica: &HashMap<String, String>| {
+            let flags = replica.get("flags").map_or("", String::as_str);
+            flags.split(',').all(|flag| !flag.ends_with("_down"))
+        };
+        let place = |replica: HashMap<String, String>| {
+            Some(format!("{}:{}", replica.get("ip")?, replica.get("port")?))
+        };
+        Ok(replicas.into_iter().filter(is_up).filter_map(place).collect())
+    }
 }
 
 /// What happens while a sentinel is not listened to is not missed for good: the old master takes no more writes soon, and no
@@ -389,14 +398,14 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_follows_while_it_acknowledges() {
-        let info = "# Replication\r\nrole:master\r\nconnected_slaves:4\r\n\
+    fn a_replica_follows_once_it_is_online() {
+        let info = "# Replication\r\nrole:master\r\nconnected_slaves:3\r\n\
                     slave0:ip=10.0.0.2,port=6379,state=online,offset=4200,lag=0\r\n\
                     slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0\r\n\
-                    slave2:ip=10.0.0.4,port=6379,state=online,offset=90,lag=11,type=replica\r\n\
-                    slave3:ip=10.0.0.5,port=6379,state=online,offset=4200,lag=10\r\n\
+                    slave2:ip=::1,port=6380,state=online,offset=90,lag=11,type=replica\r\n\
                     slave_repl_offset:7\r\n";
-        assert_eq!((following(info), following("")), (2, 0));
+        let all = ["10.0.0.2:6379", "::1:6380"].map(str::to_owned);
+        assert_eq!((following(info), following("")), (all.into(), HashSet::new()));
     }
 
     #[test]
