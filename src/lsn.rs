@@ -153,9 +153,9 @@ impl Checkpoint {
         self.durable_lsn <= end && self.position.is_none_or(|last| last.commit_lsn < end)
     }
 
-    /// Whether all before `lsn` is covered, and no part of a transaction beyond.
-    fn is_level_at(&self, lsn: Lsn) -> bool {
-        self.durable_lsn >= lsn && self.is_within(self.durable_lsn)
+    /// Whether it covers no row at `lsn` or beyond.
+    fn has_no_row_from(&self, lsn: Lsn) -> bool {
+        self.position.is_none_or(|last| last.commit_lsn < lsn)
     }
 
     /// The checkpoint of somebody who had `self` and now also has all up to `to`.
@@ -247,11 +247,11 @@ impl Timelines {
         self.left.iter().find(|(number, _)| *number == timeline).map(|(_, left)| *left)
     }
 
-    /// A checkpoint within the gap is one behind it.
+    /// A checkpoint within the gap is one behind it, unless a row within it or beyond shows that it was none.
     pub fn past_drained(&self, checkpoint: Checkpoint) -> Checkpoint {
         match &self.drained {
             Some(Drained { from, to, .. })
-                if checkpoint.is_level_at(*from) && checkpoint.durable_lsn < *to =>
+                if (*from..*to).contains(&checkpoint.durable_lsn) && checkpoint.has_no_row_from(*from) =>
             {
                 Checkpoint { durable_lsn: *to, ..checkpoint }
             }
@@ -259,10 +259,15 @@ impl Timelines {
         }
     }
 
-    /// Whether this is the history as the server had it that this one has become of by pg_upgrade.
-    pub fn was(&self, theirs: &HistoryId, ours: &HistoryId) -> bool {
-        let former = self.drained.as_ref().and_then(|drained| drained.former.as_ref());
-        former == Some(&theirs.system_id) && (theirs.uuid, &theirs.slot) == (ours.uuid, &ours.slot)
+    /// Whether this is a checkpoint of the server that this one has become of by pg_upgrade, as it was when it was drained. Where a
+    /// slot was kept, one of what that server did afterwards says nothing of the WAL here.
+    pub fn carry_on(&self, stored: &StoredCheckpoint, ours: &HistoryId) -> bool {
+        let (theirs, checkpoint) = (&stored.history_id, stored.checkpoint);
+        self.drained.as_ref().is_some_and(|Drained { from, to, former }| {
+            let is_former = former.as_ref() == Some(&theirs.system_id);
+            let is_level = from == to || checkpoint.durable_lsn <= *to && checkpoint.has_no_row_from(*from);
+            is_former && is_level && (theirs.uuid, &theirs.slot) == (ours.uuid, &ours.slot)
+        })
     }
 }
 

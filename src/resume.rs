@@ -142,8 +142,7 @@ fn judge_stored(stored: &StoredCheckpoint, session: &Session, wal_end: Lsn) -> R
 /// A failover keeps what lies below the place where the new primary's timeline left the old one.
 fn judge_history(stored: &StoredCheckpoint, session: &Session) -> Result<(), Refusal> {
     let theirs = &stored.history_id;
-    // pg_upgrade carries on only what was level
-    if *theirs == session.history_id || session.timelines.was(theirs, &session.history_id) {
+    if *theirs == session.history_id || session.timelines.carry_on(stored, &session.history_id) {
         return Ok(());
     }
     let same_but_timeline = HistoryId { timeline: session.history_id.timeline, ..theirs.clone() };
@@ -438,8 +437,11 @@ mod tests {
         // one of which something lies in what was drained, or before it
         let below = judged(&upgraded, "6", Some(position(0x50)), 0x5f);
         assert!(matches!(below, Resume::Refused(Refusal::BelowSlot(_))), "{below:?}");
-        let inside = judged(&upgraded, "6", Some(position(0x68)), 0x60);
-        assert!(matches!(inside, Resume::Refused(Refusal::BelowSlot(_))), "{inside:?}");
+        // the former server went on afterwards
+        for (last, held) in [(0x68, 0x70), (0x68, 0x80), (0x58, 0x90), (0x88, 0x90)] {
+            let on = judged(&upgraded, "6", Some(position(last)), held);
+            assert!(matches!(on, Resume::Refused(Refusal::OtherHistory(_))), "{last:x} {held:x} {on:?}");
+        }
         let another = judged(&upgraded, "5", Some(position(0x58)), 0x70);
         assert!(matches!(another, Resume::Refused(Refusal::OtherHistory(_))), "{another:?}");
         // not upgraded after all

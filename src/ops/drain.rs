@@ -38,10 +38,28 @@ pub async fn drain(config: &Config, mut shutdown: Shutdown) -> Result<()> {
     refuse_open(&client, history_id.uuid).await?;
     failpoint!("drain_before_note");
     let from = history::confirmed(&config.postgres, &client).await?;
+    // the slot is ours before anything is noted of it
+    let mut reading = Reading::open(config, from).await?;
+    if history::confirmed(&config.postgres, &client).await? != from {
+        return Err(Error::new(Code::SlotBusy, format!("slot {} was read meanwhile", config.postgres.slot))
+            .hint("stop `walcast run`, and each that waits for it, and drain again"));
+    }
     drained::begin(&client, &config.postgres, history_id.uuid, from).await?;
     failpoint!("drain_after_note");
     let end = wal_end(&client).await?;
-    read_on(config, from, end, &mut shutdown).await
+    let read = read_on(config, &mut reading, end, &mut shutdown).await;
+    if !matches!(read, Ok(Ended::WithTheServer)) {
+        // else an upgrade would count on what nobody has seen
+        drained::end(&client, history_id.uuid, reading.upto).await?;
+    }
+    reading.close().await;
+    read.map(drop)
+}
+
+/// How the reading ended.
+enum Ended {
+    WithTheServer,
+    BeforeIt,
 }
 
 async fn refuse_reader(config: &Config, client: &Client) -> Result<()> {
@@ -61,13 +79,27 @@ async fn level(config: &Config, end: Lsn, shutdown: &mut Shutdown) -> Result<boo
     let (stop, stopped) = Shutdown::manual();
     let mut running = std::pin::pin!(pipeline::run(config, &registry, stopped));
     let is_level = tokio::select! {
-        ended = &mut running => { ended?; false }
+        ended = &mut running => return ended.map(|()| false),
         () = received(&registry, end) => true,
         () = shutdown.wait() => false,
     };
     stop.signal();
-    running.await?;
-    Ok(is_level)
+    tokio::select! {
+        ended = &mut running => ended?,
+        () = shutdown.again() => {
+            stop.signal();
+            running.await?;
+        }
+    }
+    let status = registry.status();
+    match status.sinks.iter().find(|sink| sink.durable_lsn < end) {
+        Some(sink) if is_level => {
+            let message = format!("{} holds all up to {}, and is to hold {end}", sink.name, sink.durable_lsn);
+            Err(Error::new(Code::SinksBehind, message)
+                .hint("see with `walcast run` and `walcast status` what holds it up, and drain then"))
+        }
+        _ => Ok(is_level),
+    }
 }
 
 /// Returns when all sinks are fed together and have been given all up to `end`.
@@ -101,29 +133,20 @@ async fn wal_end(client: &Client) -> Result<Lsn> {
 }
 
 /// Reads the slot on from where the sinks have all, and confirms what is no row.
-async fn read_on(config: &Config, from: Lsn, end: Lsn, shutdown: &mut Shutdown) -> Result<()> {
-    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-    let connection = Connection::connect(&config.postgres).await?;
-    let mut reading = Reading {
-        stream: connection.start_replication(slot, publication, from).await?,
-        upto: from,
-        inside: false,
-    };
+async fn read_on(config: &Config, reading: &mut Reading, end: Lsn, shutdown: &mut Shutdown) -> Result<Ended> {
+    let slot = &config.postgres.slot;
     let mut told = false;
     loop {
-        let ended = tokio::select! {
-            ended = reading.read() => ended,
+        let read = tokio::select! {
+            read = reading.read() => read,
             () = shutdown.wait() => {
-                let upto = reading.upto;
-                reading.stream.close(upto).await?;
                 print(&format!(
-                    "Slot {slot} has nothing left up to {upto}. Whatever is written in this database from here on, by PostgreSQL too, \
-                     makes pg_upgrade refuse it: run `walcast drain` again then.\n"
+                    "Ended before PostgreSQL: pg_upgrade would refuse slot {slot}. `walcast run` goes on; to upgrade, run `walcast drain` again.\n"
                 ));
-                return Ok(());
+                return Ok(Ended::BeforeIt);
             }
         };
-        match ended {
+        match read {
             Ok(()) if !told && reading.upto >= end => {
                 told = true;
                 print(&format!(
@@ -133,13 +156,17 @@ async fn read_on(config: &Config, from: Lsn, end: Lsn, shutdown: &mut Shutdown) 
                 ));
             }
             Ok(()) => {}
-            // as a server that is stopped does
+            // as from a server that is stopped, or by a network that is cut
             Err(error) if told && error.code() == Code::PostgresUnreachable => {
+                if sql::connect(&config.postgres).await.is_ok() {
+                    *reading = Reading::open(config, reading.upto).await?;
+                    continue;
+                }
                 print(&format!(
                     "PostgreSQL has stopped, and slot {slot} has nothing left up to {}. After pg_upgrade: walcast adopt\n",
                     reading.upto
                 ));
-                return Ok(());
+                return Ok(Ended::WithTheServer);
             }
             Err(error) => return Err(error),
         }
@@ -156,6 +183,18 @@ struct Reading {
 }
 
 impl Reading {
+    async fn open(config: &Config, from: Lsn) -> Result<Reading> {
+        let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+        let connection = Connection::connect(&config.postgres).await?;
+        let stream = connection.start_replication(slot, publication, from).await?;
+        Ok(Reading { stream, upto: from, inside: false })
+    }
+
+    /// Lets go of the slot, where the server is still there.
+    async fn close(self) {
+        let _ = self.stream.close(self.upto).await;
+    }
+
     /// Reads what is there, and confirms it. Cancel safe.
     async fn read(&mut self) -> Result<()> {
         let mut heard = false;

@@ -12,18 +12,31 @@ use crate::resume::RESYNC;
 use crate::source::connection::SystemIdentity;
 use crate::source::{PostgresConfig, slot, sql};
 
-/// Notes that the sinks have all before `from`, and what is published. What follows is noted by nobody: it is to be read.
+/// Notes that the sinks have all before `from`, and what is published. What follows is to be read. A sink that has not moved since the
+/// last time is judged by both.
 pub async fn begin(client: &Client, config: &PostgresConfig, history_id: Uuid, from: Lsn) -> Result<()> {
     let shape = shape(client, config).await?;
-    let note = "UPDATE walcast.slot SET drained_from = $2, drained_to = NULL, drained_shape = $3, former_system_id = NULL
+    let note = "UPDATE walcast.slot SET drained_from = CASE WHEN $2 <= drained_to THEN drained_from ELSE $2 END,
+         drained_to = NULL, drained_shape = $3, former_system_id = CASE WHEN $2 <= drained_to THEN former_system_id END
        WHERE history_id = $1";
     client.execute(note, &[&history_id, &PgLsn::from(from.0), &shape]).await.map_err(sql::error)?;
     Ok(())
 }
 
-async fn shape(client: &Client, config: &PostgresConfig) -> Result<String> {
+/// Notes that nobody reads on: what comes behind `to` nobody has seen.
+pub async fn end(client: &Client, history_id: Uuid, to: Lsn) -> Result<()> {
+    let note = "UPDATE walcast.slot SET drained_to = $2 WHERE history_id = $1 AND drained_to IS NULL";
+    client.execute(note, &[&history_id, &PgLsn::from(to.0)]).await.map_err(sql::error)?;
+    Ok(())
+}
+
+async fn shape(client: &Client, config: &PostgresConfig) -> Result<Option<String>> {
+    let publication = slot::publication(client, config).await?;
+    let places = publication.ok_or_else(|| history::no_publication(config))?.require_fit()?.places;
+    let (content, events) = (places.content.sql(), places.events.sql());
     let query = include_str!("../../sql/publication_shape.sql");
-    sql::get(&client.query_one(query, &[&config.publication]).await.map_err(sql::error)?, 0)
+    let row = client.query_opt(query, &[&config.publication, &content, &events]).await.map_err(sql::error)?;
+    row.map(|row| sql::get(&row, 0)).transpose()
 }
 
 /// A server that another one has become by pg_upgrade.
@@ -62,8 +75,7 @@ pub async fn look(config: &PostgresConfig, client: &Client) -> Result<Option<Ado
     }
     let publication = slot::publication(client, config).await?;
     let publication = publication.ok_or_else(|| history::no_publication(config))?.require_fit()?;
-    // a slot that is gone is made anew, for what is published then
-    if kept.is_some() && Some(shape(client, config).await?) != shape_then(client, &known).await? {
+    if shape(client, config).await? != shape_then(client, &known).await? {
         let message = format!(
             "publication {} or its tables are others than when the sinks were level",
             config.publication
@@ -89,7 +101,7 @@ pub async fn look(config: &PostgresConfig, client: &Client) -> Result<Option<Ado
 }
 
 fn drained_from(known: &Known, identity: &SystemIdentity) -> Result<Lsn> {
-    let drained = known.drained.as_ref().filter(|drained| drained.to.is_none() && drained.former.is_none());
+    let drained = known.drained.as_ref().filter(|drained| drained.to.is_none());
     drained.map(|drained| drained.from).ok_or_else(|| {
         other_server(format!(
             "walcast was not drained at system {} before this server, {}, was made of it",
@@ -114,11 +126,11 @@ async fn shape_then(client: &Client, known: &Known) -> Result<Option<String>> {
 }
 
 impl Adoption {
-    /// From here on this is the server that walcast knows.
+    /// From here on this is the server that walcast knows. The former one, should it be started again, takes no fencing token of ours.
     pub async fn adopt(&self, client: &Client) -> Result<()> {
         let to = self.timelines.drained().map_or(Lsn::ZERO, |drained| drained.to);
         let note = "UPDATE walcast.slot SET system_id = $2, timeline = $3, publication_oid = $4, published_entries = $5,
-             drained_to = $6, former_system_id = $7
+             drained_to = $6, former_system_id = $7, fencing_token = fencing_token + 1000000
            WHERE history_id = $1 AND system_id = $7";
         let HistoryId { uuid, system_id, timeline, .. } = &self.history_id;
         let (timeline, to) = (timeline.cast_signed(), PgLsn::from(to.0));

@@ -167,7 +167,15 @@ async fn whoever_drains_and_does_not_upgrade_goes_on_where_he_was() {
         match killed {
             // the slot begins behind what the sinks hold
             Some(_) => running.kill().await,
-            None => running.stop().await,
+            None => {
+                // one that has waited meanwhile goes on as well
+                let waiting = world.spawn();
+                wait_until("it waits", async || waiting.log.lock().await.contains("waiting for its end"))
+                    .await;
+                running.stop().await;
+                waiting.wait_until_streaming().await;
+                waiting.stop().await;
+            }
         }
         streamed(&world, events).await;
         let running = world.start().await;
