@@ -5,6 +5,8 @@
 //! wrong that is not final (a lost connection, a sink that lost what it had accepted) has one answer: begin again
 //! with [`stream_once`], where every target is asked anew.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -37,11 +39,15 @@ use crate::telemetry::registry::StatusRegistry;
 use crate::transform::Transform;
 use crate::watermark::Watermark;
 
+/// How long it waits at most where another of several hosts may become the primary at any moment.
+const TAKEOVER_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Runs until `shutdown`, or until an error that starting again would not mend.
 pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutdown) -> Result<()> {
     let mut backoff = Backoff::default();
     let mut former = None;
     let mut throttle = LogThrottle::default();
+    let several_hosts = config.postgres.each_host().len() > 1;
     // of all lives: what one has received comes again in the next, and is as old as it was
     let clock = ServerClock::default();
     loop {
@@ -52,7 +58,10 @@ pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutd
             Err(error) if error.class() == Class::Definite => return Err(error),
             Err(error) => {
                 registry.failed(&error);
-                let wait = backoff.next_wait();
+                let mut wait = backoff.next_wait();
+                if several_hosts {
+                    wait = wait.min(TAKEOVER_WAIT_MAX);
+                }
                 if let Some(repeated) = throttle.say(&error.to_string()) {
                     tracing::warn!(
                         code = %error.code(),
@@ -143,10 +152,12 @@ async fn start(
     let mut dead = Dead::new(config, former.is_some());
     prepare(config, &mut state, &mut dead).await?;
     // Last, when nothing else is in the way: from here on the server keeps WAL for us.
-    let (history_id, timelines) = history::open(&config.postgres, &mut state).await?;
+    let (mut history_id, mut timelines) = history::open(&config.postgres, &mut state).await?;
     let waiting = || registry.waiting();
     if slot::wait_until_free(state.client().await?, &config.postgres.slot, waiting).await? {
         registry.streaming(false);
+        // whoever had it may have noted something
+        (history_id, timelines) = history::open(&config.postgres, &mut state).await?;
     }
     let confirmed = history::confirmed(&config.postgres, state.client().await?).await?;
     let session = state.take_fencing_token(history_id, timelines, confirmed).await?;

@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use postgres_protocol::message::frontend;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -20,6 +22,9 @@ use crate::source::{PostgresConfig, SslMode, SslNegotiation, tls};
 
 /// How long it may take from the first packet to being let in.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long one of several hosts is waited for before the next is asked too.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// How long the other side may leave bytes unacknowledged, or an idle connection's probes unanswered, before
 /// the connection counts as broken.
@@ -82,12 +87,12 @@ async fn local_socket(config: &PostgresConfig) -> Result<Stream> {
 
 /// Why none of several hosts has let us in as the one that takes writes.
 #[derive(Default)]
-pub(crate) struct Missed(Vec<Error>);
+struct Missed(Vec<Error>);
 
 impl Missed {
     /// Goes on to the next host, unless this one's refusal is for good: the next would say the same, or is not to be asked for a
     /// way around it.
-    pub fn note(&mut self, error: Error) -> Result<()> {
+    fn note(&mut self, error: Error) -> Result<()> {
         match error.class() {
             Class::Transient => {
                 self.0.push(error);
@@ -98,12 +103,12 @@ impl Missed {
     }
 
     /// This host is a standby.
-    pub fn note_standby(&mut self, config: &PostgresConfig) {
+    fn note_standby(&mut self, config: &PostgresConfig) {
         self.0.push(Error::new(Code::PostgresStandby, format!("{} is a standby", place(config))));
     }
 
     /// What is told in the end.
-    pub fn into_error(mut self, config: &PostgresConfig) -> Error {
+    fn into_error(mut self, config: &PostgresConfig) -> Error {
         let Some(last) = self.0.pop() else {
             return Error::new(Code::Configuration, "`postgres.host` names no host");
         };
@@ -113,6 +118,41 @@ impl Missed {
         let (code, advice) = (last.code(), last.advice().to_owned());
         let all: Vec<String> = self.0.iter().chain([&last]).map(Error::chain).collect();
         Error::new(code, format!("none of {} takes writes: {}", config.host, all.join("; "))).hint(advice)
+    }
+}
+
+/// Of several hosts the first that takes writes; one alone whatever it does. One that does not answer within a second holds up the
+/// next no longer.
+pub(crate) async fn any_host<T, F: Future<Output = Result<T>>>(
+    config: &PostgresConfig,
+    log_in: impl Fn(PostgresConfig) -> F,
+    is_standby: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let (hosts, mut missed) = (config.each_host(), Missed::default());
+    let (mut asked, mut next) = (FuturesUnordered::new(), hosts.iter());
+    loop {
+        let one = next.next();
+        asked.extend(one.map(|one| {
+            let asking = log_in(one.clone());
+            async move { (one, in_time(one, asking).await) }
+        }));
+        let head_start = async {
+            match one {
+                Some(_) => tokio::time::sleep(HEAD_START).await,
+                // all have been asked
+                None => std::future::pending().await,
+            }
+        };
+        let answer = tokio::select! {
+            answer = asked.next() => answer,
+            () = head_start => continue,
+        };
+        match answer {
+            Some((one, Ok(session))) if hosts.len() > 1 && is_standby(&session) => missed.note_standby(one),
+            Some((_, Ok(session))) => return Ok(session),
+            Some((_, Err(error))) => missed.note(error)?,
+            None => return Err(missed.into_error(config)),
+        }
     }
 }
 

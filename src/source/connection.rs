@@ -8,7 +8,7 @@ use crate::error::{Code, Error, Result};
 use crate::lsn::{Lsn, Timelines};
 use crate::source::PostgresConfig;
 use crate::source::auth::{Security, authenticate};
-use crate::source::connect::{Missed, connect, in_time};
+use crate::source::connect::{any_host, connect};
 use crate::source::frame::{malformed, take_bytes, take_i32, take_text, take_u16};
 use crate::source::quote::{identifier, literal};
 use crate::source::server_error::{Asked, ServerError};
@@ -53,28 +53,17 @@ pub struct CreatedSlot {
 impl Connection {
     /// Connects and logs in, within ten seconds.
     pub async fn connect(config: &PostgresConfig) -> Result<Connection> {
-        let (hosts, mut missed) = (config.each_host(), Missed::default());
-        for one in &hosts {
-            match Connection::connect_to(one).await {
-                Ok(connection) if hosts.len() > 1 && connection.standby => missed.note_standby(one),
-                Ok(connection) => return Ok(connection),
-                Err(error) => missed.note(error)?,
-            }
-        }
-        Err(missed.into_error(config))
+        any_host(config, async |one| Connection::connect_to(&one).await, |one| one.standby).await
     }
 
     async fn connect_to(config: &PostgresConfig) -> Result<Connection> {
-        in_time(config, async {
-            let stream = connect(config).await?;
-            let security = stream.security().clone();
-            let mut connection = Connection::over(stream, config, &security).await?;
-            if connection.server_version >= session::NEWER_VERSION {
-                connection.query(session::SET_NEWER, Asked::ReplicationSession).await?;
-            }
-            Ok(connection)
-        })
-        .await
+        let stream = connect(config).await?;
+        let security = stream.security().clone();
+        let mut connection = Connection::over(stream, config, &security).await?;
+        if connection.server_version >= session::NEWER_VERSION {
+            connection.query(session::SET_NEWER, Asked::ReplicationSession).await?;
+        }
+        Ok(connection)
     }
 }
 

@@ -19,7 +19,7 @@ use tokio_postgres::{Client, Row};
 use crate::error::{Code, Error, Result};
 use crate::source::PostgresConfig;
 use crate::source::auth::{LoginRules, Security, asked_next};
-use crate::source::connect::{self, Missed, Stream, in_time};
+use crate::source::connect::{self, Stream, in_time};
 use crate::source::frame::Packet;
 use crate::source::server_error::{Asked, ServerError};
 use crate::source::session;
@@ -76,21 +76,11 @@ pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
 
 type Session = tokio_postgres::Connection<Stream, LoginGuard>;
 
-/// Of several hosts the one that takes writes; one alone whatever it does.
+/// Of several hosts one that takes writes; one alone whatever it does.
 async fn log_in_to_any(config: &PostgresConfig) -> Result<(Client, Session)> {
-    let (hosts, mut missed) = (config.each_host(), Missed::default());
-    for one in &hosts {
-        match in_time(one, log_in(one)).await {
-            Ok((_, connection))
-                if hosts.len() > 1 && session::is_standby(connection.parameter(session::STANDBY)) =>
-            {
-                missed.note_standby(one);
-            }
-            Ok(session) => return Ok(session),
-            Err(error) => missed.note(error)?,
-        }
-    }
-    Err(missed.into_error(config))
+    let is_standby =
+        |(_, session): &(Client, Session)| session::is_standby(session.parameter(session::STANDBY));
+    connect::any_host(config, async |one| log_in(&one).await, is_standby).await
 }
 
 async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {

@@ -62,7 +62,8 @@ impl Running {
         .await;
     }
 
-    async fn is_streaming(&self) -> bool {
+    /// Whether `/readyz` says that the stream is open.
+    pub async fn is_streaming(&self) -> bool {
         self.checks().await.iter().any(|check| check["name"] == "source" && check["ok"] == true)
     }
 

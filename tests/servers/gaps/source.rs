@@ -181,6 +181,46 @@ async fn after_a_failover_to_a_level_standby_walcast_goes_on() {
 }
 
 #[tokio::test]
+async fn a_new_primary_is_followed_within_five_seconds() {
+    let pair = Pair::new("followed").await;
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", pair.primary.port, pair.standby.port);
+    let world = world_of(pair.primary.clone(), "kafka,redis").await.with("POSTGRES_HOST", &hosts);
+    // the one that streams, and the one that waits for it
+    let running = [world.start().await, world.spawn()];
+    world.insert_events(10).await;
+    pair.synced(&world).await;
+    kafka_has(&world, 10).await;
+    wait_until("Redis has all", async || world.redis_plays().await == 10).await;
+    pair.level(&world).await;
+    pair.kill_primary();
+    // as long as a longest pause without several hosts
+    for one in &running {
+        wait_until("it has looked again and again", async || {
+            one.log.lock().await.matches("starting again in").count() >= 1
+        })
+        .await;
+    }
+    let waited = std::time::Instant::now();
+    wait_until("the pauses are as long as they get", async || waited.elapsed().as_secs() >= 12).await;
+    pair.promote().await;
+    let promoted = std::time::Instant::now();
+    wait_until("one of them streams", async || {
+        running[0].is_streaming().await || running[1].is_streaming().await
+    })
+    .await;
+    assert!(promoted.elapsed().as_secs_f64() < 5.0, "{:?}", promoted.elapsed());
+    let after = pair.after(&world);
+    after.insert_events(10).await;
+    kafka_has(&after, 20).await;
+    wait_until("Redis has all", async || after.redis_plays().await == 20).await;
+    for one in running {
+        one.kill().await;
+    }
+    drop((after, world));
+    pair.wipe();
+}
+
+#[tokio::test]
 async fn a_standby_promoted_while_behind_a_sink_is_a_gap() {
     let pair = Pair::new("behind").await;
     let kafka = world_of(pair.primary.clone(), "kafka").await;

@@ -2,6 +2,7 @@
 //! required of a server before it is believed.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use walcast::error::Code;
 use walcast::source::{AuthMethod, Binding, PostgresConfig, SslMode, SslNegotiation, sql};
@@ -125,6 +126,14 @@ async fn of_several_hosts_the_one_that_takes_writes_is_found() {
     let is_up = async |one: &PostgresConfig| sql::connect(one).await.is_ok();
     wait_until("the standby answers", async || is_up(&pair.standby).await).await;
     assert_eq!(port().await, pair.primary.port.to_string());
+    // one that takes connections, and never says a word
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let behind_mute = format!("{},{}", mute.local_addr().unwrap(), config.host);
+    let behind_mute = PostgresConfig { host: behind_mute, ..config.clone() };
+    let begun = std::time::Instant::now();
+    log_in(&behind_mute).await.unwrap();
+    sql::connect(&behind_mute).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let [primary, standby] = &pair.labels;
     services::command(&["postgres", primary, "kill", "KILL"]);
     let refused = log_in(&config).await;
