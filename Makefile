@@ -5,6 +5,7 @@
 # make bench  how fast it is: the inner parts in memory, a whole slot drained, steady rates, beside pg_recvlogical and Debezium
 # make fuzz   bytes that nobody would send, for ten minutes at each parser
 # make upgrade-test   an installation of release 0.1 goes on with this one
+# make matrix other versions of the servers, each with the whole pipeline: ROWS="PostgreSQL 14,Valkey" for some of them
 # make docs   write the reference pages from the code, and build the site of docs/
 # They install and start what they need: see scripts/services.
 
@@ -18,7 +19,7 @@ unexport SECONDS
 # keep to a time
 SERVERS_THREADS ?= 4
 
-.PHONY: demo test docs instructions instructions-baseline chaos bench record-wire fmt lint deny advisories fuzz services clean-services compose-config compose-test upgrade-test
+.PHONY: matrix demo test docs instructions instructions-baseline chaos bench record-wire fmt lint deny advisories fuzz services clean-services compose-config compose-test upgrade-test
 
 demo: services
 	@cargo build --release --locked
@@ -61,6 +62,10 @@ bench: services
 	@cargo build --release --locked --bin walcast --example bigquery-server --example http-server
 	@scripts/services run cargo bench --locked
 	@scripts/services run $(HOME_DIR)/venv/bin/python scripts/bench $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/bench target/bench.json
+
+matrix: services
+	@cargo build --release --locked
+	@$(HOME_DIR)/venv/bin/python scripts/matrix.py $(CARGO_TARGET_DIR)/release/walcast $(HOME_DIR)/matrix "$(ROWS)"
 
 # the decoder's test data, from real servers of every version
 record-wire:

@@ -24,7 +24,7 @@ kafka_jars() {
   major=$(java -version 2>&1 | sed -nE 's/.* version "([0-9]+).*/\1/p') || true
   [ "${major:-0}" -ge 17 ] || die "Kafka needs Java 17 or newer, found '${major:-none}'; install openjdk-17-jre-headless"
   # named after what was asked for, so that another pom.xml gets another folder
-  lib=$home/kafka-$(sha256sum "$here/services.d/pom.xml" | cut -c1-12)
+  lib=$home/kafka-${SERVICES_KAFKA_VERSION:+$SERVICES_KAFKA_VERSION-}$(sha256sum "$here/services.d/pom.xml" | cut -c1-12)
   fetch "$lib" kafka_fetch || die "Kafka's jars could not be fetched from Maven Central; the log: $home/kafka-fetch.log"
   # The first compiler alone: a third less CPU until ready. For minutes of load give SERVICES_KAFKA_JVM_OPTS=-XX:TieredStopAtLevel=4
   jvm=(java -cp "$lib/*" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true
@@ -48,7 +48,9 @@ kafka_tool() {
 kafka_fetch() {
   say "fetching Kafka"
   # -C: a wrong checksum is an error, not a warning; -U: ask again for what was missing
-  mvn -B -ntp -U -C -f "$here/services.d/pom.xml" dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$1" \
+  # the tools of another version do: not each one's can be had
+  mvn -B -ntp -U -C -f "$here/services.d/pom.xml" ${SERVICES_KAFKA_VERSION:+"-Dkafka.version=$SERVICES_KAFKA_VERSION"} \
+    dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$1" \
     >"$home/kafka-fetch.log" 2>&1
 }
 

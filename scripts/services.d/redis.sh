@@ -10,7 +10,7 @@ redis_start() {
   mkdir -p "$dir/data"
   (umask 077 && redis_conf "$dir/data" >"$dir/redis.conf")
   # Debian's redis-tools holds the server under this name; the name it is called by decides what it is
-  ln -sf "$(command -v redis-server || command -v redis-check-rdb)" "$dir/redis-server"
+  ln -sf "${SERVICES_REDIS_SERVER:-$(command -v redis-server || command -v redis-check-rdb)}" "$dir/redis-server"
   launch "$1" "$dir/redis-server" "$dir/redis.conf"
 }
 
