@@ -1,12 +1,13 @@
 //! What the server must be like.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::acl;
 use super::clock::system_micros;
 use super::config::{Durability, RedisConfig, Replicas};
 use super::connection::Connection;
-use super::server::{self, Server};
+use super::server::{self, Replication, Server};
 use crate::error::{Code, Result};
 use crate::hop::in_clear;
 use crate::sink::{Finding, Verdict};
@@ -145,7 +146,7 @@ fn replica(config: &RedisConfig) -> Finding {
 
 /// What a failover costs.
 async fn replicas(connection: &mut Connection, config: &RedisConfig, info: &Info) -> Result<Option<Finding>> {
-    let follow = server::following(&info.0);
+    let follow: HashSet<String> = Replication::of(&info.0).following.into_keys().collect();
     let (lacks, message) = match config.replicas() {
         Replicas::None if config.has_sentinels() => {
             let message = "a failover loses what the replica does not have yet: no write waits for it".into();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Script, Value};
@@ -12,8 +12,11 @@ use rustls::AlertDescription;
 
 use super::acl;
 use super::config::{RedisConfig, Replicas};
-use super::server::{self, CONNECT_MAX, Server, Switch, following};
+use super::server::{self, CONNECT_MAX, Replication, Server, Switch};
 use crate::error::{Code, Error, Result};
+
+/// How long one waits before asking again which have it.
+const REPLICAS_AGAIN: Duration = Duration::from_millis(10);
 
 /// How long replicas may take to have what was written.
 const REPLICAS_MAX: Duration = Duration::from_secs(1);
@@ -138,32 +141,40 @@ impl Connection {
         self.server.as_ref()
     }
 
-    /// Returns once the replicas have all that was written up to now: asked outside of scripts, since in one its own writes do not
-    /// count.
+    /// Returns once the replicas have all that was written up to now.
     pub async fn replicated(&mut self, replicas: Replicas) -> Result<()> {
-        let mut wanted = match replicas {
+        let least = match replicas {
             Replicas::None => return Ok(()),
             Replicas::AtLeast(min) => min,
-            Replicas::EachThatSentinelsKnow => self.followers.max(1),
+            Replicas::EachThatSentinelsKnow => 1,
         };
+        let mut written = None;
+        let begun = Instant::now();
         loop {
-            let (following, have) = self.wait(wanted).await?;
-            if replicas != Replicas::EachThatSentinelsKnow {
-                return if have < wanted { Err(self.not_replicated(have, wanted)) } else { Ok(()) };
+            // WAIT has them asked how far they are; it counts, and does not say whom
+            let (before, after) = self.wait(least.max(self.followers)).await?;
+            let written = *written.get_or_insert(before.written);
+            let mut lacking: Vec<String> = match replicas {
+                Replicas::EachThatSentinelsKnow => {
+                    self.followers = u32::try_from(after.following.len()).unwrap_or(u32::MAX);
+                    let alive = self.alive_replicas().await?;
+                    alive.into_iter().filter(|place| !after.following.contains_key(place)).collect()
+                }
+                _ => Vec::new(),
+            };
+            let (have, lag): (Vec<_>, Vec<_>) =
+                after.following.into_iter().partition(|(_, offset)| *offset >= written);
+            let enough = have.len() >= least as usize;
+            if replicas == Replicas::EachThatSentinelsKnow {
+                lacking.extend(lag.into_iter().map(|(place, _)| place));
             }
-            // WAIT counts, and does not say whom: it is to be all, and each that may be the master next among them
-            self.followers = u32::try_from(following.len()).unwrap_or(u32::MAX).max(1);
-            if self.followers > wanted {
-                wanted = self.followers;
-                continue;
-            }
-            let alive = self.alive_replicas().await?;
-            let absent = alive.difference(&following).count();
-            if have >= self.followers && absent == 0 {
+            if enough && lacking.is_empty() {
                 return Ok(());
             }
-            let all = u32::try_from(following.len() + absent).unwrap_or(u32::MAX).max(1);
-            return Err(self.not_replicated(have.min(all), all));
+            if begun.elapsed() >= REPLICAS_MAX {
+                return Err(self.not_replicated(have.len(), least as usize, &lacking));
+            }
+            tokio::time::sleep(REPLICAS_AGAIN).await;
         }
     }
 
@@ -173,27 +184,33 @@ impl Connection {
         alive.cloned().map_err(|error| failed(&self.address, error))
     }
 
-    /// Who follows; then how many replicas have all that was written, once so many have it or that lasts too long.
-    async fn wait(&mut self, replicas: u32) -> Result<(HashSet<String>, u32)> {
+    /// How far the replicas are before and after so many have acknowledged all that was written, or that lasts too long.
+    async fn wait(&mut self, replicas: u32) -> Result<(Replication, Replication)> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("INFO").arg("replication");
         pipeline.cmd("WAIT").arg(replicas).arg(REPLICAS_MAX.as_millis() as u64);
-        let answers: RedisResult<(String, u32)> = tokio::select! {
+        pipeline.cmd("INFO").arg("replication");
+        let answers: RedisResult<(String, u32, String)> = tokio::select! {
             biased;
             () = self.switch.happened() => return Err(switched(&self.address)),
             answers = pipeline.query_async(&mut self.inner) => answers,
         };
-        let (info, have) = answers.map_err(|error| failed(&self.address, error))?;
-        Ok((following(&info), have))
+        let (before, _, after) = answers.map_err(|error| failed(&self.address, error))?;
+        Ok((Replication::of(&before), Replication::of(&after)))
     }
 
-    fn not_replicated(&self, have: u32, wanted: u32) -> Error {
+    fn not_replicated(&self, have: usize, least: usize, lacking: &[String]) -> Error {
+        let whom = match lacking {
+            [] => format!("of {least} that are to have it"),
+            lacking => format!("and not {}", lacking.join(", ")),
+        };
         let message = format!(
-            "{}: {have} of {wanted} replicas have what was written, and a failover now would lose it",
+            "{}: what was written is on {have} replicas {whom}: a failover would lose it",
             self.address
         );
         Error::new(Code::RedisNotReplicated, message).hint(
-            "see to it that the replicas run and follow (`redis-cli INFO replication`); walcast goes on by itself then",
+            "see to it that the replicas run and follow (`redis-cli INFO replication`), and have the sentinels forget one that is no \
+             more (SENTINEL RESET); walcast goes on by itself then",
         )
     }
 

@@ -2,6 +2,7 @@
 //! that is only true while that fence holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::{Pipeline, Value};
 use uuid::Uuid;
@@ -31,6 +32,9 @@ const LEADERS_MICROS: i64 = 86_400_000_000;
 /// Buckets, or rows, read in one round trip.
 const BUCKETS_AT_ONCE: usize = 10;
 const ROWS_AT_ONCE: usize = 1_000;
+
+/// How often it is asked again whether the replicas have what was rebuilt.
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// Contents packed in one script.
 const PACKED_AT_ONCE: usize = 5_000;
@@ -157,6 +161,7 @@ impl Live {
                     if let Some(repeated) = self.throttle.say(&error.to_string()) {
                         tracing::warn!(code = %error.code(), repeated, "the rebuilt Redis waits: {}", error.told());
                     }
+                    tokio::time::sleep(AGAIN_EVERY).await;
                 }
                 replicated => return replicated,
             }

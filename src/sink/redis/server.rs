@@ -101,18 +101,32 @@ pub fn version(text: &str) -> (u32, u32, u32) {
     (next(), next(), next())
 }
 
-/// The replicas that follow, each as `host:port`, by what `INFO replication` says. The sentinels call them by the same names: they
-/// have them from there.
-pub fn following(info: &str) -> HashSet<String> {
-    // slave0:ip=10.0.0.2,port=6379,state=online,offset=4200,lag=0
-    let lines = info.lines().filter_map(|line| line.strip_prefix("slave")?.split_once(':'));
-    let place = |(number, line): (&str, &str)| {
-        let get =
-            |name: &str| line.trim().split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let follows = number.parse::<u32>().is_ok() && get("state") == Some("online");
-        follows.then(|| Some(format!("{}:{}", get("ip")?, get("port")?))).flatten()
-    };
-    lines.filter_map(place).collect()
+/// What `INFO replication` says: how much the server has written, and of each replica that follows, as `host:port`, how much of it
+/// that has acknowledged.
+pub struct Replication {
+    /// Bytes of the stream to the replicas.
+    pub written: u64,
+    /// The replicas.
+    pub following: HashMap<String, u64>,
+}
+
+impl Replication {
+    /// Reads it.
+    pub fn of(info: &str) -> Replication {
+        let written = field(info, "master_repl_offset").and_then(|offset| offset.parse().ok());
+        // slave0:ip=10.0.0.2,port=6379,state=online,offset=4200,lag=0
+        let lines = info.lines().filter_map(|line| line.strip_prefix("slave")?.split_once(':'));
+        let one = |(number, line): (&str, &str)| {
+            let get = |name: &str| {
+                line.trim().split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            };
+            let follows = number.parse::<u32>().is_ok() && get("state") == Some("online");
+            let place = format!("{}:{}", get("ip")?, get("port")?);
+            follows.then_some((place, get("offset")?.parse().ok()?))
+        };
+        // what cannot be read is had by nobody
+        Replication { written: written.unwrap_or(u64::MAX), following: lines.filter_map(one).collect() }
+    }
 }
 
 /// A connection to the server that takes writes, and who tells when that is another one.
@@ -403,9 +417,13 @@ mod tests {
                     slave0:ip=10.0.0.2,port=6379,state=online,offset=4200,lag=0\r\n\
                     slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0\r\n\
                     slave2:ip=::1,port=6380,state=online,offset=90,lag=11,type=replica\r\n\
-                    slave_repl_offset:7\r\n";
-        let all = ["10.0.0.2:6379", "::1:6380"].map(str::to_owned);
-        assert_eq!((following(info), following("")), (all.into(), HashSet::new()));
+                    master_repl_offset:4300\r\nslave_repl_offset:7\r\n";
+        let Replication { written, following } = Replication::of(info);
+        let all =
+            [("10.0.0.2:6379", 4200), ("::1:6380", 90)].map(|(place, offset)| (place.to_owned(), offset));
+        assert_eq!((written, following), (4300, all.into()));
+        let nothing = Replication::of("");
+        assert!(nothing.following.is_empty() && nothing.written == u64::MAX);
     }
 
     #[test]

@@ -10,12 +10,17 @@ use walcast::sink::{Sink, SinkAdmin, Verdict, Written};
 use super::{assert_shown, recovered, refused};
 use crate::support::redis_server::{Kind, Server, connect, run, try_connect, try_run};
 use crate::support::story::{Story, Time, session};
-use crate::support::{DEADLINE, wait_until};
+use crate::support::{DEADLINE, env, wait_until};
 
 const MASTER: &str = "mymaster";
 /// What a failover may make of a write.
 const OF_A_FAILOVER: [Code; 4] =
     [Code::RedisUnreachable, Code::RedisReplica, Code::RedisNotReplicated, Code::RedisChanged];
+
+/// How many failovers in a row; `make chaos` has more.
+fn failovers(few: usize) -> usize {
+    env("FAILOVERS", &few.to_string()).parse().unwrap()
+}
 
 /// A master, its replicas, and one sentinel that watches them.
 struct Watched {
@@ -163,7 +168,7 @@ async fn nothing_that_was_kept_is_lost_in_planned_failovers() {
         let watched = Watched::start(kind, 2).await;
         RedisSink::new(watched.config()).prepare().await.unwrap();
         let mut writer = Writer::start(watched.config()).await;
-        for _ in 0..2 {
+        for _ in 0..failovers(2) {
             for _ in 0..20 {
                 writer.write().await;
             }
@@ -185,15 +190,17 @@ async fn nothing_that_was_kept_is_lost_when_the_master_is_killed() {
     for kind in [Kind::Redis, Kind::Valkey] {
         let mut watched = Watched::start(kind, 2).await;
         let mut writer = Writer::start(watched.config()).await;
-        for _ in 0..20 {
-            writer.write().await;
+        for _ in 0..failovers(1) {
+            for _ in 0..20 {
+                writer.write().await;
+            }
+            let from = watched.master_at().await;
+            watched.servers[from].kill();
+            writer.write_until_switched(&watched, from).await;
+            // comes back as one that follows
+            watched.servers[from].start_again().await;
+            watched.wait_for(2).await;
         }
-        let from = watched.master_at().await;
-        watched.servers[from].kill();
-        writer.write_until_switched(&watched, from).await;
-        // comes back as one that follows
-        watched.servers[from].start_again().await;
-        watched.wait_for(2).await;
         writer.write().await;
         writer.sink.tick().await.unwrap();
         assert_shown(&watched.master().await.config, &writer.story, "at the last master").await;
@@ -209,7 +216,8 @@ async fn without_a_replica_nothing_counts_as_kept() {
     watched.servers[replica].kill();
     writer.story.event(Some(1), Some("play"), 0, Some(1_000)).commit();
     let lonely = writer.sink.write(&writer.story.beyond(writer.kept, 100)).await;
-    refused(lonely, Code::RedisNotReplicated, "0 of 1 replicas");
+    let place = format!("on 0 replicas and not 127.0.0.1:{}", watched.servers[replica].config.port);
+    refused(lonely, Code::RedisNotReplicated, &place);
     // what is there, and may be lost, is not what it goes on from
     refused(writer.sink.recover(&session(1)).await, Code::RedisNotReplicated, "INFO replication");
     let told = RedisSink::new(watched.config()).check().await;
