@@ -259,13 +259,13 @@ impl Timelines {
         }
     }
 
-    /// Whether this is a checkpoint of the server that this one has become of by pg_upgrade, as it was when it was drained. Where a
-    /// slot was kept, one of what that server did afterwards says nothing of the WAL here.
+    /// Whether this is a checkpoint of the server that this one has become of by pg_upgrade, as it was when it was drained. One of what
+    /// that server did afterwards says nothing of the WAL here; where no slot was kept only a row of that tells.
     pub fn carry_on(&self, stored: &StoredCheckpoint, ours: &HistoryId) -> bool {
         let (theirs, checkpoint) = (&stored.history_id, stored.checkpoint);
         self.drained.as_ref().is_some_and(|Drained { from, to, former }| {
             let is_former = former.as_ref() == Some(&theirs.system_id);
-            let is_level = from == to || checkpoint.durable_lsn <= *to && checkpoint.has_no_row_from(*from);
+            let is_level = checkpoint.has_no_row_from(*from) && (from == to || checkpoint.durable_lsn <= *to);
             is_former && is_level && (theirs.uuid, &theirs.slot) == (ours.uuid, &ours.slot)
         })
     }

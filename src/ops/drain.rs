@@ -27,6 +27,12 @@ use crate::telemetry::registry::StatusRegistry;
 /// How often it is looked whether all has been received.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// How often the slot is opened again after the connection was lost, and how often it is: longer than wal_sender_timeout by default.
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
+const AGAIN_TRIES: u32 = 90;
+/// A server that is unreachable so often in a row has stopped.
+const UNREACHABLE_MAX: u32 = 3;
+
 /// Ends when PostgreSQL is stopped, or at `shutdown`.
 pub async fn drain(config: &Config, mut shutdown: Shutdown) -> Result<()> {
     let client = sql::connect(&config.postgres).await?;
@@ -48,12 +54,14 @@ pub async fn drain(config: &Config, mut shutdown: Shutdown) -> Result<()> {
     failpoint!("drain_after_note");
     let end = wal_end(&client).await?;
     let read = read_on(config, &mut reading, end, &mut shutdown).await;
-    if !matches!(read, Ok(Ended::WithTheServer)) {
-        // else an upgrade would count on what nobody has seen
-        drained::end(&client, history_id.uuid, reading.upto).await?;
+    if matches!(read, Ok(Ended::WithTheServer)) {
+        return Ok(());
     }
+    // else an upgrade would count on what nobody has seen
+    let noted = drained::end(&client, history_id.uuid, reading.upto).await;
     reading.close().await;
-    read.map(drop)
+    read?;
+    noted
 }
 
 /// How the reading ended.
@@ -158,8 +166,8 @@ async fn read_on(config: &Config, reading: &mut Reading, end: Lsn, shutdown: &mu
             Ok(()) => {}
             // as from a server that is stopped, or by a network that is cut
             Err(error) if told && error.code() == Code::PostgresUnreachable => {
-                if sql::connect(&config.postgres).await.is_ok() {
-                    *reading = Reading::open(config, reading.upto).await?;
+                if let Some(again) = Reading::again(config, reading.upto).await? {
+                    *reading = again;
                     continue;
                 }
                 print(&format!(
@@ -188,6 +196,29 @@ impl Reading {
         let connection = Connection::connect(&config.postgres).await?;
         let stream = connection.start_replication(slot, publication, from).await?;
         Ok(Reading { stream, upto: from, inside: false })
+    }
+
+    /// The same after the connection was lost; `None` when the server has stopped.
+    async fn again(config: &Config, from: Lsn) -> Result<Option<Reading>> {
+        let mut unreachable = 0;
+        for _ in 0..AGAIN_TRIES {
+            match Reading::open(config, from).await {
+                Ok(reading) => return Ok(Some(reading)),
+                Err(error) if error.code() == Code::PostgresUnreachable => unreachable += 1,
+                // our former session, of which the server does not know yet that it is gone
+                Err(error) if error.code() == Code::SlotBusy => unreachable = 0,
+                Err(error) => return Err(error),
+            }
+            if unreachable == UNREACHABLE_MAX {
+                return Ok(None);
+            }
+            tokio::time::sleep(AGAIN_EVERY).await;
+        }
+        Err(Error::new(
+            Code::SlotBusy,
+            format!("slot {} is still read by a lost session", config.postgres.slot),
+        )
+        .hint("run `walcast drain` again"))
     }
 
     /// Lets go of the slot, where the server is still there.

@@ -96,8 +96,10 @@ impl State {
             .query_one(
                 "UPDATE walcast.slot
                  SET fencing_token = fencing_token + CASE WHEN timeline = $3 THEN 1 ELSE 1000000 END,
-                   drained_from = CASE WHEN drained_to IS NOT NULL OR drained_from <= $4 THEN drained_from END,
-                   drained_to = coalesce(drained_to, CASE WHEN drained_from <= $4 THEN $4 END)
+                   drained_from = CASE WHEN drained_to IS NOT NULL OR drained_from <= $4 OR is_read THEN drained_from END,
+                   drained_to = coalesce(drained_to, CASE WHEN drained_from <= $4 AND NOT is_read THEN $4 END)
+                 -- not what `walcast drain` is about to see
+                 FROM (SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active) AS is_read) AS reader
                  WHERE slot = $1 AND history_id = $2 RETURNING fencing_token, timeline",
                 &[&history_id.slot, &history_id.uuid, &(history_id.timeline as i32), &PgLsn::from(start.0)],
             )
