@@ -59,7 +59,8 @@ pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutd
             Err(error) => {
                 registry.failed(&error);
                 let mut wait = backoff.next_wait();
-                if several_hosts {
+                if several_hosts && matches!(error.code(), Code::PostgresUnreachable | Code::PostgresStandby)
+                {
                     wait = wait.min(TAKEOVER_WAIT_MAX);
                 }
                 if let Some(repeated) = throttle.say(&error.to_string()) {

@@ -129,7 +129,7 @@ pub(crate) async fn any_host<T, F: Future<Output = Result<T>>>(
     is_standby: impl Fn(&T) -> bool,
 ) -> Result<T> {
     let (hosts, mut missed) = (config.each_host(), Missed::default());
-    let (mut asked, mut next) = (FuturesUnordered::new(), hosts.iter());
+    let (mut asked, mut next, mut refused) = (FuturesUnordered::new(), hosts.iter(), None);
     loop {
         let one = next.next();
         asked.extend(one.map(|one| {
@@ -150,8 +150,14 @@ pub(crate) async fn any_host<T, F: Future<Output = Result<T>>>(
         match answer {
             Some((one, Ok(session))) if hosts.len() > 1 && is_standby(&session) => missed.note_standby(one),
             Some((_, Ok(session))) => return Ok(session),
-            Some((_, Err(error))) => missed.note(error)?,
-            None => return Err(missed.into_error(config)),
+            // for good: no other is asked for a way around it, and those that were may be the primary
+            Some((_, Err(error))) => {
+                if let Err(error) = missed.note(error) {
+                    refused = refused.or(Some(error));
+                    next = [].iter();
+                }
+            }
+            None => return Err(refused.unwrap_or_else(|| missed.into_error(config))),
         }
     }
 }
