@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -13,7 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::lsn::{HistoryId, Lsn};
 use crate::sink::read_back::{Found, Part, ReadBack, ReadEvents};
 use crate::sinks;
-use crate::source::sql;
+use crate::source::slot;
 use crate::state::backfills::Backfill;
 use crate::state::brought::BroughtTo;
 use crate::state::dead_letters;
@@ -52,9 +51,7 @@ impl Lacking {
         let Some((keeps_below, sink)) = backfill.keeps_below().zip(backfill.sinks.first()) else {
             return Ok(None);
         };
-        let wal_end =
-            client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
-        let end = keeps_below.min(Lsn(sql::get::<PgLsn>(&wal_end, 0)?.into()));
+        let end = keeps_below.min(slot::wal_insert_lsn(client).await?);
         let (read, mut reader) = what_tells(config, sink)?.ok_or_else(|| {
             let message = format!("what {sink} holds no sink tells");
             Error::new(Code::BackfillUnfit, message).hint(format!("walcast rebuild {sink} --yes"))

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_postgres::types::{PgLsn, ToSql};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -308,8 +308,7 @@ impl Worker {
         }
         let statement = statement(&client, &events, &extra, backfill).await?;
         // by then the snapshot is taken: what it sees has committed below
-        let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
-        let seen = Lsn(sql::get::<PgLsn>(&row, 0)?.into());
+        let seen = slot::wal_insert_lsn(&client).await?;
         let began = Instant::now();
         let mut aside = State::new(self.config.postgres.clone());
         // an idle stream moves at once by this, instead of at its next own heartbeat

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use crate::config::Config;
@@ -38,7 +37,7 @@ pub async fn drain(config: &Config, mut shutdown: Shutdown) -> Result<()> {
     let client = sql::connect(&config.postgres).await?;
     let (history_id, _) = history::find(&config.postgres, &client).await?;
     refuse_reader(config, &client).await?;
-    if !level(config, wal_end(&client).await?, &mut shutdown).await? {
+    if !level(config, slot::wal_insert_lsn(&client).await?, &mut shutdown).await? {
         return Ok(());
     }
     refuse_open(&client, history_id.uuid).await?;
@@ -52,7 +51,7 @@ pub async fn drain(config: &Config, mut shutdown: Shutdown) -> Result<()> {
     }
     drained::begin(&client, &config.postgres, history_id.uuid, from).await?;
     failpoint!("drain_after_note");
-    let end = wal_end(&client).await?;
+    let end = slot::wal_insert_lsn(&client).await?;
     let read = read_on(config, &mut reading, end, &mut shutdown).await;
     if matches!(read, Ok(Ended::WithTheServer)) {
         return Ok(());
@@ -133,11 +132,6 @@ async fn refuse_open(client: &Client, history_id: uuid::Uuid) -> Result<()> {
         Some(row) => Err(Error::new(Code::RowsStillCome, sql::get::<String>(row, 0)?)
             .hint("let `walcast run` end that, or cancel it, and drain then")),
     }
-}
-
-async fn wal_end(client: &Client) -> Result<Lsn> {
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
-    Ok(Lsn(sql::get::<PgLsn>(&row, 0)?.into()))
 }
 
 /// Reads the slot on from where the sinks have all, and confirms what is no row.

@@ -434,6 +434,12 @@ async fn say_what_writes(client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// The end of what is written to the WAL, perhaps not on disk yet: whatever has committed lies below.
+pub async fn wal_insert_lsn(client: &Client) -> Result<Lsn> {
+    let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(sql::error)?;
+    Ok(Lsn(get::<PgLsn>(&row, 0)?.into()))
+}
+
 /// The slots of `synchronized_standby_slots` that nobody reads: PostgreSQL sends no stream beyond what the standbys of
 /// these have.
 pub async fn missing_standbys(client: &Client) -> Result<Vec<String>> {
