@@ -12,6 +12,21 @@ use crate::resume::RESYNC;
 use crate::source::connection::SystemIdentity;
 use crate::source::{PostgresConfig, slot, sql};
 
+/// What is noted of it.
+pub(super) struct Note {
+    pub(super) from: Lsn,
+    /// `None` until a start or an adoption.
+    pub(super) to: Option<Lsn>,
+    pub(super) former: Option<String>,
+}
+
+impl Note {
+    /// The gap, for a slot that begins here.
+    pub(super) fn gap(&self, confirmed: Option<Lsn>) -> Option<Drained> {
+        Some(Drained { from: self.from, to: self.to.or(confirmed)?, former: self.former.clone() })
+    }
+}
+
 /// Notes that the sinks have all before `from`, and what is published. What follows is to be read. A sink that has not moved since the
 /// last time is judged by both.
 pub async fn begin(client: &Client, config: &PostgresConfig, history_id: Uuid, from: Lsn) -> Result<()> {

@@ -16,8 +16,8 @@ use crate::source::PostgresConfig;
 use crate::source::connection::{Connection, SystemIdentity};
 use crate::source::slot::Publication;
 use crate::source::{check, quote, rows, slot, sql};
-use crate::state::State;
 use crate::state::backfills::{self, Backfill};
+use crate::state::{State, drained};
 
 /// What `walcast.slot` says of a slot.
 pub(super) struct Known {
@@ -34,22 +34,13 @@ pub(super) struct Known {
     ready: bool,
     /// Whether it is known which rows were there before.
     tells_before: bool,
-    pub(super) drained: Option<KnownDrained>,
-}
-
-/// What `walcast drain` has noted.
-pub(super) struct KnownDrained {
-    pub(super) from: Lsn,
-    /// `None` until a start or an adoption.
-    pub(super) to: Option<Lsn>,
-    pub(super) former: Option<String>,
+    pub(super) drained: Option<drained::Note>,
 }
 
 impl Known {
     /// The gap in the WAL, for a slot that begins here.
     fn drained(&self, confirmed: Option<Lsn>) -> Option<Drained> {
-        let KnownDrained { from, to, former } = self.drained.as_ref()?;
-        Some(Drained { from: *from, to: to.or(confirmed)?, former: former.clone() })
+        self.drained.as_ref()?.gap(confirmed)
     }
 }
 
@@ -367,7 +358,7 @@ pub(super) async fn known(client: &tokio_postgres::Client, slot: &str) -> Result
         wal_end: Lsn(sql::get::<PgLsn>(&row, 6)?.into()),
         ready: sql::get(&row, 7)?,
         tells_before: sql::get(&row, 8)?,
-        drained: lsn(9)?.map(|from| KnownDrained { from, to, former }),
+        drained: lsn(9)?.map(|from| drained::Note { from, to, former }),
     }))
 }
 
