@@ -161,6 +161,29 @@ async fn it_is_paused_goes_on_and_is_cancelled() {
     running.stop().await;
 }
 
+/// A right that is taken away meanwhile is named, holds up nothing else, and loses nothing.
+#[tokio::test]
+async fn a_right_that_goes_meanwhile_is_waited_for() {
+    let (world, client) = with_history(9_000).await;
+    let world = world.with("PIPELINE_SINKS", "kafka");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    world.walcast(["backfill", "--detach", "--rows-per-second", "200"]).await.expect(0, &[]);
+    wait_until("some rows are sent", async || state(&client).await.1 > 0).await;
+    run(&client, "REVOKE SELECT ON engagement_events FROM walcast").await;
+    run(&client, "UPDATE walcast.backfill SET rows_per_second = NULL").await;
+    wait_until("the missing right is named", async || running.log.lock().await.contains("WC-204")).await;
+    let sent = state(&client).await.1;
+    assert!(sent < 9_000, "all was sent without the right");
+    world.insert_events(10).await;
+    wait_until("events come", async || ids(&world).await.contains(&9_010)).await;
+    run(&client, "GRANT SELECT ON engagement_events TO walcast").await;
+    wait_until("it is done", async || state(&client).await == ("done".into(), 9_000)).await;
+    kafka_has(&world, 9_010).await;
+    world.verify().await;
+    running.stop().await;
+}
+
 /// What the stream would refuse is refused, and told with its row.
 #[tokio::test]
 async fn a_row_against_the_rules_is_a_dead_letter() {
