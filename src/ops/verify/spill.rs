@@ -12,13 +12,14 @@ use uuid::Uuid;
 use super::record::{Extras, Record};
 use crate::error::{Code, Error, Result};
 
-/// Bytes of one partition that wait in memory to be written together.
-const BLOCK_BYTES: usize = 8 << 10;
+/// About how many bytes of one partition wait in memory to be written together: so many whole records that it is no less.
+const BLOCK_BYTES: usize = 4 << 10;
 
 /// The records of one side.
 pub struct Spill {
     file: File,
-    end: u64,
+    /// How many blocks have been written, each of [`Spill::block_bytes`].
+    blocks: u32,
     extras: Arc<Extras>,
     partitions: Vec<Partition>,
 }
@@ -26,8 +27,8 @@ pub struct Spill {
 #[derive(Default)]
 struct Partition {
     waiting: Vec<u8>,
-    /// Where in the file the blocks begin, and their lengths.
-    blocks: Vec<(u64, usize)>,
+    /// Which of the file's blocks are its own: a number each, as there are hundreds of thousands.
+    blocks: Vec<u32>,
 }
 
 impl Spill {
@@ -43,27 +44,32 @@ impl Spill {
             .map_err(failed)?;
         std::fs::remove_file(&path).map_err(failed)?;
         let partitions = (0..partitions.max(1)).map(|_| Partition::default()).collect();
-        Ok(Spill { file, end: 0, extras: Arc::clone(extras), partitions })
+        Ok(Spill { file, blocks: 0, extras: Arc::clone(extras), partitions })
     }
 
     /// Adds a record.
     pub fn add(&mut self, record: &Record) -> Result<()> {
         let at =
             ((record.id as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize % self.partitions.len();
+        let block_bytes = self.block_bytes();
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         // there may be thousands of these: none is larger than it is to be
         if partition.waiting.capacity() == 0 {
-            partition.waiting.reserve_exact(BLOCK_BYTES + self.extras.record_bytes());
+            partition.waiting.reserve_exact(block_bytes);
         }
         record.write(&self.extras, &mut partition.waiting);
-        if partition.waiting.len() < BLOCK_BYTES {
+        if partition.waiting.len() < block_bytes {
             return Ok(());
         }
         self.file.write_all(&partition.waiting).map_err(failed)?;
-        partition.blocks.push((self.end, partition.waiting.len()));
-        self.end += partition.waiting.len() as u64;
+        partition.blocks.push(self.blocks);
+        self.blocks += 1;
         partition.waiting.clear();
         Ok(())
+    }
+
+    fn block_bytes(&self) -> usize {
+        BLOCK_BYTES.next_multiple_of(self.extras.record_bytes())
     }
 
     /// The extra columns that its records have.
@@ -78,10 +84,11 @@ impl Spill {
 
     /// All records of one partition, by id.
     pub fn partition(&mut self, at: usize) -> Result<Vec<Record>> {
+        let block_bytes = self.block_bytes();
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(Vec::new()) };
         let (waiting, blocks) =
             (std::mem::take(&mut partition.waiting), std::mem::take(&mut partition.blocks));
-        let bytes = blocks.iter().map(|(_, length)| length).sum::<usize>() + waiting.len();
+        let bytes = blocks.len() * block_bytes + waiting.len();
         // once, and no more than that: with all sides it is the most that is held at once
         let mut records = Vec::with_capacity(bytes / self.extras.record_bytes());
         let mut take = |bytes: &[u8]| {
@@ -89,10 +96,9 @@ impl Spill {
             records.extend(each.filter_map(|bytes| Record::read(bytes, &self.extras)));
         };
         take(&waiting);
-        let mut block = Vec::new();
-        for (start, length) in blocks {
-            block.resize(length, 0);
-            self.file.seek(SeekFrom::Start(start)).map_err(failed)?;
+        let mut block = vec![0; block_bytes];
+        for number in blocks {
+            self.file.seek(SeekFrom::Start(u64::from(number) * block_bytes as u64)).map_err(failed)?;
             self.file.read_exact(&mut block).map_err(failed)?;
             take(&block);
         }

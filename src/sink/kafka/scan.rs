@@ -15,7 +15,7 @@ use super::hung_transactions::{OpenTransaction, bounds, reader};
 use crate::error::{Error, Kind, Result};
 
 /// How much is read ahead of what is looked at.
-const AHEAD_KBYTES: &str = "16384";
+const AHEAD_KBYTES: &str = "8192";
 /// How much of a partition is fetched at once.
 const FETCH_BYTES: &str = "262144";
 
