@@ -1,23 +1,58 @@
 # shellcheck shell=bash
-# Apache Kafka: one process as broker and controller (KRaft), from Maven Central's jars.
+# Apache Kafka: each process is broker and controller (KRaft), from Maven Central's jars. A lone one is called kafka; of a cluster
+# the others are kafka-2, kafka-3 and so on.
 
-kafka_address() { echo "127.0.0.1:$kafka_port"; }
-
-kafka_start() {
-  local dir
-  dir=$(dir_of "$1")
-  need_port "$kafka_port" SERVICES_KAFKA_PORT
-  need_port "$kafka_controller_port" SERVICES_KAFKA_CONTROLLER_PORT
-  kafka_jars
-  sed -e "s|@PORT@|$kafka_port|g" -e "s|@ADVERTISED_PORT@|$kafka_advertised_port|g" -e "s|@CONTROLLER_PORT@|$kafka_controller_port|g" -e "s|@DATA@|$dir/data|g" \
-    "$here/services.d/server.properties.template" >"$dir/server.properties"
-  [ -z "${SERVICES_KAFKA_PROPERTIES:-}" ] || cat "$SERVICES_KAFKA_PROPERTIES" >>"$dir/server.properties"
-  if [ -d "$dir/data/__cluster_metadata-0" ]; then kafka_fence_last_broker "$dir"; else kafka_format "$dir"; fi
-  # shellcheck disable=SC2086  # the options are to be split
-  launch "$1" "${jvm[@]}" -Xms512m -Xmx512m ${SERVICES_KAFKA_JVM_OPTS:-} kafka.Kafka "$dir/server.properties"
+kafka_names() {
+  local node names=kafka
+  for ((node = 2; node <= kafka_brokers; node++)); do names="$names kafka-$node"; done
+  echo "$names"
 }
 
-kafka_ready() { grep -q 'Kafka Server started' "$(log_of "$1")" 2>/dev/null && listening "$kafka_port"; }
+kafka_node() { if [ "$1" = kafka ]; then echo 1; else echo "${1#kafka-}"; fi; }
+# node N is two ports further for each before it: one for clients, one for controllers
+kafka_port_of() { echo $((kafka_port + 2 * ($(kafka_node "$1") - 1))); }
+kafka_address() { echo "127.0.0.1:$(kafka_port_of "$1")"; }
+
+# All brokers, as clients want them.
+kafka_bootstrap() {
+  local name addresses=
+  for name in $(kafka_names); do addresses=$addresses,$(kafka_address "$name"); done
+  echo "${addresses#,}"
+}
+
+kafka_start() {
+  local dir heap=512m
+  dir=$(dir_of "$1")
+  case " $(kafka_names) " in *" $1 "*) ;; *) die "there is no $1 with SERVICES_KAFKA_BROKERS=$kafka_brokers" ;; esac
+  need_port "$(kafka_port_of "$1")" SERVICES_KAFKA_PORT
+  need_port $(($(kafka_port_of "$1") + kafka_controller_port - kafka_port)) SERVICES_KAFKA_CONTROLLER_PORT
+  kafka_jars
+  kafka_settings "$1" >"$dir/server.properties"
+  if [ ! -d "$dir/data/__cluster_metadata-0" ]; then
+    kafka_format "$dir"
+  elif [ "$kafka_brokers" = 1 ]; then
+    kafka_fence_last_broker "$dir"
+  fi
+  [ "$kafka_brokers" = 1 ] || heap=256m
+  # shellcheck disable=SC2086  # the options are to be split
+  launch "$1" "${jvm[@]}" -Xms$heap -Xmx$heap ${SERVICES_KAFKA_JVM_OPTS:-} kafka.Kafka "$dir/server.properties"
+}
+
+kafka_settings() {
+  local name port voters= advertised=$kafka_advertised_port
+  port=$(kafka_port_of "$1")
+  [ "$kafka_brokers" = 1 ] || advertised=$port
+  for name in $(kafka_names); do
+    voters=$voters,$(kafka_node "$name")@127.0.0.1:$(($(kafka_port_of "$name") + kafka_controller_port - kafka_port))
+  done
+  sed -e "s|@NODE@|$(kafka_node "$1")|g" -e "s|@VOTERS@|${voters#,}|g" -e "s|@PORT@|$port|g" -e "s|@ADVERTISED_PORT@|$advertised|g" \
+    -e "s|@CONTROLLER_PORT@|$((port + kafka_controller_port - kafka_port))|g" -e "s|@DATA@|$(dir_of "$1")/data|g" \
+    "$here/services.d/server.properties.template"
+  [ "$kafka_brokers" = 1 ] || cat "$here/services.d/cluster.properties"
+  [ -z "${SERVICES_KAFKA_PROPERTIES:-}" ] || cat "$SERVICES_KAFKA_PROPERTIES"
+}
+
+kafka_ready() { grep -q 'Kafka Server started' "$(log_of "$1")" 2>/dev/null && listening "$(kafka_port_of "$1")"; }
 
 kafka_jars() {
   local major
@@ -32,17 +67,23 @@ kafka_jars() {
     -Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config.AbstractConfig=warn)
 }
 
-# What Kafka's own kafka-NAME.sh does, against this broker.
+# What Kafka's own kafka-NAME.sh does, against these brokers. The tools are those of the usual version whatever the brokers' is: they
+# do not run on another one's jars.
 kafka_tool() {
   local class
   case ${1:-} in
     acls) class=org.apache.kafka.tools.AclCommand ;;
     configs) class=kafka.admin.ConfigCommand ;;
+    topics) class=org.apache.kafka.tools.TopicCommand ;;
+    transactions) class=org.apache.kafka.tools.TransactionsCommand ;;
+    console-consumer) class=org.apache.kafka.tools.consumer.ConsoleConsumer ;;
+    console-share-consumer) class=org.apache.kafka.tools.consumer.ConsoleShareConsumer ;;
+    metadata-quorum) class=org.apache.kafka.tools.MetadataQuorumCommand ;;
     *) usage ;;
   esac
   shift
-  kafka_jars
-  "${jvm[@]}" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn "$class" --bootstrap-server "$(kafka_address)" "$@"
+  SERVICES_KAFKA_VERSION='' kafka_jars
+  "${jvm[@]}" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn "$class" --bootstrap-server "$(kafka_bootstrap)" "$@"
 }
 
 kafka_fetch() {
