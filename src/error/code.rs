@@ -214,7 +214,7 @@ codes! {
     }
     KafkaTransactionHung = 222 {
         title: "An open transaction holds up Kafka's readers.",
-        why: "A producer, perhaps not walcast, has begun a transaction that neither commits nor ends. Readers of committed records wait behind it.",
+        why: "A producer, perhaps not walcast, has begun a transaction that neither commits nor ends. Readers of committed records wait behind it, and so does walcast when it starts.",
         look: "`kafka-transactions.sh --bootstrap-server \"$KAFKA_BROKERS\" find-hanging --topic TOPIC --partition PARTITION --max-transaction-timeout 1`: it lists those that their coordinator has forgotten. Without a topic it looks at one broker, and without the minutes for 15 of them.",
         fix: "If it is listed, run the `kafka-transactions.sh abort` line that walcast prints. If not, its producer lives: wait for it, or end that producer; an abort would leave readers its second half.",
         over: "`walcast status` no longer names the partition.",
@@ -635,6 +635,10 @@ impl Code {
 
     /// What kind of failure it is: what may be done about it, and the exit code.
     pub fn kind(self) -> Kind {
+        // it ends by itself, or by somebody's command, and nothing here has to be started again
+        if self == Code::KafkaTransactionHung {
+            return Kind::Unavailable;
+        }
         match self as u16 / 100 {
             1 => Kind::Config,
             2 => Kind::Setup,

@@ -89,6 +89,7 @@ metrics! {
     Gauge KAFKA_OPEN_TRANSACTION_SECONDS = "walcast_kafka_open_transaction_seconds", Seconds, "How long the partition's first open transaction has been open, by topic and partition. 0 once it has ended. A value far above the transaction timeout means that it hangs.";
     Gauge KAFKA_HIDDEN_RECORDS = "walcast_kafka_hidden_records", Count, "Records that read_committed readers cannot see yet (from the last stable offset to the high watermark), by topic and partition.";
     Gauge KAFKA_HUNG_TRANSACTIONS = "walcast_kafka_hung_transactions", Count, "Transactions in walcast's topics that have been open for longer than their timeout allows.";
+    Gauge KAFKA_TRANSACTION_LIMIT_SECONDS = "walcast_kafka_transaction_limit_seconds", Seconds, "How long a transaction in walcast's topics may be open when all is well: kafka.transaction_timeout_ms, and 10 s for the brokers to notice.";
     Histogram SINK_QUEUE_SECONDS = "walcast_sink_queue_seconds", Seconds, "Time from the receipt of a batch's first row until the sink is given the batch, by sink. One sample for each batch.";
     Histogram SINK_DELIVERY_SECONDS = "walcast_sink_delivery_seconds", Seconds, "Time from then until the rows are durable in the sink, by sink. One sample for each write that becomes durable.";
     Histogram END_TO_END_LATENCY_SECONDS = "walcast_end_to_end_latency_seconds", Seconds, "Time from a transaction's commit (its receipt, if it was replicated to the source from elsewhere) until its rows are durable in the sink, by sink. One sample for each write that becomes durable.";

@@ -20,6 +20,7 @@ use crate::error::{Code, Error, Result};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{
     KAFKA_HIDDEN_RECORDS, KAFKA_HUNG_TRANSACTIONS, KAFKA_OPEN_TRANSACTION_SECONDS,
+    KAFKA_TRANSACTION_LIMIT_SECONDS,
 };
 
 /// How long `check` waits for the transactions that it finds open; ours take far less than a second.
@@ -27,7 +28,7 @@ const CHECK_PATIENCE: Duration = Duration::from_secs(3);
 const WATCH_EVERY: Duration = Duration::from_secs(10);
 
 /// A transaction that does not end.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct OpenTransaction {
     pub(super) topic: String,
     pub(super) partition: i32,
@@ -36,17 +37,6 @@ pub(super) struct OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// What an operator is to type: whether its coordinator still knows it, and, behind that, what ends one that is forgotten. An
-    /// abort does not fence a producer that lives: what it commits after that, readers see without its beginning.
-    pub(super) fn commands(&self, config: &KafkaConfig) -> String {
-        let OpenTransaction { topic, partition, offset } = self;
-        let tool = format!("kafka-transactions.sh --bootstrap-server {}", config.brokers);
-        format!(
-            "{tool} find-hanging --topic {topic} --partition {partition} --max-transaction-timeout 1 \
-             # only if that lists it: {tool} abort --topic {topic} --partition {partition} --start-offset {offset}"
-        )
-    }
-
     pub(super) fn hung(&self, config: &KafkaConfig, open: Duration) -> Error {
         let OpenTransaction { topic, partition, offset } = self;
         let message = format!(
@@ -54,9 +44,35 @@ impl OpenTransaction {
              and hides all that follows it",
             open.as_secs()
         );
-        Error::new(Code::KafkaTransactionHung, message)
-            .hint(format!("see whether its coordinator has forgotten it: {}", self.commands(config)))
+        Error::new(Code::KafkaTransactionHung, message).hint(format!(
+            "see whether its coordinator has forgotten it: {}",
+            commands(std::slice::from_ref(self), config)
+        ))
     }
+}
+
+/// What an operator is to type: whether their coordinator still knows them, and, behind that, what ends those that are forgotten. An
+/// abort does not fence a producer that lives: what it commits after that, readers see without its beginning.
+pub(super) fn commands(open: &[OpenTransaction], config: &KafkaConfig) -> String {
+    let tool = format!("kafka-transactions.sh --bootstrap-server {}", config.brokers);
+    let find = |topic: &str| format!("{tool} find-hanging --topic {topic} --max-transaction-timeout 1");
+    if let [OpenTransaction { topic, partition, offset }] = open {
+        return format!(
+            "{} --partition {partition} # only if that lists it: {tool} abort --topic {topic} --partition {partition} \
+             --start-offset {offset}",
+            find(topic)
+        );
+    }
+    let mut topics: Vec<&str> = open.iter().map(|one| one.topic.as_str()).collect();
+    topics.dedup();
+    let finds: Vec<String> = topics.into_iter().map(find).collect();
+    let each = open.iter().map(|one| format!("'{} {} {}'", one.topic, one.partition, one.offset));
+    format!(
+        "{} # only those that are listed: printf '%s\\n' {} | while read -r topic partition offset; do {tool} abort --topic $topic \
+         --partition $partition --start-offset $offset </dev/null; done",
+        finds.join("; "),
+        each.collect::<Vec<_>>().join(" ")
+    )
 }
 
 /// A reader that joins no group and keeps no offsets.
@@ -114,7 +130,9 @@ pub(super) fn lasting_transactions(config: &KafkaConfig) -> Result<Vec<OpenTrans
         let open = readers.open()?;
         lasting.retain(|transaction, _| open.contains_key(transaction));
     }
-    Ok(lasting.into_keys().collect())
+    let mut lasting: Vec<_> = lasting.into_keys().collect();
+    lasting.sort();
+    Ok(lasting)
 }
 
 /// Keeps the figures of open transactions, and says which is hung, until it is dropped.
@@ -132,6 +150,7 @@ impl Watch {
         let (hung, lost) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
         let (told, told_lost) = (Arc::clone(&hung), Arc::clone(&lost));
         gauge!(KAFKA_HUNG_TRANSACTIONS).set(0.0);
+        gauge!(KAFKA_TRANSACTION_LIMIT_SECONDS).set(config.transaction_open_max().as_secs_f64());
         spawn("kafka-watch", move || {
             let mut ages = Ages::default();
             let mut missing = Vec::new();
@@ -234,6 +253,16 @@ mod tests {
 
     fn at(offset: i64) -> HashMap<OpenTransaction, i64> {
         HashMap::from([(OpenTransaction { topic: "t".into(), partition: 3, offset }, 7)])
+    }
+
+    #[test]
+    fn many_that_hang_are_ended_by_one_command() {
+        let at = |topic: &str, partition| OpenTransaction { topic: topic.into(), partition, offset: 7 };
+        let told =
+            commands(&[at("t.dlq", 0), at("t.events", 1), at("t.events", 12)], &KafkaConfig::default());
+        let (look, end) = told.split_once(" # ").unwrap();
+        assert_eq!(look.matches("find-hanging --topic").count(), 2, "{told}");
+        assert!(end.contains("'t.dlq 0 7' 't.events 1 7' 't.events 12 7' | while read"), "{told}");
     }
 
     #[test]

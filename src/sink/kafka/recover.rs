@@ -249,11 +249,9 @@ impl<'a> Reader<'a> {
         if stable >= end {
             return Err(self.unavailable());
         }
-        if waited > self.config.transaction_open_max() {
-            let open = OpenTransaction { topic: self.topic.clone(), partition: 0, offset: stable };
-            return Err(open.hung(self.config, waited));
-        }
-        Ok(())
+        // another producer's, alive or not: whoever asked waits for it as for brokers that are silent, and says so
+        let open = OpenTransaction { topic: self.topic.clone(), partition: 0, offset: stable };
+        Err(open.hung(self.config, waited))
     }
 
     fn assign(&self, start: i64) -> Result<()> {

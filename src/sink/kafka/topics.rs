@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::config::{KafkaConfig, Topics, message_bytes_max};
 use super::error::{Reports, bad_settings, classify, definite};
-use super::hung_transactions::lasting_transactions;
+use super::hung_transactions::{commands, lasting_transactions};
 use super::reach::reach;
 use super::thread::spawn;
 use crate::error::{self, Error, Result};
@@ -145,7 +145,7 @@ fn open_transactions(config: &KafkaConfig) -> Result<Finding> {
         first.offset,
         config.transaction_open_max().as_secs()
     );
-    Ok(Finding::warn(id, subject, message, first.commands(config)))
+    Ok(Finding::warn(id, subject, message, commands(&lasting, config)))
 }
 
 /// Runs `work` on a thread of its own: some of librdkafka's calls block.

@@ -1,14 +1,17 @@
 //! Topics and brokers that are not as they must be, transactions that hang, each told with what mends it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, Producer};
 use walcast::error::{Class, Code};
 use walcast::lsn::Lsn;
+use walcast::sink::kafka::KafkaConfig;
 use walcast::sink::{Sink, SinkAdmin, Verdict};
 
 use super::fixture::{Fixture, admin, create_topic, events, transactional_producer};
+use crate::support::world::World;
 use crate::support::{self, DEADLINE};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,14 +155,44 @@ async fn a_hung_transaction_is_named_with_the_command_that_ends_it() {
     let start = format!("abort --topic {} --partition 0 --start-offset 4", fixture.topics.progress);
     assert!(finding.fix.as_ref().unwrap().contains(&start), "{finding:?}");
 
-    fixture.config.transaction_timeout_ms = 10_000;
+    fixture.config.timeout_ms = 1_000;
     let error = fixture.sink().recover(&fixture.session().await).await.unwrap_err();
-    assert_eq!(error.code(), Code::KafkaTransactionHung);
+    assert_eq!((error.code(), error.class()), (Code::KafkaTransactionHung, Class::Transient), "{error:?}");
     assert!(error.chain().contains(&fixture.topics.progress) && error.advice().contains(&start), "{error:?}");
 
     hung.abort_transaction(Duration::from_secs(10)).unwrap();
     let stored = fixture.sink().recover(&fixture.session().await).await.unwrap().unwrap();
     assert_eq!(stored.checkpoint.durable_lsn, Lsn(110));
+}
+
+/// Its only sink waits for it, as for a target that is down.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_the_transaction_of_another_and_says_so() {
+    let world = World::initialised()
+        .await
+        .with_all([("PIPELINE_SINKS".into(), "kafka".into()), ("KAFKA_TIMEOUT_MS".into(), "1000".into())]);
+    let config = KafkaConfig {
+        brokers: support::env("KAFKA_BROKERS", "127.0.0.1:29092"),
+        topic_prefix: world.topic_prefix.clone(),
+        ..KafkaConfig::default()
+    };
+    let other = transactional_producer(&config, &format!("{}.other", world.topic_prefix), 120_000);
+    other.begin_transaction().unwrap();
+    let progress = config.topics().progress;
+    let record = BaseRecord::<str, str>::to(&progress).key("other_slot").payload("{}");
+    other.send(record).map_err(|(error, _)| error).unwrap();
+    other.flush(Duration::from_secs(10)).unwrap();
+
+    world.insert_events(30).await;
+    let mut running = world.spawn();
+    let log = Arc::clone(&running.log);
+    support::wait_until("it says why it waits", async || log.lock().await.matches("WC-222").count() >= 2)
+        .await;
+    assert!(!running.ends_within(Duration::ZERO).await);
+    other.abort_transaction(Duration::from_secs(10)).unwrap();
+    running.wait_until_streaming().await;
+    support::wait_until("Kafka has all", async || world.kafka_ids().await.len() == 30).await;
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
