@@ -20,6 +20,10 @@ use crate::error::{self, Error, Result};
 use crate::finding::{Finding, Verdict, refuse};
 use crate::hop::in_clear;
 
+/// The longest segment of the progress topic.
+const SEGMENT_BYTES: u64 = 50 << 20;
+/// How long the markers of transactions stay in the progress topic. Its readers take seconds to read past them.
+const MARKERS_KEPT_MS: u64 = 600_000;
 /// The id of a topic's finding.
 const TOPIC: &str = "kafka.topic";
 
@@ -404,6 +408,8 @@ enum Need {
     Default,
     /// The operator should know when it is another.
     Told,
+    /// The operator should know when it is a greater number.
+    ToldAbove,
 }
 
 impl Rule {
@@ -417,6 +423,7 @@ impl Rule {
             Need::Exactly if found != self.value => Verdict::Fail,
             Need::AtLeast if number(found) < number(&self.value) => Verdict::Fail,
             Need::Told if found != self.value => Verdict::Warn,
+            Need::ToldAbove if number(found) > number(&self.value) => Verdict::Warn,
             _ => Verdict::Ok,
         }
     }
@@ -437,18 +444,23 @@ fn wanted(config: &KafkaConfig, row_bytes_max: usize) -> [Wanted; 4] {
     };
     let size = || Rule::new("max.message.bytes", bytes, Need::AtLeast);
     let retention = |hours| Rule::new("retention.ms", millis(hours), Need::Told);
-    // short segments: only a closed one can be compacted
-    let segments = Rule::new("segment.ms", 4 * 3_600_000, Need::Default);
+    // Each transaction leaves a record, which the next one replaces, and a marker, which stays until a pass of the cleaner that comes
+    // so long after the first one. Only closed segments are cleaned, so these are short.
+    let bounded = vec![
+        Rule::new("segment.ms", 4 * 3_600_000, Need::Default),
+        Rule::new("segment.bytes", SEGMENT_BYTES, Need::ToldAbove),
+        Rule::new("delete.retention.ms", MARKERS_KEPT_MS, Need::ToldAbove),
+    ];
     [
         topic(events, config.partitions, "delete", vec![size(), retention(config.events_retention_hours)]),
         topic(content, config.partitions, "compact", vec![size()]),
         topic(dlq, 1, "delete", vec![size(), retention(config.dead_letter_retention_hours)]),
-        topic(progress, 1, "compact", vec![segments]),
+        topic(progress, 1, "compact", bounded),
     ]
 }
 
 impl Wanted {
-    /// The worst of what differs.
+    /// All that differs, and the command that sets it right.
     fn finding(&self, found: Option<&Found>, config: &KafkaConfig) -> Finding {
         let subject = format!("kafka topic {}", self.name);
         let Some(found) = found else {
@@ -475,17 +487,16 @@ impl Wanted {
             let value = settings.get(rule.setting).map_or("", String::as_str);
             Some((rule, value, rule.verdict(value))).filter(|(.., verdict)| *verdict != Verdict::Ok)
         });
-        match differing.max_by_key(|(.., verdict)| *verdict == Verdict::Fail) {
-            Some((rule, value, verdict)) => {
-                let (message, fix) = (rule.complaint(value), self.alter(rule, config));
-                match verdict {
-                    Verdict::Fail => {
-                        Finding::fail(error::Code::KafkaTopicUnfit, TOPIC, subject, message, fix)
-                    }
-                    _ => Finding::warn(TOPIC, subject, message, fix),
-                }
-            }
-            None => Finding::ok(TOPIC, subject, format!("{} partitions, as it must be", self.partitions)),
+        let differing: Vec<_> = differing.collect();
+        if differing.is_empty() {
+            return Finding::ok(TOPIC, subject, format!("{} partitions, as it must be", self.partitions));
+        }
+        let complaints: Vec<_> = differing.iter().map(|(rule, value, _)| rule.complaint(value)).collect();
+        let message = format!("has {}", complaints.join(", and "));
+        let fix = self.alter(differing.iter().map(|(rule, ..)| *rule), config);
+        match differing.iter().any(|(.., verdict)| *verdict == Verdict::Fail) {
+            true => Finding::fail(error::Code::KafkaTopicUnfit, TOPIC, subject, message, fix),
+            false => Finding::warn(TOPIC, subject, message, fix),
         }
     }
 
@@ -501,18 +512,25 @@ impl Wanted {
         Finding::fail(error::Code::KafkaTopicUnfit, TOPIC, subject, message, fix)
     }
 
-    fn alter(&self, rule: &Rule, config: &KafkaConfig) -> String {
+    fn alter<'a>(&self, rules: impl Iterator<Item = &'a Rule>, config: &KafkaConfig) -> String {
+        let settings: Vec<_> = rules.map(|rule| format!("{}={}", rule.setting, rule.value)).collect();
         format!(
-            "kafka-configs.sh --bootstrap-server {} --alter --entity-type topics --entity-name {} --add-config {}={}",
-            config.brokers, self.name, rule.setting, rule.value
+            "kafka-configs.sh --bootstrap-server {} --alter --entity-type topics --entity-name {} --add-config {}",
+            config.brokers,
+            self.name,
+            settings.join(",")
         )
     }
 }
 
 impl Rule {
     fn complaint(&self, found: &str) -> String {
-        let least = if matches!(self.need, Need::AtLeast) { "at least " } else { "" };
-        format!("has {} = {found}, wanted is {least}{}", self.setting, self.value)
+        let bound = match self.need {
+            Need::AtLeast => "at least ",
+            Need::ToldAbove => "at most ",
+            Need::Exactly | Need::Default | Need::Told => "",
+        };
+        format!("{} = {found}, wanted is {bound}{}", self.setting, self.value)
     }
 }
 

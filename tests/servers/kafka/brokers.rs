@@ -8,9 +8,10 @@ use rdkafka::producer::{BaseRecord, Producer};
 use walcast::error::{Class, Code};
 use walcast::lsn::Lsn;
 use walcast::sink::kafka::KafkaConfig;
-use walcast::sink::{Sink, SinkAdmin, Verdict};
+use walcast::sink::{Finding, Sink, SinkAdmin, Verdict};
 
 use super::fixture::{Fixture, admin, create_topic, events, transactional_producer};
+use crate::support::services::command;
 use crate::support::world::World;
 use crate::support::{self, DEADLINE};
 
@@ -193,6 +194,28 @@ async fn a_start_waits_for_the_transaction_of_another_and_says_so() {
     running.wait_until_streaming().await;
     support::wait_until("Kafka has all", async || world.kafka_ids().await.len() == 30).await;
     running.stop().await;
+}
+
+/// As init made it before it bounded what the markers of transactions take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_progress_topic_that_grows_is_told_with_what_bounds_it() {
+    let fixture = Fixture::new("grows").await;
+    create_topic(&fixture.config, &fixture.topics.progress, 1, &[("cleanup.policy", "compact")]).await;
+    let mut sink = fixture.ready().await;
+    let of = |findings: Vec<Finding>| {
+        findings.into_iter().find(|finding| finding.subject.ends_with(".progress")).unwrap()
+    };
+    let finding = of(sink.check().await);
+    assert_eq!(finding.verdict, Verdict::Warn, "{finding:?}");
+    let fix = finding.fix.unwrap();
+    let (_, settings) = fix.split_once("--add-config ").unwrap();
+    assert!(settings.contains("segment.bytes=52428800,delete.retention.ms=600000"), "{fix}");
+    let config = &fixture.config.brokers;
+    assert!(fix.starts_with(&format!("kafka-configs.sh --bootstrap-server {config} ")), "{fix}");
+    let topic = ["--alter", "--entity-type", "topics", "--entity-name", &fixture.topics.progress];
+    command(&[&["kafka-tool", "configs"], &topic[..], &["--add-config", settings]].concat());
+    let finding = of(sink.check().await);
+    assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
