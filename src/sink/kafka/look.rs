@@ -18,8 +18,8 @@ use crate::hop::host_of;
 use crate::source::tls;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// The longest answer that is read: a list of mechanisms.
-const ANSWER_BYTES_MAX: usize = 4 << 10;
+/// The longest answer that is read: a list of mechanisms, or of requests.
+const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 /// What a listener speaks.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,6 +55,19 @@ pub(super) fn look(address: &str) -> io::Result<Speaks> {
     }
 }
 
+/// Opens `host:port`, over TLS whoever answers.
+pub(super) fn open(address: &str, tls: bool) -> io::Result<Box<dyn Stream>> {
+    Ok(match tls {
+        true => Box::new(over_tls(address, &Arc::default())?),
+        false => Box::new(connect(address)?),
+    })
+}
+
+/// What a listener is asked through.
+pub(super) trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
 fn connect(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in address.to_socket_addrs()? {
@@ -84,16 +97,32 @@ fn over_tls(address: &str, asked: &Arc<AtomicBool>) -> io::Result<StreamOwned<Cl
 fn ask(stream: &mut (impl Read + Write)) -> io::Result<Login> {
     const SASL_HANDSHAKE: i16 = 17;
     const VERSION: i16 = 1;
-    const ID: i32 = 0x77_61_6c_63;
     const ILLEGAL_SASL_STATE: i16 = 34;
-    let mut request = Vec::new();
-    request.extend(SASL_HANDSHAKE.to_be_bytes());
-    request.extend(VERSION.to_be_bytes());
-    request.extend(ID.to_be_bytes());
-    for text in ["walcast", "NONE"] {
-        request.extend((text.len() as i16).to_be_bytes());
-        request.extend(text.as_bytes());
+    let answer = exchange(stream, SASL_HANDSHAKE, VERSION, b"\0\x04NONE")?;
+    let mut answer = Answer(&answer);
+    let code = answer.take().map(i16::from_be_bytes).ok_or_else(not_kafka)?;
+    if code == ILLEGAL_SASL_STATE {
+        return Ok(Login::None);
     }
+    let count = answer.take().map_or(0, i32::from_be_bytes);
+    Ok(Login::Sasl((0..count).map_while(|_| answer.text()).collect()))
+}
+
+/// Sends a request, of which `rest` follows the client's name, and gives the answer to it.
+pub(super) fn exchange(
+    stream: &mut (impl Read + Write),
+    request_key: i16,
+    version: i16,
+    rest: &[u8],
+) -> io::Result<Vec<u8>> {
+    const ID: i32 = 0x77_61_6c_63;
+    const CLIENT: &[u8] = b"\0\x07walcast";
+    let mut request = Vec::new();
+    request.extend(request_key.to_be_bytes());
+    request.extend(version.to_be_bytes());
+    request.extend(ID.to_be_bytes());
+    request.extend(CLIENT);
+    request.extend(rest);
     let mut framed = (request.len() as i32).to_be_bytes().to_vec();
     framed.extend(request);
     stream.write_all(&framed)?;
@@ -107,27 +136,21 @@ fn ask(stream: &mut (impl Read + Write)) -> io::Result<Login> {
     }
     let mut answer = vec![0; length];
     stream.read_exact(&mut answer)?;
-    let mut answer = Answer(&answer);
-    if answer.take().map(i32::from_be_bytes) != Some(ID) {
-        return Err(not_kafka());
+    match answer.split_first_chunk() {
+        Some((id, rest)) if i32::from_be_bytes(*id) == ID => Ok(rest.to_vec()),
+        _ => Err(not_kafka()),
     }
-    let code = answer.take().map(i16::from_be_bytes).ok_or_else(not_kafka)?;
-    if code == ILLEGAL_SASL_STATE {
-        return Ok(Login::None);
-    }
-    let count = answer.take().map_or(0, i32::from_be_bytes);
-    Ok(Login::Sasl((0..count).map_while(|_| answer.text()).collect()))
 }
 
-fn not_kafka() -> io::Error {
+pub(super) fn not_kafka() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "no answer in Kafka's protocol")
 }
 
 /// What is left of an answer.
-struct Answer<'a>(&'a [u8]);
+pub(super) struct Answer<'a>(pub(super) &'a [u8]);
 
-impl Answer<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+impl<'a> Answer<'a> {
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*taken)
@@ -135,9 +158,30 @@ impl Answer<'_> {
 
     fn text(&mut self) -> Option<String> {
         let length = usize::try_from(i16::from_be_bytes(self.take()?)).ok()?;
-        let (text, rest) = self.0.split_at_checked(length)?;
+        Some(String::from_utf8_lossy(self.bytes(length)?).into_owned())
+    }
+
+    pub(super) fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
-        Some(String::from_utf8_lossy(text).into_owned())
+        Some(bytes)
+    }
+
+    pub(super) fn skip(&mut self, length: usize) -> Option<()> {
+        self.bytes(length).map(drop)
+    }
+
+    /// An unsigned number of 32 bits, seven bits a byte, the lowest first.
+    pub(super) fn varint(&mut self) -> Option<u32> {
+        let mut number = 0;
+        for shift in (0..32).step_by(7) {
+            let [byte] = self.take()?;
+            number |= u32::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
     }
 }
 

@@ -19,6 +19,7 @@ mod scan;
 mod hung_transactions;
 mod thread;
 mod topics;
+mod versions;
 mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -16,6 +16,7 @@ use super::error::{Reports, bad_settings, classify, definite};
 use super::hung_transactions::{commands, lasting_transactions};
 use super::reach::reach;
 use super::thread::spawn;
+use super::versions;
 use crate::error::{self, Error, Result};
 use crate::finding::{Finding, Verdict, refuse};
 use crate::hop::in_clear;
@@ -74,8 +75,8 @@ pub(super) async fn check(
 ) -> Result<Vec<Finding>> {
     let transactional_id = transactional_id.to_owned();
     on_thread(config, row_bytes_max, |cluster| async move {
-        let (brokers, broker) = cluster.brokers()?;
-        let mut findings = vec![brokers];
+        let (brokers, broker, addresses) = cluster.brokers()?;
+        let mut findings = vec![brokers, versions::finding(&cluster.config, &addresses)];
         if cluster.config.is_exposed() {
             let fix = "set security.protocol in kafka.properties to ssl or sasl_ssl: docs/sinks/kafka.md";
             findings.push(in_clear("kafka.tls", "kafka connection", fix));
@@ -196,12 +197,14 @@ impl Cluster {
         Ok(Cluster { admin, config, wanted })
     }
 
-    /// The brokers, and the id of one.
-    fn brokers(&self) -> Result<(Finding, i32)> {
+    /// The brokers, the id of one, and where they all are.
+    fn brokers(&self) -> Result<(Finding, i32, Vec<String>)> {
         let metadata =
             self.admin.inner().fetch_metadata(Some(&self.config.topics().events), self.config.timeout());
         let metadata = metadata.map_err(|error| self.failed("reach the brokers", error))?;
         let any = metadata.brokers().first().map(|broker| broker.id()).unwrap_or_default();
+        let at =
+            metadata.brokers().iter().map(|broker| format!("{}:{}", broker.host(), broker.port())).collect();
         let brokers = metadata.brokers().len();
         let (id, subject) = ("kafka.brokers", "kafka brokers");
         let KafkaConfig { replication_factor, min_insync_replicas, brokers: addresses, .. } = &self.config;
@@ -212,10 +215,10 @@ impl Cluster {
                 "export KAFKA_REPLICATION_FACTOR={brokers} KAFKA_MIN_INSYNC_REPLICAS={}",
                 min_insync_replicas.min(&(brokers as u16))
             );
-            return Ok((Finding::fail(error::Code::KafkaRefused, id, subject, message, fix), any));
+            return Ok((Finding::fail(error::Code::KafkaRefused, id, subject, message, fix), any, at));
         }
         if *min_insync_replicas >= 2 {
-            return Ok((Finding::ok(id, subject, format!("{brokers} at {addresses}")), any));
+            return Ok((Finding::ok(id, subject, format!("{brokers} at {addresses}")), any, at));
         }
         let message = format!(
             "{brokers} at {addresses}; with replication_factor = {replication_factor} and min_insync_replicas = \
@@ -223,7 +226,7 @@ impl Cluster {
         );
         let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
         let replicas = partitions.map(|partition| partition.replicas().len()).min();
-        Ok((Finding::warn(id, subject, message, safer(brokers, replicas)), any))
+        Ok((Finding::warn(id, subject, message, safer(brokers, replicas)), any, at))
     }
 
     /// What a broker allows of transactions. What the ACLs allow this user shows only when a producer begins, and that

@@ -29,7 +29,7 @@ async fn prepare_makes_topics_that_check_finds_right() {
     sink.prepare().await.unwrap();
     sink.prepare().await.unwrap();
     let findings = sink.check().await;
-    assert_eq!(findings.len(), 8);
+    assert_eq!(findings.len(), 9);
     for finding in &findings {
         let single_broker = finding.subject == "kafka brokers";
         let wanted = if single_broker { Verdict::Warn } else { Verdict::Ok };
@@ -216,6 +216,14 @@ async fn a_progress_topic_that_grows_is_told_with_what_bounds_it() {
     command(&[&["kafka-tool", "configs"], &topic[..], &["--add-config", settings]].concat());
     let finding = of(sink.check().await);
     assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_the_release_of_the_brokers() {
+    let fixture = Fixture::new("release").await;
+    let findings = fixture.sink().check().await;
+    let finding = findings.iter().find(|finding| finding.id == "kafka.version").unwrap();
+    assert_eq!((finding.verdict, finding.message.as_str()), (Verdict::Ok, "4.2"), "{finding:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
