@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::config::{KafkaConfig, Properties, Topics};
+pub use self::config::{Compression, KafkaConfig, Properties, Topics};
 use self::ends::Ends;
 use self::hung_transactions::Watch;
 use self::recover::Fence;
