@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod brokers;
 mod kills;
 mod lanes;
 mod named;
