@@ -30,7 +30,7 @@ kafka_start() {
   kafka_settings "$1" >"$dir/server.properties"
   if [ ! -d "$dir/data/__cluster_metadata-0" ]; then
     kafka_format "$dir"
-  elif [ "$kafka_brokers" = 1 ]; then
+  elif [ "$kafka_brokers" = 1 ] && [ "${SERVICES_KAFKA_FENCED:-yes}" = yes ]; then
     kafka_fence_last_broker "$dir"
   fi
   [ "$kafka_brokers" = 1 ] || heap=256m

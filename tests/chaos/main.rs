@@ -13,6 +13,7 @@ mod named;
 mod odd;
 mod outages;
 mod plan;
+mod stuck;
 mod witness;
 
 /// Events a minute under every series: 3,333 a second.
