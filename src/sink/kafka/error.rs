@@ -161,7 +161,7 @@ pub(super) fn definite(code: Code) -> Option<(error::Code, &'static str)> {
         }
         Code::MessageBatchTooLarge => "raise the topic's segment.bytes (kafka-configs.sh)",
         Code::UnsupportedForMessageFormat | Code::UnsupportedCompressionType => {
-            "set compression.type in kafka.properties to one that the brokers have, or upgrade the brokers"
+            "set kafka.compression to one that the brokers have, or upgrade the brokers"
         }
         Code::InvalidReplicationFactor => {
             "set kafka.replication_factor to at most the number of brokers (1 for a broker on its own, and \
