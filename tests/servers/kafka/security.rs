@@ -243,7 +243,7 @@ async fn the_rights_of_the_docs_are_enough(secured: &Secured) {
             running = filled_anew_with(&right, secured, &world, running).await;
         }
         running.stop().await;
-        what_is_not_told_is_not_called_well(&world).await;
+        what_is_not_told_is_not_called_well(&world, port != SSL_WITH_CERTIFICATES).await;
     }
     // without the right to read the topics' settings it works as well, and says what it does not know
     let (port, properties) = (SASL_SSL, secured.sasl("PLAIN", "walcast", "right", "authority.crt"));
@@ -335,9 +335,12 @@ async fn a_refused_token_is_named(secured: &Secured) {
     is_refused(&world, "kafka.brokers", 78, "WC-105", &["OAUTHBEARER", "sasl.oauthbearer"]).await;
 }
 
-/// This user may not read the brokers' settings.
-async fn what_is_not_told_is_not_called_well(world: &World) {
+/// This user may not read the brokers' settings. Their release is told before any login, behind TLS that lets in whoever asks.
+async fn what_is_not_told_is_not_called_well(world: &World, is_told_its_release: bool) {
     let (_, lines) = check(world).await;
+    let version = of(&lines, "kafka.version", "");
+    assert_eq!(version.message == "4.2", is_told_its_release, "{version:?}");
+    assert!(is_told_its_release || version.message.contains("not told"), "{version:?}");
     let timeout = of(&lines, "kafka.transaction_timeout", "");
     assert!(timeout.verdict == "warn" && timeout.message.contains("not told"), "{timeout:?}");
     let id = of(&lines, "kafka.transactional_id", "");
