@@ -26,6 +26,9 @@ const CUT_OFF: Duration = Duration::from_secs(15);
 /// How long too few brokers are there.
 const TOO_FEW: Duration = Duration::from_secs(20);
 
+/// How old the newest event is for a reader that has caught up.
+const CAUGHT_UP: Duration = Duration::from_secs(2);
+
 struct Stage {
     world: World,
     servers: Servers,
@@ -62,6 +65,9 @@ impl Stage {
         })
         .await;
         wait_until_within(2 * DEADLINE, "the replicas have all", async || self.replicas_have_all()).await;
+        // or what it still has to read would count as late in what comes next
+        wait_until_within(4 * DEADLINE, "the reader has caught up", async || self.reader.has_caught_up())
+            .await;
         assert!(!running.ends_within(Duration::ZERO).await, "walcast ended: {}", running.log.lock().await);
         println!("{what}: {}", self.reader.lateness_since(began));
         if self.load.try_wait().unwrap().is_some() {
@@ -204,6 +210,11 @@ impl Reader {
             }
         });
         reader
+    }
+
+    fn has_caught_up(&self) -> bool {
+        let seen = self.seen.lock().unwrap();
+        seen.last().is_some_and(|(at, late)| at.elapsed() + *late < CAUGHT_UP)
     }
 
     fn lateness_since(&self, began: Instant) -> String {
