@@ -209,6 +209,12 @@ impl Config {
         Access::new(&self.web.token)?;
         Ok(())
     }
+
+    /// The same for one server: of several hosts of PostgreSQL the one that takes writes now. Where two do, as after a failover
+    /// that has left the old primary running, each connection might choose another, and what they say is not of one history.
+    pub async fn on_one_host(&self) -> Result<Config> {
+        Ok(Config { postgres: source::sql::choose_host(&self.postgres).await?, ..self.clone() })
+    }
 }
 
 /// Settings as `section.name` → value.

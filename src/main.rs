@@ -330,6 +330,22 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     let loaded = Loaded::load(cli.config.as_deref(), std::env::vars())?;
     let config: &Config = &loaded.config;
     sinks::validate(config)?;
+    let one_host;
+    let config = match cli.command {
+        Command::Init { .. }
+        | Command::Rebuild(_)
+        | Command::DeadLetters(_)
+        | Command::Backfill(_)
+        | Command::Resync(_)
+        | Command::Adopt(_)
+        | Command::Erase(_)
+        | Command::Verify(_) => {
+            one_host = config.on_one_host().await?;
+            &one_host
+        }
+        // a stream goes on with another server, the others ask each of them or none
+        _ => config,
+    };
     match cli.command {
         Command::Run => ops::run::run(config, Shutdown::on_signals()?).await?,
         Command::Init { with_history } => ops::init::init(config, with_history).await?,

@@ -90,8 +90,12 @@ async fn stream_once(
     backoff: &mut Backoff,
     shutdown: &mut Shutdown,
 ) -> Result<()> {
-    let starting = start(config, registry, former, clock);
-    let started = tokio::select! {
+    let starting = async {
+        let config = config.on_one_host().await?;
+        let started = start(&config, registry, former, clock).await?;
+        Ok::<_, Error>((config, started))
+    };
+    let (config, started) = tokio::select! {
         started = starting => started?,
         () = shutdown.wait() => return Ok(()),
     };
@@ -136,6 +140,15 @@ async fn keeper_ended(keepers: &mut JoinSet<Result<()>>) -> Error {
     }
 }
 
+/// Whoever took over while we did not look is left alone. A server that does not know us is asked as at a first start.
+async fn leave_to_newer(state: &mut State, former: &Session) -> Result<()> {
+    match state.guarded(former).await {
+        Err(error) if error.class() == Class::Definite => Err(error),
+        // one that does not answer says so again
+        Err(_) | Ok(_) => Ok(()),
+    }
+}
+
 /// Takes the slot for this instance, recovers the sinks, and opens the stream where the slowest stands.
 async fn start(
     config: &Config,
@@ -145,8 +158,7 @@ async fn start(
 ) -> Result<Started> {
     let mut state = State::new(config.postgres.clone());
     if let Some(former) = former {
-        // whoever took over while we did not look is left alone
-        drop(state.guarded(former).await?);
+        leave_to_newer(&mut state, former).await?;
     }
     slot::server_facts(state.client().await?).await?.check_primary()?;
     finding::refuse(&check::check_to_stream(state.client().await?, &config.postgres).await?)?;

@@ -48,6 +48,21 @@ pub async fn connect_watched(config: &PostgresConfig) -> Result<(Client, oneshot
     Ok((client, watched))
 }
 
+/// One of several hosts that takes writes, for all that is to be of one server; one alone whatever it does.
+pub async fn choose_host(config: &PostgresConfig) -> Result<PostgresConfig> {
+    if config.each_host().len() == 1 {
+        return Ok(config.clone());
+    }
+    let is_standby = |(_, (_, session)): &(PostgresConfig, (Client, Session))| {
+        session::is_standby(session.parameter(session::STANDBY))
+    };
+    let log_in = async |one: PostgresConfig| {
+        let session = log_in(&one).await?;
+        Ok((one, session))
+    };
+    Ok(connect::any_host(config, log_in, is_standby).await?.0)
+}
+
 /// Sorts an error of a statement by what can be done about it.
 pub fn error(error: tokio_postgres::Error) -> Error {
     error_to(Asked::Statement, error)

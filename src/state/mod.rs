@@ -63,7 +63,8 @@ impl State {
     }
 
     /// A transaction in which nobody can become a newer instance than `session`; an error of kind
-    /// `Fenced` when somebody has.
+    /// `Fenced` when somebody has. A server that does not know this instance yet is another one than before, as after a
+    /// failover behind one address: what it holds is asked anew.
     pub async fn guarded(&mut self, session: &Session) -> Result<Transaction<'_>> {
         let transaction = self.client().await?.transaction().await.map_err(sql::error)?;
         let newest = transaction
@@ -77,6 +78,10 @@ impl State {
             .transpose()?;
         match newest {
             Some(fencing_token) if fencing_token == session.fencing_token => Ok(transaction),
+            Some(fencing_token) if fencing_token < session.fencing_token => Err(Error::new(
+                Code::PostgresUnreachable,
+                "another server answers than the one before, with an older state",
+            )),
             Some(_) => Err(Error::new(Code::Fenced, "a newer walcast has taken over this slot")),
             None => Err(history::forgotten(&session.history_id.slot)),
         }

@@ -19,6 +19,8 @@ pub enum Weather {
     Cut,
     /// The same by RST.
     Reset,
+    /// New connections end at once, those that are open go on.
+    Shut,
     /// Nothing passes any more, not even an end, and nobody is told; these connections stay so when the weather is
     /// fair again.
     Silent,
@@ -125,6 +127,9 @@ impl Wire {
 async fn accept(listener: TcpListener, port: u16, line: Arc<Line>) {
     while let Ok((client, _)) = listener.accept().await {
         line.accepted.fetch_add(1, Ordering::SeqCst);
+        if *line.weather.borrow() == Weather::Shut {
+            continue;
+        }
         let line = Arc::clone(&line);
         tokio::spawn(async move {
             let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
@@ -176,7 +181,7 @@ impl Way<'_> {
                 Weather::SilentWhereSaid if self.client_said.load(Ordering::SeqCst) => {
                     std::future::pending::<()>().await;
                 }
-                Weather::Fair | Weather::SilentWhereSaid | Weather::Slow(_) => {}
+                Weather::Fair | Weather::Shut | Weather::SilentWhereSaid | Weather::Slow(_) => {}
             }
             let readable = tokio::select! {
                 readable = from.readable() => readable,

@@ -6,8 +6,10 @@ use walcast::source::sql;
 use super::{
     ends_in_a_resync, kafka_has, start_ends_in_a_resync, streaming_to_kafka, streaming_to_redis, world_of,
 };
+use crate::support::hold::Hold;
 use crate::support::pair::Pair;
 use crate::support::services;
+use crate::support::wire::{Weather, Wire};
 use crate::support::world::World;
 use crate::support::{self, run, wait_until};
 
@@ -216,6 +218,44 @@ async fn a_new_primary_is_followed_within_five_seconds() {
     for one in running {
         one.kill().await;
     }
+    drop((after, world));
+    pair.wipe();
+}
+
+/// The old primary takes writes beside the new one, and lets nobody in any more in the middle of a start.
+#[tokio::test]
+async fn a_start_is_of_one_server_where_two_take_writes() {
+    let pair = Pair::new("two").await;
+    let world = world_of(pair.primary.clone(), "kafka,redis").await;
+    let running = world.start().await;
+    world.insert_events(10).await;
+    pair.synced(&world).await;
+    running.stop().await;
+    pair.level(&world).await;
+    pair.promote().await;
+    let after = pair.after(&world);
+    let client = sql::connect(&after.postgres).await.unwrap();
+    let token = async |client: &Client| -> i64 {
+        client.query_one("SELECT fencing_token FROM walcast.slot", &[]).await.unwrap().get(0)
+    };
+    let known = token(&client).await;
+    let (old, hold) = (Wire::to(pair.primary.port).await, Hold::closed());
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", old.port, pair.standby.port);
+    let starting = world.with("POSTGRES_HOST", &hosts);
+    let starting = starting.with("FAILPOINTS", &hold.at("pipeline_after_recover")).spawn();
+    hold.reached().await;
+    assert!(old.accepted() > 0, "the old one comes first in the list");
+    old.set(Weather::Shut);
+    hold.release();
+    starting.wait_until_streaming().await;
+    after.insert_events(10).await;
+    kafka_has(&after, 20).await;
+    wait_until("Redis has all", async || after.redis_plays().await == 20).await;
+    let streams = starting.log.lock().await.matches("streaming from slot").count();
+    assert_eq!(streams, 1, "a stream began with what the other server said");
+    assert_ne!(token(&client).await, known, "it streams from a server where it has not begun");
+    drop(client);
+    starting.stop().await;
     drop((after, world));
     pair.wipe();
 }
