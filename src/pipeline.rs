@@ -42,6 +42,9 @@ use crate::watermark::Watermark;
 /// How long it waits at most where another of several hosts may become the primary at any moment.
 const TAKEOVER_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// A target that has lost what it had accepted so often in a row does not mend by itself.
+const ODD_ATTEMPTS: u32 = 4;
+
 /// Runs until `shutdown`, or until an error that starting again would not mend.
 pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutdown) -> Result<()> {
     let mut backoff = Backoff::default();
@@ -57,8 +60,14 @@ pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutd
             Ok(()) => return Ok(()),
             Err(error) if error.class() == Class::Definite => return Err(error),
             Err(error) => {
-                registry.failed(&error);
                 let mut wait = backoff.next_wait();
+                let error = match error.class() {
+                    Class::Rewind if backoff.attempts() >= ODD_ATTEMPTS => {
+                        error.hint("it loses what it accepts each time: look at the target's log")
+                    }
+                    _ => error,
+                };
+                registry.failed(&error);
                 if several_hosts && matches!(error.code(), Code::PostgresUnreachable | Code::PostgresStandby)
                 {
                     wait = wait.min(TAKEOVER_WAIT_MAX);
@@ -114,8 +123,14 @@ async fn stream_once(
             error = keeper_ended(&mut keepers) => error,
         }
     };
+    let (checkpoints, _) = streaming.progress();
+    let first = checkpoints.borrow().clone();
     let ended = streaming.run(source_ended, shutdown).await;
-    backoff.worked_for(began.elapsed());
+    // a target that loses all that it accepts has not worked, however long that took
+    let lost = matches!(&ended, Err(error) if error.class() == Class::Rewind);
+    if !lost || checkpoints.borrow().iter().zip(&first).all(|(last, first)| last != first) {
+        backoff.worked_for(began.elapsed());
+    }
     ended
 }
 

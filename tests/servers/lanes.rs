@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use walcast::source::sql;
 
+use crate::support::bigquery_server::BigQueryServer;
+use crate::support::bigquery_server::fault::{Call, Fault as Refusal};
 use crate::support::hold::Hold;
 use crate::support::http_server::{Fault, HttpServer};
 use crate::support::pair::Pair;
@@ -493,4 +495,31 @@ async fn targets_that_are_dead_at_the_very_first_start_are_prepared_when_they_an
 fn port_of(name: &str, default: u16) -> u16 {
     let address = std::env::var(name).unwrap_or_default();
     address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(default)
+}
+
+/// A lone sink has no lane to be left in: the whole stream begins again, and waits longer each time.
+#[tokio::test]
+async fn a_lone_table_that_loses_all_that_it_takes_is_not_hammered() {
+    let server = BigQueryServer::start().await;
+    let world = World::new(fresh_database(postgres()).await)
+        .await
+        .with("BIGQUERY_REST_URL", &server.url())
+        .with("BIGQUERY_GRPC_URL", &server.url())
+        .with("BIGQUERY_COMMIT_SECONDS", "1")
+        .with("PIPELINE_SINKS", "bigquery");
+    world.walcast(["init"]).await.expect(0, &[]);
+    let running = world.start().await;
+    server.plan().draw(1, 1.0, &[Refusal::Gone]);
+    world.insert_events(10).await;
+    wait_until("it says that this is odd", async || {
+        let status = running.json("/api/status").await;
+        status["problems"].to_string().contains("look at the target's log")
+    })
+    .await;
+    let tries = server.seen(Call::AppendRows).len();
+    assert!(tries < 10, "{tries}");
+    server.calm();
+    let table = server.store().tables.keys().next().unwrap().clone();
+    wait_until("the table has all", async || server.rows(&table).len() == 10).await;
+    running.stop().await;
 }
