@@ -15,6 +15,23 @@ use crate::event::schema::CONTENT;
 /// Its name.
 pub const NAME: &str = "walcast";
 
+/// On Amazon RDS and Aurora nobody may give a role the attribute REPLICATION; membership in this one serves for it.
+const BY_MEMBERSHIP: &str = "rds_replication";
+
+async fn is_by_membership(client: &Client) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)";
+    sql::get(&client.query_one(query, &[&BY_MEMBERSHIP]).await.map_err(sql::error)?, 0)
+}
+
+/// The statement that lets a role replicate.
+pub async fn let_replicate(client: &Client, role: &str) -> Result<String> {
+    let role = identifier(role);
+    Ok(match is_by_membership(client).await? {
+        true => format!("GRANT {BY_MEMBERSHIP} TO {role};"),
+        false => format!("ALTER ROLE {role} REPLICATION;"),
+    })
+}
+
 /// What became of it.
 #[derive(Debug, Default)]
 pub struct Made {
@@ -32,13 +49,16 @@ pub async fn make(client: &Client, config: &PostgresConfig, places: &Places) -> 
     }
     let there = role(client).await?;
     let wanted = match &there {
-        None => format!("CREATE ROLE {NAME} NOLOGIN REPLICATION"),
-        Some(role) if !role.replicates => format!("ALTER ROLE {NAME} REPLICATION"),
+        None if is_by_membership(client).await? => {
+            format!("CREATE ROLE {NAME} NOLOGIN; GRANT {BY_MEMBERSHIP} TO {NAME};")
+        }
+        None => format!("CREATE ROLE {NAME} NOLOGIN REPLICATION;"),
+        Some(role) if !role.replicates => let_replicate(client, NAME).await?,
         Some(_) => String::new(),
     };
     let mut made = Made::default();
     match client.batch_execute(&wanted).await {
-        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => made.left.push(wanted + ";"),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => made.left.push(wanted),
         // another init was quicker
         Err(error) if is_there(error.code()) => {}
         done => done.map_err(sql::error)?,
@@ -70,8 +90,10 @@ struct Role {
 
 /// The role, if it is there.
 async fn role(client: &Client) -> Result<Option<Role>> {
-    let query = "SELECT rolcanlogin, rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1";
-    let row = client.query_opt(query, &[&NAME]).await.map_err(sql::error)?;
+    let query = "SELECT rolcanlogin, rolreplication OR rolsuper
+                   OR EXISTS (SELECT FROM pg_roles AS other WHERE other.rolname = $2 AND pg_has_role($1, other.oid, 'MEMBER'))
+                 FROM pg_roles WHERE rolname = $1";
+    let row = client.query_opt(query, &[&NAME, &BY_MEMBERSHIP]).await.map_err(sql::error)?;
     row.map(|row| Ok(Role { logs_in: sql::get(&row, 0)?, replicates: sql::get(&row, 1)? })).transpose()
 }
 

@@ -77,7 +77,8 @@ const SLOT_LOST: &str = "the slot can deliver no more: \"Make a new slot\" in do
     the steps";
 const SLOT_MISSING: &str = "run `walcast init` to make the slot; where one was there before, see \
     docs/operate/resync.md first";
-const NO_REPLICATION_RIGHT: &str = "let the role replicate: ALTER ROLE <user> REPLICATION";
+const NO_REPLICATION_RIGHT: &str = "let the role replicate: ALTER ROLE <user> REPLICATION (on Amazon RDS and Aurora: \
+    GRANT rds_replication TO <user>)";
 pub(super) const WAL_LEVEL: &str =
     "ALTER SYSTEM SET wal_level = logical, then restart PostgreSQL (managed services have a switch for it)";
 const PASSWORD: &str = "see `postgres.user` and `postgres.password` (POSTGRES_PASSWORD), or set the password anew: \

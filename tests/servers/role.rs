@@ -83,6 +83,7 @@ async fn the_role_is_made_as_far_as_may_be_and_what_is_left_is_told() {
     again.expect(0, &[]);
     assert!(!again.output.contains("by who may"), "{}", again.output);
     narrowed_by_the_documented_lines(&small, &owner).await;
+    by_membership(&as_keeper, &small, &owner).await;
     drop(owner);
     drop(world);
     services::command(&["postgres", SERVER, "wipe"]);
@@ -120,4 +121,21 @@ async fn narrowed_by_the_documented_lines(small: &World, owner: &Client) {
     let running = small.start().await;
     running.stop().await;
     small.with("POSTGRES_DB", "postgres").walcast(["check"]).await.expect(2, &["pg_hba"]);
+}
+
+/// As on Amazon RDS and Aurora, where nobody may give a role the right to replicate.
+async fn by_membership(as_keeper: &World, small: &World, owner: &Client) {
+    run(owner, "DROP OWNED BY walcast; DROP ROLE walcast; CREATE ROLE rds_replication").await;
+    let made = "CREATE ROLE walcast NOLOGIN; GRANT rds_replication TO walcast;";
+    as_keeper.walcast(["init"]).await.expect(0, &[made]);
+    run(owner, made).await;
+    run(owner, "ALTER ROLE walcast LOGIN PASSWORD 'small'; GRANT SELECT ON shop.content TO walcast").await;
+    let again = as_keeper.walcast(["init"]).await;
+    again.expect(0, &[]);
+    assert!(!again.output.contains("rds_replication"), "{}", again.output);
+    run(owner, "REVOKE rds_replication FROM walcast").await;
+    let told = small.walcast(["check"]).await;
+    told.expect(2, &["may not replicate", r#"GRANT rds_replication TO "walcast";"#]);
+    assert!(!told.output.contains("ALTER ROLE"), "{}", told.output);
+    as_keeper.walcast(["init"]).await.expect(0, &["GRANT rds_replication TO"]);
 }

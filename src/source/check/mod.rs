@@ -22,6 +22,7 @@ use crate::finding::{self, Finding};
 use crate::hop::is_loopback;
 use crate::source::connection::Connection;
 use crate::source::migrations::MIGRATIONS;
+use crate::source::role as source_role;
 use crate::source::slot::{self as source_slot, ServerFacts};
 use crate::source::{PostgresConfig, SslMode, quote, rows, sql};
 
@@ -33,7 +34,7 @@ pub const TRANSACTION_OPEN_MAX: Duration = Duration::from_secs(300);
 /// What `walcast check` tells of the source, beyond what must be so for a start ([`check`]). One part that cannot be
 /// looked at is one finding.
 pub async fn survey(client: &Client, config: &PostgresConfig, open_max: Duration) -> Vec<Finding> {
-    let mut findings = vec![wire(config).await];
+    let mut findings = vec![wire(client, config).await];
     match survey_server(client, config).await {
         Ok(told) => findings.extend(told),
         Err(error) => findings.push(Finding::failed("postgres.settings", "postgres settings", &error)),
@@ -100,22 +101,18 @@ pub fn no_session(config: &PostgresConfig, id: &'static str, subject: String, er
 }
 
 /// The replication connection, and what lies under it.
-async fn wire(config: &PostgresConfig) -> Finding {
+async fn wire(client: &Client, config: &PostgresConfig) -> Finding {
     match Connection::connect(config).await {
         Ok(connection) => tls(config, connection.is_encrypted(), connection.is_channel_bound()),
         Err(error) => {
             let mut finding =
                 Finding::failed("postgres.replication", "postgres replication connection", &error);
             if error.code() == Code::PostgresRights {
-                finding.fix = Some(let_replicate(config));
+                finding.fix = source_role::let_replicate(client, &config.user).await.ok().or(finding.fix);
             }
             finding
         }
     }
-}
-
-fn let_replicate(config: &PostgresConfig) -> String {
-    format!("ALTER ROLE {} REPLICATION;", quote::identifier(&config.user))
 }
 
 fn tls(config: &PostgresConfig, encrypted: bool, bound: bool) -> Finding {
@@ -197,7 +194,7 @@ pub async fn readable(client: &Client, config: &PostgresConfig, places: &Places)
 /// The part that must hold before `walcast init` can make the rest.
 pub async fn check_server(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let server = source_slot::server_facts(client).await?;
-    Ok(vec![version(&server), wal_level(&server), role(&server, config)])
+    Ok(vec![version(&server), wal_level(&server), role(client, &server, config).await?])
 }
 
 fn version(server: &ServerFacts) -> Finding {
@@ -233,12 +230,13 @@ fn wal_level(server: &ServerFacts) -> Finding {
     }
 }
 
-fn role(server: &ServerFacts, config: &PostgresConfig) -> Finding {
+async fn role(client: &Client, server: &ServerFacts, config: &PostgresConfig) -> Result<Finding> {
     let (id, subject) = ("postgres.role", format!("postgres role {}", config.user));
-    match server.has_replication_role {
-        true => Finding::ok(id, subject, "may replicate"),
-        false => Finding::fail(Code::PostgresRights, id, subject, "may not replicate", let_replicate(config)),
+    if server.has_replication_role {
+        return Ok(Finding::ok(id, subject, "may replicate"));
     }
+    let fix = source_role::let_replicate(client, &config.user).await?;
+    Ok(Finding::fail(Code::PostgresRights, id, subject, "may not replicate", fix))
 }
 
 /// walcast's own schema.
