@@ -87,7 +87,7 @@ const BETWEEN: &str = "the server's certificate is another one than we were show
     and PostgreSQL, or a proxy ends the TLS; set `postgres.host` and `postgres.port` to PostgreSQL itself";
 const PG_HBA: &str = "see `postgres.user` and `postgres.sslmode`, and let it in by pg_hba.conf, for example: \
     host <db> <user> <address> scram-sha-256";
-const POOLER: &str = "a connection pooler (PgBouncer, Supavisor) answers, and not PostgreSQL: set `postgres.host` and \
+pub(super) const POOLER: &str = "a connection pooler (PgBouncer, Supavisor) answers, and not PostgreSQL: set `postgres.host` and \
     `postgres.port` to PostgreSQL itself";
 const READ_ONLY: &str = "a standby takes no writes: walcast goes on when it is promoted";
 const CONNECT: &str = "let the role in: GRANT CONNECT ON DATABASE <db> TO <user>";

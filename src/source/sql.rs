@@ -21,7 +21,7 @@ use crate::source::PostgresConfig;
 use crate::source::auth::{LoginRules, Security, asked_next};
 use crate::source::connect::{self, Stream, in_time};
 use crate::source::frame::Packet;
-use crate::source::server_error::{Asked, ServerError};
+use crate::source::server_error::{self, Asked, ServerError};
 use crate::source::session;
 
 /// Opens a session for ordinary SQL. The session ends when the client is dropped.
@@ -106,7 +106,16 @@ async fn log_in(config: &PostgresConfig) -> Result<(Client, Session)> {
     options.password(config.password.expose()).options(session::options());
     // "TLS, and no need to ask for it": `connect` has done all that, the guard takes its place
     options.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-    options.connect_raw(stream, guard).await.map_err(|error| error_to(Asked::Session, error))
+    let (client, session) =
+        options.connect_raw(stream, guard).await.map_err(|error| error_to(Asked::Session, error))?;
+    // PgBouncer can be told to leave `options` out (`ignore_startup_parameters`), and row-level security would filter unseen
+    match session.parameter("application_name") == Some("walcast") {
+        true => Ok((client, session)),
+        false => {
+            Err(Error::new(Code::Pooler, "the session came without the settings that walcast began it with")
+                .hint(server_error::POOLER))
+        }
+    }
 }
 
 /// Puts a [`LoginGuard`] where `tokio-postgres` puts TLS.
