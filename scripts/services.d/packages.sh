@@ -33,6 +33,7 @@ T
   pkg-config --exists openssl 2>/dev/null || out="$out libssl-dev"
   pkg-config --exists zlib 2>/dev/null || out="$out zlib1g-dev"
   pkg-config --exists libcurl 2>/dev/null || out="$out libcurl4-openssl-dev"
+  [ -e /usr/share/zoneinfo/UTC ] || out="$out tzdata"
   [ -n "$(clock_library)" ] || out="$out libfaketime"
   echo "${out# }"
 }

