@@ -1,4 +1,4 @@
-//! The pgoutput decoder against an encoder of our own, and against what PostgreSQL 14 to 18 really sent.
+//! The pgoutput decoder against an encoder of our own, and against what PostgreSQL 14 to 19 really sent.
 
 mod properties;
 mod recorded;

@@ -1,4 +1,4 @@
-//! What PostgreSQL 14 to 18 sent for `tests/data/pgoutput/workload.sql`, as `scripts/record-wire` wrote it down.
+//! What PostgreSQL 14 to 19 sent for `tests/data/pgoutput/workload.sql`, as `scripts/record-wire` wrote it down.
 
 use walcast::lsn::Position;
 use walcast::pgoutput::{Message, Transaction, Value};
@@ -115,7 +115,7 @@ fn what_was_rolled_back_is_not_there() {
 }
 
 fn recordings() -> impl Iterator<Item = Recording> {
-    (14..=18).map(|version| {
+    (14..=19).map(|version| {
         let path = format!("{}/tests/data/pgoutput/pg{version}.bin", env!("CARGO_MANIFEST_DIR"));
         let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
         Recording { version, bytes }
