@@ -8,6 +8,7 @@ SELECT active_pid,
                        restart_lsn)::bigint,
        (to_jsonb(slot) ->> 'failover')::boolean,
        coalesce((to_jsonb(slot) ->> 'two_phase')::boolean, false),
-       (SELECT spill_bytes FROM pg_stat_replication_slots AS stats WHERE stats.slot_name = slot.slot_name)
-FROM pg_replication_slots AS slot
+       stats.spill_bytes,
+       (to_jsonb(stats) ->> 'mem_exceeded_count')::bigint
+FROM pg_replication_slots AS slot LEFT JOIN pg_stat_replication_slots AS stats USING (slot_name)
 WHERE slot_name = $1

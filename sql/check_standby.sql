@@ -6,5 +6,6 @@ SELECT pg_is_in_recovery(),
        coalesce(slot.temporary, false),
        to_jsonb(slot) ->> 'invalidation_reason',
        current_setting('sync_replication_slots', true)::boolean,
+       to_jsonb(slot) ->> 'slotsync_skip_reason',
        (SELECT setting ~ '\mdbname\s*=' FROM pg_settings WHERE name = 'primary_conninfo' AND setting <> '')
 FROM (VALUES (1)) AS one LEFT JOIN pg_replication_slots AS slot ON slot.slot_name = $1::text

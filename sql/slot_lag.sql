@@ -1,4 +1,4 @@
--- What the server says of one slot, the same for PostgreSQL 14 to 18: columns that an old one does not have
+-- What the server says of one slot, the same for PostgreSQL 14 to 19: columns that an old one does not have
 -- are read through JSON, where they are null. WAL positions are differences from 0/0, so numbers. Without
 -- pg_read_all_stats a role sees nothing of the walsender but its pid.
 SELECT slot.active,
@@ -27,7 +27,8 @@ SELECT slot.active,
        pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_sessions,
        quote_ident(current_user) AS role,
        spilled.spill_txns,
-       spilled.spill_bytes
+       spilled.spill_bytes,
+       (to_jsonb(spilled) ->> 'mem_exceeded_count')::bigint AS memory_exceeded
 FROM pg_replication_slots AS slot
      LEFT JOIN pg_stat_replication AS sender ON sender.pid = slot.active_pid
      LEFT JOIN pg_stat_replication_slots AS spilled ON spilled.slot_name = slot.slot_name,

@@ -58,7 +58,12 @@ pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutd
         registry.streaming(false);
         match ended {
             Ok(()) => return Ok(()),
-            Err(error) if error.class() == Class::Definite => return Err(error),
+            Err(error) if error.class() == Class::Definite => {
+                if error.code() == Code::PublicationChanged {
+                    note(history::remember_left_out(&config.postgres).await);
+                }
+                return Err(error);
+            }
             Err(error) => {
                 let mut wait = backoff.next_wait();
                 let error = match error.class() {
@@ -87,6 +92,12 @@ pub async fn run(config: &Config, registry: &StatusRegistry, mut shutdown: Shutd
                 }
             }
         }
+    }
+}
+
+fn note(noted: Result<()>) {
+    if let Err(failed) = noted {
+        tracing::warn!(error = failed.chain(), "that the publication leaves out a table could not be noted");
     }
 }
 

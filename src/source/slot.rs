@@ -30,8 +30,12 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 pub struct ServerFacts {
     /// Such as 180006.
     pub version_num: i32,
+    /// As it calls itself, such as 18.6 or 19rc1.
+    pub version: String,
     /// minimal, replica or logical.
     pub wal_level: String,
+    /// What is written now; from version 19.
+    pub effective_wal_level: Option<String>,
     /// Whether it is a standby.
     pub in_recovery: bool,
     /// Whether our role has the right to replicate.
@@ -72,6 +76,10 @@ pub struct PublicationFacts {
     pub tables: Vec<PublishedTable>,
     /// The partitioned tables, `schema.name`, whose partitions are published as tables of their own.
     pub roots: Vec<String>,
+    /// The tables that a publication of all tables leaves out; from version 19.
+    pub excepted: Vec<PublishedTable>,
+    /// Whether it has all sequences as well; from version 19.
+    pub all_sequences: bool,
 }
 
 /// What a publication publishes of each table.
@@ -98,7 +106,8 @@ pub struct PublishedTable {
     pub columns: Option<Vec<String>>,
     /// The condition that rows must meet, as SQL; from version 15.
     pub row_filter: Option<String>,
-    /// The OID of its entry in the publication; `None` when all tables, or all of a schema, are published.
+    /// The OID of its entry in the publication; `None` when all tables, or all of a schema, are published. One that is left
+    /// out of all has an entry too.
     pub entry: Option<u32>,
 }
 
@@ -127,9 +136,11 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
     let row = client.query_one(include_str!("../../sql/server_facts.sql"), &[]).await.map_err(sql::error)?;
     Ok(ServerFacts {
         version_num: get(&row, 0)?,
-        wal_level: get(&row, 1)?,
-        in_recovery: get(&row, 2)?,
-        has_replication_role: get(&row, 3)?,
+        version: get(&row, 1)?,
+        wal_level: get(&row, 2)?,
+        effective_wal_level: get(&row, 3)?,
+        in_recovery: get(&row, 4)?,
+        has_replication_role: get(&row, 5)?,
     })
 }
 
@@ -236,6 +247,16 @@ pub async fn publication_facts(client: &Client, publication: &str) -> Result<Opt
         rows => rows.map_err(sql::error)?,
     };
     let Some(first) = rows.first() else { return Ok(None) };
+    let (schemas, names, entries): (Vec<String>, Vec<String>, Vec<u32>) =
+        (get(first, 13)?, get(first, 14)?, get(first, 15)?);
+    let excepted = schemas.into_iter().zip(names).zip(entries);
+    let excepted = excepted.map(|((schema, table), entry)| PublishedTable {
+        schema,
+        table,
+        columns: None,
+        row_filter: None,
+        entry: Some(entry),
+    });
     Ok(Some(PublicationFacts {
         oid: get(first, 0)?,
         operations: Operations {
@@ -247,6 +268,8 @@ pub async fn publication_facts(client: &Client, publication: &str) -> Result<Opt
         via_root: get(first, 5)?,
         all_tables: get(first, 11)?,
         roots: get(first, 12)?,
+        excepted: excepted.collect(),
+        all_sequences: get(first, 16)?,
         tables: rows.iter().filter_map(|row| published(row).transpose()).collect::<Result<_>>()?,
     }))
 }
@@ -266,7 +289,9 @@ fn published(row: &Row) -> Result<Option<PublishedTable>> {
 pub async fn publication(client: &Client, config: &PostgresConfig) -> Result<Option<Publication>> {
     let Some(facts) = publication_facts(client, &config.publication).await? else { return Ok(None) };
     let ours = config.places();
-    let entries = ours.all().map(|place| facts.table(place).and_then(|table| table.entry)).to_vec();
+    let entry =
+        |place: &Place| facts.table(place).or_else(|| facts.excepted(place)).and_then(|table| table.entry);
+    let entries = ours.all().map(entry).to_vec();
     let places = Places { content: facts.published(&ours.content), events: facts.published(&ours.events) };
     let identity = PublicationIdentity { oid: facts.oid, entries };
     Ok(Some(Publication { identity, places, fault: facts.check_usable(config).err() }))
@@ -345,7 +370,7 @@ impl PublicationFacts {
     /// changes.
     pub fn check_usable(&self, config: &PostgresConfig) -> Result<()> {
         let name = &config.publication;
-        config.places().all().into_iter().try_for_each(|place| self.check_table(name, place))?;
+        config.places().all().into_iter().try_for_each(|place| self.check_table(config, place))?;
         if self.operations != (Operations { insert: true, update: true, delete: true, truncate: true }) {
             return Err(Error::new(
                 Code::PublicationUnfit,
@@ -364,13 +389,41 @@ impl PublicationFacts {
         self.tables.iter().find(|one| place.is(&one.schema, &one.table))
     }
 
+    /// Whether it leaves out one of our tables by name.
+    pub fn leaves_out_ours(&self, config: &PostgresConfig) -> bool {
+        config.places().all().into_iter().any(|place| self.excepted(place).is_some())
+    }
+
+    /// One of our tables that it leaves out by name.
+    fn excepted(&self, place: &Place) -> Option<&PublishedTable> {
+        self.excepted.iter().find(|one| place.is(&one.schema, &one.table))
+    }
+
     fn published(&self, place: &Place) -> Place {
         let table = self.table(place);
         let columns = table.and_then(|table| table.columns.as_deref());
         place.published(columns, table.and_then(|table| table.row_filter.as_deref()))
     }
 
-    fn check_table(&self, name: &str, place: &Place) -> Result<()> {
+    /// The statement that publishes our tables too, of those that it leaves out. What else it leaves out or has stays so: SET ALL
+    /// TABLES alone would publish tables that their owner keeps to himself, and take the sequences out.
+    fn except_no_longer(&self, config: &PostgresConfig) -> String {
+        let ours = config.places();
+        let is_ours =
+            |table: &&PublishedTable| ours.all().iter().any(|place| place.is(&table.schema, &table.table));
+        // each that inherits from one of them has its own entry
+        let only = |table: &PublishedTable| {
+            format!("TABLE ONLY {}.{}", identifier(&table.schema), identifier(&table.table))
+        };
+        let others: Vec<String> = self.excepted.iter().filter(|table| !is_ours(table)).map(only).collect();
+        let except =
+            if others.is_empty() { String::new() } else { format!(" EXCEPT ({})", others.join(", ")) };
+        let sequences = if self.all_sequences { ", ALL SEQUENCES" } else { "" };
+        format!("ALTER PUBLICATION {} SET ALL TABLES{except}{sequences};", identifier(&config.publication))
+    }
+
+    fn check_table(&self, config: &PostgresConfig, place: &Place) -> Result<()> {
+        let name = &config.publication;
         let (quoted, table) = (identifier(name), format!("{}.{}", place.schema, place.name));
         let unfit =
             |message: String, mend: String| Err(Error::new(Code::PublicationUnfit, message).hint(mend));
@@ -380,12 +433,16 @@ impl PublicationFacts {
                 format!("ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);"),
             );
         }
+        if self.excepted(place).is_some() {
+            let message = format!(
+                "publication {name} leaves out the table {table} (EXCEPT); where there is a slot already, let `walcast run` see that \
+                 before it is mended, so that it asks for what the stream lacks"
+            );
+            return unfit(message, self.except_no_longer(config));
+        }
         let Some(published) = self.table(place) else {
             let mend = match self.all_tables {
-                true => format!(
-                    "see that {table} exists, is a table, and is logged: `walcast check`. Where the publication leaves it out \
-                     (EXCEPT, from PostgreSQL 19 on): ALTER PUBLICATION {quoted} SET ALL TABLES;"
-                ),
+                true => format!("see that {table} exists, is a table, and is logged: `walcast check`"),
                 false => format!("ALTER PUBLICATION {quoted} ADD TABLE {};", place.sql()),
             };
             return unfit(format!("publication {name} does not have the table {table}"), mend);
@@ -485,7 +542,9 @@ mod tests {
         let usable = |version_num, wal_level: &str| {
             let facts = ServerFacts {
                 version_num,
+                version: String::new(),
                 wal_level: wal_level.into(),
+                effective_wal_level: None,
                 in_recovery: false,
                 has_replication_role: true,
             };

@@ -409,6 +409,18 @@ fn check_publication(
         .hint(format!("the slot cannot read past that place: {RESYNC}")))
 }
 
+/// That the publication was seen to leave out one of our tables (EXCEPT): once it is taken back, nothing in the catalog tells
+/// that rows are lacking. No entry has the number 0, so that every start is refused until a new slot is made.
+pub async fn remember_left_out(config: &PostgresConfig) -> Result<()> {
+    let client = sql::connect(config).await?;
+    let facts = slot::publication_facts(&client, &config.publication).await?;
+    if facts.is_none_or(|facts| !facts.leaves_out_ours(config)) {
+        return Ok(());
+    }
+    let note = "UPDATE walcast.slot SET published_entries = '{0,0}' WHERE slot = $1 AND state = 'ready'";
+    client.execute(note, &[&config.slot]).await.map(drop).map_err(sql::error)
+}
+
 pub(super) fn no_publication(config: &PostgresConfig) -> Error {
     Error::new(Code::PublicationUnfit, format!("publication {} does not exist", config.publication))
         .hint("run `walcast init`")

@@ -47,6 +47,7 @@ fn set_slot(slot: &SlotStatus) {
     gauge!(names::SLOT_CATALOG_XMIN_AGE_TRANSACTIONS).set(catalog_age as f64);
     counter!(names::SLOT_SPILLED_TRANSACTIONS_TOTAL).absolute(slot.spill_transactions_total);
     counter!(names::SLOT_SPILLED_BYTES_TOTAL).absolute(slot.spill_bytes_total);
+    counter!(names::SLOT_MEMORY_EXCEEDED_TOTAL).absolute(slot.memory_exceeded_total.unwrap_or_default());
     let lsns = [
         (names::WAL_LSN, Some(slot.wal_lsn)),
         (names::SENT_LSN, slot.sent_lsn),

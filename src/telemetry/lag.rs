@@ -217,6 +217,7 @@ fn read(slot: &str, row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
         standby_wait_seconds: 0.0,
         spill_transactions_total: count("spill_txns")?.unwrap_or_default(),
         spill_bytes_total: count("spill_bytes")?.unwrap_or_default(),
+        memory_exceeded_total: count("memory_exceeded")?,
         two_phase: row.try_get("two_phase")?,
         failover: row.try_get("failover")?,
         synced: row.try_get("synced")?,

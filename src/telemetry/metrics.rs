@@ -42,6 +42,7 @@ metrics! {
     Gauge SLOT_CATALOG_XMIN_AGE_TRANSACTIONS = "walcast_slot_catalog_xmin_age_transactions", Count, "Age, in transactions, of the oldest catalog rows that vacuum keeps for the slot.";
     Counter SLOT_SPILLED_TRANSACTIONS_TOTAL = "walcast_slot_spilled_transactions_total", Count, "Transactions larger than logical_decoding_work_mem, which PostgreSQL wrote to its disk while decoding.";
     Counter SLOT_SPILLED_BYTES_TOTAL = "walcast_slot_spilled_bytes_total", Bytes, "Bytes of transactions that PostgreSQL wrote to its disk while decoding.";
+    Counter SLOT_MEMORY_EXCEEDED_TOTAL = "walcast_slot_memory_exceeded_total", Count, "How often decoding outgrew logical_decoding_work_mem. 0 before PostgreSQL 19, which tells it.";
     Gauge WAL_LSN = "walcast_wal_lsn", Bytes, "End of the server's WAL.";
     Gauge SENT_LSN = "walcast_sent_lsn", Bytes, "How far the walsender has sent. Absent without the right pg_read_all_stats.";
     Gauge RESTART_LSN = "walcast_restart_lsn", Bytes, "Oldest WAL that PostgreSQL keeps for the slot.";

@@ -152,6 +152,8 @@ pub struct SlotStatus {
     pub spill_transactions_total: u64,
     /// Their bytes; a transaction read again counts again.
     pub spill_bytes_total: u64,
+    /// How often decoding outgrew `logical_decoding_work_mem` (PostgreSQL 19).
+    pub memory_exceeded_total: Option<u64>,
     /// Whether prepared transactions are decoded when they are prepared.
     pub two_phase: bool,
     /// Whether it is kept on standbys as well (PostgreSQL 17).

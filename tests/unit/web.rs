@@ -136,6 +136,7 @@ async fn metrics_are_prometheus_text_with_the_state_of_now() {
         restart_lsn: Some(Lsn(0x8)),
         catalog_xmin_age_transactions: Some(17),
         spill_bytes_total: 1_000,
+        memory_exceeded_total: Some(3),
         keep_bytes_max: Some(4_096),
         ..SlotStatus::default()
     });
@@ -155,6 +156,7 @@ async fn metrics_are_prometheus_text_with_the_state_of_now() {
         "walcast_slot_safe_wal_bytes inf",
         "walcast_slot_catalog_xmin_age_transactions 17",
         "walcast_slot_spilled_bytes_total 1000",
+        "walcast_slot_memory_exceeded_total 3",
         r#"walcast_slot_wal_status{status="unreserved"} 1"#,
         r#"walcast_slot_wal_status{status="missing"} 0"#,
     ] {

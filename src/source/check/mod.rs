@@ -27,6 +27,8 @@ use crate::source::slot::{self as source_slot, ServerFacts};
 use crate::source::{PostgresConfig, SslMode, quote, rows, sql};
 
 const VERSION_MIN: i32 = 140_000;
+/// Older ones get no fixes any more: version 14 had its last in November 2026.
+const VERSION_MAINTAINED: i32 = 150_000;
 
 /// A transaction that is open for longer is told.
 pub const TRANSACTION_OPEN_MAX: Duration = Duration::from_secs(300);
@@ -198,16 +200,20 @@ pub async fn check_server(client: &Client, config: &PostgresConfig) -> Result<Ve
 }
 
 fn version(server: &ServerFacts) -> Finding {
-    let version = server.version_num;
-    let (id, subject, message) =
-        ("postgres.version", "postgres version", format!("{}.{}", version / 10_000, version % 10_000));
-    match version >= VERSION_MIN {
-        true => Finding::ok(id, subject, message),
-        false => Finding::fail(
+    let (id, subject, version) = ("postgres.version", "postgres version", &server.version);
+    match server.version_num {
+        VERSION_MAINTAINED.. => Finding::ok(id, subject, version),
+        VERSION_MIN.. => Finding::warn(
+            id,
+            subject,
+            format!("{version}: PostgreSQL 14 ended in November 2026, and gets no fixes any more"),
+            "upgrade the server: `walcast drain`, pg_upgrade, `walcast adopt`",
+        ),
+        _ => Finding::fail(
             Code::PostgresVersion,
             id,
             subject,
-            message,
+            version,
             "upgrade the server: walcast needs PostgreSQL 14 or newer",
         ),
     }
@@ -217,7 +223,13 @@ fn wal_level(server: &ServerFacts) -> Finding {
     let (id, subject, level) = ("postgres.wal_level", "postgres wal_level", &server.wal_level);
     match (server.can_decode(), level.as_str()) {
         (true, "logical") => Finding::ok(id, subject, "logical"),
-        (true, _) => Finding::ok(id, subject, format!("{level}, and logical while there is a slot")),
+        (true, _) => {
+            let now = server.effective_wal_level.as_deref().unwrap_or(level);
+            let message = format!(
+                "{level}, and logical while there is a logical slot; now it is {now} (effective_wal_level)"
+            );
+            Finding::ok(id, subject, message)
+        }
         (false, _) => Finding::fail(
             Code::WalLevel,
             id,

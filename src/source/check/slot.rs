@@ -28,6 +28,8 @@ pub(super) struct Slot {
     failover: Option<bool>,
     two_phase: bool,
     spill_bytes: Option<i64>,
+    /// How often decoding has outgrown its memory; from version 19.
+    memory_exceeded: Option<i64>,
     /// What psql takes to send a replication command.
     replication_place: String,
 }
@@ -47,6 +49,7 @@ impl Slot {
             failover: get(&row, 5)?,
             two_phase: get(&row, 6)?,
             spill_bytes: get(&row, 7)?,
+            memory_exceeded: get(&row, 8)?,
             replication_place: format!(
                 "host={} port={} dbname={} user={} replication=database",
                 config.host, config.port, config.db, config.user
@@ -94,7 +97,10 @@ impl Slot {
         );
         let spilled = self.spill_bytes.filter(|bytes| *bytes > 0);
         let spilled = spilled.map(|bytes| {
-            format!(", {} of large transactions spilled to disk so far", size(bytes.max(0) as u64))
+            let times =
+                self.memory_exceeded.map(|times| format!("{times} times beyond logical_decoding_work_mem, "));
+            let times = times.unwrap_or_default();
+            format!(", {times}{} of large transactions spilled to disk so far", size(bytes.max(0) as u64))
         });
         let spilled = spilled.unwrap_or_default();
         let keep_more = "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();";

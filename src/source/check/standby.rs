@@ -74,7 +74,11 @@ async fn kept(host: &PostgresConfig) -> Result<Option<Kept>> {
     let (in_recovery, exists, synced): (bool, bool, Option<bool>) =
         (get(&row, 0)?, get(&row, 1)?, get(&row, 2)?);
     let (temporary, invalid): (bool, Option<String>) = (get(&row, 3)?, get(&row, 4)?);
-    let (syncs, names_database): (Option<bool>, Option<bool>) = (get(&row, 5)?, get(&row, 6)?);
+    let (syncs, names_database): (Option<bool>, Option<bool>) = (get(&row, 5)?, get(&row, 7)?);
+    // version 19 says it of each slot
+    let skipped: Option<String> = get(&row, 6)?;
+    let skipped = skipped.filter(|reason| reason != "none").map(|reason| format!(" ({reason})"));
+    let skipped = skipped.unwrap_or_default();
     if !in_recovery {
         return Ok(None);
     }
@@ -110,7 +114,7 @@ async fn kept(host: &PostgresConfig) -> Result<Option<Kept>> {
         (true, _, Some(true)) if !temporary => Ok(Some(Kept::Yes)),
         (_, _, Some(true)) => no(
             format!(
-                "does not keep slot {slot} yet: it does once that has moved, and the standby has what it needs"
+                "does not keep slot {slot} yet{skipped}: it does once that has moved, and the standby has what it needs"
             ),
             "SELECT slot_name, synced, temporary FROM pg_replication_slots; SELECT pg_sync_replication_slots();",
         ),

@@ -79,6 +79,7 @@ function further(slot) {
     ["On standbys too", slot.failover === null ? null : slot.failover ? "yes" : "no (failover is off)"],
     ["Waits for standby", slot.missing_standbys.length && `${slot.missing_standbys.join(", ")}, for ${span(slot.standby_wait_seconds)}`],
     ["Catalog rows kept", slot.catalog_xmin_age_transactions && `for ${count(slot.catalog_xmin_age_transactions)} transactions`],
+    ["Beyond work_mem", slot.memory_exceeded_total && `${count(slot.memory_exceeded_total)} times`],
     ["Spilled to disk", slot.spill_bytes_total && `${bytes(slot.spill_bytes_total)}, ${count(slot.spill_transactions_total)} transactions`],
   ];
   return told.filter(([, value]) => value);
