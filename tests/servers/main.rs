@@ -29,6 +29,7 @@ mod missing;
 mod origins;
 mod payloads;
 mod pg_upgrade;
+mod postgres_19;
 mod privacy;
 mod rebuild;
 mod resync;

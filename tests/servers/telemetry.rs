@@ -141,6 +141,8 @@ async fn spilling_is_told(postgres: &PostgresConfig, client: &Client, registry: 
         now.spill_transactions_total >= 1 && now.spill_bytes_total > 1_000_000
     })
     .await;
+    let exceeded = slot(registry).memory_exceeded_total;
+    assert_eq!(exceeded.map(|times| times > 0), (server_version(client).await >= 19).then_some(true));
 }
 
 async fn server_version(client: &Client) -> i32 {
@@ -171,6 +173,12 @@ async fn the_slot_is_told_by_postgres_16() {
 #[tokio::test]
 async fn the_slot_is_told_by_postgres_17() {
     the_slot_is_told(services::postgres("17", &[])).await;
+}
+
+#[tokio::test]
+#[ignore = "fetches PostgreSQL 19"]
+async fn the_slot_is_told_by_postgres_19() {
+    the_slot_is_told(services::postgres("19", &[])).await;
 }
 
 #[tokio::test]

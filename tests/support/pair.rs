@@ -16,8 +16,13 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Of PostgreSQL 17, the first whose standbys keep slots.
     pub async fn new(name: &str) -> Pair {
-        let labels = [format!("17:{name}-primary"), format!("17:{name}-standby")];
+        Pair::of("17", name).await
+    }
+
+    pub async fn of(version: &str, name: &str) -> Pair {
+        let labels = [format!("{version}:{name}-primary"), format!("{version}:{name}-standby")];
         let [primary, standby] = &labels;
         for label in [primary, standby] {
             services::command(&["postgres", label, "wipe"]);

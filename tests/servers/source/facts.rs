@@ -19,6 +19,8 @@ async fn facts_are_read(version: &str) {
         let number: i32 = version.parse().unwrap();
         let facts = slot::server_facts(&client).await.unwrap();
         assert_eq!(facts.version_num / 10_000, number);
+        assert!(facts.version.starts_with(version), "{facts:?}");
+        assert_eq!(facts.effective_wal_level.as_deref(), (number >= 19).then_some("logical"));
         assert_eq!((facts.wal_level.as_str(), facts.in_recovery), ("logical", false));
         assert!(facts.has_replication_role);
 
@@ -108,6 +110,12 @@ async fn facts_are_read_from_17() {
 #[tokio::test]
 async fn facts_are_read_from_18() {
     facts_are_read("18").await;
+}
+
+#[tokio::test]
+#[ignore = "fetches PostgreSQL 19"]
+async fn facts_are_read_from_19() {
+    facts_are_read("19").await;
 }
 
 #[tokio::test]

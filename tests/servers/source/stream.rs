@@ -124,6 +124,12 @@ async fn rows_stream_from_18() {
 }
 
 #[tokio::test]
+#[ignore = "fetches PostgreSQL 19"]
+async fn rows_stream_from_19() {
+    rows_stream("19").await;
+}
+
+#[tokio::test]
 async fn the_snapshot_is_what_was_there_before_the_stream() {
     in_fresh_database(postgres(), async |config| {
         let client = sql::connect(config).await.unwrap();
