@@ -132,7 +132,7 @@ async fn a_pooler_and_a_server_that_is_too_old_are_told_as_what_they_are() {
 /// PgBouncer with `ignore_startup_parameters = options` lets an ordinary session in, as a server would that forgets what was asked.
 #[tokio::test]
 async fn a_session_without_its_settings_is_refused() {
-    let told = [message(b'R', &[0; 4]), message(b'S', b"server_version\018.6\0"), message(b'Z', b"I")];
+    let told = [message(b'R', &[0; 4]), message(b'S', b"server_version\x0018.6\0"), message(b'Z', b"I")];
     let port = answering(told.concat()).await;
     let config = PostgresConfig { port, ..with(&postgres(), SslMode::Disable, None) };
     let refused = sql::connect(&config).await.map(drop);
