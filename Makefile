@@ -1,7 +1,7 @@
 # make demo   the whole stream on this machine, live, until Ctrl-C (make demo SECONDS=40: ends by itself)
 # make test   everything that is checked
 # make chaos  the crash proofs at length: KILLS=200 deaths of walcast under load, each server's death, each wire's trouble,
-#             each sink dead for LANE_MINUTES=30, FAILOVERS=20 that Redis' sentinels lead, PostgreSQL 19
+#             each sink dead for LANE_MINUTES=30, FAILOVERS=20 that Redis' sentinels lead, and of PostgreSQL 17, 18 and 19, PostgreSQL 19
 # make bench  how fast it is: the inner parts in memory, a whole slot drained, steady rates, beside pg_recvlogical and Debezium
 # make fuzz   bytes that nobody would send, for ten minutes at each parser
 # make upgrade-test   an installation of release 0.1 goes on with this one
@@ -55,7 +55,7 @@ chaos: KILLS ?= 200
 chaos: LANE_MINUTES ?= 30
 chaos: FAILOVERS ?= 20
 chaos: services
-	@KILLS=$(KILLS) LANE_MINUTES=$(LANE_MINUTES) scripts/services run cargo test --release --locked --features failpoints --test chaos -- --include-ignored --nocapture --test-threads 1
+	@KILLS=$(KILLS) LANE_MINUTES=$(LANE_MINUTES) FAILOVERS=$(FAILOVERS) scripts/services run cargo test --release --locked --features failpoints --test chaos -- --include-ignored --nocapture --test-threads 1
 	@KILLS=$(KILLS) scripts/services run cargo test --locked --features failpoints --test servers -- --nocapture bigquery_faults::random
 	@FAILOVERS=$(FAILOVERS) scripts/services run cargo test --locked --features failpoints --test servers -- --nocapture sentinels::nothing
 	@scripts/services run cargo test --locked --features failpoints --test servers -- --ignored --test-threads $(SERVERS_THREADS) _19

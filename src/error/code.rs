@@ -198,6 +198,13 @@ codes! {
         fix: "After an upgrade, run `walcast init`: it keeps all that is there. An older walcast cannot go on after a newer one: start the newer one.",
         over: "`walcast check` says that the schema walcast is there.",
     }
+    CommitsAwaitWalcast = 215 {
+        title: "PostgreSQL's commits would wait for walcast.",
+        why: "synchronous_standby_names is * or names walcast, and any stream counts as a standby then. Each commit would wait until every sink has it, and walcast's own commits for themselves: the database would stand still.",
+        look: "SHOW synchronous_standby_names; SELECT application_name, sync_state FROM pg_stat_replication;",
+        fix: "Name the standbys that commits are to wait for: ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (<standby>)'; SELECT pg_reload_conf(); A standby's name is the application_name of its primary_conninfo, else its cluster_name, else walreceiver.",
+        over: "`walcast check` says that no commit waits for walcast.",
+    }
     KafkaRefused = 220 {
         title: "Kafka refuses what walcast does.",
         why: "The user is not known or lacks a right, a setting of the broker is in the way, its clock and walcast's differ by too much, or the broker is too old.",

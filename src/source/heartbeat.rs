@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::source::request::{self, Found, Request, Ticket};
 use crate::source::server_error::ServerError;
 use crate::source::slot::{Publication, PublicationIdentity};
-use crate::source::{PostgresConfig, slot, sql};
+use crate::source::{PostgresConfig, slot, sql, synchrony};
 
 /// Prefix of our logical messages.
 pub const PREFIX: &str = "walcast";
@@ -218,6 +218,7 @@ impl Watch {
     }
 
     async fn look(&self, client: &Client, config: &PostgresConfig) -> Result<()> {
+        synchrony::check(client).await?;
         let published = published(client, config).await?;
         match published.identity == self.publication {
             true => Ok(()),

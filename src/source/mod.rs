@@ -15,6 +15,7 @@ pub mod sql;
 pub mod rows;
 pub mod migrations;
 pub mod slot;
+pub mod synchrony;
 pub mod role;
 pub mod snapshot;
 pub mod check;

@@ -7,6 +7,7 @@
 mod support;
 
 mod brokers;
+mod failovers;
 mod kills;
 mod lanes;
 mod named;

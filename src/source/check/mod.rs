@@ -24,7 +24,7 @@ use crate::source::connection::Connection;
 use crate::source::migrations::MIGRATIONS;
 use crate::source::role as source_role;
 use crate::source::slot::{self as source_slot, ServerFacts};
-use crate::source::{PostgresConfig, SslMode, quote, rows, sql};
+use crate::source::{PostgresConfig, SslMode, quote, rows, sql, synchrony};
 
 const VERSION_MIN: i32 = 140_000;
 /// Older ones get no fixes any more: version 14 had its last in November 2026.
@@ -196,7 +196,8 @@ pub async fn readable(client: &Client, config: &PostgresConfig, places: &Places)
 /// The part that must hold before `walcast init` can make the rest.
 pub async fn check_server(client: &Client, config: &PostgresConfig) -> Result<Vec<Finding>> {
     let server = source_slot::server_facts(client).await?;
-    Ok(vec![version(&server), wal_level(&server), role(client, &server, config).await?])
+    let role = role(client, &server, config).await?;
+    Ok(vec![version(&server), wal_level(&server), role, synchrony::finding(client).await?])
 }
 
 fn version(server: &ServerFacts) -> Finding {

@@ -114,6 +114,30 @@ async fn a_slot_that_lost_its_wal_is_a_gap() {
     services::command(&["postgres", "18:outrun", "down"]);
 }
 
+/// A stream counts as a synchronous standby wherever a star stands: each commit would wait for the sinks, theirs too.
+#[tokio::test]
+async fn a_server_whose_commits_would_wait_for_walcast_is_left_alone() {
+    let world = world_of(services::postgres("18:synchronous", &[]), "redis").await;
+    let client = sql::connect(&world.postgres).await.unwrap();
+    let names = async |names: &str| {
+        run(&client, &format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await;
+        run(&client, "SELECT pg_reload_conf()").await;
+    };
+    for told in ["*", "FIRST 1 (other, \"Walcast\")"] {
+        let mut running = streaming_to_redis(&world).await;
+        names(told).await;
+        assert_eq!(running.ended().await, Some(2), "{}", running.log.lock().await);
+        assert!(running.log.lock().await.contains("WC-215"), "{}", running.log.lock().await);
+        for command in ["run", "check", "init"] {
+            world.walcast([command]).await.expect(2, &["WC-215", "name the standbys"]);
+        }
+        names("").await;
+    }
+    streaming_to_redis(&world).await.stop().await;
+    drop((client, world));
+    services::command(&["postgres", "18:synchronous", "wipe"]);
+}
+
 /// As the snapshot of a disk leaves it: the same cluster and timeline, some time ago.
 #[tokio::test]
 async fn a_server_restored_from_an_older_state_is_told() {
