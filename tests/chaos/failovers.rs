@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use walcast::source::{PostgresConfig, sql};
 
-use crate::support::pair::Pair;
+use crate::support::pair::{Pair, standby_of};
 use crate::support::running::Running;
 use crate::support::world::World;
 use crate::support::{fresh_database, run, services, wait_until, wait_until_within};
@@ -85,18 +85,8 @@ impl Cluster {
         command(&["postgres", &self.labels[primary], "down"]);
         command(&["postgres", &self.labels[standby], "copy", &self.labels[primary], "standby"]);
         up(&self.labels[primary], &[]);
-        let server = &self.servers[primary];
-        let source = format!(
-            "primary_conninfo='host={} port={} user={} password={} dbname=postgres'",
-            server.host,
-            server.port,
-            server.user,
-            server.password.expose()
-        );
-        up(
-            &self.labels[standby],
-            &[&source, "primary_slot_name=standby", "hot_standby_feedback=on", "sync_replication_slots=on"],
-        );
+        let settings = standby_of(&self.servers[primary]);
+        up(&self.labels[standby], &settings.each_ref().map(String::as_str));
         let standby = async || sql::connect(&self.servers[standby]).await;
         wait_until("the standby answers", async || standby().await.is_ok()).await;
         let (standby, primary) = (standby().await.unwrap(), self.on_primary().await);

@@ -33,20 +33,8 @@ impl Pair {
         services::command(&["postgres", primary, "down"]);
         services::command(&["postgres", standby, "copy", primary, "standby"]);
         services::postgres(primary, &[]);
-        let source = format!(
-            "primary_conninfo='host={} port={} user={} password={} dbname=postgres'",
-            server.host,
-            server.port,
-            server.user,
-            server.password.expose()
-        );
-        let settings = [
-            source.as_str(),
-            "primary_slot_name=standby",
-            "hot_standby_feedback=on",
-            "sync_replication_slots=on",
-        ];
-        let standby = services::postgres(standby, &settings);
+        let settings = standby_of(&server);
+        let standby = services::postgres(standby, &settings.each_ref().map(String::as_str));
         Pair { labels, primary: server, standby }
     }
 
@@ -109,4 +97,18 @@ impl Pair {
             services::command(&["postgres", label, "wipe"]);
         }
     }
+}
+
+/// The settings of a standby of this server, which keeps its slots too.
+pub fn standby_of(server: &PostgresConfig) -> [String; 4] {
+    let source = format!(
+        "primary_conninfo='host={} port={} user={} password={} dbname=postgres'",
+        server.host,
+        server.port,
+        server.user,
+        server.password.expose()
+    );
+    let others = ["primary_slot_name=standby", "hot_standby_feedback=on", "sync_replication_slots=on"];
+    let [slot, feedback, sync] = others.map(str::to_owned);
+    [source, slot, feedback, sync]
 }
